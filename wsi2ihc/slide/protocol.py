@@ -1,0 +1,92 @@
+"""What a slide is to the rest of the program: facts, and pixels of one level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from ..arrays import RGB, RGBImage
+from ..geometry import Region, Size
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution of a slide's pyramid.
+
+    ``downsample`` is how many level-0 px one of its pixels spans, a float (1.0 for level 0).
+    """
+
+    size: Size
+    downsample: float
+
+
+@dataclass(frozen=True, slots=True)
+class SlideInfo:
+    """The facts of an open slide.
+
+    name:            base name of the file or URL, never its folder
+    reader:          "openslide" or "tiffslide"
+    vendor:          scanner family as the reader names it ("aperio", "generic-tiff", …)
+    levels:          largest first; ``levels[0].size`` is the slide's size
+    mpp:             µm per level-0 px along (x, y); None where unknown or absurd
+    mpp_source:      where mpp comes from: "slide", "tiff tags", "stated" or ""
+    magnification:   objective's nominal magnification, or None
+    bounds:          the scanned area in level-0 px (the whole slide where the format has none)
+    background:      what the format says missing areas look like; white where it says nothing
+    icc_profile:     embedded colour profile, or None
+    quickhash:       OpenSlide's quickhash-1 where it has one, else a hash of our own with the prefix "sha256:"
+    problems:        what is wrong or doubtful, one sentence each, for people
+    """
+
+    name: str
+    reader: str
+    vendor: str
+    levels: tuple[Level, ...]
+    mpp: tuple[float, float] | None
+    mpp_source: str
+    magnification: float | None
+    bounds: Region
+    background: RGB
+    icc_profile: bytes | None
+    quickhash: str
+    problems: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        """Size of level 0 in px."""
+        return self.levels[0].size
+
+
+class Slide(Protocol):
+    """An open slide. Thread-safe; not to be pickled or shared over a fork (send the path instead)."""
+
+    @property
+    def path(self) -> str | Path:
+        """Path or URL that it was opened from."""
+        ...
+
+    @property
+    def info(self) -> SlideInfo: ...
+
+    def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
+        """The pixels of ``region``, given in px of that level, as (height, width, 3) uint8 RGB.
+
+        The region may lie partly or wholly outside the level. Where the slide has no pixels (outside, or missing
+        tiles), the result is ``fill``, by default ``info.background``; half-transparent pixels are composited on it.
+
+        Raises
+        ------
+        UnreadableSlideError
+            Where the file is damaged there. The message names the file and the place in level-0 px.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Slide: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
