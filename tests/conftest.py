@@ -1,0 +1,20 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def dev_data() -> Path:
+    """The folder of optional development data (real slides, bad files), or a skip where it is absent.
+
+    ``WSI2IHC_DEV_DATA`` names it; without that, a folder beside the checkout is tried.
+    """
+    folder = Path(os.environ.get("WSI2IHC_DEV_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "slides").is_dir():
+        pytest.skip(f"optional development data not found at {folder} (set WSI2IHC_DEV_DATA)")
+    return folder
