@@ -1,0 +1,54 @@
+"""``wsi2ihc demo``: the whole path on a slide that the program makes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wsi2ihc.cli.parameters import set_up_logging, verbosity_options
+from wsi2ihc.cli.progress import ProgressBar
+from wsi2ihc.cli.translate import summary
+from wsi2ihc.errors import OutputError
+
+HOW_TO_LOOK = """
+To look at it
+  {picture}: the slide and its virtual stain side by side, for any image viewer
+  {virtual}: drag it into QuPath beside {slide}, or import both into OMERO
+Free real H&E slides
+  OpenSlide's test data (openslide.cs.cmu.edu), The Cancer Genome Atlas (portal.gdc.cancer.gov), CAMELYON
+  (camelyon17.grand-challenge.org); then: wsi2ihc translate slide.svs out.ome.tiff
+"""
+
+
+@click.command("demo")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left.")
+@verbosity_options
+def command(folder: Path, overwrite: bool, verbose: int, quiet: bool) -> None:
+    """Make a synthetic H&E slide in FOLDER, translate it, and say how to look at the result."""
+    from wsi2ihc.demo import make_demo_slide
+    from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
+    from wsi2ihc.pyramid import check_output
+    from wsi2ihc.slide import open_slide
+    from wsi2ihc.translation.options import TranslateOptions
+    from wsi2ihc.translation.pipeline import translate
+
+    set_up_logging(verbose, quiet)
+    slide, virtual, picture = (folder / name for name in ("he.tiff", "virtual.ome.tiff", "side-by-side.png"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror})") from error
+    check_output(virtual, overwrite)
+    bar = ProgressBar(quiet)
+    try:
+        make_demo_slide(slide, on_progress=bar)
+        with open_slide(slide) as opened:
+            options = TranslateOptions(overwrite=overwrite, preview=picture)
+            report = translate(opened, load_generator(DEFAULT_MODEL), virtual, options, progress=bar)
+    finally:
+        bar.close()
+    if not quiet:
+        click.echo(summary(report))
+        click.echo(HOW_TO_LOOK.format(picture=picture, virtual=virtual, slide=slide))

@@ -1,0 +1,26 @@
+"""``wsi2ihc doctor``: what of this environment works."""
+
+from __future__ import annotations
+
+import click
+
+from wsi2ihc.cli.parameters import echo_json, json_option, set_up_logging, verbosity_options
+
+
+@click.command("doctor")
+@json_option
+@verbosity_options
+def command(json: bool, verbose: int, quiet: bool) -> None:
+    """Check what works here: slide readers, codecs, devices and precisions, memory, disk."""
+    from wsi2ihc.doctor import examine
+
+    set_up_logging(verbose, quiet)
+    checks = examine()
+    if json:
+        echo_json({"ok": all(check.ok for check in checks), "checks": [check.to_json() for check in checks]})
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            click.echo(f"{'ok  ' if check.ok else 'FAIL' if check.needed else 'none'}  {check.name:<{width}}  {check.found}")
+    if not all(check.ok for check in checks if check.needed):
+        raise SystemExit(1)

@@ -1,0 +1,61 @@
+"""``wsi2ihc info``: what a slide is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from wsi2ihc.cli.parameters import echo_json, json_option, mpp_option, set_up_logging, verbosity_options
+from wsi2ihc.slide import SlideInfo, open_slide
+
+
+@click.command("info")
+@click.argument("slide")
+@mpp_option
+@json_option
+@verbosity_options
+def command(slide: str, mpp: float | None, json: bool, verbose: int, quiet: bool) -> None:
+    """Show what SLIDE is: sizes, levels, resolution, vendor, colour profile, bounds, and what is wrong with it."""
+    set_up_logging(verbose, quiet)
+    with open_slide(slide, mpp=mpp) as opened:
+        info = opened.info
+    if json:
+        echo_json(_as_json(info))
+    else:
+        click.echo(_as_text(info))
+
+
+def _as_json(info: SlideInfo) -> dict[str, Any]:
+    plain = dataclasses.asdict(info)
+    plain["icc_profile"] = None if info.icc_profile is None else {"bytes": len(info.icc_profile)}
+    plain["size"] = {"width": info.size.width, "height": info.size.height}
+    return plain
+
+
+def _as_text(info: SlideInfo) -> str:
+    mpp = "unknown" if info.mpp is None else f"{info.mpp[0]:.4g} × {info.mpp[1]:.4g} µm/px ({info.mpp_source})"
+    magnification = "unknown" if info.magnification is None else f"{info.magnification:g}x"
+    extent = ""
+    if info.mpp is not None:
+        width_mm, height_mm = info.size.width * info.mpp[0] / 1000, info.size.height * info.mpp[1] / 1000
+        extent = f" ({width_mm:.2f} × {height_mm:.2f} mm)"
+    lines = [
+        info.name,
+        f"  size           {info.size} px{extent}",
+        f"  resolution     {mpp}",
+        f"  magnification  {magnification}",
+        f"  vendor         {info.vendor} (read by {info.reader})",
+        f"  bounds         {info.bounds}",
+        f"  background     rgb{info.background}",
+        f"  colour profile {'none' if info.icc_profile is None else f'{len(info.icc_profile)} bytes'}",
+        f"  quickhash      {info.quickhash}",
+        "  levels",
+        *(
+            f"    {number}: {level.size} px, downsample {level.downsample:.5g}"
+            for number, level in enumerate(info.levels)
+        ),
+        *(f"  note: {problem}" for problem in info.problems),
+    ]
+    return "\n".join(lines)

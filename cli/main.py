@@ -1,0 +1,124 @@
+"""Entry point of the ``wsi2ihc`` command: finds the subcommands, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from wsi2ihc.errors import Wsi2IhcError
+
+COMMANDS = {
+    "translate": "Turn an H&E slide into a virtual IHC slide.",
+    "info": "Show what a slide is, and what is wrong with it.",
+    "tissue": "Find the tissue of a slide and save it as a mask.",
+    "models": "List, show and import generators.",
+    "doctor": "Check what works in this environment.",
+    "demo": "Make a synthetic H&E slide, translate it, and say how to look at it.",
+}
+"""Each subcommand lives in the module of its name; its help is here so that ``--help`` imports none of them."""
+
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand only when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"wsi2ihc.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    if not value or ctx.resilient_parsing:
+        return
+    from wsi2ihc.translation.report import versions
+
+    click.echo("\n".join(f"{name} {number}" for name, number in versions().items()))
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WSI2IHC", "max_content_width": 100},
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
+    help="Show the versions that matter and exit.",
+)  # fmt: skip
+def cli() -> None:
+    """Turn a scanned H&E slide into a virtual IHC slide.
+
+    Research use only, not for diagnosis.
+
+    Every option can also be given as an environment variable: WSI2IHC_, the command, the option, in capitals
+    (WSI2IHC_TRANSLATE_DEVICE=cpu).
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        cli.main(args=arguments, prog_name="wsi2ihc", standalone_mode=False)
+    except click.exceptions.Exit as finished:
+        sys.exit(finished.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nInterrupted; nothing was left under the final name.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 (the one place where everything ends in a line)
+        click.echo(f"Error: {_one_line(error)}", err=True)
+        if logging.getLogger("wsi2ihc").isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _one_line(error: Exception) -> str:
+    """What to tell a user of an error, whether it was raised on purpose or not."""
+    if isinstance(error, Wsi2IhcError):
+        return " ".join(str(error).split())
+    if isinstance(error, BrokenPipeError):
+        return "the program that read the output has gone"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error.filename or 'while writing'}); free some space or write elsewhere"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory; lower --max-memory, --batch-size or --workers"
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text} (run again with -v for details, and please report it)"
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    """Leave by way of an exception, so that partial files are removed."""
+    raise SystemExit(EXIT_TERMINATED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""``wsi2ihc models``: what generators there are, what one is, and how to bring another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wsi2ihc.cli.parameters import PositiveFloat, echo_json, json_option, set_up_logging, verbosity_options
+from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
+from wsi2ihc.pyramid import check_output
+
+
+@click.group("models")
+def command() -> None:
+    """List, show and import generators."""
+
+
+@command.command("list")
+@json_option
+def list_command(json: bool) -> None:
+    """List the generators that come with the program."""
+    models = list_models()
+    if json:
+        echo_json({"default": DEFAULT_MODEL, "models": [model.describe() for model in models]})
+        return
+    for model in models:
+        facts = model.describe()
+        default = " (default)" if model.name == DEFAULT_MODEL else ""
+        resolution = "level 0" if model.mpp is None else f"{model.mpp:.4g} µm/px"
+        click.echo(f"{model.name}{default}: {facts['description']}")
+        click.echo(f"    {facts['channel']}; {resolution}; licence {facts['licence']}")
+
+
+@command.command("show")
+@click.argument("model")
+@json_option
+@verbosity_options
+def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
+    """Show what MODEL (a name or a .safetensors file) is: architecture, resolution, stain, training, licence, reach."""
+    set_up_logging(verbose, quiet)
+    facts = load_generator(model).describe()
+    if json:
+        echo_json(facts)
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {'' if value is None else value}")
+
+
+@command.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--mpp", type=PositiveFloat(), required=True, help="Resolution that the model was trained at, in µm/px.")
+@click.option("--stain", default="", help="What it makes, such as HER2.")
+@click.option("--licence", default="", help="Under what terms its weights may be used.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
+@json_option
+@verbosity_options
+def import_command(
+    source: Path, output: Path, mpp: float, stain: str, licence: str, overwrite: bool, json: bool, verbose: int,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Turn SOURCE, a .pth of the published pix2pix or BCI code, into OUTPUT (.safetensors).
+
+    The architecture is told from the names and shapes of the weights. Nothing in SOURCE is executed.
+    """
+    set_up_logging(verbose, quiet)
+    check_output(output, overwrite, suffixes=(".safetensors",))
+    from wsi2ihc.generator.checkpoint import save_checkpoint
+    from wsi2ihc.generator.foreign import import_checkpoint
+
+    module, spec = import_checkpoint(source, mpp=mpp, stain=stain, licence=licence)
+    save_checkpoint(output, module, spec)
+    facts = load_generator(output).describe()
+    if json:
+        echo_json(facts)
+    elif not quiet:
+        click.echo(f"{output.name}: {facts['architecture']}, {mpp:g} µm/px; translate with --model {output}")

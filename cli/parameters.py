@@ -1,0 +1,103 @@
+"""Kinds of values on the command line, options that several commands share, and the set-up of logging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from wsi2ihc.geometry import Region
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+class RegionParameter(click.ParamType):
+    """``X,Y,W,H`` in px."""
+
+    name = "X,Y,W,H"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Region:
+        if isinstance(value, Region):
+            return value
+        parts = re.fullmatch(r"\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", str(value))
+        if parts is None:
+            self.fail(f"{value!r} is not X,Y,W,H in whole pixels, such as 1000,2000,512,512", param, ctx)
+        x, y, width, height = map(int, parts.groups())
+        if not width or not height:
+            self.fail(f"{value!r} is empty: width and height must be at least 1", param, ctx)
+        return Region(x, y, width, height)
+
+
+class BytesParameter(click.ParamType):
+    """An amount of memory, such as ``4G`` or ``1500M``."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        parts = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?\s*", str(value), re.IGNORECASE)
+        if parts is None:
+            self.fail(f"{value!r} is not an amount of memory such as 4G or 1500M", param, ctx)
+        return int(float(parts[1]) * UNITS[parts[2].upper()])
+
+
+class AutoInteger(click.ParamType):
+    """A whole number of at least 1, or ``auto``, which becomes 0."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value in ("auto", 0):
+            return 0
+        if re.fullmatch(r"\d{1,6}", str(value)) is None or int(value) < 1:
+            self.fail(f"{value!r} is neither auto nor a whole number of at least 1", param, ctx)
+        return int(value)
+
+
+class PositiveFloat(click.ParamType):
+    """A finite number above zero."""
+
+    name = "NUMBER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < 1e6:
+            self.fail(f"{value!r} is not a number above zero", param, ctx)
+        return number
+
+
+def verbosity_options(command: Command) -> Command:
+    """``-v`` and ``-q``, and the logging that they ask for."""
+    command = click.option("-v", "--verbose", count=True, help="Say more; with -vv also what libraries say.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Only errors.")(command)
+
+
+json_option = click.option("--json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+
+mpp_option = click.option(
+    "--mpp", type=PositiveFloat(), help="Resolution of the slide in µm per pixel, where it is missing or wrong."
+)
+
+
+def set_up_logging(verbose: int, quiet: bool) -> None:
+    """Log to stderr: warnings by default, more with -v, errors alone with -q."""
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if verbose else "Warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING if verbose < 2 else logging.DEBUG, handlers=[handler], force=True)
+    logging.getLogger("wsi2ihc").setLevel(level)
+
+
+def echo_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False, default=str))

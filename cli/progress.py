@@ -1,0 +1,73 @@
+"""Progress on stderr: one line that redraws itself on a terminal, now and then a line in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+
+import click
+
+from wsi2ihc.progress import Progress
+
+BAR_CHARACTERS = 24
+REDRAW_S = 0.1
+LOG_EVERY_S = 30.0
+
+
+@dataclass(slots=True)
+class ProgressBar:
+    """Draws `Progress` events: stage, share, rate in Mpx/s, time left."""
+
+    quiet: bool = False
+    _stage: str = ""
+    _stage_started: float = 0.0
+    _drawn: float = 0.0
+    _line: bool = False
+    _terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
+
+    def __call__(self, progress: Progress) -> None:
+        if self.quiet:
+            return
+        now = time.monotonic()
+        changed = progress.stage != self._stage
+        if changed:
+            self._stage, self._stage_started = progress.stage, now
+        complete = progress.done >= progress.total
+        pause = REDRAW_S if self._terminal else LOG_EVERY_S
+        if not changed and not complete and now - self._drawn < pause:
+            return
+        self._drawn = now
+        text = self._text(progress, now - self._stage_started)
+        if self._terminal:
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+            self._line = True
+        else:
+            click.echo(text, err=True)
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self._line:
+            click.echo("\r\x1b[K", nl=False, err=True)
+            self._line = False
+
+    def _text(self, progress: Progress, elapsed_s: float) -> str:
+        if progress.total <= 1:
+            return progress.stage
+        share = progress.done / progress.total
+        filled = round(share * BAR_CHARACTERS)
+        text = f"{progress.stage} [{'#' * filled}{'.' * (BAR_CHARACTERS - filled)}] {share:4.0%}"
+        if progress.done and elapsed_s > 0.5:
+            rate = progress.done / elapsed_s
+            text += f" {rate / 1e6:.2f} Mpx/s, {duration((progress.total - progress.done) / rate)} left"
+        return text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

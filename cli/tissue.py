@@ -1,0 +1,40 @@
+"""``wsi2ihc tissue``: the mask that a translation would use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wsi2ihc.cli.parameters import echo_json, json_option, mpp_option, set_up_logging, verbosity_options
+from wsi2ihc.errors import NoTissueError
+from wsi2ihc.pyramid import check_output
+from wsi2ihc.slide import open_slide
+from wsi2ihc.tissue import detect_tissue, save_mask
+
+
+@click.command("tissue")
+@click.argument("slide")
+@click.argument("output", type=click.Path(path_type=Path))
+@mpp_option
+@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
+@json_option
+@verbosity_options
+def command(
+    slide: str, output: Path, mpp: float | None, overwrite: bool, json: bool, verbose: int, quiet: bool
+) -> None:
+    """Find the tissue of SLIDE and save it as OUTPUT: a picture (.png) or outlines for QuPath (.geojson)."""
+    set_up_logging(verbose, quiet)
+    check_output(output, overwrite, suffixes=(".png", ".geojson"))
+    with open_slide(slide, mpp=mpp) as opened:
+        mask = detect_tissue(opened)
+        name = opened.info.name
+    if mask.is_empty:
+        raise NoTissueError(f"{name}: no tissue was found, so there is no mask to save")
+    save_mask(mask, output)
+    if json:
+        echo_json({"output": output.name, "tissue_share": mask.share, "glass": mask.glass, "warnings": mask.warnings})
+    elif not quiet:
+        click.echo(f"{output.name}: {mask.share:.1%} of {name} is tissue; its glass is rgb{mask.glass}")
+        for warning in mask.warnings:
+            click.echo(f"  note: {warning}")

@@ -1,0 +1,149 @@
+"""``wsi2ihc translate``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsi2ihc.cli.parameters import (
+    AutoInteger,
+    BytesParameter,
+    RegionParameter,
+    echo_json,
+    json_option,
+    mpp_option,
+    set_up_logging,
+    verbosity_options,
+)
+from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
+from wsi2ihc.pyramid import PyramidOptions, check_output
+from wsi2ihc.slide import open_slide
+from wsi2ihc.translation.forecast import Forecast, forecast
+from wsi2ihc.translation.options import TranslateOptions
+from wsi2ihc.translation.pipeline import prepare, run
+from wsi2ihc.translation.report import DISCLAIMER, TranslateReport
+
+
+@click.command("translate")
+@click.argument("slide")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file of a generator (see `models`).")
+@mpp_option
+@click.option("--region", type=RegionParameter(), help="Translate only this part of the slide (level-0 pixels).")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0,1 or mps.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@click.option("--batch-size", type=AutoInteger(), default=0, show_default="auto", help="Windows per call of the network.")
+@click.option("--workers", type=AutoInteger(), default=0, show_default="auto", help="Threads that read and encode.")
+@click.option("--max-memory", type=BytesParameter(), default="4G", show_default=True, help="Bound for the process.")
+@click.option("--tissue", default="auto", show_default=True, help="auto, none (translate everything) or a mask file "
+              "(GeoJSON, PNG).")  # fmt: skip
+@click.option("--statistics", type=click.Choice(["trained", "slide"]), default="trained", show_default=True,
+              help="Normalisation statistics of the network: its own, or estimated on this slide (can move the "
+              "strength of the stain).")  # fmt: skip
+@click.option("--blend", type=click.Choice(["auto", "exact", "overlap"]), default="auto", show_default=True)
+@click.option("--overlap", type=AutoInteger(), default=0, show_default="auto",
+              help="Pixels that neighbouring windows share when blended.")  # fmt: skip
+@click.option("--core-size", type=AutoInteger(), default=0, show_default="auto",
+              help="Side of the cells that the slide is divided into.")  # fmt: skip
+@click.option("--compression", type=click.Choice(["jpeg", "deflate"]), default="jpeg", show_default=True)
+@click.option("--quality", type=click.IntRange(1, 100), default=85, show_default=True, help="Of JPEG.")
+@click.option("--tile-size", type=int, default=512, show_default=True, help="Of the output, in pixels.")
+@click.option("--openslide-compatible", is_flag=True, help="Let OpenSlide see all levels, against the letter of the "
+              "OME-TIFF specification.")  # fmt: skip
+@click.option("--icc", type=click.Choice(["keep", "srgb"]), default="keep", show_default=True,
+              help="Keep the slide's colours and profile, or convert to sRGB before translating.")  # fmt: skip
+@click.option("--on-read-error", type=click.Choice(["fail", "glass"]), default="fail", show_default=True,
+              help="What to do where the slide cannot be read.")  # fmt: skip
+@click.option("--preview", type=click.Path(path_type=Path), help="Also write a PNG with source and result.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn at random.")
+@json_option
+@verbosity_options
+def command(
+    slide: str, output: Path, model: str, mpp: float | None, dry_run: bool, json: bool, verbose: int, quiet: bool,
+    **choices: Any,
+) -> None:  # fmt: skip
+    """Turn the H&E slide SLIDE into a virtual IHC slide OUTPUT (.ome.tiff).
+
+    SLIDE is a file that OpenSlide or tiffslide reads, or a URL. Research use only, not for diagnosis.
+    """
+    set_up_logging(verbose, quiet)
+    options = _options(**choices)
+    check_output(output, options.overwrite)
+    bar = ProgressBar(quiet)
+    try:
+        with open_slide(slide, mpp=mpp) as opened:
+            job = prepare(opened, load_generator(model), options, progress=bar)
+            if dry_run:
+                outlook = forecast(job)
+                bar.close()
+                echo_json(outlook.to_json()) if json else click.echo(_describe_forecast(outlook))
+                return
+            report = run(job, output, progress=bar)
+    finally:
+        bar.close()
+    if json:
+        echo_json(report.to_json())
+    elif not quiet:
+        click.echo(summary(report))
+
+
+def _options(
+    *,
+    max_memory: int,
+    overlap: int,
+    core_size: int,
+    compression: Any,
+    quality: int,
+    tile_size: int,
+    openslide_compatible: bool,
+    **others: Any,
+) -> TranslateOptions:
+    pyramid = PyramidOptions(
+        tile_px=tile_size, compression=compression, quality=quality, openslide_compatible=openslide_compatible
+    )
+    return TranslateOptions(
+        pyramid=pyramid, max_memory_bytes=max_memory, overlap_px=overlap, core_px=core_size, **others
+    )
+
+
+def summary(report: TranslateReport) -> str:
+    """What a user wants to know at the end, one fact a line."""
+    size, seconds = report.output_size, report.seconds
+    kept_px, window_px = report.plan["kept_px"], report.plan["window_px"]
+    seam = "no borders" if report.seams.z is None else f"z = {report.seams.z:+.2f} over {report.seams.borders} borders"
+    total_s = sum(seconds[stage] for stage in ("tissue", "model", "run"))
+    lines = [
+        f"{report.output_name}: {size} px at {report.output_mpp[0]:.4g} µm/px, {len(report.output_levels)} levels, "
+        f"{report.output_bytes / 1e6:.1f} MB",
+        f"  source   {report.source['name']}, {report.source['width']}×{report.source['height']} px at "
+        f"{report.source['mpp'][0]:.4g} µm/px",
+        f"  model    {report.model['name']} ({report.model['channel']}) on {report.device}, {report.precision}",
+        f"  tissue   {report.tissue_share:.1%} of the slide; {report.plan['windows']} windows, {report.blend}, "
+        f"{window_px / kept_px:.2f} px of work per px kept",
+        f"  seams    {seam} (within ±3: none)",
+        f"  time     {duration(total_s)}: {kept_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s",
+        *(f"  note     {warning}" for warning in report.warnings),
+        f"  {DISCLAIMER}",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_forecast(outlook: Forecast) -> str:
+    return "\n".join(
+        [
+            f"Would write {outlook.width}×{outlook.height} px at {outlook.mpp[0]:.4g} µm/px, "
+            f"about {outlook.output_bytes / 1e6:.0f} MB",
+            f"  tissue   {outlook.tissue_share:.1%} of the slide",
+            f"  windows  {outlook.windows} in cells of {outlook.cell[0]}×{outlook.cell[1]} px, {outlook.blend}; "
+            f"{outlook.redundancy:.2f} px of work per px kept, {outlook.kept_over_tissue:.2f} px kept per px of tissue",
+            f"  device   {outlook.device}, {outlook.precision}",
+            f"  memory   about {outlook.memory_bytes / 1024**3:.1f} GiB",
+            f"  time     about {duration(outlook.seconds)}",
+            *(f"  note     {warning}" for warning in outlook.warnings),
+        ]
+    )

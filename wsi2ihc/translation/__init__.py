@@ -1,0 +1,1 @@
+"""The pipeline: read → translate → blend → write, and its seam report."""

@@ -1,0 +1,42 @@
+"""What the output file says of itself."""
+
+from __future__ import annotations
+
+import json
+
+from ..pyramid import OmeImage, ome_xml
+from .job import Job
+from .report import DISCLAIMER, options_for_report, versions
+
+
+def describe_image(job: Job, name: str) -> str:
+    """The OME-XML of a job's output ``name``."""
+    info, grid, extent = job.slide.info, job.scene.grid, job.plan.extent
+    model = job.generator.describe()
+    provenance = {
+        "source": info.name,
+        "source quickhash": info.quickhash,
+        "model": str(model["name"]),
+        "model hash": str(model.get("sha256") or "built in"),
+        "stain": str(model.get("stain") or ""),
+        "device": job.machine.device,
+        "precision": job.machine.precision,
+        "blend": job.blend,
+        "options": json.dumps(options_for_report(job.options), default=str),
+        "versions": json.dumps(versions()),
+        "notice": DISCLAIMER,
+    }
+    # A coarser working grid is seen as through a weaker objective.
+    magnification = None if info.magnification is None else info.magnification / grid.downsample[0]
+    return ome_xml(
+        OmeImage(
+            name=name,
+            size=extent.size,
+            mpp=grid.mpp,
+            magnification=magnification,
+            channel=job.generator.channel_name,
+            description=f"{job.generator.channel_name} of {info.name}. {DISCLAIMER}",
+            position_um=(extent.x * grid.mpp[0], extent.y * grid.mpp[1]) if job.options.region else None,
+            provenance=provenance,
+        )
+    )

@@ -1,0 +1,89 @@
+"""What came out of a translation: for the summary, the JSON beside the file, and the provenance inside it.
+
+Nothing here may identify a patient: of the source only its base name and hash are told, and no paths at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..arrays import RGB
+from ..geometry import Region, Size
+from .options import TranslateOptions
+from .seams import SeamFigures
+
+DISCLAIMER = "Computed from H&E by a neural network or colour model: research use only, not for diagnosis."
+
+VERSIONED = ("wsi2ihc", "torch", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "numpy",
+             "opencv-python-headless", "pillow")  # fmt: skip
+"""Distributions whose versions can change the pixels or the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateReport:
+    """The facts of one finished translation; lengths in px of level 0 of source or output, times in seconds."""
+
+    source: dict[str, Any]
+    model: dict[str, Any]
+    options: dict[str, Any]
+    output_name: str
+    output_size: Size
+    output_mpp: tuple[float, float]
+    output_levels: tuple[Size, ...]
+    output_bytes: int
+    extent: Region
+    tissue_share: float
+    glass: RGB
+    fill: RGB
+    plan: dict[str, Any]
+    device: str
+    precision: str
+    blend: str
+    seams: SeamFigures
+    seconds: dict[str, float]
+    mpx_per_s: float
+    unreadable_regions: int
+    warnings: tuple[str, ...]
+    versions: dict[str, str]
+    created: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json.dumps` takes as it is."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        plain["seams"]["z"] = self.seams.z
+        plain["disclaimer"] = DISCLAIMER
+        return plain
+
+
+def write_report(path: Path, report: TranslateReport) -> None:
+    """Write the report as JSON, in one piece."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that matter; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def options_for_report(options: TranslateOptions) -> dict[str, Any]:
+    """The options, without anything that names a folder."""
+    plain = dataclasses.asdict(options)
+    plain.pop("preview")
+    plain.pop("overwrite")
+    if plain["tissue"] not in ("auto", "none"):
+        plain["tissue"] = Path(plain["tissue"]).suffix.lstrip(".") + " mask"
+    return plain
