@@ -21,6 +21,7 @@ def command(json: bool, verbose: int, quiet: bool) -> None:
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
-            click.echo(f"{'ok  ' if check.ok else 'FAIL' if check.needed else 'none'}  {check.name:<{width}}  {check.found}")
+            verdict = "ok" if check.ok else "FAIL" if check.needed else "none"
+            click.echo(f"{verdict:<5} {check.name:<{width}}  {check.found}")
     if not all(check.ok for check in checks if check.needed):
         raise SystemExit(1)

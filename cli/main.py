@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted; nothing was left under the final name.", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:  # noqa: BLE001 (the one place where everything ends in a line)
+    except Exception as error:
         click.echo(f"Error: {_one_line(error)}", err=True)
         if logging.getLogger("wsi2ihc").isEnabledFor(logging.DEBUG):
             traceback.print_exc()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
 
 from wsi2ihc.cli.parameters import PositiveFloat, echo_json, json_option, set_up_logging, verbosity_options
-from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
 from wsi2ihc.pyramid import check_output
 
 

@@ -17,7 +17,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
-class RegionParameter(click.ParamType):
+class RegionParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
     """``X,Y,W,H`` in px."""
 
     name = "X,Y,W,H"
@@ -34,7 +34,7 @@ class RegionParameter(click.ParamType):
         return Region(x, y, width, height)
 
 
-class BytesParameter(click.ParamType):
+class BytesParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
     """An amount of memory, such as ``4G`` or ``1500M``."""
 
     name = "SIZE"
@@ -48,7 +48,7 @@ class BytesParameter(click.ParamType):
         return int(float(parts[1]) * UNITS[parts[2].upper()])
 
 
-class AutoInteger(click.ParamType):
+class AutoInteger(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
     """A whole number of at least 1, or ``auto``, which becomes 0."""
 
     name = "auto|N"
@@ -61,7 +61,7 @@ class AutoInteger(click.ParamType):
         return int(value)
 
 
-class PositiveFloat(click.ParamType):
+class PositiveFloat(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
     """A finite number above zero."""
 
     name = "NUMBER"
@@ -93,7 +93,8 @@ def set_up_logging(verbose: int, quiet: bool) -> None:
     """Log to stderr: warnings by default, more with -v, errors alone with -q."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if verbose else "Warning: %(message)s"))
+    text = "%(levelname)s %(name)s: %(message)s" if verbose else "%(levelname)s: %(message)s"
+    handler.setFormatter(logging.Formatter(text))
     logging.basicConfig(level=logging.WARNING if verbose < 2 else logging.DEBUG, handlers=[handler], force=True)
     logging.getLogger("wsi2ihc").setLevel(level)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
 
 from wsi2ihc.cli.parameters import (
     AutoInteger,
@@ -18,7 +19,6 @@ from wsi2ihc.cli.parameters import (
     verbosity_options,
 )
 from wsi2ihc.cli.progress import ProgressBar, duration
-from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
 from wsi2ihc.pyramid import PyramidOptions, check_output
 from wsi2ihc.slide import open_slide
 from wsi2ihc.translation.forecast import Forecast, forecast
@@ -35,7 +35,8 @@ from wsi2ihc.translation.report import DISCLAIMER, TranslateReport
 @click.option("--region", type=RegionParameter(), help="Translate only this part of the slide (level-0 pixels).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0,1 or mps.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
-@click.option("--batch-size", type=AutoInteger(), default=0, show_default="auto", help="Windows per call of the network.")
+@click.option("--batch-size", type=AutoInteger(), default=0, show_default="auto",
+              help="Windows per call of the network.")  # fmt: skip
 @click.option("--workers", type=AutoInteger(), default=0, show_default="auto", help="Threads that read and encode.")
 @click.option("--max-memory", type=BytesParameter(), default="4G", show_default=True, help="Bound for the process.")
 @click.option("--tissue", default="auto", show_default=True, help="auto, none (translate everything) or a mask file "

@@ -93,7 +93,8 @@ def _ramp(side_px: int, overlap_px: int) -> npt.NDArray[np.float32]:
     """Weights along one side: (i + ½) / overlap from the border inwards, at most 1."""
     distance = np.arange(side_px, dtype=np.float32) + 0.5
     nearest = np.minimum(distance, distance[::-1])
-    return np.minimum(nearest / max(overlap_px, 1), 1.0).astype(np.float32)
+    ramp: npt.NDArray[np.float32] = np.minimum(nearest / max(overlap_px, 1), 1.0).astype(np.float32)
+    return ramp
 
 
 def _contribute(core: _Accumulator, answer: TranslatedWindow, weight: npt.NDArray[np.float32]) -> None:

@@ -10,7 +10,7 @@ from ..plan import Layout, Plan
 from ..slide import Slide
 from .machine import Machine
 from .options import TranslateOptions
-from .setup import Scene
+from .scene import Scene
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,5 +36,5 @@ class Job:
 
     @property
     def blend(self) -> str:
-        """ "exact" or "overlap"."""
+        """How windows are joined: "exact" or "overlap"."""
         return "overlap" if self.layout.overlap_px else "exact"

@@ -13,7 +13,10 @@ from ..generator.model import Generator
 from ..generator.protocol import Translator
 from ..geometry import Region, ceil_to
 from .options import TranslateOptions
-from .setup import LARGEST_EXACT_RADIUS_PX, Scene
+from .scene import Scene
+
+LARGEST_EXACT_RADIUS_PX = 256
+"""Beyond this dependency radius the halo is most of every window, and blending is the sensible default."""
 
 SAMPLE_WINDOWS = 32
 SAMPLE_WINDOW_PX = 512
@@ -23,7 +26,10 @@ SAMPLE_BATCH = 4
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Translators, one per device, and what is said of them in the report."""
+    """Translators, one per device, and what is said of them in the report.
+
+    memory_bytes: free memory of the (first) GPU; None on a CPU
+    """
 
     translators: tuple[Translator, ...]
     device: str
@@ -31,6 +37,11 @@ class Machine:
     on_gpu: bool
     memory_bytes: int | None
     warnings: tuple[str, ...]
+
+    @property
+    def bytes_per_px(self) -> float:
+        """Working memory per px of a window."""
+        return self.translators[0].bytes_per_px
 
 
 def make_machine(

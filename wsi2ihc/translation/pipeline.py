@@ -7,8 +7,7 @@ is ever as large as the slide.
 
 from __future__ import annotations
 
-import datetime
-import logging
+import datetime as dt
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -24,31 +23,18 @@ from ..slide import Slide, srgb_profile
 from .assembling import assemble_tiles
 from .blending import blend_overlaps, cut_cores
 from .feathering import feather_cores
-from .machine import make_machine
 from .job import Job
+from .layout import answer_to_glass, batch_size, choose_layout, default_workers, make_plan
+from .machine import make_machine
 from .options import TranslateOptions
 from .preview import write_preview
 from .provenance import describe_image
 from .reading import read_windows
 from .report import TranslateReport, options_for_report, versions, write_report
+from .scene import set_scene
 from .seams import SeamFigures, SeamMeter
-from .setup import (
-    answer_to_glass,
-    batch_size,
-    choose_layout,
-    default_workers,
-    largest_window_px,
-    make_plan,
-    set_scene,
-)
 from .stages import FinishedCore
 from .translating import DeviceClock, translate_windows
-
-logger = logging.getLogger(__name__)
-
-LARGEST_WINDOW_PX = 2_600_000
-"""More would save little redundant work (a core of 1448 px with a halo of 84 costs 1.25 times its pixels), make the
-progress coarse and the first and last window, which nothing overlaps with, long."""
 
 
 def translate(
@@ -106,10 +92,9 @@ def prepare(
     found = time.perf_counter()
     progress(Progress("loading the model"))
     machine = make_machine(generator, scene, options, translators)
-    translator = machine.translators[0]
-    layout = choose_layout(translator, options, largest_window_px(machine, options, LARGEST_WINDOW_PX))
+    layout = choose_layout(machine, options)
     plan = make_plan(scene, layout, options, slide.info.name)
-    fill = answer_to_glass(translator, layout, scene.mask.glass)
+    fill = answer_to_glass(machine.translators[0], layout, scene.mask.glass)
     seconds = {"tissue": found - started, "model": time.perf_counter() - found}
     workers = options.workers or default_workers()
     return Job(
@@ -135,7 +120,7 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
     write_report(path.with_name(path.name + ".json"), report)
     if job.options.preview is not None:
         progress(Progress("drawing the preview"))
-        write_preview(job.options.preview, path, job.scene)
+        write_preview(job.options.preview, path, job)
     return report
 
 
@@ -228,5 +213,5 @@ def _report(
         unreadable_regions=unreadable,
         warnings=warnings,
         versions=versions(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )

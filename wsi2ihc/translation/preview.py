@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
+from ..arrays import RGBImage
 from ..errors import OutputError
 from ..pyramid import read_overview as read_result
-from .setup import Scene
+from ..slide import overview_grid, read_overview
+from .job import Job
 
 PREVIEW_PX = 1600
 """Longest side of each half."""
@@ -17,18 +20,19 @@ PREVIEW_PX = 1600
 GAP_PX = 8
 
 
-def write_preview(preview: Path, result: Path, scene: Scene) -> None:
+def write_preview(preview: Path, result: Path, job: Job) -> None:
     """Write ``preview`` (PNG): the source on the left, the finished ``result`` on the right, at one scale.
 
-    Both are taken from the pixels that were translated: the source is read on the working grid and reduced as the
-    pyramid was, so the halves coincide pixel by pixel.
+    Raises
+    ------
+    OutputError
+        If the picture cannot be written.
     """
     virtual = read_result(result, PREVIEW_PX)
-    source = scene.read_reduced(virtual.shape[1], virtual.shape[0])
-    height = max(source.shape[0], virtual.shape[0])
-    both = np.full((height, source.shape[1] + GAP_PX + virtual.shape[1], 3), 255, dtype=np.uint8)
-    both[: source.shape[0], : source.shape[1]] = source
-    both[: virtual.shape[0], -virtual.shape[1] :] = virtual
+    height, width = virtual.shape[:2]
+    both = np.full((height, 2 * width + GAP_PX, 3), 255, dtype=np.uint8)
+    both[:, :width] = _source(job, width, height)
+    both[:, -width:] = virtual
     partial = preview.with_name(f".{preview.name}.partial")
     try:
         Image.fromarray(both).save(partial, format="PNG")
@@ -36,3 +40,17 @@ def write_preview(preview: Path, result: Path, scene: Scene) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError(f"{preview}: the preview cannot be written ({error.strerror or error})") from error
+
+
+def _source(job: Job, width: int, height: int) -> RGBImage:
+    """The extent of the slide, (height, width, 3), from a level not much larger."""
+    grid, extent, info = job.scene.grid, job.plan.extent, job.slide.info
+    shrink = extent.width * grid.downsample[0] / width
+    overview = overview_grid(info, max(1.0, shrink))
+    pixels = read_overview(job.slide, overview, job.scene.mask.glass)
+    left, top, right, bottom = (
+        edge * grid.downsample[axis] / overview.downsample[axis]
+        for edge, axis in ((extent.x, 0), (extent.y, 1), (extent.right, 0), (extent.bottom, 1))
+    )
+    part = pixels[int(top) : max(int(top) + 1, round(bottom)), int(left) : max(int(left) + 1, round(right))]
+    return np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

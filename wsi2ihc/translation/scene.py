@@ -1,0 +1,84 @@
+"""The slide as a translation sees it: its working grid, what of it is shown, where the tissue is, how it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import MissingResolutionError, NoTissueError, OptionError
+from ..geometry import Region
+from ..plan import TissueGrid
+from ..slide import Slide, WorkingGrid, to_srgb_transform, working_grid
+from ..tissue import TissueMask, detect_tissue, load_mask, whole_slide
+from .options import TranslateOptions
+from .reading import RegionReader
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A slide made ready.
+
+    grid:    the working grid, at the model's resolution
+    extent:  what the output shows, in working px
+    mask:    the tissue, as it was found or given
+    tissue:  the same, placed on the working grid
+    reader:  reads regions of the working grid
+    """
+
+    grid: WorkingGrid
+    extent: Region
+    mask: TissueMask
+    tissue: TissueGrid
+    reader: RegionReader
+
+
+def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) -> Scene:
+    """Choose the working grid, find the tissue, and make the reader.
+
+    Raises
+    ------
+    MissingResolutionError
+        If the slide's resolution is unknown.
+    NoTissueError
+        If there is nothing to translate in the region.
+    """
+    if slide.info.mpp is None:
+        raise MissingResolutionError(
+            f"{slide.info.name}: the slide does not state its resolution; give it with --mpp (µm per pixel, "
+            "about 0.25 at 40x and 0.5 at 20x)"
+        )
+    grid = working_grid(slide.info, model_mpp)
+    extent = Region(0, 0, grid.size.width, grid.size.height)
+    if options.region is not None:
+        extent = grid.region_from_level0(options.region)
+        if extent.is_empty:
+            raise OptionError(f"{slide.info.name}: --region {options.region} lies outside the slide")
+    mask = find_mask(slide, options)
+    colour = None
+    if options.icc == "srgb" and slide.info.icc_profile is not None:
+        colour = to_srgb_transform(slide.info.icc_profile)
+    reader = RegionReader(slide, grid, mask.glass, colour, options.on_read_error == "glass")
+    return Scene(grid, extent, mask, _on_grid(mask, grid), reader)
+
+
+def find_mask(slide: Slide, options: TranslateOptions) -> TissueMask:
+    """The tissue mask that the options ask for."""
+    if options.tissue == "auto":
+        mask = detect_tissue(slide)
+    elif options.tissue == "none":
+        mask = whole_slide(slide)
+    else:
+        mask = load_mask(options.tissue, slide)
+    if mask.is_empty:
+        raise NoTissueError(
+            f"{slide.info.name}: no tissue was found; if there is some, draw it (--tissue FILE.geojson) "
+            "or translate everything (--tissue none)"
+        )
+    return mask
+
+
+def _on_grid(mask: TissueMask, grid: WorkingGrid) -> TissueGrid:
+    origin = [
+        (mask.origin[axis] - grid.level0_origin[axis]) / grid.downsample[axis] for axis in (0, 1)
+    ]
+    size = [mask.pixel_size[axis] / grid.downsample[axis] for axis in (0, 1)]
+    return TissueGrid(mask.pixels, (origin[0], origin[1]), (size[0], size[1]))
