@@ -1,0 +1,202 @@
+"""Files that appear under their name only when they are complete.
+
+Work goes into ``.NAME.xxxxxxxx.partial`` in the destination's own folder, so that the last step is a rename within one
+file system. The running process holds a lock on it, which ends with the process however that ends; so a later run can
+tell what a killed one left behind (and removes it) from what another one is still writing (and keeps away).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..errors import OutputError, OutputExistsError
+
+if sys.platform != "win32":  # there, a file that another process holds open cannot be removed, which is lock enough
+    import fcntl
+
+SUFFIXES = (".ome.tiff", ".ome.tif")
+"""What the name of a pyramid has to end in: readers tell OME-TIFF from other TIFF by it."""
+
+_log = logging.getLogger(__name__)
+
+
+def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """See early, before any work is done, whether an output can be written.
+
+    Parameters
+    ----------
+    path
+        The output's final name.
+    overwrite
+        Whether a file that is there may be replaced.
+    suffixes
+        What the name may end in, in any case of letters; anything if empty.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is a file and it may not be replaced.
+    OutputError
+        If the suffix is unknown, the folder is missing or not writable, or the name belongs to something that is not
+        a regular file.
+    """
+    if suffixes and not path.name.lower().endswith(tuple(suffixes)):
+        raise OutputError(f"output {path.name} has an unknown suffix: end its name in {' or '.join(suffixes)}")
+    folder = path.parent
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise OutputError(f"output folder {folder} {what}: create it, or write elsewhere")
+    if path.is_dir():
+        raise OutputError(f"output {path} is a folder: name a file")
+    if os.path.lexists(path):
+        if not path.is_file():
+            raise OutputError(f"output {path} is there and is not a regular file: choose another name")
+        if not overwrite:
+            raise _exists(path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"output folder {folder} is not writable: change its permissions, or write elsewhere")
+
+
+@contextlib.contextmanager
+def published(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a file to write to; on leaving, make it durable and move it to ``path``.
+
+    If the body raises anything, Ctrl-C included, the file is removed and ``path`` stays as it was. What runs killed
+    earlier left of the same output is removed first. The body has to write into the given file itself (opening it
+    anew truncates it, which is fine; replacing it by another file loses the lock).
+
+    On file systems without locks (some network ones), leftovers stay, and two runs that write the same output are not
+    told of each other: without ``overwrite`` the first one to finish wins and the other fails.
+
+    Raises
+    ------
+    OutputExistsError
+        If ``path`` is there, or has appeared meanwhile, and may not be replaced.
+    OutputError
+        If `check_output` objects (it is called without suffixes), another run is writing the same output, or the file
+        system refuses.
+    """
+    check_output(path, overwrite, suffixes=())
+    _remove_leftovers(path)
+    partial, handle = _create_partial(path)
+    try:
+        yield partial
+        _publish(partial, handle, path, overwrite)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _create_partial(path: Path) -> tuple[Path, int]:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        raise OutputError(f"cannot create {path.name} in {path.parent}: {error.strerror}") from error
+    _lock(handle)
+    return partial, handle
+
+
+def _lock(handle: int) -> bool | None:
+    """Lock an open file for this process: True if done, False if another process holds it, None if nobody can tell."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _log.debug("no file locks here: %s", error)
+        return None
+    return True
+
+
+def _remove_leftovers(path: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
+    for leftover in [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]:
+        try:
+            if _is_alive(leftover):
+                raise OutputError(f"another run is writing {path}: wait for it to end, or choose another name")
+            leftover.unlink(missing_ok=True)
+        except OutputError:
+            raise
+        except OSError as error:
+            _log.warning("cannot remove %s, left behind by an interrupted run: %s", leftover, error.strerror)
+        else:
+            _log.info("removed %s, left behind by an interrupted run", leftover.name)
+
+
+def _is_alive(leftover: Path) -> bool:
+    """Whether some process is still writing this file. Where nobody can tell, raises `OSError` or lets the removal."""
+    if sys.platform == "win32":
+        return False  # Windows refuses to remove what is open
+    try:
+        handle = os.open(leftover, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        locked = _lock(handle)
+    finally:
+        os.close(handle)
+    if locked is None:
+        raise OSError(errno.ENOLCK, "this file system cannot tell whether it is still in use")
+    return not locked
+
+
+def _publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
+    try:
+        os.fsync(handle)
+        if sys.platform == "win32":
+            os.close(handle)  # Windows cannot rename an open file; elsewhere the lock is kept to the end
+        if overwrite:
+            partial.replace(path)
+        else:
+            _rename_unless_exists(partial, path)
+        _sync_folder(path.parent)
+    except FileExistsError as error:
+        raise _exists(path) from error
+    except OSError as error:
+        raise OutputError(f"cannot finish {path.name} in {path.parent}: {error.strerror}") from error
+
+
+def _rename_unless_exists(partial: Path, path: Path) -> None:
+    if sys.platform == "win32":
+        partial.rename(path)  # refuses by itself
+        return
+    try:
+        # a rename would replace what has appeared meanwhile; a second name for the same file is refused instead
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here (FAT, some network file systems): the gap between test and rename is tiny
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        partial.rename(path)
+    else:
+        partial.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable, where folders can be synchronised."""
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _exists(path: Path) -> OutputExistsError:
+    return OutputExistsError(f"output {path} is already there: choose another name, or allow it with --overwrite")
