@@ -1,0 +1,266 @@
+"""Where things lie on the synthetic slide: a piece of colon wall, a biopsy, glass, and a stroke of felt-tip pen.
+
+All maps are coarse: one value for `STEP_PX` × `STEP_PX` px of the slide, in all about 25 bytes per 100 px of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..geometry import Region, Size
+from .noise import FloatImage, slow_noise
+from .shapes import Floats
+
+STEP_PX = 8
+
+MUCOSA_PX = 1250.0
+MUSCLE_PLATE_PX = 90.0
+SUBMUCOSA_PX = 1350.0
+SURFACE_EPITHELIUM_PX = 46.0
+"""Thicknesses of the layers of the wall, at 0.5 µm/px: 625, 45, 675 and 23 µm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """What one layer of the wall is made of.
+
+    eosin, fine, broad:  amount of eosin (optical density along its stain vector), and how much thin and thick
+                         fibres modulate it
+    haematoxylin:        amount of haematoxylin outside nuclei
+    cleft:               level above which the fibre noise (of unit variance) is an empty cleft
+    round_cells:         lymphocytes and plasma cells per mm²
+    spindle_cells:       fibroblasts or muscle cells per mm²
+    """
+
+    eosin: float
+    fine: float
+    broad: float
+    haematoxylin: float
+    cleft: float
+    round_cells: float
+    spindle_cells: float
+
+
+LAMINA_PROPRIA = Zone(0.22, 0.05, 0.05, 0.07, 1.25, 5600, 1700)
+MUSCLE_PLATE = Zone(0.38, 0.05, 0.05, 0.06, 1.9, 250, 2300)
+SUBMUCOSA = Zone(0.29, 0.07, 0.11, 0.02, 0.75, 160, 620)
+MUSCLE = Zone(0.36, 0.05, 0.06, 0.05, 1.5, 40, 1500)
+FOLLICLE = Zone(0.16, 0.03, 0.02, 0.12, 3.0, 16500, 200)
+ZONES: Mapping[str, Zone] = MappingProxyType(
+    {
+        "lamina propria": LAMINA_PROPRIA,
+        "muscle plate": MUSCLE_PLATE,
+        "submucosa": SUBMUCOSA,
+        "muscle": MUSCLE,
+        "follicle": FOLLICLE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The coarse maps of one slide, each (height / STEP_PX, width / STEP_PX) float32, rounded up.
+
+    size:      of the slide in px
+    tissue_px: distance to the outline of the tissue, positive inside
+    depth_px:  distance to the surface that faces the gut; large where there is none
+    zones:     share of each layer of the wall, 0 to 1, adding up to 1
+    pen:       optical density of the ink
+    stain:     slow relative variation of the stain's strength, about 1
+    focus:     0 where the slide is in focus, towards 1 where it is not
+    surface:   the free surfaces as polylines, each (N, 2) px
+    """
+
+    size: Size
+    tissue_px: FloatImage
+    depth_px: FloatImage
+    zones: Mapping[str, FloatImage]
+    pen: FloatImage
+    stain: FloatImage
+    focus: FloatImage
+    surface: tuple[Floats, ...]
+
+    @property
+    def frame(self) -> Region:
+        """The whole slide."""
+        return Region(0, 0, self.size.width, self.size.height)
+
+    def at(self, coarse: FloatImage, points: Floats) -> npt.NDArray[np.float32]:
+        """Values of a coarse map at (N, 2) points of the slide, nearest neighbour: (N,) float32."""
+        column = np.clip(points[:, 0] / STEP_PX, 0, coarse.shape[1] - 1).astype(np.intp)
+        row = np.clip(points[:, 1] / STEP_PX, 0, coarse.shape[0] - 1).astype(np.intp)
+        return coarse[row, column]
+
+
+def enlarged(coarse: FloatImage, region: Region) -> FloatImage:
+    """A coarse map at the pixels of ``region``, whose sides and origin are multiples of `STEP_PX`: float32.
+
+    Bilinear, with one value more on each side, so that neighbouring regions fit together exactly.
+    """
+    rows = np.arange(region.y // STEP_PX - 1, region.bottom // STEP_PX + 1).clip(0, coarse.shape[0] - 1)
+    columns = np.arange(region.x // STEP_PX - 1, region.right // STEP_PX + 1).clip(0, coarse.shape[1] - 1)
+    patch = coarse[rows[:, None], columns[None, :]]
+    size = (region.width + 2 * STEP_PX, region.height + 2 * STEP_PX)
+    large = cv2.resize(patch, size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(large[STEP_PX:-STEP_PX, STEP_PX:-STEP_PX], np.float32)
+
+
+def slide_layout(size: Size, rng: np.random.Generator) -> Layout:
+    """A colon wall cut across, a small biopsy beside it, and a pen stroke over the wall's lower right corner."""
+    shape = _map_shape(size)
+    wall, wall_surface = _wall(size, rng)
+    biopsy = _biopsy(size, rng)
+    tissue = np.maximum(_signed_distance(wall, shape), _signed_distance(biopsy, shape))
+    depth = np.minimum(_distance_to(wall_surface, shape, closed=False), _distance_to(biopsy, shape, closed=True))
+    # torn and cut edges are ragged, the surface that faces the gut is smooth
+    tissue = tissue + np.clip(depth / 150 - 0.3, 0, 1) * (
+        14 * slow_noise(rng, shape, 240 / STEP_PX) + 75 * slow_noise(rng, shape, 1100 / STEP_PX)
+    )
+    thickness = 0.66 * size.height
+    return Layout(
+        size,
+        tissue.astype(np.float32),
+        depth,
+        _zones(depth, thickness, size, rng),
+        _pen(size, rng),
+        1 + 0.07 * slow_noise(rng, shape, 1500 / STEP_PX),
+        np.clip(0.25 * slow_noise(rng, shape, 1800 / STEP_PX) - 0.05, 0, 0.6),
+        (wall_surface, np.concatenate([biopsy, biopsy[:1]])),
+    )
+
+
+def tissue_layout(size: Size, rng: np.random.Generator) -> Layout:
+    """Mucosa from edge to edge: glands and the stroma between them, without glass."""
+    shape = _map_shape(size)
+    everywhere = np.full(shape, 1e4, np.float32)
+    zones = {name: np.full(shape, float(name == "lamina propria"), np.float32) for name in ZONES}
+    return Layout(
+        size,
+        everywhere,
+        np.full(shape, MUCOSA_PX / 2, np.float32),
+        zones,
+        np.zeros(shape, np.float32),
+        1 + 0.07 * slow_noise(rng, shape, 1500 / STEP_PX),
+        np.zeros(shape, np.float32),
+        (),
+    )
+
+
+def _map_shape(size: Size) -> tuple[int, int]:
+    return max(2, -(-size.height // STEP_PX)), max(2, -(-size.width // STEP_PX))  # two values have a slope
+
+
+def _wall(size: Size, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Outline of the colon wall, (N, 2) px, and the part of it that faces the gut."""
+    length, thickness = 0.60 * size.width, 0.66 * size.height
+    s = np.linspace(-0.5, 0.5, max(40, int(length / 16)))
+    folds = sum(
+        (
+            share * thickness * np.sin(2 * np.pi * periods * s + rng.uniform(0, 2 * np.pi))
+            for share, periods in ((0.055, 1.3), (0.03, 3.1), (0.012, 7.3))
+        ),
+        np.zeros_like(s),
+    )
+    rounding = (2 * np.abs(s)) ** 5 * 0.20 * thickness
+    top = np.stack([s * length, -thickness / 2 + folds + rounding], axis=1)
+    sag = 0.03 * thickness * np.sin(9 * s + rng.uniform(0, 6)) - 0.10 * thickness * (2 * s) ** 4
+    bottom = np.stack([(0.90 * s + 0.02) * length, thickness / 2 + sag], axis=1)[::-1]
+    tilt = np.deg2rad(rng.uniform(7, 12))
+    turn = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
+    centre = np.array([0.385 * size.width, 0.52 * size.height])
+    return np.concatenate([top, bottom]) @ turn.T + centre, top @ turn.T + centre
+
+
+def _biopsy(size: Size, rng: np.random.Generator) -> Floats:
+    """Outline of the biopsy, (N, 2) px."""
+    angle = np.linspace(0, 2 * np.pi, 160, endpoint=False)
+    radius = np.ones_like(angle)
+    for harmonic in range(2, 7):
+        radius += 0.16 / harmonic * rng.standard_normal() * np.cos(harmonic * angle + rng.uniform(0, 6))
+    reach = np.array([0.085 * size.width, 0.15 * size.height])
+    centre = np.array([0.845 * size.width, 0.25 * size.height])
+    return np.asarray(np.stack([np.cos(angle) * radius, np.sin(angle) * radius], axis=1) * reach + centre, np.float64)
+
+
+def _zones(depth: FloatImage, thickness: float, size: Size, rng: np.random.Generator) -> dict[str, FloatImage]:
+    """Shares of the layers of the wall by depth, with a lymphoid follicle at the bottom of the mucosa."""
+    shape = depth.shape
+    # a slide that is smaller than the tissue gets thinner layers, not fewer
+    scale = min(1.0, thickness / 3900)
+    wavy = depth / scale + 70 * slow_noise(rng, shape, 500 / STEP_PX)
+    mucosa_end, plate_end = MUCOSA_PX, MUCOSA_PX + MUSCLE_PLATE_PX
+
+    def beyond(limit_px: float, blur_px: float) -> FloatImage:
+        return np.asarray(np.clip((wavy - limit_px) / blur_px + 0.5, 0, 1), np.float32)
+
+    below_mucosa, below_plate = beyond(mucosa_end, 24), beyond(plate_end, 24)
+    below_submucosa = beyond(plate_end + SUBMUCOSA_PX, 60)
+    rows, columns = np.indices(shape, dtype=np.float32) * STEP_PX
+    x = rng.uniform(0.40, 0.55) * size.width
+    near = np.hypot((columns - x) / (430 * scale), (wavy - 1130) * scale / (300 * scale))
+    near = near + 0.12 * slow_noise(rng, shape, 200 / STEP_PX)
+    follicle = (np.clip((1 - near) * 5, 0, 1) * (rows < 0.8 * size.height)).astype(np.float32)
+    rest = 1 - follicle
+    return {
+        "lamina propria": (1 - below_mucosa) * rest,
+        "muscle plate": (below_mucosa - below_plate) * rest,
+        "submucosa": (below_plate - below_submucosa) * rest,
+        "muscle": below_submucosa * rest,
+        "follicle": follicle,
+    }
+
+
+def _pen(size: Size, rng: np.random.Generator) -> FloatImage:
+    """Optical density of a felt-tip stroke from the wall's lower right corner out over the glass."""
+    shape = _map_shape(size)
+    corners = np.array([[0.545, 0.80], [0.63, 0.875], [0.735, 0.80], [0.81, 0.635], [0.965, 0.655]])
+    path = _smooth_path(corners * [size.width, size.height])
+    along = np.gradient(path, axis=0)
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    aside = np.stack([-along[:, 1], along[:, 0]], axis=1)
+    half_width = 0.020 * size.width
+    # the fibres of the tip lay down streaks of their own; ink dries darkest along the rim
+    density = np.zeros(shape, np.float32)
+    offsets = np.linspace(-1, 1, 23)
+    for offset in offsets:
+        start, end = int(abs(offset) ** 3 * 7 + rng.integers(0, 4)), len(path) - int(rng.integers(1, 7))
+        line = (path + aside * offset * (half_width - 12))[start:end]
+        strength = rng.normal(0.55, 0.09) + 0.30 * abs(offset) ** 8
+        thickness = max(1, round(3.2 * half_width / len(offsets) / STEP_PX))
+        streak = np.zeros(shape, np.float32)
+        cv2.polylines(streak, [np.rint(line / STEP_PX).astype(np.int32)], False, strength, thickness)
+        np.maximum(density, streak, out=density)
+    cloud = 1 + 0.13 * slow_noise(rng, shape, 600 / STEP_PX)
+    return (cv2.GaussianBlur(density, (0, 0), 1.7) * cloud).astype(np.float32)
+
+
+def _smooth_path(corners: Floats) -> Floats:
+    """A line of 300 points through rounded corners: (300, 2)."""
+    knots, t = np.arange(len(corners)), np.linspace(0, len(corners) - 1, 300)
+    path = np.stack([np.interp(t, knots, corners[:, axis]) for axis in (0, 1)], axis=1)
+    kernel = np.hanning(91) / np.hanning(91).sum()
+    padded = np.pad(path, ((45, 45), (0, 0)), mode="reflect", reflect_type="odd")
+    return np.stack([np.convolve(padded[:, axis], kernel, mode="valid") for axis in (0, 1)], axis=1)
+
+
+def _signed_distance(outline: Floats, shape: tuple[int, int]) -> FloatImage:
+    """Distance to a closed outline in px, positive inside, smoothed over two map px."""
+    mask = np.zeros(shape, np.uint8)
+    cv2.fillPoly(mask, [np.rint(outline / STEP_PX * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
+    inside = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return cv2.GaussianBlur((inside - outside) * np.float32(STEP_PX), (0, 0), 2).astype(np.float32)
+
+
+def _distance_to(line: Floats, shape: tuple[int, int], *, closed: bool) -> FloatImage:
+    """Distance to a line in px, smoothed over two map px."""
+    mask = np.ones(shape, np.uint8)
+    cv2.polylines(mask, [np.rint(line / STEP_PX * 16).astype(np.int32)], closed, 0, 1, cv2.LINE_8, 4)
+    distance = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * np.float32(STEP_PX)
+    return cv2.GaussianBlur(distance, (0, 0), 1).astype(np.float32)

@@ -1,0 +1,195 @@
+"""The synthetic slide as a file: a tiled JPEG pyramid in the layout of Aperio's scanners.
+
+OpenSlide and tiffslide read it as they read a scanner's: resolution, magnification and three levels, each a quarter
+as wide and high as the one before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+import tifffile
+
+from ..arrays import RGBImage
+from ..errors import OptionError, OutputError
+from ..geometry import Region, Size
+from ..progress import Progress, ProgressCallback, silent
+from ..pyramid import published
+from .scene import Scene
+from .synthetic import paint, synthetic_scene
+
+logger = logging.getLogger(__name__)
+
+MPP = 0.5
+MAGNIFICATION = 20
+TITLE = "wsi2ihc synthetic H&E"
+
+TILE_PX = 256
+JPEG_QUALITY = 85
+LEVEL_FACTOR = 4
+BAND_PX = 512
+BLOCK_PX = 1024
+WORKERS = 2
+"""Two blocks of 1024×512 px in the making take about 200 MB, whatever the size of the slide."""
+
+MIN_SIDE_PX = 256
+
+STAGE = "making the slide"
+
+
+def make_demo_slide(
+    path: Path, *, size: tuple[int, int] = (8000, 6000), seed: int = 1, on_progress: ProgressCallback | None = None
+) -> None:
+    """Write a synthetic H&E slide: colon, a biopsy, fat, glass and a pen stroke, at 0.5 µm/px.
+
+    Memory is bounded by two blocks of 1024×512 px, one band of ``width`` × 512 px and the lower levels (3 byte per
+    16 px of the slide). The same size and seed give the same file, byte for byte, with the same libraries.
+
+    Parameters
+    ----------
+    path
+        File to write (``.tiff`` or ``.svs``). It appears under this name when it is complete, and replaces a file
+        that is there.
+    size
+        Width and height in px, each at least 256. Cells keep their size; the pieces of tissue scale with the slide.
+    seed
+        Of everything drawn at random.
+    on_progress
+        Called after each band, from the calling thread.
+
+    Raises
+    ------
+    OptionError
+        If the size is too small for a slide.
+    OutputError
+        If the file cannot be written.
+    """
+    width, height = size
+    if min(width, height) < MIN_SIDE_PX:
+        raise OptionError(f"a demo slide needs at least {MIN_SIDE_PX} px each way, not {width}×{height}")
+    scene = synthetic_scene(Size(width, height), seed)
+    with published(path, overwrite=True) as partial:
+        try:
+            with (
+                ThreadPoolExecutor(WORKERS) as workers,
+                tifffile.TiffWriter(partial, ome=False, shaped=False) as writer,
+            ):
+                _write_levels(writer, scene, workers, on_progress or silent)
+        except OSError as error:
+            raise OutputError(f"{path}: the demo slide cannot be written ({error.strerror or error})") from error
+    logger.info("wrote %s: %s×%s px, %s nuclei", path.name, width, height, len(scene.nuclei.values))
+
+
+def _write_levels(writer: tifffile.TiffWriter, scene: Scene, workers: Executor, on_progress: ProgressCallback) -> None:
+    reduced: list[RGBImage] = []
+    size = scene.layout.size
+
+    def bands() -> Iterator[RGBImage]:
+        for y in range(0, size.height, BAND_PX):
+            band = _paint_band(scene, y, workers)
+            reduced.append(_reduced(band))
+            on_progress(Progress(STAGE, min(y + BAND_PX, size.height) * size.width, size.area_px))
+            # last: tifffile asks for no more after the tile that it needs
+            yield band
+
+    _write_level(writer, bands(), size, 0, size, workers)
+    levels = [np.concatenate(reduced)]
+    levels.append(_reduced(levels[0]))
+    _write_thumbnail(writer, levels[-1], size)
+    for number, level in enumerate(levels, start=1):
+        _write_level(writer, iter([level]), Size(level.shape[1], level.shape[0]), number, size, workers)
+
+
+def _paint_band(scene: Scene, y: int, workers: Executor) -> RGBImage:
+    """All columns of the slide for up to `BAND_PX` rows from ``y``."""
+    size = scene.layout.size
+    height = min(BAND_PX, size.height - y)
+    blocks = [Region(x, y, min(BLOCK_PX, size.width - x), height) for x in range(0, size.width, BLOCK_PX)]
+    return np.concatenate(list(workers.map(lambda block: paint(scene, block), blocks)), axis=1)
+
+
+def _reduced(image: RGBImage) -> RGBImage:
+    """The image at a quarter of its width and height, each rounded down, by averaging."""
+    height, width = image.shape[0] // LEVEL_FACTOR, image.shape[1] // LEVEL_FACTOR
+    if not height:
+        return np.empty((0, width, 3), np.uint8)
+    whole = image[: height * LEVEL_FACTOR, : width * LEVEL_FACTOR]
+    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _write_level(
+    writer: tifffile.TiffWriter, bands: Iterator[RGBImage], level: Size, number: int, size: Size, workers: Executor
+) -> None:
+    per_cm = 1e4 / (MPP * LEVEL_FACTOR**number)
+    writer.write(
+        _encoded_tiles(bands, workers),
+        shape=(level.height, level.width, 3),
+        dtype=np.uint8,
+        tile=(TILE_PX, TILE_PX),
+        photometric="rgb",
+        compression="jpeg",
+        subsampling=(2, 2),
+        subfiletype=0,
+        resolution=(per_cm, per_cm),
+        resolutionunit="CENTIMETER",
+        description=_description(level, number, size),
+        metadata=None,
+        software="wsi2ihc",
+    )
+
+
+def _write_thumbnail(writer: tifffile.TiffWriter, image: RGBImage, size: Size) -> None:
+    """The overview in strips. Readers take the second image of this layout for it, so it must be there."""
+    small = Size(image.shape[1], image.shape[0])
+    writer.write(
+        image,
+        photometric="rgb",
+        compression="deflate",
+        description=f"{_head(size)} -> {small.width}x{small.height} - ",
+        metadata=None,
+        software="wsi2ihc",
+    )
+
+
+def _encoded_tiles(bands: Iterator[RGBImage], workers: Executor) -> Iterator[bytes]:
+    """JPEG streams of the tiles of all bands, row by row; bands but the last are whole rows of tiles."""
+    for band in bands:
+        right, bottom = -band.shape[1] % TILE_PX, -band.shape[0] % TILE_PX
+        padded = np.pad(band, ((0, bottom), (0, right), (0, 0)), mode="edge")
+        tiles = [
+            padded[y : y + TILE_PX, x : x + TILE_PX]
+            for y in range(0, padded.shape[0], TILE_PX)
+            for x in range(0, padded.shape[1], TILE_PX)
+        ]
+        yield from workers.map(_encoded, tiles)
+
+
+def _encoded(tile: RGBImage) -> bytes:
+    return bytes(
+        imagecodecs.jpeg8_encode(
+            np.ascontiguousarray(tile),
+            level=JPEG_QUALITY,
+            colorspace="RGB",
+            outcolorspace="YCBCR",
+            subsampling="420",
+        )
+    )
+
+
+def _head(size: Size) -> str:
+    # plain ASCII, as the TIFF specification asks
+    return f"Aperio layout, {TITLE} (no scanner, no patient)\r\n{size.width}x{size.height}"
+
+
+def _description(level: Size, number: int, size: Size) -> str:
+    """The ImageDescription: readers know the layout by its first word and look up ``AppMag`` and ``MPP``."""
+    storage = f"({TILE_PX}x{TILE_PX}) JPEG/YCC Q={JPEG_QUALITY}"
+    if number == 0:
+        return f"{_head(size)} {storage}|AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}|Title = {TITLE}"
+    return f"{_head(size)} -> {level.width}x{level.height} {storage}"
