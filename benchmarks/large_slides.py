@@ -15,8 +15,6 @@ def gigapixel_slide(source: Path, path: Path, *, width: int = 36_000, height: in
 
     256 px tiles, quality 85, each level half the last, as OpenSlide's generic TIFF reader likes.
     """
-    import pyvips
-
     if path.exists():
         return path
     small = _rgb(source)

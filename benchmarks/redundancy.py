@@ -15,9 +15,10 @@ RESNET = Layout(halo_px=84, lattice_px=4, multiple_px=16, max_window_px=2_600_00
 
 
 def measure(context: Context) -> list[Row]:
+    from wsi2ihc.translation.setup import set_scene
+
     from wsi2ihc.slide import open_slide
     from wsi2ihc.translation.options import TranslateOptions
-    from wsi2ihc.translation.setup import set_scene
 
     with open_slide(context.slide) as slide:
         scene = set_scene(slide, None, TranslateOptions())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
 
 from wsi2ihc.cli.parameters import PositiveFloat, echo_json, json_option, set_up_logging, verbosity_options
+from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
 from wsi2ihc.pyramid import check_output
+from wsi2ihc.translation.report import describe_model
 
 
 @click.group("models")
@@ -22,14 +23,13 @@ def list_command(json: bool) -> None:
     """List the generators that come with the program."""
     models = list_models()
     if json:
-        echo_json({"default": DEFAULT_MODEL, "models": [model.describe() for model in models]})
+        echo_json({"default": DEFAULT_MODEL, "models": [describe_model(model) for model in models]})
         return
     for model in models:
-        facts = model.describe()
         default = " (default)" if model.name == DEFAULT_MODEL else ""
-        resolution = "level 0" if model.mpp is None else f"{model.mpp:.4g} µm/px"
-        click.echo(f"{model.name}{default}: {facts['description']}")
-        click.echo(f"    {facts['channel']}; {resolution}; licence {facts['licence']}")
+        resolution = "the slide's own resolution" if model.mpp is None else f"{model.mpp:.4g} µm/px"
+        click.echo(f"{model.name}{default}: {model.description}")
+        click.echo(f"    {model.channel_name}; {resolution}; licence {model.licence or 'unknown'}")
 
 
 @command.command("show")
@@ -39,7 +39,7 @@ def list_command(json: bool) -> None:
 def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
     """Show what MODEL (a name or a .safetensors file) is: architecture, resolution, stain, training, licence, reach."""
     set_up_logging(verbose, quiet)
-    facts = load_generator(model).describe()
+    facts = describe_model(load_generator(model))
     if json:
         echo_json(facts)
         return
@@ -72,8 +72,8 @@ def import_command(
 
     module, spec = import_checkpoint(source, mpp=mpp, stain=stain, licence=licence)
     save_checkpoint(output, module, spec)
-    facts = load_generator(output).describe()
+    facts = describe_model(load_generator(output))
     if json:
         echo_json(facts)
     elif not quiet:
-        click.echo(f"{output.name}: {facts['architecture']}, {mpp:g} µm/px; translate with --model {output}")
+        click.echo(f"{output.name}: {facts['description']}; translate with --model {output}")

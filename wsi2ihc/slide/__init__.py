@@ -1,0 +1,21 @@
+"""From a file to pixels: open a slide, and read any region of it at any resolution."""
+
+from .colour import srgb_profile, to_srgb_transform
+from .grid import WorkingGrid, overview_grid, working_grid
+from .opening import open_slide
+from .protocol import Level, Slide, SlideInfo
+from .regions import read_overview, read_region
+
+__all__ = [
+    "Level",
+    "Slide",
+    "SlideInfo",
+    "WorkingGrid",
+    "open_slide",
+    "overview_grid",
+    "read_overview",
+    "read_region",
+    "srgb_profile",
+    "to_srgb_transform",
+    "working_grid",
+]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..arrays import RGBBatch
 from ..errors import OptionError
-from ..generator.model import Generator
+from ..generator.model import Generator, make_translator, with_slide_statistics
 from ..generator.protocol import Translator
 from ..geometry import Region, ceil_to
 from .options import TranslateOptions
 from .scene import Scene
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST_EXACT_RADIUS_PX = 256
 """Beyond this dependency radius the halo is most of every window, and blending is the sensible default."""
@@ -61,20 +65,27 @@ def make_machine(
     warnings: tuple[str, ...] = ()
     if options.statistics == "slide":
         generator, warnings = _with_slide_statistics(generator, scene, options)
-    if not generator.needs_device:
-        return Machine((generator.make_translator(),), "cpu", "exact", False, None, warnings)
-    from ..generator.device import choose_precision, free_memory_bytes, parse_devices
+    if generator.module is None:
+        return Machine((make_translator(generator, exact=True),), "cpu", "exact", False, None, warnings)
+    from ..generator.device import choose_precision, parse_devices
 
     devices = parse_devices(options.device)
     precision = choose_precision(options.precision, devices[0])
     exact = _is_exact(generator, options)
     if not exact and options.blend == "auto":
         warnings += (_why_blended(generator),)
-    made = tuple(generator.make_translator(device, precision, exact=exact) for device in devices)
+    made = tuple(make_translator(generator, device, precision, exact=exact) for device in devices)
     names = ", ".join(str(device) for device in devices)
-    on_gpu = devices[0].type != "cpu"
-    memory = free_memory_bytes(devices[0]) if on_gpu else None
-    return Machine(made, names, precision, on_gpu, memory, warnings)
+    return Machine(made, names, precision, devices[0].type != "cpu", _free_bytes(devices[0]), warnings)
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a GPU; None on other devices, which share the host's."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _is_exact(generator: Generator, options: TranslateOptions) -> bool:
@@ -106,12 +117,14 @@ def _why_blended(generator: Generator) -> str:
 def _with_slide_statistics(
     generator: Generator, scene: Scene, options: TranslateOptions
 ) -> tuple[Generator, tuple[str, ...]]:
-    if not generator.needs_device:
+    if generator.module is None:
         return generator, (f"--statistics slide: model {generator.name} has no statistics; ignored",)
-    frozen = generator.with_statistics_of(_sample(scene, generator.dependency.lattice_px, options.seed))
-    return frozen, (
-        "normalisation statistics were estimated on this slide: its stain strength may have moved, do not compare it "
-        "with slides translated otherwise",
+    sample = list(_sample(scene, generator.dependency.lattice_px, options.seed))
+    frozen = with_slide_statistics(generator, sample)
+    moved = ", ".join(f"{levels:+.0f}" for levels in frozen.moved_levels)
+    return frozen.generator, (
+        "normalisation statistics were estimated on this slide, which can move the strength of its stain (here its mean "
+        f"colour by {moved} grey levels in red, green, blue): do not compare it with slides translated otherwise",
     )
 
 

@@ -30,7 +30,7 @@ from .options import TranslateOptions
 from .preview import write_preview
 from .provenance import describe_image
 from .reading import read_windows
-from .report import TranslateReport, options_for_report, versions, write_report
+from .report import TranslateReport, describe_model, options_for_report, versions, write_report
 from .scene import set_scene
 from .seams import SeamFigures, SeamMeter
 from .stages import FinishedCore
@@ -184,7 +184,7 @@ def _report(
             "mpp_source": info.mpp_source,
             "magnification": info.magnification,
         },
-        model=job.generator.describe(),
+        model=describe_model(job.generator),
         options=options_for_report(job.options),
         output_name=name,
         output_size=plan.extent.size,

@@ -6,18 +6,18 @@ import json
 
 from ..pyramid import OmeImage, ome_xml
 from .job import Job
-from .report import DISCLAIMER, options_for_report, versions
+from .report import DISCLAIMER, describe_model, options_for_report, versions
 
 
 def describe_image(job: Job, name: str) -> str:
     """The OME-XML of a job's output ``name``."""
     info, grid, extent = job.slide.info, job.scene.grid, job.plan.extent
-    model = job.generator.describe()
+    model = describe_model(job.generator)
     provenance = {
         "source": info.name,
         "source quickhash": info.quickhash,
         "model": str(model["name"]),
-        "model hash": str(model.get("sha256") or "built in"),
+        "model version": model["version"],
         "stain": str(model.get("stain") or ""),
         "device": job.machine.device,
         "precision": job.machine.precision,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import RGB
+from ..generator.model import Generator
 from ..geometry import Region, Size
 from .options import TranslateOptions
 from .seams import SeamFigures
@@ -77,6 +78,22 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def describe_model(generator: Generator) -> dict[str, Any]:
+    """The facts of a generator, as JSON values."""
+    facts: dict[str, Any] = {
+        "name": generator.name,
+        "version": generator.version,
+        "channel": generator.channel_name,
+        "stain": generator.stain,
+        "mpp": generator.mpp,
+        "licence": generator.licence,
+        "description": generator.description,
+    }
+    if generator.spec is not None:
+        facts["spec"] = generator.spec.to_json()
+    return facts
 
 
 def options_for_report(options: TranslateOptions) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+import math
+
+import pytest
+
+from wsi2ihc.errors import OptionError
+from wsi2ihc.slide.resolution import checked_mpp, ome_facts, positive_number, resolve
+
+
+@pytest.mark.parametrize(
+    ("stated", "own", "tags", "mpp", "source"),
+    [
+        (None, (0.25, 0.25), None, (0.25, 0.25), "slide"),
+        (None, (0.25, 0.25), (0.5, 0.5), (0.25, 0.25), "slide"),
+        (None, None, (0.5, 0.5), (0.5, 0.5), "tiff tags"),
+        ((0.3, 0.3), (0.25, 0.25), (0.5, 0.5), (0.3, 0.3), "stated"),
+        (None, (28.969, 28.968), None, (28.969, 28.968), "slide"),  # a DICOM overview
+        (None, None, None, None, ""),
+        (None, None, (352.78, 352.78), None, ""),  # 72 dpi
+        (None, None, (264.58, 264.58), None, ""),  # 96 dpi
+        (None, None, (25400.0, 25400.0), None, ""),  # 1 dpi
+        (None, None, (21.17, 21.17), None, ""),  # 1200 dpi
+        (None, (0.0001, 0.0001), (0.5, 0.5), None, ""),  # a slide that contradicts itself is not guessed at
+        (None, (0.25, 500.0), None, None, ""),
+    ],
+)
+def test_which_resolution_is_believed(stated, own, tags, mpp, source) -> None:
+    found = resolve(stated, own, tags)
+    assert (found.mpp, found.source) == (mpp, source)
+    assert bool(found.problems) == (mpp is None or stated is not None)
+    assert all("--mpp" in problem for problem in found.problems if mpp is None)
+
+
+def test_absurd_resolution_is_explained() -> None:
+    assert resolve(None, None, (352.78, 352.78)).problems[0].startswith("The TIFF tags say 352.8 µm/px (72 dpi)")
+
+
+def test_pixels_that_are_not_square() -> None:
+    assert resolve(None, (0.5, 0.25), None).problems == ("Its pixels are not square: 0.5 × 0.25 µm.",)
+    assert resolve(None, (28.969, 28.968), None).problems == ()
+    assert resolve((0.5, 0.4), None, None).problems == ("Its pixels are not square: 0.5 × 0.4 µm.",)
+
+
+def test_stating_what_the_slide_says_is_no_problem() -> None:
+    assert resolve((0.25, 0.25), (0.2525, 0.2525), None).problems == ()
+    assert "replaces 0.5 µm/px" in resolve((0.25, 0.25), (0.5, 0.5), None).problems[0]
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.001, 51, math.nan, math.inf, "x", (0.5,), (0.5, 0.5, 0.5), (0.5, -1), [], {}])
+def test_stated_resolution_has_to_be_one(value) -> None:
+    with pytest.raises(OptionError, match="--mpp"):
+        checked_mpp(value)
+
+
+def test_stated_resolution() -> None:
+    assert checked_mpp(None) is None
+    assert checked_mpp(1) == (1.0, 1.0)
+    assert checked_mpp([0.5, 0.25]) == (0.5, 0.25)
+
+
+OME = """<?xml version="1.0"?><OME xmlns="…"><Instrument ID="I"><Objective ID="O" NominalMagnification="20.0"/></Instrument>
+<Image><Pixels SizeX="10" PhysicalSizeX="0.25" PhysicalSizeXUnit="µm" PhysicalSizeY="250" PhysicalSizeYUnit="nm">"""
+
+
+def test_ome_xml() -> None:
+    facts = ome_facts(OME)
+    assert facts.mpp == (0.25, 0.25)
+    assert facts.magnification == 20.0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Aperio", "<OME", "<OME><Pixels>", OME.replace("250", "many"), OME.replace("nm", "furlong"), "<OME>" * 9999]
+)
+def test_ome_xml_that_says_nothing(text: str) -> None:
+    assert ome_facts(text).mpp is None
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("0.5", 0.5), (2, 2.0), (None, None), ("", None), ("nan", None), ("inf", None), ("-1", None), (0, None)]
+)
+def test_positive_number(value, number) -> None:
+    assert positive_number(value) == number

@@ -1,0 +1,222 @@
+"""The stages between reading and writing: order, bounds, blending, feathering, assembling, the seam figures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from wsi2ihc.arrays import RGBBatch, RGBImage
+from wsi2ihc.geometry import Region, Size
+from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
+from wsi2ihc.translation.assembling import assemble_tiles
+from wsi2ihc.translation.blending import blend_overlaps, cut_cores
+from wsi2ihc.translation.feathering import FEATHER_PX, feather_cores
+from wsi2ihc.translation.seams import SeamMeter
+from wsi2ihc.translation.stages import FinishedCore, TranslatedWindow, WindowPixels, ordered_map
+from wsi2ihc.translation.translating import DeviceClock, batched, translate_windows
+
+GLASS = (240, 241, 242)
+
+
+class Invert:
+    """A translator that is exact, has no reach, and notes what it is given."""
+
+    halo_px, lattice_px, multiple_px, is_exact, bytes_per_px = 0, 1, 1, True, 0.0
+
+    def __init__(self, delay_s: float = 0.0) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.delay_s = delay_s
+        self.threads: set[int] = set()
+
+    def __call__(self, windows: RGBBatch) -> RGBBatch:
+        self.shapes.append(windows.shape)
+        self.threads.add(threading.get_ident())
+        time.sleep(self.delay_s)
+        return 255 - windows
+
+
+def make_plan(shape: tuple[int, int], layout: Layout, cell: Size, share: float = 1.0, seed: int = 0) -> Plan:
+    pixels = np.random.default_rng(seed).random((-(-shape[0] // 64), -(-shape[1] // 64))) < share
+    return plan_windows(Region(0, 0, shape[1], shape[0]), TissueGrid(pixels, (0, 0), (64, 64)), layout, cell)
+
+
+def image(shape: tuple[int, int], seed: int = 1) -> RGBImage:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def windows_of(picture: RGBImage, plan: Plan) -> Iterator[WindowPixels]:
+    pad = 600
+    around = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+    frame = Region(-pad, -pad, around.shape[1], around.shape[0])
+    for window in plan.windows:
+        yield WindowPixels(window, around[window.region.slices_in(frame)])
+
+
+def answers_of(picture: RGBImage, plan: Plan) -> Iterator[TranslatedWindow]:
+    for patch in windows_of(picture, plan):
+        window = patch.window
+        inner = window.answer.slices_in(window.region)
+        yield TranslatedWindow(window, patch.pixels[window.core.slices_in(window.region)], patch.pixels[inner])
+
+
+def test_ordered_map_keeps_order_and_bound() -> None:
+    started = []
+
+    def slow(number: int) -> int:
+        started.append(number)
+        time.sleep(0.002 * (number % 3))
+        return number
+
+    with ThreadPoolExecutor(4) as executor:
+        results = ordered_map(executor, slow, range(50), ahead=6)
+        for expected in range(50):
+            assert next(results) == expected
+            assert len(started) <= expected + 1 + 6
+        assert next(results, None) is None
+
+
+def test_ordered_map_raises_the_first_failure_and_stops() -> None:
+    started = []
+
+    def fail_at_three(number: int) -> int:
+        started.append(number)
+        if number >= 3:
+            raise ValueError(f"broken at {number}")
+        return number
+
+    with ThreadPoolExecutor(1) as executor:
+        results = ordered_map(executor, fail_at_three, range(1000), ahead=4)
+        with pytest.raises(ValueError, match="broken at 3"):
+            list(results)
+    assert len(started) < 12
+
+
+def test_batches_hold_equal_shapes_only() -> None:
+    plan = make_plan((512, 700), Layout(), Size(256, 256))
+    batches = list(batched(windows_of(image((512, 700)), plan), 4))
+    assert [patch.window.index for batch in batches for patch in batch] == list(range(len(plan.windows)))
+    assert all(len({patch.pixels.shape for patch in batch}) == 1 and len(batch) <= 4 for batch in batches)
+    assert max(len(batch) for batch in batches) == 2
+
+
+def test_two_devices_keep_the_order_and_both_work() -> None:
+    picture = image((640, 640))
+    plan = make_plan((640, 640), Layout(), Size(128, 128))
+    devices, clock = [Invert(0.003), Invert(0.001)], DeviceClock()
+    answers = list(translate_windows(windows_of(picture, plan), devices, 2, clock))
+    assert [answer.window.index for answer in answers] == list(range(25))
+    assert all(device.shapes for device in devices)
+    for answer in answers:
+        np.testing.assert_array_equal(answer.pixels, 255 - answer.source)
+    assert clock.busy_s > 0.02
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+@pytest.mark.parametrize("tile_px", [64, 96, 256])
+def test_cut_and_assembled_equals_the_picture(share: float, tile_px: int) -> None:
+    picture = image((500, 610))
+    plan = make_plan((500, 610), Layout(halo_px=8, lattice_px=4, multiple_px=16), Size(192, 128), share)
+    tiles = list(assemble_tiles(cut_cores(answers_of(picture, plan)), plan, tile_px, GLASS))
+    expected = np.full((500, 610, 3), GLASS, dtype=np.uint8)
+    for window in plan.windows:
+        rows, columns = window.core.slices_in(plan.extent)
+        expected[rows, columns] = picture[rows, columns]
+    occupied = plan.occupied_tiles(tile_px)
+    assert sorted((tile.row, tile.column) for tile in tiles) == [tuple(index) for index in np.argwhere(occupied)]
+    for tile in tiles:
+        part = expected[tile.row * tile_px :, tile.column * tile_px :][:tile_px, :tile_px]
+        np.testing.assert_array_equal(tile.pixels[: part.shape[0], : part.shape[1]], part)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_blending_a_local_translation_changes_nothing(share: float) -> None:
+    picture = image((500, 610))
+    layout = Layout(overlap_px=64, lattice_px=4, multiple_px=4)
+    plan = make_plan((500, 610), layout, Size(128, 96), share)
+    cores = list(blend_overlaps(answers_of(picture, plan), plan))
+    assert sorted(core.window.index for core in cores) == list(range(len(plan.windows)))
+    for core in cores:
+        np.testing.assert_array_equal(core.pixels, picture[core.window.core.slices_in(plan.extent)])
+        np.testing.assert_array_equal(core.source, core.pixels)
+
+
+def test_blending_goes_linearly_from_one_window_to_the_next() -> None:
+    plan = make_plan((128, 256), Layout(overlap_px=64, lattice_px=4, multiple_px=4), Size(128, 128))
+    answers = [
+        TranslatedWindow(
+            window,
+            np.zeros((window.core.height, window.core.width, 3), dtype=np.uint8),
+            np.full((window.answer.height, window.answer.width, 3), 200 * window.column, dtype=np.uint8),
+        )
+        for window in plan.windows
+    ]
+    left, right = blend_overlaps(answers, plan)
+    row = np.concatenate([left.pixels, right.pixels], axis=1)[64, :, 0].astype(int)
+    assert row[:96].max() == 0
+    assert row[160:].min() == 200
+    expected = (np.arange(64) + 0.5) / 64 * 200
+    np.testing.assert_allclose(row[96:160], expected, atol=0.5)
+
+
+def test_feathering_fades_into_the_fill_only_against_glass() -> None:
+    pixels = np.zeros((16, 16), dtype=bool)
+    pixels[4:12, 4:16] = True
+    plan = plan_windows(Region(0, 0, 1024, 1024), TissueGrid(pixels, (0, 0), (64, 64)), Layout(), Size(256, 256))
+    dark = np.zeros((1024, 1024, 3), dtype=np.uint8)
+    result = np.full((1024, 1024, 3), GLASS, dtype=np.uint8)
+    for core in feather_cores(cut_cores(answers_of(dark, plan)), plan, GLASS):
+        result[core.window.core.slices_in(plan.extent)] = core.pixels
+    profile = result[512, :, 0].astype(int)
+    assert (profile[:256] == GLASS[0]).all()
+    assert (np.diff(profile[256 : 256 + FEATHER_PX + 8]) <= 0).all()
+    assert profile[256] > 200
+    assert profile[256 + FEATHER_PX + 8] == 0
+    assert profile[1023] == 0  # the extent's own border is no border of tissue
+    inner = result[300:700, 300:, 0]
+    assert inner.max() == 0  # borders between cores leave no trace
+
+
+def noisy(shape: tuple[int, int], seed: int) -> RGBImage:
+    """Correlated noise, as tissue is."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(128, 40, (shape[0] // 4 + 2, shape[1] // 4 + 2, 3))
+    fine = np.repeat(np.repeat(coarse, 4, axis=0), 4, axis=1)[: shape[0], : shape[1]]
+    return np.clip(fine + rng.normal(0, 8, (*shape, 3)), 0, 255).astype(np.uint8)
+
+
+def seam_z(result: RGBImage, source: RGBImage, plan: Plan) -> float:
+    meter = SeamMeter(plan)
+    for window in plan.windows:
+        place = window.core.slices_in(plan.extent)
+        meter.add(FinishedCore(window, source[place], result[place]))
+    z = meter.figures().z
+    assert z is not None
+    return z
+
+
+def test_the_seam_figure_is_quiet_without_seams_and_loud_with_them() -> None:
+    source = noisy((1500, 1700), 0)
+    plan = make_plan((1500, 1700), Layout(), Size(256, 192))
+    clean = 255 - source
+    assert abs(seam_z(clean, source, plan)) <= 1e-6  # the very same differences
+    rng = np.random.default_rng(5)
+    jittered = np.clip(clean + rng.normal(0, 3, clean.shape), 0, 255).astype(np.uint8)
+    assert abs(seam_z(jittered, source, plan)) <= 3
+    stepped = clean.astype(int)
+    for window in plan.windows:
+        stepped[window.core.slices_in(plan.extent)] += rng.integers(-6, 7)
+    assert seam_z(np.clip(stepped, 0, 255).astype(np.uint8), source, plan) > 6
+
+
+def test_the_seam_figure_is_none_without_borders() -> None:
+    plan = make_plan((100, 100), Layout(), Size(128, 128))
+    meter = SeamMeter(plan)
+    picture = noisy((100, 100), 3)
+    meter.add(FinishedCore(plan.windows[0], picture, picture))
+    assert meter.figures().z is None
+    assert meter.figures().borders == 0

@@ -1,0 +1,151 @@
+"""Writing and reading a generator's weights as one safetensors file; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import ModelError, OutputError
+from .header import FORMAT, SUFFIX, VERSION, open_checkpoint, spec_of
+from .networks import ResnetGenerator, UnetGenerator
+from .spec import GeneratorSpec
+
+_COUNTER = "num_batches_tracked"
+_SAFETENSORS_TYPES = ("F16", "BF16", "F32", "F64")
+
+
+def build_network(spec: GeneratorSpec) -> ResnetGenerator | UnetGenerator:
+    """Make the network that ``spec`` describes, with fresh random weights, in training mode."""
+    if spec.architecture == "unet":
+        return UnetGenerator(spec.depth, spec.width, spec.norm, spec.dropout)
+    return ResnetGenerator(spec.depth, spec.width, spec.norm, spec.dropout, spec.upsampling)
+
+
+def save_checkpoint(path: str | Path, module: nn.Module, spec: GeneratorSpec, *, half: bool = False) -> str:
+    """Write the weights and their description; return the file's SHA-256.
+
+    The file appears under its name only when complete, and replaces an older one.
+
+    Parameters
+    ----------
+    path:
+        must end in ".safetensors"
+    module:
+        a network as `build_network` makes it from ``spec``
+    half:
+        store the convolutions' weights as float16 (half the size; norms and biases stay as they are)
+
+    Raises
+    ------
+    ModelError
+        If the module is not the one that ``spec`` describes, or has weights that are not finite.
+    OutputError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise OutputError(f"a model file's name ends in {SUFFIX}, unlike {path.name}")
+    state = {name: value.detach().cpu() for name, value in module.state_dict().items() if not name.endswith(_COUNTER)}
+    check_state({name: tuple(value.shape) for name, value in state.items()}, spec, "the module")
+    if half:
+        state = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
+    for name, value in state.items():
+        _check_values(name, value, "the module")
+    state = {name: value.contiguous() for name, value in state.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "spec": spec.to_json()}
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            save_file(state, part, metadata)
+            part.chmod(0o644)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return file_sha256(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"the model file {path} cannot be written ({error!s:.120})") from error
+
+
+def load_checkpoint(path: str | Path) -> tuple[ResnetGenerator | UnetGenerator, GeneratorSpec, str]:
+    """Read a checkpoint: the network in float32 and evaluation mode, its description, the file's SHA-256.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such file.
+    ModelError
+        If it is no checkpoint of this program, is damaged, does not fit its own description, or holds NaN.
+    """
+    path = Path(path)
+    with open_checkpoint(path, "pt") as file:
+        spec = spec_of(file, path)
+        state = _read_state(file, spec, path.name)
+    with torch.device("meta"):
+        module = build_network(spec)
+    counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith(_COUNTER)}
+    module.load_state_dict(state | counters, assign=True)
+    return module.eval(), spec, file_sha256(path)
+
+
+def check_state(shapes: Mapping[str, tuple[int, ...]], spec: GeneratorSpec, source: str) -> None:
+    """Check that weights of these names and shapes are those of the network that ``spec`` describes.
+
+    Raises
+    ------
+    ModelError
+        Naming ``source`` and the first weight that is missing, too many, or of another shape.
+    """
+    with torch.device("meta"):
+        network = build_network(spec)
+    expected = {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.endswith(_COUNTER)}
+    found = {k: v for k, v in shapes.items() if not k.endswith(_COUNTER)}
+    kind = f"{'a ResNet' if spec.architecture == 'resnet' else 'a U-Net'} of depth {spec.depth}, width {spec.width}"
+    for what, odd in (("lacks", expected.keys() - found.keys()), ("has", found.keys() - expected.keys())):
+        if odd:
+            raise ModelError(f"{source} is not {kind} ({spec.norm} norm): it {what} {min(odd)!s:.80} ({len(odd)} such)")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ModelError(f"{source} is not {kind}: {name} has the shape {found[name]} instead of {shape}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_state(file: Any, spec: GeneratorSpec, name: str) -> dict[str, Tensor]:
+    """All weights as float32, their names, shapes and types having been checked before any is read."""
+    try:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+        check_state({key: tuple(one.get_shape()) for key, one in slices.items()}, spec, name)
+        state = {}
+        for key, one in slices.items():
+            if key.endswith(_COUNTER):
+                continue
+            if one.get_dtype() not in _SAFETENSORS_TYPES:
+                raise ModelError(f"{name}: {key} holds {one.get_dtype()} numbers, which are no weights")
+            state[key] = file.get_tensor(key).to(torch.float32, copy=True)
+            _check_values(key, state[key], name)
+        return state
+    except SafetensorError as error:
+        raise ModelError(f"{name} is damaged ({error!s:.100})") from error
+
+
+def _check_values(key: str, value: Tensor, source: str) -> None:
+    """Refuse NaN, infinite weights, and variances below zero (whose roots are NaN)."""
+    if not bool(torch.isfinite(value).all()):
+        raise ModelError(f"{source} holds values that are not finite, in {key}; its training has failed")
+    if key.endswith("running_var") and bool((value < 0).any()):
+        raise ModelError(f"{source} holds variances below zero, in {key}")

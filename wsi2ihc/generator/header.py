@@ -1,0 +1,81 @@
+"""The facts in a checkpoint's header, read without torch and without the weights.
+
+A checkpoint is one safetensors file. Its metadata holds three strings: ``format`` (always "wsi2ihc-generator"),
+``version`` (of the format, a whole number) and ``spec`` (the `GeneratorSpec` as JSON).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import ModelError, ModelNotFoundError
+from .spec import GeneratorSpec
+
+FORMAT = "wsi2ihc-generator"
+VERSION = 1
+SUFFIX = ".safetensors"
+
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
+
+
+def read_spec(path: Path) -> GeneratorSpec:
+    """Read what a checkpoint says of its generator.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such file.
+    ModelError
+        If it is no checkpoint of this program.
+    """
+    with open_checkpoint(path, "numpy") as file:
+        return spec_of(file, path)
+
+
+def open_checkpoint(path: Path, framework: str) -> Any:
+    """Open the safetensors file for reading its tensors as ``framework``'s ("numpy" or "pt"); a context manager.
+
+    The safetensors library checks that the header is at most 100 MB and that all tensors lie in the file, so that a
+    file cannot claim more memory than its own size.
+    """
+    if not path.exists():
+        raise ModelNotFoundError(f"there is no model file {path}")
+    if not path.is_file():
+        raise ModelError(f"{path} is no model file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+        if start.startswith((_ZIP, _PICKLE)):
+            raise ModelError(
+                f"{path.name} is a PyTorch checkpoint (.pth); convert it with "
+                f"'wsi2ihc models import {path.name} {path.stem}{SUFFIX} --mpp MPP'"
+            )
+        return safe_open(path, framework=framework)
+    except SafetensorError as error:
+        raise ModelError(f"{path.name} is no safetensors file, or is incomplete ({error!s:.100})") from error
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read ({error.strerror or error})") from error
+
+
+def spec_of(file: Any, path: Path) -> GeneratorSpec:
+    """Return the spec in an open checkpoint's metadata, having checked the format and its version."""
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT or "spec" not in metadata:
+        raise ModelError(
+            f"{path.name} does not say which generator it holds; if its weights are of a pix2pix generator, "
+            "convert the original .pth file with 'wsi2ihc models import'"
+        )
+    version = str(metadata.get("version", ""))
+    if version != str(VERSION):
+        raise ModelError(
+            f"{path.name} has format version {version!r:.20}, and this program reads version {VERSION}; "
+            "a newer wsi2ihc may read it"
+        )
+    try:
+        return GeneratorSpec.from_json(metadata["spec"])
+    except ModelError as error:
+        raise ModelError(f"{path.name}: {error}") from error

@@ -1,0 +1,53 @@
+"""How much memory a network works in, found by running it on tensors that have a shape but no memory."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is active, and keeps the most that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive_bytes = 0
+        self.peak_bytes = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, operator: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        answer = operator(*args, **(kwargs or {}))
+        for made in answer if isinstance(answer, list | tuple) else (answer,):
+            if isinstance(made, Tensor):
+                self._count(made.untyped_storage())
+        return answer
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:  # a view, or changed in place
+            return
+        self._known.add(storage)
+        self.alive_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.alive_bytes)
+        weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, size_bytes: int) -> None:
+        self.alive_bytes -= size_bytes
+
+
+def peak_bytes(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """The most memory that ``module`` holds at once on an input (uint8) of ``shape``, without input and weights.
+
+    Counts tensors; what the libraries below use on their own, for single layers, is not seen.
+    """
+    ghost = copy.deepcopy(module).to("meta")
+    pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
+    with torch.no_grad(), _Peak() as peak:
+        ghost(pixels)
+    return peak.peak_bytes

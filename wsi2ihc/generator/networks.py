@@ -1,0 +1,201 @@
+"""The generators' networks: ResNet (Johnson et al. 2016, as in CycleGAN and pix2pix) and U-Net (Isola et al. 2017).
+
+The names of the parameters are those of the published pix2pix code (``model.1.weight``,
+``model.10.conv_block.1.weight``, ``model.model.1.model.…``), so that its state dicts load as they are. That fixes the
+order of the layers inside each ``nn.Sequential``, including the ones without parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Norm = Literal["batch", "instance"]
+Upsampling = Literal["transposed", "resize"]
+
+INIT_STD = 0.02
+"""Standard deviation of the initial convolution weights and batch norm scales (Isola et al. 2017, section 6.2)."""
+
+
+class ResnetBlock(nn.Module):
+    """``x + block(x)`` with two 3×3 convolutions and no activation after the sum."""
+
+    def __init__(self, channels: int, norm: Norm, dropout: bool) -> None:
+        super().__init__()
+        has_bias = norm == "instance"
+        layers: list[nn.Module] = [
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=has_bias),
+            _norm(norm, channels),
+            nn.ReLU(inplace=True),
+        ]
+        if dropout:
+            layers.append(nn.Dropout(0.5))
+        layers += [
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=has_bias),
+            _norm(norm, channels),
+        ]
+        self.conv_block = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in, the same shape out."""
+        branch: Tensor = self.conv_block(x)
+        return x + branch
+
+
+class ResnetGenerator(nn.Module):
+    """Stem, two halvings, ``blocks`` residual blocks at a quarter of the resolution, two doublings, head.
+
+    Takes (N, 3, H, W) in [-1, 1], with H and W multiples of 4, and gives the same shape in [-1, 1].
+
+    Parameters
+    ----------
+    blocks:
+        residual blocks: 9 in the published models for 256 px and more, 6 below
+    width:
+        channels after the stem (64 in all published models)
+    norm:
+        "batch" (the convolutions before it have no bias) or "instance" (without affine parameters; they have one)
+    dropout:
+        whether each block holds a dropout of 0.5
+    upsampling:
+        "transposed": transposed 3×3 convolutions of stride 2, as published; "resize": nearest ×2, then a 3×3
+        convolution, which leaves no checkerboard (Odena et al. 2016) but needs weights trained so
+    """
+
+    def __init__(
+        self,
+        blocks: int = 9,
+        width: int = 64,
+        norm: Norm = "batch",
+        dropout: bool = True,
+        upsampling: Upsampling = "transposed",
+    ) -> None:
+        super().__init__()
+        has_bias = norm == "instance"
+        layers: list[nn.Module] = [
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(3, width, 7, bias=has_bias),
+            _norm(norm, width),
+            nn.ReLU(inplace=True),
+        ]
+        for channels in (width, 2 * width):
+            layers += [
+                nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=has_bias),
+                _norm(norm, 2 * channels),
+                nn.ReLU(inplace=True),
+            ]
+        layers += [ResnetBlock(4 * width, norm, dropout) for _ in range(blocks)]
+        for channels in (4 * width, 2 * width):
+            layers += [
+                _doubling(channels, channels // 2, upsampling, has_bias),
+                _norm(norm, channels // 2),
+                nn.ReLU(inplace=True),
+            ]
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] to the same."""
+        answer: Tensor = self.model(x)
+        return answer
+
+
+class UnetBlock(nn.Module):
+    """One level of the U-Net: halve, the level below (or nothing), double; joined to its input by a skip.
+
+    Parameters
+    ----------
+    outer, inner:
+        channels at this level's resolution and at half of it
+    below:
+        the next level; None for the innermost
+    position:
+        "outermost" takes 3 channels, ends in tanh and has no skip; "inner" and "innermost" give ``2 * outer`` channels
+    """
+
+    def __init__(
+        self,
+        outer: int,
+        inner: int,
+        below: UnetBlock | None,
+        norm: Norm,
+        dropout: bool = False,
+        position: Literal["outermost", "inner"] = "inner",
+    ) -> None:
+        super().__init__()
+        self.has_skip = position != "outermost"
+        has_bias = norm == "instance"
+        down: list[nn.Module] = [nn.Conv2d(outer, inner, 4, stride=2, padding=1, bias=has_bias)]
+        up: list[nn.Module] = [nn.ReLU(inplace=True)]
+        up_in = inner if below is None else 2 * inner
+        if self.has_skip:
+            # Not in place: the skip carries the level's input itself. (The published code's leaky ReLU is in place, so
+            # its skip carries the activated input; the ReLU that follows every skip makes the two equal.)
+            down.insert(0, nn.LeakyReLU(0.2))
+            if below is not None:
+                down.append(_norm(norm, inner))
+            up += [nn.ConvTranspose2d(up_in, outer, 4, stride=2, padding=1, bias=has_bias), _norm(norm, outer)]
+            if dropout:
+                up.append(nn.Dropout(0.5))
+        else:
+            up += [nn.ConvTranspose2d(up_in, outer, 4, stride=2, padding=1), nn.Tanh()]
+        self.model = nn.Sequential(*down, *([] if below is None else [below]), *up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, outer, H, W) to (N, 2 * outer, H, W), or (N, 3, H, W) to the same for the outermost."""
+        answer: Tensor = self.model(x)
+        return torch.cat([x, answer], 1) if self.has_skip else answer
+
+
+class UnetGenerator(nn.Module):
+    """pix2pix's U-Net: ``downs`` halvings and doublings with skips; 8 for 256 px ("U-Net-256"), 7 for 128 px.
+
+    Takes (N, 3, H, W) in [-1, 1], with H and W multiples of ``2 ** downs``, and gives the same shape in [-1, 1].
+    """
+
+    def __init__(self, downs: int = 8, width: int = 64, norm: Norm = "batch", dropout: bool = True) -> None:
+        super().__init__()
+        block = UnetBlock(8 * width, 8 * width, None, norm)
+        for _ in range(downs - 5):
+            block = UnetBlock(8 * width, 8 * width, block, norm, dropout)
+        for channels in (4 * width, 2 * width, width):
+            block = UnetBlock(channels, 2 * channels, block, norm)
+        self.model = UnetBlock(3, width, block, norm, position="outermost")
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] to the same."""
+        answer: Tensor = self.model(x)
+        return answer
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw the initial weights: convolutions N(0, 0.02), batch norm scales N(1, 0.02), biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0.0, INIT_STD)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, INIT_STD)
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _norm(kind: Norm, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.InstanceNorm2d(channels)
+
+
+def _doubling(channels_in: int, channels_out: int, kind: Upsampling, bias: bool) -> nn.Module:
+    if kind == "transposed":
+        return nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1, bias=bias)
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        nn.ReflectionPad2d(1),
+        nn.Conv2d(channels_in, channels_out, 3, bias=bias),
+    )

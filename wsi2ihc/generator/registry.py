@@ -1,0 +1,89 @@
+"""Finding a model by its name or file. Lists and built-in models need no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import ModelNotFoundError
+from .builtin import counterstain, identity
+from .header import SUFFIX, read_spec
+from .model import Generator
+from .spec import GeneratorSpec
+
+DEFAULT_MODEL = "counterstain"
+
+BUNDLED = Path(__file__).with_name("bundled")
+"""Where trained models that come with the program lie, each as ``name.safetensors``; the folder may be missing."""
+
+_BUILT_IN = (
+    Generator(
+        name="counterstain",
+        version="counterstain 1",
+        stain="haematoxylin",
+        channel_name="counterstain (computed)",
+        mpp=None,
+        licence="Apache-2.0",
+        description="Takes the eosin out by colour deconvolution: what an IHC-negative slide would look like.",
+        pixelwise=counterstain,
+        bytes_per_px=6.0,
+    ),
+    Generator(
+        name="identity",
+        version="identity 1",
+        stain="H&E",
+        channel_name="H&E (copy)",
+        mpp=None,
+        licence="Apache-2.0",
+        description="Gives the slide back as it is; to test the path.",
+        pixelwise=identity,
+        bytes_per_px=3.0,
+    ),
+)
+
+
+def list_models() -> tuple[Generator, ...]:
+    """The models that go by a name, sorted, without their networks (see `load_generator`)."""
+    bundled = [_described(path.stem, "", read_spec(path)) for path in BUNDLED.glob(f"*{SUFFIX}")]
+    return tuple(sorted([*_BUILT_IN, *bundled], key=lambda model: model.name))
+
+
+def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:
+    """Load a model by its name, or from a file that `save_checkpoint` wrote.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is neither a model of this name nor such a file; the message lists the names.
+    ModelError
+        If the file is no usable model.
+    """
+    name = str(name_or_path)
+    for model in _BUILT_IN:
+        if name == model.name:
+            return model
+    path = BUNDLED / f"{name}{SUFFIX}" if Path(name).name == name else Path(name)
+    if not path.is_file():
+        path = Path(name)
+    if not path.exists():
+        names = ", ".join(model.name for model in list_models())
+        raise ModelNotFoundError(f"there is no model or model file {name!r}; the models are {names}, or give a file")
+    from .checkpoint import load_checkpoint
+
+    module, spec, sha256 = load_checkpoint(path)
+    return replace(_described(path.stem, sha256, spec), module=module)
+
+
+def _described(name: str, version: str, spec: GeneratorSpec) -> Generator:
+    """What a checkpoint's description says, without its network."""
+    kind = f"{'ResNet' if spec.architecture == 'resnet' else 'U-Net'} of depth {spec.depth}, width {spec.width}"
+    return Generator(
+        name=name,
+        version=version,
+        stain=spec.stain,
+        channel_name=f"virtual {spec.stain} (computed)",
+        mpp=spec.mpp,
+        licence=spec.licence,
+        description=f"{kind}, {spec.norm} norm, trained at {spec.mpp:g} µm/px",
+        spec=spec,
+    )

@@ -1,0 +1,120 @@
+"""Normalisation statistics of a sample, frozen: makes a generator whose answer depends on the tile a local one.
+
+Where a generator normalises by the statistics of its own input (InstanceNorm, or batch norm in training mode), every
+tile has its own, and no overlap repairs the seams. Here all statistics are taken once over a sample and kept for the
+whole slide. For batch norm this is also the exact form of what running averages approximate ("precise" statistics: Wu
+and Johnson 2021, arXiv 2105.07576, section 3), and useful as the last step of training.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatedStatistics:
+    """What `estimate_statistics` gives.
+
+    module:        the generator with frozen statistics, in evaluation mode
+    moved_levels:  by how many grey levels the mean of its answer to the sample moved, per channel. Stain strength can
+                   be the diagnosis, so a user should be told of more than a few.
+    """
+
+    module: nn.Module
+    moved_levels: tuple[float, float, float]
+
+
+class _Pooled:
+    """Mean and variance of a layer's input over all batches and places, per channel, gathered in float64."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.count = 0
+        self.sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].double()
+        self.count += x.numel() // x.shape[1]
+        self.sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        mean, square = self.sums / self.count
+        return mean, (square - mean.square()).clamp_min(0)
+
+
+def estimate_statistics(module: nn.Module, batches: Sequence[Tensor]) -> EstimatedStatistics:
+    """Freeze a generator's normalisation at the statistics of a sample.
+
+    Every BatchNorm2d and InstanceNorm2d of the copy that is returned is a BatchNorm2d with the mean and the variance
+    that its input had over the whole sample (while the layers before it normalised by each batch's own). Dropout is
+    off. The module itself is not changed.
+
+    Parameters
+    ----------
+    module:
+        any network of convolutions and such norms
+    batches:
+        (N, 3, H, W) in [-1, 1] each; of tissue, since glass would move the statistics. The more images a batch holds,
+        the nearer its own statistics are to the sample's. Held by the caller; read three times.
+
+    Raises
+    ------
+    ModelError
+        If there is no batch, or the statistics are not finite.
+    """
+    if not batches:
+        raise ModelError("no tissue was sampled to estimate the generator's statistics from")
+    device = next(module.parameters()).device
+    before = _mean_answer(copy.deepcopy(module).eval(), batches, device)
+    frozen = _with_batch_norms(copy.deepcopy(module)).eval()
+    norms = [layer for layer in frozen.modules() if isinstance(layer, nn.BatchNorm2d)]
+    pools = [_Pooled(layer.num_features, device) for layer in norms]
+    hooks = [layer.register_forward_pre_hook(pool) for layer, pool in zip(norms, pools, strict=True)]
+    for layer in norms:
+        layer.train()
+    with torch.no_grad():
+        for batch in batches:
+            frozen(batch.to(device))
+    for hook in hooks:
+        hook.remove()
+    for layer, pool in zip(norms, pools, strict=True):
+        mean, variance = pool.moments()
+        if not bool(torch.isfinite(mean + variance).all()):
+            raise ModelError("the generator's statistics over the sampled tissue are not finite")
+        _buffer(layer.running_mean).copy_(mean)
+        _buffer(layer.running_var).copy_(variance)
+    frozen.eval()
+    moved = _mean_answer(frozen, batches, device) - before
+    red, green, blue = (float(value) * 127.5 for value in moved)
+    return EstimatedStatistics(frozen, (red, green, blue))
+
+
+def _mean_answer(module: nn.Module, batches: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The answer's mean per channel over all batches."""
+    with torch.inference_mode():
+        sums = [module(batch.to(device)).double().sum((0, 2, 3)) for batch in batches]
+    return torch.stack(sums).sum(0).cpu() / sum(batch.numel() // 3 for batch in batches)
+
+
+def _with_batch_norms(module: nn.Module) -> nn.Module:
+    """Put a BatchNorm2d in the place of every InstanceNorm2d, and running statistics into every BatchNorm2d."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.InstanceNorm2d) or (isinstance(child, nn.BatchNorm2d) and child.running_mean is None):
+            norm = nn.BatchNorm2d(child.num_features, child.eps, affine=child.affine)
+            if child.affine:
+                norm.weight, norm.bias = child.weight, child.bias
+            setattr(module, name, norm.to(next(module.parameters()).device))
+        else:
+            _with_batch_norms(child)
+    return module
+
+
+def _buffer(value: Tensor | None) -> Tensor:
+    assert value is not None  # `_with_batch_norms` saw to it
+    return value

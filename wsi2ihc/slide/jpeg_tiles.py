@@ -1,0 +1,266 @@
+"""The fast path: JPEG and JPEG 2000 tiles of a local TIFF, decoded straight from the file.
+
+OpenSlide decodes the same tiles with the same libraries, but then paints them, four bytes a pixel, through Cairo;
+without that, reading is about four times as fast. On levels whose downsample is no integer there is a second reason:
+OpenSlide is asked in level-0 px and interpolates between the pixels of such a level, which blurs them; a tile decoded
+here has the pixels as stored.
+
+Nothing is believed that is not seen: a level is read this way only if `prove` found its pixels equal to those that
+the slide's library reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+
+from ..arrays import RGB, RGBImage
+from ..errors import UnreadableSlideError
+from ..geometry import Region
+from .pixels import fill_with
+from .tiff_facts import TileTable
+from .tile_cache import TileCache
+
+logger = logging.getLogger(__name__)
+
+Decode = Callable[[bytes, RGBImage], None]
+"""Decode one tile's bytes into an array of the tile's size; ValueError or a codec's error where damaged."""
+
+_JPEG = 7
+_JPEG_2000 = (33005, 34712)  # Aperio's RGB kind, and the registered one; Aperio's YCbCr kind (33003) is rare
+_RGB, _YCBCR = 2, 6
+
+_MAX_TILE_PX = 4096 * 4096
+_SHARED_BAND_PX = 168
+"""Windows overlap their neighbours by two halos, of 84 px for ResNet-9; tiles this close to an edge are held."""
+
+_PROOF_TILES = 3
+
+_MARKERS = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_SCAN_THEN_END = [b"\xff\xda", b"\xff\xd9"]
+_END = b"\xff\xd9"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    table: TileTable
+    decode: Decode
+    downsample: float
+    cache: TileCache
+
+
+class DirectTiles:
+    """Reads levels of a TIFF tile by tile. Thread-safe.
+
+    Memory: a cache per level of one tile size, together bounded, and one decoded tile per reading thread.
+
+    Parameters
+    ----------
+    path
+        The file.
+    tables
+        For each level that may be read this way, its tiles and how many level-0 px one of its px spans.
+    cache_bytes
+        Bound of the cache of decoded tiles, per size of tile (a slide has one, rarely two).
+    """
+
+    def __init__(self, path: Path, tables: Mapping[int, tuple[TileTable, float]], cache_bytes: int) -> None:
+        self._name = path.name
+        caches = {table.tile: TileCache(table.tile, cache_bytes) for table, _ in tables.values()}
+        self._sources = {
+            level: _Source(table, decode, downsample, caches[table.tile])
+            for level, (table, downsample) in tables.items()
+            if (decode := _decoder(table)) is not None
+        }
+        self._file = path.open("rb", buffering=0)
+        self._local = threading.local()
+
+    @property
+    def levels(self) -> frozenset[int]:
+        """The levels that can be read."""
+        return frozenset(self._sources)
+
+    def drop(self, level: int) -> None:
+        """Read this level no more."""
+        del self._sources[level]
+
+    def close(self) -> None:
+        """Close the file and let go of the cache."""
+        self._file.close()
+        for source in self._sources.values():
+            source.cache.clear()
+
+    def read(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
+        """Put the pixels of ``region`` (px of the level, inside it) into ``out``; ``fill`` where tiles are missing.
+
+        Raises
+        ------
+        UnreadableSlideError
+            Where a tile is damaged.
+        """
+        source = self._sources[level]
+        table, tile = source.table, source.table.tile
+        rows, columns = table.tile_range(region)
+        passing_rows = _passing(region.y, region.bottom, tile.height, table.size.height)
+        passing_columns = _passing(region.x, region.right, tile.width, table.size.width)
+        span = slice(columns.start, columns.stop)
+        for row in rows:
+            top = row * tile.height - region.y
+            band = out[max(top, 0) : top + tile.height]
+            rows_of_tile = slice(max(-top, 0), max(-top, 0) + band.shape[0])
+            counts, offsets = table.byte_counts[row, span].tolist(), table.offsets[row, span].tolist()
+            for column, count, offset in zip(columns, counts, offsets, strict=True):
+                left = column * tile.width - region.x
+                target = band[:, max(left, 0) : left + tile.width]
+                if count == 0:
+                    fill_with(target, fill)
+                    continue
+                held = source.cache.get((level, row, column))
+                if held is not None:
+                    pixels = held.pixels
+                elif row in passing_rows and column in passing_columns:
+                    pixels = self._scratch(table)
+                    self._decode(source, offset, count, row, column, pixels)
+                else:
+                    held = source.cache.slot()
+                    pixels = held.pixels
+                    self._decode(source, offset, count, row, column, pixels)
+                    source.cache.put((level, row, column), held)
+                skip = max(-left, 0)
+                target[...] = pixels[rows_of_tile, skip : skip + target.shape[1]]
+
+    def _decode(self, source: _Source, offset: int, count: int, row: int, column: int, out: RGBImage) -> None:
+        """Read and decode one tile."""
+        table = source.table
+        try:
+            # No tile is many times its decoded size; a count that says so is damage, not a reason to allocate.
+            if count > 4 * table.tile.area_px * 3 + 65536:
+                raise ValueError(f"it claims {count} bytes")
+            data = os.pread(self._file.fileno(), count, offset)
+            if len(data) < count:
+                raise ValueError("the file ends before it")
+            source.decode(data, out)
+        except (OSError, ValueError, RuntimeError) as error:
+            if self._file.closed:
+                raise ValueError(f"{self._name} is closed") from None
+            raise damaged(
+                self._name,
+                Region(column * table.tile.width, row * table.tile.height, table.tile.width, table.tile.height),
+                source.downsample,
+                error,
+            ) from error
+
+    def _scratch(self, table: TileTable) -> RGBImage:
+        """Memory for one tile, of this thread, which stays in the CPU's cache."""
+        shape = (table.tile.height, table.tile.width, 3)
+        scratch: RGBImage | None = getattr(self._local, "scratch", None)
+        if scratch is None or scratch.shape != shape:
+            scratch = self._local.scratch = np.empty(shape, np.uint8)
+        return scratch
+
+
+def damaged(name: str, region: Region, downsample: float, reason: object) -> UnreadableSlideError:
+    """The error for a place, given in px of a level, that cannot be read."""
+    x, y, width, height = (round(side * downsample) for side in (region.x, region.y, region.width, region.height))
+    return UnreadableSlideError(
+        f"{name}: damaged at level-0 px x {x}, y {y} (within {width}×{height} px): {reason}; "
+        "copy the file again from its source, or go on without such places (--on-read-error glass)"
+    )
+
+
+def prove(direct: DirectTiles, level: int, library: Callable[[int, Region], RGBImage | None], name: str) -> bool:
+    """Whether the tiles of a level, decoded here, equal what the slide's library reads.
+
+    Compares up to three tiles (first, middle and last of those that exist). ``library`` gives None for a region that
+    it cannot read without interpolating; at least one tile has to be compared.
+    """
+    table = direct._sources[level].table
+    existing = np.argwhere(table.byte_counts > 0)
+    proofs = 0
+    picks = sorted({0, len(existing) // 2, len(existing) - 1}) if len(existing) else []
+    for row, column in existing[picks].tolist()[:_PROOF_TILES]:
+        region = table.tile_region(row, column)
+        try:
+            expected = library(level, region)
+            if expected is None:
+                continue
+            pixels = np.empty(expected.shape, np.uint8)
+            direct.read(level, region, pixels, (0, 0, 0))
+        except UnreadableSlideError as error:
+            logger.debug("%s, level %d: a tile could not be compared (%s)", name, level, error)
+            continue
+        if not np.array_equal(pixels, expected):
+            logger.debug("%s, level %d: tile (%d, %d) differs from the library's pixels", name, level, row, column)
+            return False
+        proofs += 1
+    return proofs > 0
+
+
+def _passing(start: int, stop: int, tile_px: int, level_px: int) -> range:
+    """Along one axis, the tiles of a region that no neighbouring region will want: they are not held.
+
+    All of them but those within `_SHARED_BAND_PX` of an edge; an edge on a border between tiles shares none.
+    """
+    first = start if start % tile_px == 0 else start + _SHARED_BAND_PX
+    last = stop - _SHARED_BAND_PX
+    if stop % tile_px == 0 or stop == level_px:
+        last = stop + tile_px - 1
+    return range(-(-first // tile_px), last // tile_px)
+
+
+def _decoder(table: TileTable) -> Decode | None:
+    if not table.tiled or table.samples != 3 or table.tile.area_px > _MAX_TILE_PX or not hasattr(os, "pread"):
+        return None
+    if table.compression == _JPEG and table.photometric in (_RGB, _YCBCR):
+        return _jpeg_decoder(table)
+    if table.compression in _JPEG_2000 and table.photometric in (_RGB, _YCBCR):
+        return _jpeg_2000_decoder(table)
+    return None
+
+
+def _jpeg_decoder(table: TileTable) -> Decode:
+    tables = table.jpeg_tables
+    colour = "RGB" if table.photometric == _RGB else "YCBCR"  # Aperio stores RGB without saying so in the stream
+    jpeg8_decode = imagecodecs.jpeg8_decode
+
+    def decode(data: bytes, out: RGBImage) -> None:
+        # The codec paints the missing rest of a truncated stream grey and says nothing, so look for the stream's end.
+        # In a whole stream the last markers are start of scan and end of image (ITU-T T.81, annex B).
+        if _MARKERS.findall(data)[-2:] != _SCAN_THEN_END:
+            raise ValueError("its JPEG stream is incomplete")
+        # With ``out`` the codec refuses a stream of another size before it allocates anything for it.
+        jpeg8_decode(data, tables=tables, colorspace=colour, outcolorspace="RGB", out=out)
+
+    return decode
+
+
+def _jpeg_2000_decoder(table: TileTable) -> Decode:
+    shape = (table.tile.height, table.tile.width, 3)
+
+    def decode(data: bytes, out: RGBImage) -> None:
+        if _codestream_size(data) != (shape[1], shape[0]):
+            raise ValueError("its JPEG 2000 stream has another size than the tile")
+        if not data.rstrip(b"\0").endswith(_END):
+            raise ValueError("its JPEG 2000 stream is incomplete")
+        pixels = imagecodecs.jpeg2k_decode(data)
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            raise ValueError("its JPEG 2000 stream is not 8-bit RGB")
+        out[...] = pixels
+
+    return decode
+
+
+def _codestream_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height from a bare codestream's SIZ segment, which comes first (ITU-T T.800, A.5.1)."""
+    if len(data) < 24 or data[:4] != b"\xff\x4f\xff\x51":
+        return None
+    right, bottom, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
+    return right - left, bottom - top

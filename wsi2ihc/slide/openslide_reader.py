@@ -1,0 +1,228 @@
+"""Slides that OpenSlide reads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import openslide
+from PIL import Image
+
+from ..arrays import RGB, RGBImage
+from ..errors import UnreadableSlideError
+from ..geometry import Region, Size, floor_to
+from .facts import (
+    both,
+    checked_bounds,
+    checked_levels,
+    checked_profile,
+    colour_from_hex,
+    hash_of_file,
+    remarks,
+    table_of_size,
+)
+from .jpeg_tiles import damaged
+from .pixels import composited
+from .protocol import SlideInfo
+from .reader import SlideReader
+from .resolution import Mpp, ome_facts, positive_number, resolve
+from .tiff_facts import TiffFacts, TileTable
+from .tile_cache import cache_bytes
+
+_GENERIC = "generic-tiff"
+
+_TILED_VENDORS = frozenset({"aperio", _GENERIC, "philips-tiff", "huron"})
+"""Families whose levels are TIFF pages of plain tiles. Others overlap tiles or arrange several areas."""
+
+_BLOCK_PX = 2048
+"""Largest piece asked for at once: 16 MB as OpenSlide's four bytes a px."""
+
+_LATTICE_PX = 512
+"""Blocks of levels between whose pixels OpenSlide interpolates; see `OpenSlideReader._blocks`."""
+
+_SIDES = ("width", "height")
+
+_EXACT_PX = 1 / 1024
+"""Cairo takes an offset of less than 1/512 px for none (it works in 1/256 px)."""
+
+
+class FormatUnknownError(UnreadableSlideError):
+    """OpenSlide does not know this kind of file."""
+
+
+class OpenSlideReader(SlideReader):
+    """A slide opened with OpenSlide.
+
+    Memory: OpenSlide's cache and the fast path's (see `tile_cache.cache_bytes`), and one block per reading thread.
+
+    Parameters
+    ----------
+    path
+        The file.
+    facts
+        Its TIFF tags, where it is a TIFF.
+    stated_mpp
+        The resolution that the caller states, which replaces the slide's own.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If OpenSlide cannot open the file, or read from it.
+    """
+
+    def __init__(self, path: Path, facts: TiffFacts | None, stated_mpp: Mpp | None) -> None:
+        super().__init__(path, path.name)
+        self._file = path
+        self._lock = threading.Lock()
+        self._handle: openslide.OpenSlide | None = self._open()
+        try:
+            self._downsamples = self._handle.level_downsamples
+            self._info = self._describe(self._handle, facts, stated_mpp)
+            self._tables = tables = _tables(self._info, facts)
+            self._cache = openslide.OpenSlideCache(cache_bytes(self._info.size, _tile_size(self._handle), 4))
+            self._handle.set_cache(self._cache)
+            self._probe()
+            if 0 in tables:
+                self._go_direct(path, tables)
+        except openslide.OpenSlideError as error:
+            self.close()
+            raise self._unreadable(error) from error
+        except UnreadableSlideError:
+            self.close()
+            raise
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self._file)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise FormatUnknownError(
+                f"{self._name}: this is no slide in a format that OpenSlide or tiffslide reads; "
+                "check the file, or convert it to a tiled, pyramidal TIFF"
+            ) from error
+        except openslide.OpenSlideError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> UnreadableSlideError:
+        # OpenSlide repeats the path as it was given; the name is enough, and folders can name patients.
+        reason = str(error).replace(str(self._file), self._name).rstrip(".")
+        return UnreadableSlideError(
+            f"{self._name}: OpenSlide cannot read it ({reason}); copy it again from its source, "
+            "or convert it to a tiled, pyramidal TIFF"
+        )
+
+    def _describe(
+        self, handle: openslide.OpenSlide, facts: TiffFacts | None, stated_mpp: Mpp | None
+    ) -> SlideInfo:
+        properties = dict(handle.properties)
+        levels = checked_levels(self._name, handle.level_dimensions, self._downsamples)
+        vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        # An empty region carries the profile too, and decodes nothing.
+        profile, profile_remarks = checked_profile(handle.read_region((0, 0), 0, (0, 0)).info.get("icc_profile"))
+        ome = ome_facts("" if facts is None else facts.description)
+        own = both(*(positive_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"))
+        tags = None if facts is None else facts.tag_mpp
+        if vendor == _GENERIC:  # OpenSlide has it from the tags
+            own, tags = ome.mpp, own if tags is None else tags
+        resolution = resolve(stated_mpp, own, tags)
+        magnification = positive_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)) or ome.magnification
+        bounds = [properties.get(f"openslide.bounds-{key}") for key in ("x", "y", "width", "height")]
+        return SlideInfo(
+            name=self._name,
+            reader="openslide",
+            vendor=vendor,
+            levels=levels,
+            mpp=resolution.mpp,
+            mpp_source=resolution.source,
+            magnification=magnification,
+            bounds=checked_bounds(bounds, levels[0].size),
+            background=colour_from_hex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),
+            icc_profile=profile,
+            quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1) or hash_of_file(self._file),
+            problems=(*resolution.problems, *profile_remarks, *remarks(levels, magnification, facts)),
+        )
+
+    def _read_into(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
+        for block, part in self._blocks(level, region):
+            image = self._read_block(level, block)
+            rows, columns = part.slices_in(block)
+            out[part.slices_in(region)] = composited(image, fill)[rows, columns]
+
+    def _blocks(self, level: int, region: Region) -> Iterator[tuple[Region, Region]]:
+        """Pieces to ask for, in px of the level, and what of each belongs to ``region``.
+
+        OpenSlide takes level-0 coordinates and divides by the level's downsample. Where that is a whole number, any
+        px can be asked for exactly. Where it is not, the result is shifted by up to half a level-0 px and
+        interpolated; the shift has to be a function of the place, not of the region, so blocks start on a fixed
+        lattice there.
+        """
+        step = _BLOCK_PX if self._downsamples[level].is_integer() else _LATTICE_PX
+        free = step == _BLOCK_PX
+        first_y, first_x = (region.y, region.x) if free else (floor_to(region.y, step), floor_to(region.x, step))
+        for y in range(first_y, region.bottom, step):
+            for x in range(first_x, region.right, step):
+                # The cell, up to where it is needed; never from where it is needed.
+                block = Region(x, y, min(step, region.right - x), min(step, region.bottom - y))
+                yield block, block.intersection(region)
+
+    def _read_block(self, level: int, block: Region) -> Image.Image:
+        downsample = self._downsamples[level]
+        location = (round(block.x * downsample), round(block.y * downsample))
+        size = (block.width, block.height)
+        handle = self._handle
+        if handle is None:
+            raise ValueError(f"{self._name} is closed")
+        try:
+            return handle.read_region(location, level, size)
+        except openslide.OpenSlideError:
+            pass
+        # A handle stays in error once it failed, for all threads: this failure may be another place's. A handle of
+        # our own decides, and a fresh one goes into use. The old one is closed when its last user lets go of it.
+        try:
+            fresh = self._open()
+            image = fresh.read_region(location, level, size)
+        except openslide.OpenSlideError as error:
+            self._replace(handle, self._open())
+            reason = str(error).replace(str(self._file), self._name)
+            raise damaged(self._name, block, downsample, reason) from error
+        self._replace(handle, fresh)
+        return image
+
+    def _replace(self, old: openslide.OpenSlide, new: openslide.OpenSlide) -> None:
+        with self._lock:
+            if self._handle is old and not self._closed:
+                new.set_cache(self._cache)
+                self._handle = new
+
+    def _exact(self, level: int, region: Region) -> RGBImage | None:
+        downsample = self._downsamples[level]
+        for start in (region.x, region.y):
+            if abs(round(start * downsample) / downsample - start) > _EXACT_PX:
+                return None
+        # Not through the lattice: asked for from the region's own corner, which is exact.
+        return composited(self._read_block(level, region), (255, 255, 255))
+
+    def _release(self) -> None:
+        # Not closed: another thread may be inside it. It closes itself when its last user lets go of it.
+        with self._lock:
+            self._handle = None
+
+
+def _tile_size(handle: openslide.OpenSlide) -> Size:
+    width, height = (positive_number(handle.properties.get(f"openslide.level[0].tile-{side}")) for side in _SIDES)
+    return Size(int(width), int(height)) if width and height else Size(256, 256)
+
+
+def _tables(info: SlideInfo, facts: TiffFacts | None) -> Mapping[int, TileTable]:
+    """Level → tiles, for the levels that are plain pages of a TIFF, and where what is missing has no pixels."""
+    if facts is None or info.vendor not in _TILED_VENDORS:
+        return {}
+    tables = {}
+    for level, description in enumerate(info.levels):
+        table = table_of_size(facts.tables, description.size)
+        if table is not None:
+            tables[level] = table
+        # From what an Aperio file lacks at this level, OpenSlide does not paint lower ones from their own tiles.
+        if info.vendor != _GENERIC and (table is None or table.missing):
+            break
+    return tables

@@ -1,0 +1,154 @@
+"""How large a slide's pixels are, and whether to believe it.
+
+A wrong resolution is worse than none: the generator sees nuclei of the wrong size, and the result lies in the wrong
+place over its source. So a figure is taken only where a scanner can have meant it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import OptionError
+
+MPP_RANGE = (0.02, 50.0)
+"""What a slide's own metadata may say, µm/px.
+
+Below 0.02 a pixel is a tenth of what light microscopy resolves with the best objective (about 0.2 µm). Above 50 no
+cell is visible; the largest that occurs in whole-slide files are their overview images, such as DICOM levels of
+29 µm/px.
+"""
+
+TAG_MPP_RANGE = (0.02, 20.0)
+"""The same for TIFF resolution tags, which any program writes: 72 to 1200 dpi (353 to 21 µm/px) are the resolutions of
+screens, printers and flatbed scanners, filled in for want of a better figure."""
+
+_SQUARE_TOLERANCE = 0.01
+"""Pixels whose sides differ by less count as square; DICOM slides of 28.969 × 28.968 µm exist."""
+
+_STATE_IT = "state it with --mpp (µm per pixel, about 0.25 at 40x and 0.5 at 20x)"
+
+_OME_UNIT_UM = {"": 1.0, "µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+Mpp = tuple[float, float]
+"""µm per pixel along (x, y)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The decision.
+
+    mpp:       µm per level-0 px along (x, y), or None
+    source:    "stated", "slide", "tiff tags" or ""
+    problems:  one sentence each, for people
+    """
+
+    mpp: Mpp | None
+    source: str
+    problems: tuple[str, ...] = ()
+
+
+def checked_mpp(mpp: float | Sequence[float] | None) -> Mpp | None:
+    """A resolution that a caller states, as µm/px along (x, y).
+
+    Raises
+    ------
+    OptionError
+        If it is not one or two numbers within `MPP_RANGE`.
+    """
+    if mpp is None:
+        return None
+    pair: tuple[float, ...]
+    try:
+        pair = (float(mpp),) * 2 if isinstance(mpp, (int, float)) else tuple(float(value) for value in mpp)
+    except (TypeError, ValueError):
+        pair = ()
+    low, high = MPP_RANGE
+    # Not "value < low or …": a NaN has to fail too.
+    if len(pair) != 2 or not all(low <= value <= high for value in pair):
+        raise OptionError(f"--mpp {mpp}: the slide's resolution must be between {low:g} and {high:g} µm per pixel")
+    return pair[0], pair[1]
+
+
+def resolve(stated: Mpp | None, own: Mpp | None, tags: Mpp | None) -> Resolution:
+    """Choose among what the caller states, what the slide's own metadata say, and what its TIFF tags say."""
+    found = _believable(own, tags)
+    if stated is None:
+        remarks = () if found.mpp is None else _not_square(found.mpp)
+        return Resolution(found.mpp, found.source, (*found.problems, *remarks))
+    problems = list(_not_square(stated))
+    if found.mpp is not None and max(abs(math.log(a / b)) for a, b in zip(stated, found.mpp, strict=True)) > 0.05:
+        problems.append(f"The stated resolution of {_text(stated)} replaces {_text(found.mpp)}, which the file says.")
+    return Resolution(stated, "stated", tuple(problems))
+
+
+def _believable(own: Mpp | None, tags: Mpp | None) -> Resolution:
+    if own is not None:
+        if all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in own):
+            return Resolution(own, "slide")
+        return Resolution(None, "", (f"The slide says {_text(own)}, which no scanner means; {_STATE_IT}.",))
+    if tags is not None:
+        if all(TAG_MPP_RANGE[0] <= value <= TAG_MPP_RANGE[1] for value in tags):
+            return Resolution(tags, "tiff tags")
+        dpi = " × ".join(f"{25_400 / value:.4g}" for value in dict.fromkeys(tags))
+        return Resolution(
+            None, "", (f"The TIFF tags say {_text(tags)} ({dpi} dpi), which no scanner means; {_STATE_IT}.",)
+        )
+    return Resolution(None, "", (f"The slide does not say its resolution; {_STATE_IT}.",))
+
+
+def _not_square(mpp: Mpp) -> tuple[str, ...]:
+    if abs(mpp[0] / mpp[1] - 1.0) <= _SQUARE_TOLERANCE:
+        return ()
+    return (f"Its pixels are not square: {mpp[0]:.4g} × {mpp[1]:.4g} µm.",)
+
+
+def _text(mpp: Mpp) -> str:
+    return f"{mpp[0]:.4g} µm/px" if f"{mpp[0]:.4g}" == f"{mpp[1]:.4g}" else f"{mpp[0]:.4g} × {mpp[1]:.4g} µm/px"
+
+
+@dataclass(frozen=True, slots=True)
+class OmeFacts:
+    """What an OME-XML description says of its first image; None where it is silent."""
+
+    mpp: Mpp | None
+    magnification: float | None
+
+
+def ome_facts(description: str) -> OmeFacts:
+    """Resolution and nominal magnification from OME-XML; both None for any other text.
+
+    The attributes are searched for, not parsed as XML: a description is untrusted text of any length.
+    """
+    if "<OME" not in description[:2000]:
+        return OmeFacts(None, None)
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description)
+    objective = re.search(r"<(?:\w+:)?Objective\b[^>]*>", description)
+    sides = [_ome_length(pixels.group(), f"PhysicalSize{axis}") for axis in "XY"] if pixels else [None, None]
+    return OmeFacts(
+        mpp=None if sides[0] is None or sides[1] is None else (sides[0], sides[1]),
+        magnification=positive_number(_attribute(objective.group(), "NominalMagnification")) if objective else None,
+    )
+
+
+def _ome_length(element: str, name: str) -> float | None:
+    value = positive_number(_attribute(element, name))
+    unit = _OME_UNIT_UM.get(_attribute(element, f"{name}Unit") or "")
+    return None if value is None or unit is None else value * unit
+
+
+def _attribute(element: str, name: str) -> str | None:
+    match = re.search(rf"""\b{name}\s*=\s*["']([^"'<>]*)["']""", element)
+    return match.group(1) if match else None
+
+
+def positive_number(value: Any) -> float | None:
+    """The number in a metadata value (text, number, None); None where there is none, or none finite and above 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None

@@ -1,0 +1,128 @@
+"""Tissue masks of open slides."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+
+from ..arrays import RGB, WHITE, BoolImage, RGBImage
+from ..errors import MissingResolutionError
+from ..slide import Slide, SlideInfo, WorkingGrid, overview_grid, read_overview
+from .detect import find_tissue
+from .glass import find_glass
+from .mask import TissueMask
+from .staining import staining_warning
+
+logger = logging.getLogger(__name__)
+
+DETECTION_MPP = 8.0
+"""µm per px at which tissue is looked for: 32 px of a 40x scan."""
+
+LARGEST_OVERVIEW_PX = 16_000_000
+"""Larger slides are looked at more coarsely; bounds the memory of detection to some 300 MB."""
+
+LEAST_OVERVIEW_SIDE_PX = 512
+"""Small slides (a region cut out for a test) are looked at more finely, as far as level 0 allows."""
+
+GLANCE_PX = 1_000_000
+"""Size of the overview from which the colour of glass is measured where no tissue is looked for."""
+
+
+def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
+    """Find the tissue of a slide, on an overview.
+
+    Parameters
+    ----------
+    slide
+        An open slide; its scanned area (bounds) is searched, and what it does not hold counts as glass.
+    mpp
+        µm per px of the mask; coarser on slides of which it would have more than 16 million px, finer on those of
+        which it would be less than 512 px wide or high.
+
+    Returns
+    -------
+    TissueMask
+        Empty where there is no tissue. The warnings say if the slide does not look like H&E.
+
+    Raises
+    ------
+    MissingResolutionError
+        If the slide's resolution is unknown: what counts as a speck is defined in µm.
+    UnreadableSlideError
+        If the file is damaged.
+    """
+    info = slide.info
+    if info.mpp is None:
+        raise MissingResolutionError(
+            f"{info.name}: tissue cannot be found without the slide's resolution; give it with --mpp (µm per pixel, "
+            "about 0.25 at 40x and 0.5 at 20x)"
+        )
+    grid = mask_grid(info, mpp)
+    overview = _look(slide, grid)
+    tissue, glass, warnings = find_tissue(overview, math.sqrt(grid.mpp[0] * grid.mpp[1]))
+    logger.info("%s: %.1f %% is tissue, glass is %s (overview %s)", info.name, 100 * tissue.mean(), glass, grid.size)
+    return TissueMask(
+        pixels=tissue,
+        origin=grid.level0_origin,
+        pixel_size=grid.downsample,
+        glass=glass,
+        warnings=(*warnings, *_doubts(overview, tissue, glass)),
+        bounds_origin=(info.bounds.x, info.bounds.y),
+    )
+
+
+def whole_slide(slide: Slide) -> TissueMask:
+    """A mask of one px in which all of the scanned area is tissue; the glass colour is measured all the same.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If the file is damaged.
+    """
+    bounds = slide.info.bounds
+    glass, warnings = measure_glass(slide)
+    return TissueMask(
+        pixels=np.ones((1, 1), np.bool_),
+        origin=(bounds.x, bounds.y),
+        pixel_size=(bounds.width, bounds.height),
+        glass=glass,
+        warnings=warnings,
+        bounds_origin=(bounds.x, bounds.y),
+    )
+
+
+def measure_glass(slide: Slide) -> tuple[RGB, tuple[str, ...]]:
+    """The slide's glass colour, and what is doubtful about the slide; for masks that come from elsewhere.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If the file is damaged.
+    """
+    overview = _look(slide, overview_grid(slide.info, _coarse_enough(slide.info, 1.0, GLANCE_PX)))
+    glass = find_glass(overview).colour
+    return glass, _doubts(overview, np.ones(overview.shape[:2], np.bool_), glass)
+
+
+def mask_grid(info: SlideInfo, mpp: float = DETECTION_MPP) -> WorkingGrid:
+    """The grid of a slide's mask: of `detect_tissue`, and for outlines. As fine as memory allows without resolution."""
+    side_px = min(info.bounds.width, info.bounds.height)
+    downsample = min(mpp / min(info.mpp), side_px / LEAST_OVERVIEW_SIDE_PX) if info.mpp else 1.0
+    return overview_grid(info, _coarse_enough(info, downsample, LARGEST_OVERVIEW_PX))
+
+
+def _look(slide: Slide, grid: WorkingGrid) -> RGBImage:
+    # White is taken for area that was never scanned; another background colour could pass for ink.
+    return read_overview(slide, grid, WHITE)
+
+
+def _coarse_enough(info: SlideInfo, downsample: float, largest_px: int) -> float:
+    """The downsample of an overview of at most about ``largest_px``; at least 1."""
+    return max(1.0, downsample, math.sqrt(info.bounds.area_px / largest_px))
+
+
+def _doubts(overview: RGBImage, tissue: BoolImage, glass: RGB) -> tuple[str, ...]:
+    warning = staining_warning(overview, tissue, glass)
+    return () if warning is None else (warning,)
