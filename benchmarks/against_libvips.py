@@ -26,7 +26,9 @@ def measure(context: Context) -> list[Row]:
     details: dict[str, list[dict[str, object]]] = {"wsi2ihc": [], "libvips": []}
 
     def run(who: str, output: Path) -> float:
-        answer = child("benchmarks.against_libvips", who, str(slide), str(output), environment={"VIPS_CONCURRENCY": CORES})
+        answer = child(
+            "benchmarks.against_libvips", who, str(slide), str(output), environment={"VIPS_CONCURRENCY": CORES}
+        )
         details[who].append(answer)
         return float(answer["seconds"])
 

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.harness import Context, Row
 from benchmarks.networks import checkpoint, tissue
 from wsi2ihc.arrays import RGBBatch, RGBImage
-from wsi2ihc.generator.model import Generator
+from wsi2ihc.generator.model import Generator, make_translator
 from wsi2ihc.generator.protocol import Translator
 from wsi2ihc.generator.registry import load_generator
 from wsi2ihc.geometry import Region, Size, ceil_to
@@ -46,7 +46,7 @@ def measure(context: Context) -> list[Row]:
     side = 700 if context.quick else 1400
     picture = tissue(context)[400 : 400 + side, 300 : 300 + side + 52]
     generator = load_generator(checkpoint(context))
-    exact = generator.make_translator(device="cpu", precision="fp32", exact=True)
+    exact = make_translator(generator, "cpu", "fp32", exact=True)
     whole = _whole(picture, exact)
     rows = [_tiled_against_whole(picture, whole, exact), _too_small_a_halo(picture, whole, generator)]
     rows += _seams(context, exact)
@@ -122,7 +122,7 @@ class ShortHalo:
 
 
 def _too_small_a_halo(picture: RGBImage, whole: RGBImage, generator: Generator) -> Row:
-    short = ShortHalo(generator.make_translator(device="cpu", precision="fp32", exact=True))
+    short = ShortHalo(make_translator(generator, "cpu", "fp32", exact=True))
     difference = _difference(_translated(picture, short, _plan(picture, _layout(short), Size(256, 256))), whole)
     return Row("control: the same with a halo of 16 px", "must show", f"{difference} grey levels", difference > 2)
 
@@ -132,13 +132,17 @@ def _seams(context: Context, exact: Translator) -> list[Row]:
     if context.quick:
         pixels = pixels[:1100, :1100]
     generator = load_generator(checkpoint(context, norm="instance"))
-    per_tile = generator.make_translator(device="cpu", precision="fp32", exact=False)
+    per_tile = make_translator(generator, "cpu", "fp32", exact=False)
     figures = {name: _figures(pixels, translator) for name, translator in (("exact", exact), ("per tile", per_tile))}
     clean, control = figures["exact"], figures["per tile"]
     return [
         Row("seam statistic, exact tiling (z)", "|z| ≤ 3", _told(clean), clean.z is not None and abs(clean.z) <= 3),
-        Row("control: InstanceNorm per tile, no overlap (z)", "far above 3", _told(control),
-            control.z is not None and control.z > 10),  # fmt: skip
+        Row(
+            "control: InstanceNorm per tile, no overlap (z)",
+            "far above 3",
+            _told(control),
+            control.z is not None and control.z > 10,
+        ),  # fmt: skip
     ]
 
 

@@ -18,7 +18,10 @@ GIB = 1024**3
 
 def measure(context: Context) -> list[Row]:
     rows = []
-    for model, bar, side in (("identity", 1.5, SIDE_PX), ("resnet", 6.0, SIDE_PX if not context.quick else SIDE_PX // 5)):
+    for model, bar, side in (
+        ("identity", 1.5, SIDE_PX),
+        ("resnet", 6.0, SIDE_PX if not context.quick else SIDE_PX // 5),
+    ):
         peaks = {}
         for height in (side // 2, side):
             slide = sparse_slide(context, side, height)

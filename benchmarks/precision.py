@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from benchmarks.harness import Context, Row
 from benchmarks.networks import random_resnet, tissue
@@ -17,7 +18,7 @@ def measure(context: Context) -> list[Row]:
         module = random_resnet(context, seed=seed)
         answers = {}
         for precision in ("fp32", "bf16"):
-            translator = TorchTranslator(module, "cpu", precision, exact=True)  # type: ignore[arg-type]
+            translator = TorchTranslator(module, torch.device("cpu"), precision, is_exact=True)  # type: ignore[arg-type]
             side = ceil_to(picture.shape[0] - 127, translator.multiple_px)
             answers[precision] = translator(picture[np.newaxis, :side, :side])[0].astype(np.int16)
         difference = np.abs(answers["bf16"] - answers["fp32"])

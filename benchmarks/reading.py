@@ -26,11 +26,12 @@ import numpy as np
 import tifffile
 
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.slide.jpeg_tiles import DirectTiles, _decoder
+from wsi2ihc.slide.jpeg_tiles import DirectTiles
 from wsi2ihc.slide.openslide_reader import OpenSlideReader
 from wsi2ihc.slide.tiff_facts import TileTable, read_tiff_facts
 from wsi2ihc.slide.tiffslide_reader import TiffSlideReader
 from wsi2ihc.slide.tile_cache import cache_bytes
+from wsi2ihc.slide.tile_codecs import tile_decoder
 
 Read = Callable[[Region], Any]
 
@@ -76,7 +77,7 @@ def windows(size: Size, window: Size, halo_px: int, limit_px: float) -> list[Reg
 
 def decode_only(path: Path, table: TileTable, tiles: int) -> Callable[[], int]:
     """Read and decode so many tiles, in one thread, and do nothing else; gives px."""
-    decode = _decoder(table)
+    decode = tile_decoder(table)
     assert decode is not None
     out = np.empty((table.tile.height, table.tile.width, 3), np.uint8)
     places = list(zip(table.offsets.ravel().tolist(), table.byte_counts.ravel().tolist(), strict=True))[:tiles]
@@ -141,7 +142,9 @@ def measure(path: Path, window: Size, halo_px: int, mpx: float, rounds: int) -> 
                 results.setdefault(f"{name}, {threads}", []).append(timed(read, regions, window.area_px, threads))
                 reader.close()
             for name, slide in (("openslide", plain), ("tiffslide", tiffslide)):
-                rate = timed(lambda region, slide=slide: slide.read_level(0, region), regions[:slow], window.area_px, threads)
+                rate = timed(
+                    lambda region, slide=slide: slide.read_level(0, region), regions[:slow], window.area_px, threads
+                )
                 results.setdefault(f"{name}, {threads}", []).append(rate)
     plain.close()
     tiffslide.close()

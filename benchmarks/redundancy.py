@@ -15,7 +15,7 @@ RESNET = Layout(halo_px=84, lattice_px=4, multiple_px=16, max_window_px=2_600_00
 
 
 def measure(context: Context) -> list[Row]:
-    from wsi2ihc.translation.setup import set_scene
+    from wsi2ihc.translation.scene import set_scene
 
     from wsi2ihc.slide import open_slide
     from wsi2ihc.translation.options import TranslateOptions
@@ -38,9 +38,13 @@ def blobs(side_px: int, share: float, mask_px: int = 16) -> TissueGrid:
     side = side_px // mask_px // 16 * 16
     noise = rng.normal(size=(side // 16, side // 16))
     smooth = ndimage.zoom(ndimage.gaussian_filter(noise, 12), 16, order=1)[:side, :side]
-    ragged = smooth / smooth.std() + 0.15 * ndimage.zoom(rng.normal(size=(side // 8, side // 8)), 8, order=1)[:side, :side]
+    ragged = (
+        smooth / smooth.std() + 0.15 * ndimage.zoom(rng.normal(size=(side // 8, side // 8)), 8, order=1)[:side, :side]
+    )
     # Real masks are closed and have a margin.
-    pixels = ndimage.binary_dilation(ndimage.binary_opening(ragged > np.quantile(ragged, 1 - share), iterations=3), iterations=6)
+    pixels = ndimage.binary_dilation(
+        ndimage.binary_opening(ragged > np.quantile(ragged, 1 - share), iterations=3), iterations=6
+    )
     return TissueGrid(pixels, (0.0, 0.0), (side_px / pixels.shape[1], side_px / pixels.shape[0]))
 
 

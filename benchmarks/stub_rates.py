@@ -44,8 +44,13 @@ def measure(context: Context) -> list[Row]:
             f"{answer['cpu_s']:.1f} s of CPU in reading, Python and writing)"
         )
         rows.append(
-            Row(f"share of a generator's {rate} Mpx/s sustained", "≥ 0.95" if rate == 30 else "reported", measured,
-                share >= 0.95 if rate == 30 else None, answer)  # fmt: skip
+            Row(
+                f"share of a generator's {rate} Mpx/s sustained",
+                "≥ 0.95" if rate == 30 else "reported",
+                measured,
+                share >= 0.95 if rate == 30 else None,
+                answer,
+            )  # fmt: skip
         )
     return rows
 

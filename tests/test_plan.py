@@ -34,7 +34,9 @@ extents = st.builds(Region, st.integers(0, 100), st.integers(0, 100), st.integer
 
 
 @settings(deadline=None)
-@given(extents, layouts, st.integers(0, 2**32 - 1), st.sampled_from([None, Size(64, 128), Size(100, 36), Size(256, 256)]))
+@given(
+    extents, layouts, st.integers(0, 2**32 - 1), st.sampled_from([None, Size(64, 128), Size(100, 36), Size(256, 256)])
+)
 def test_every_window_obeys_the_layout_and_all_tissue_is_kept_once(
     extent: Region, layout: Layout, seed: int, cell: Size | None
 ) -> None:

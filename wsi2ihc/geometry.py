@@ -52,6 +52,11 @@ class Region:
         return self.y + self.height
 
     @property
+    def size(self) -> Size:
+        """Width and height; only of regions that are not empty."""
+        return Size(self.width, self.height)
+
+    @property
     def area_px(self) -> int:
         return self.width * self.height
 

@@ -15,8 +15,7 @@ from make_slides import halves, texture, write_slide
 
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.slide import open_slide
-from wsi2ihc.slide import jpeg_tiles as jpeg_tiles_module
+from wsi2ihc.slide import open_slide, tile_codecs
 from wsi2ihc.slide.jpeg_tiles import DirectTiles, prove
 from wsi2ihc.slide.openslide_reader import OpenSlideReader
 from wsi2ihc.slide.tiff_facts import TileTable, read_tiff_facts
@@ -161,8 +160,8 @@ class TestProof:
         direct.close()
 
     def test_wrong_colour_space_is_found_out(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(jpeg_tiles_module, "_YCBCR", 99)
-        monkeypatch.setattr(jpeg_tiles_module, "_RGB", 6)  # decodes YCbCr as if it were RGB
+        monkeypatch.setattr(tile_codecs, "_YCBCR", 99)
+        monkeypatch.setattr(tile_codecs, "_RGB", 6)  # decodes YCbCr as if it were RGB
         for slide in (open_slide(path), TiffSlideReader(path, None)):
             with slide:
                 assert slide.direct_levels == frozenset()

@@ -102,6 +102,9 @@ class ArraySlide:
             result[held.slices_in(region)] = pixels[held.y : held.bottom, held.x : held.right]
         return result
 
+    def is_blank(self, level: int, region: Region) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

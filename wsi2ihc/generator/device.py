@@ -88,6 +88,7 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
     """
     if wanted == "auto":
         return _best_precision(device)
+    precision: Precision
     for precision in get_args(Precision):
         if wanted == precision:
             if precision == "fp16" and device.type == "cpu":
@@ -118,3 +119,11 @@ def cpu_has_fast_bf16() -> bool:
     except OSError:
         return False
     return any(name in flags for name in _FAST_BF16)
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that is free now; None where that is not known (CPUs, Apple GPUs)."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)

@@ -42,7 +42,7 @@ def import_checkpoint(
     mpp:
         µm per px of the images that the generator was trained on
     stain:
-        what it makes, as in "HER2"
+        what it makes, as in "HER2"; "IHC" where that is left empty
     licence:
         of the weights, where known
 
@@ -72,7 +72,7 @@ def import_checkpoint(
         norm=norm,
         dropout=_dropout(state, architecture),
         mpp=mpp,
-        stain=stain,
+        stain=stain or "IHC",
         licence=licence or "",
         training={"imported_from": source.name, "imported_sha256": file_sha256(source)},
     )

@@ -82,9 +82,7 @@ class LoweredResnet(nn.Module):
         If the network is not local: then there is no such form of it.
     """
 
-    def __init__(
-        self, module: ResnetGenerator, dtype: torch.dtype = torch.float32, *, by_strips: bool = True
-    ) -> None:
+    def __init__(self, module: ResnetGenerator, dtype: torch.dtype = torch.float32, *, by_strips: bool = True) -> None:
         super().__init__()
         reasons = dependency(module).reasons
         if reasons:
@@ -100,7 +98,7 @@ class LoweredResnet(nn.Module):
         self.ups = nn.ModuleList([_doubling(layers[end], layers[end + 1]), _doubling(layers[end + 3], layers[end + 4])])
         self.head = _fold(layers[end + 7], None)
         self.channels = 4 * self.stem.out_channels
-        self.taps = int(self.ups[0].kernel_size[0])  # type: ignore[index, arg-type]
+        self.taps = int(self.ups[0].kernel_size[0])  # type: ignore[index]
         self.margins = _margins(len(blocks), self.taps)
         self.to(dtype=dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
@@ -124,7 +122,7 @@ class LoweredResnet(nn.Module):
         seen = windows[:, before : height - after, before : width - after]
         cores = windows.new_empty((len(windows), height - 2 * self.halo_px, width - 2 * self.halo_px, 3))
         if self.by_strips:
-            for one, core in zip(seen.split(1), cores.split(1), strict=True):
+            for one, core in zip(torch.split(seen, 1), torch.split(cores, 1), strict=True):
                 self._translate_by_strips(one, core)
             return cores
         cut, (rows, columns) = self.margins.cut, cores.shape[1:3]
@@ -132,7 +130,7 @@ class LoweredResnet(nn.Module):
         return to_pixels(values[:, :, cut : cut + rows, cut : cut + columns])
 
     def _front(self, pixels: Tensor) -> Tensor:
-        """4·n + 9 rows (and columns) of pixels to n at a quarter of the resolution."""
+        """From 4·n + 9 rows (and columns) of pixels to n at a quarter of the resolution."""
         if self.stem.in_channels == 6:
             pixels = torch.cat([pixels, pixels], 3)
         x: Tensor = self.stem(to_centred(pixels, self.dtype)).relu_()

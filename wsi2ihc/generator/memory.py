@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 
-class _Peak(TorchDispatchMode):
+class _Peak(TorchFunctionMode):
     """Counts the bytes of all tensors made while it is active, and keeps the most that were alive at once."""
 
     def __init__(self) -> None:
@@ -20,10 +20,10 @@ class _Peak(TorchDispatchMode):
         self.peak_bytes = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __torch_dispatch__(
-        self, operator: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    def __torch_function__(
+        self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        answer = operator(*args, **(kwargs or {}))
+        answer = function(*args, **(kwargs or {}))
         for made in answer if isinstance(answer, list | tuple) else (answer,):
             if isinstance(made, Tensor):
                 self._count(made.untyped_storage())
@@ -48,6 +48,7 @@ def peak_bytes(module: nn.Module, shape: tuple[int, ...]) -> int:
     """
     ghost = copy.deepcopy(module).to("meta")
     pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
-    with torch.no_grad(), _Peak() as peak:
+    peak = _Peak()
+    with torch.no_grad(), peak:
         ghost(pixels)
     return peak.peak_bytes

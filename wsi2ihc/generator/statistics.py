@@ -9,13 +9,16 @@ and Johnson 2021, arXiv 2105.07576, section 3), and useful as the last step of t
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arrays import RGBBatch
 from ..errors import ModelError
+from .pixels import to_network
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,13 @@ def estimate_statistics(module: nn.Module, batches: Sequence[Tensor]) -> Estimat
     moved = _mean_answer(frozen, batches, device) - before
     red, green, blue = (float(value) * 127.5 for value in moved)
     return EstimatedStatistics(frozen, (red, green, blue))
+
+
+def statistics_of_pixels(module: nn.Module, sample: Iterable[RGBBatch], device: torch.device) -> EstimatedStatistics:
+    """`estimate_statistics` over batches of images (N, H, W, 3) uint8, on ``device``; the answer is on the CPU."""
+    batches = [to_network(torch.from_numpy(np.require(batch, requirements=["C", "W"]))) for batch in sample]
+    estimated = estimate_statistics(copy.deepcopy(module).to(device), batches)
+    return EstimatedStatistics(estimated.module.cpu(), estimated.moved_levels)
 
 
 def _mean_answer(module: nn.Module, batches: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..arrays import RGBBatch
 from ..errors import DeviceMemoryError, ModelError
 from ..geometry import ceil_to
-from .device import DTYPES, Precision
+from .device import DTYPES, Precision, one_device
 from .lowering import LoweredResnet, can_lower
 from .memory import peak_bytes
 from .networks import ResnetGenerator
@@ -40,7 +40,8 @@ class WholeWindow(nn.Module):
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, halo_px: int) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).eval().to(dtype=dtype, memory_format=torch.channels_last)
+        self.module = copy.deepcopy(module).eval()
+        self.module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
         self.halo_px = halo_px
 
@@ -55,7 +56,7 @@ class WholeWindow(nn.Module):
 class TorchTranslator:
     """A `Translator` over a torch network: see `protocol.Translator`.
 
-    With ``is_exact`` the network must be local. Then each output pixel is the same in whatever window it lies: to the
+    With ``exact`` the network must be local. Then each output pixel is the same in whatever window it lies: to the
     bit in fp32 on a CPU; within a grey level now and then where kernels differ between sizes (GPUs, half precision).
     Otherwise windows are translated as images of their own, to be blended.
 
@@ -69,7 +70,7 @@ class TorchTranslator:
         takes and gives (N, 3, H, W) in [-1, 1]; copied, not changed
     device, precision:
         where and how to compute, as `device.parse_devices` and `device.choose_precision` settle them
-    is_exact:
+    exact:
         whether windows overlap by the network's reach only, and cores are kept as they are
 
     Raises
@@ -78,30 +79,30 @@ class TorchTranslator:
         If exactness is asked for and the network is not local, or if its reach is not known.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, precision: Precision, *, is_exact: bool) -> None:
+    def __init__(self, module: nn.Module, device: str | torch.device, precision: Precision, *, exact: bool) -> None:
         reach = dependency(module)
-        if is_exact and not reach.is_local:
+        if exact and not reach.is_local:
             raise ModelError(
                 f"the network cannot be translated exactly: {reach.reasons[0]}; blend overlapping windows instead, or "
                 "use statistics of the slide"
             )
-        self.device = device
+        self.device = one_device(device)
         self.precision = precision
-        self.is_exact = is_exact
+        self.is_exact = exact
         self.lattice_px = reach.lattice_px
         self.multiple_px = reach.lattice_px
         dtype = DTYPES[precision]
-        on_cpu = device.type == "cpu"
+        on_cpu = self.device.type == "cpu"
         self._smallest_px = 0
         self._network: LoweredResnet | WholeWindow
-        if is_exact and isinstance(module, ResnetGenerator) and can_lower(module):
+        if exact and isinstance(module, ResnetGenerator) and can_lower(module):
             self._network = LoweredResnet(module, dtype, by_strips=on_cpu)
             self._smallest_px = self._network.smallest_window_px if on_cpu else 0
         else:
-            halo_px = ceil_to(reach.radius_px, reach.lattice_px) if is_exact else 0
+            halo_px = ceil_to(reach.radius_px, reach.lattice_px) if exact else 0
             self._network = WholeWindow(module, dtype, halo_px)
         self.halo_px = self._network.halo_px
-        self._network = self._network.to(device)
+        self._network = self._network.to(self.device)
         self._batch_limit: int | None = 1 if on_cpu else None
 
     @functools.cached_property
@@ -137,9 +138,9 @@ class TorchTranslator:
                 batch = torch.from_numpy(np.require(windows, requirements=["C", "W"])).to(self.device)
                 answer: RGBBatch = self._network(batch).cpu().numpy()
         except RuntimeError as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError) or any(phrase in str(error) for phrase in _MEMORY_PHRASES):
-                return None
-            raise
+            if not _is_out_of_memory(error):
+                raise
+            return None
         return answer
 
     def _shrink(self, tried: int, height: int, width: int) -> None:
@@ -161,6 +162,10 @@ def _at_least(windows: RGBBatch, side_px: int) -> RGBBatch:
     if not any(more):
         return windows
     return np.pad(windows, ((0, 0), (0, more[0]), (0, more[1]), (0, 0)), mode="edge")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(phrase in str(error) for phrase in _MEMORY_PHRASES)
 
 
 def _kernels(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:

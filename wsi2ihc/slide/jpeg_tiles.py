@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 
 from ..arrays import RGB, RGBImage
@@ -28,25 +26,14 @@ from ..geometry import Region
 from .pixels import fill_with
 from .tiff_facts import TileTable
 from .tile_cache import TileCache
+from .tile_codecs import Decode, check_count, tile_decoder
 
 logger = logging.getLogger(__name__)
 
-Decode = Callable[[bytes, RGBImage], None]
-"""Decode one tile's bytes into an array of the tile's size; ValueError or a codec's error where damaged."""
-
-_JPEG = 7
-_JPEG_2000 = (33005, 34712)  # Aperio's RGB kind, and the registered one; Aperio's YCbCr kind (33003) is rare
-_RGB, _YCBCR = 2, 6
-
-_MAX_TILE_PX = 4096 * 4096
 _SHARED_BAND_PX = 168
 """Windows overlap their neighbours by two halos, of 84 px for ResNet-9; tiles this close to an edge are held."""
 
 _PROOF_TILES = 3
-
-_MARKERS = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_SCAN_THEN_END = [b"\xff\xda", b"\xff\xd9"]
-_END = b"\xff\xd9"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +65,7 @@ class DirectTiles:
         self._sources = {
             level: _Source(table, decode, downsample, caches[table.tile])
             for level, (table, downsample) in tables.items()
-            if (decode := _decoder(table)) is not None
+            if (decode := tile_decoder(table)) is not None
         }
         self._file = path.open("rb", buffering=0)
         self._local = threading.local()
@@ -87,6 +74,10 @@ class DirectTiles:
     def levels(self) -> frozenset[int]:
         """The levels that can be read."""
         return frozenset(self._sources)
+
+    def table(self, level: int) -> TileTable:
+        """Where the tiles of one of these levels lie."""
+        return self._sources[level].table
 
     def drop(self, level: int) -> None:
         """Read this level no more."""
@@ -109,8 +100,7 @@ class DirectTiles:
         source = self._sources[level]
         table, tile = source.table, source.table.tile
         rows, columns = table.tile_range(region)
-        passing_rows = _passing(region.y, region.bottom, tile.height, table.size.height)
-        passing_columns = _passing(region.x, region.right, tile.width, table.size.width)
+        passing_rows, passing_columns = _passing(table, region)
         span = slice(columns.start, columns.stop)
         for row in rows:
             top = row * tile.height - region.y
@@ -141,9 +131,7 @@ class DirectTiles:
         """Read and decode one tile."""
         table = source.table
         try:
-            # No tile is many times its decoded size; a count that says so is damage, not a reason to allocate.
-            if count > 4 * table.tile.area_px * 3 + 65536:
-                raise ValueError(f"it claims {count} bytes")
+            check_count(table, count)
             data = os.pread(self._file.fileno(), count, offset)
             if len(data) < count:
                 raise ValueError("the file ends before it")
@@ -182,7 +170,7 @@ def prove(direct: DirectTiles, level: int, library: Callable[[int, Region], RGBI
     Compares up to three tiles (first, middle and last of those that exist). ``library`` gives None for a region that
     it cannot read without interpolating; at least one tile has to be compared.
     """
-    table = direct._sources[level].table
+    table = direct.table(level)
     existing = np.argwhere(table.byte_counts > 0)
     proofs = 0
     picks = sorted({0, len(existing) // 2, len(existing) - 1}) if len(existing) else []
@@ -204,63 +192,27 @@ def prove(direct: DirectTiles, level: int, library: Callable[[int, Region], RGBI
     return proofs > 0
 
 
-def _passing(start: int, stop: int, tile_px: int, level_px: int) -> range:
-    """Along one axis, the tiles of a region that no neighbouring region will want: they are not held.
+def _passing(table: TileTable, region: Region) -> tuple[range, range]:
+    """Rows and columns of the tiles that no neighbouring region will want, so that they need not be held.
 
-    All of them but those within `_SHARED_BAND_PX` of an edge; an edge on a border between tiles shares none.
+    These are all but those within `_SHARED_BAND_PX` of an edge. Of a region whose edges all lie on borders between
+    tiles, or at the level's end, neighbours want none: windows with a halo hardly ever lie so.
     """
-    first = start if start % tile_px == 0 else start + _SHARED_BAND_PX
-    last = stop - _SHARED_BAND_PX
-    if stop % tile_px == 0 or stop == level_px:
-        last = stop + tile_px - 1
+    size, tile = table.size, table.tile
+    fits = (region.x % tile.width, region.y % tile.height) == (0, 0)
+    if fits and all(
+        stop % side == 0 or stop == end
+        for stop, side, end in ((region.right, tile.width, size.width), (region.bottom, tile.height, size.height))
+    ):
+        return table.tile_range(region)
+    return (
+        _inner(region.y, region.bottom, tile.height, size.height),
+        _inner(region.x, region.right, tile.width, size.width),
+    )
+
+
+def _inner(start: int, stop: int, tile_px: int, level_px: int) -> range:
+    """Along one axis, the tiles that lie wholly inside, and not near an edge beyond which the level goes on."""
+    first = start + (_SHARED_BAND_PX if start > 0 else 0)
+    last = stop - _SHARED_BAND_PX if stop < level_px else stop + tile_px - 1
     return range(-(-first // tile_px), last // tile_px)
-
-
-def _decoder(table: TileTable) -> Decode | None:
-    if not table.tiled or table.samples != 3 or table.tile.area_px > _MAX_TILE_PX or not hasattr(os, "pread"):
-        return None
-    if table.compression == _JPEG and table.photometric in (_RGB, _YCBCR):
-        return _jpeg_decoder(table)
-    if table.compression in _JPEG_2000 and table.photometric in (_RGB, _YCBCR):
-        return _jpeg_2000_decoder(table)
-    return None
-
-
-def _jpeg_decoder(table: TileTable) -> Decode:
-    tables = table.jpeg_tables
-    colour = "RGB" if table.photometric == _RGB else "YCBCR"  # Aperio stores RGB without saying so in the stream
-    jpeg8_decode = imagecodecs.jpeg8_decode
-
-    def decode(data: bytes, out: RGBImage) -> None:
-        # The codec paints the missing rest of a truncated stream grey and says nothing, so look for the stream's end.
-        # In a whole stream the last markers are start of scan and end of image (ITU-T T.81, annex B).
-        if _MARKERS.findall(data)[-2:] != _SCAN_THEN_END:
-            raise ValueError("its JPEG stream is incomplete")
-        # With ``out`` the codec refuses a stream of another size before it allocates anything for it.
-        jpeg8_decode(data, tables=tables, colorspace=colour, outcolorspace="RGB", out=out)
-
-    return decode
-
-
-def _jpeg_2000_decoder(table: TileTable) -> Decode:
-    shape = (table.tile.height, table.tile.width, 3)
-
-    def decode(data: bytes, out: RGBImage) -> None:
-        if _codestream_size(data) != (shape[1], shape[0]):
-            raise ValueError("its JPEG 2000 stream has another size than the tile")
-        if not data.rstrip(b"\0").endswith(_END):
-            raise ValueError("its JPEG 2000 stream is incomplete")
-        pixels = imagecodecs.jpeg2k_decode(data)
-        if pixels.shape != shape or pixels.dtype != np.uint8:
-            raise ValueError("its JPEG 2000 stream is not 8-bit RGB")
-        out[...] = pixels
-
-    return decode
-
-
-def _codestream_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height from a bare codestream's SIZ segment, which comes first (ITU-T T.800, A.5.1)."""
-    if len(data) < 24 or data[:4] != b"\xff\x4f\xff\x51":
-        return None
-    right, bottom, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
-    return right - left, bottom - top

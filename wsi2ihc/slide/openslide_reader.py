@@ -38,6 +38,9 @@ _TILED_VENDORS = frozenset({"aperio", _GENERIC, "philips-tiff", "huron"})
 _BLOCK_PX = 2048
 """Largest piece asked for at once: 16 MB as OpenSlide's four bytes a px."""
 
+_MAX_TILE_PX = 2**28
+"""Largest tile that OpenSlide may be asked to decode: 1 GiB. NDPI without restart markers has levels in one piece."""
+
 _LATTICE_PX = 512
 """Blocks of levels between whose pixels OpenSlide interpolates; see `OpenSlideReader._blocks`."""
 
@@ -77,10 +80,11 @@ class OpenSlideReader(SlideReader):
         self._lock = threading.Lock()
         self._handle: openslide.OpenSlide | None = self._open()
         try:
+            self._check_tiles(self._handle)
             self._downsamples = self._handle.level_downsamples
             self._info = self._describe(self._handle, facts, stated_mpp)
             self._tables = tables = _tables(self._info, facts)
-            self._cache = openslide.OpenSlideCache(cache_bytes(self._info.size, _tile_size(self._handle), 4))
+            self._cache = openslide.OpenSlideCache(cache_bytes(self._info.size, _tile_size(self._handle, 0), 4))
             self._handle.set_cache(self._cache)
             self._probe()
             if 0 in tables:
@@ -110,6 +114,16 @@ class OpenSlideReader(SlideReader):
             f"{self._name}: OpenSlide cannot read it ({reason}); copy it again from its source, "
             "or convert it to a tiled, pyramidal TIFF"
         )
+
+    def _check_tiles(self, handle: openslide.OpenSlide) -> None:
+        """Refuse absurd tiles: where OpenSlide cannot get the memory for one, it ends the whole process."""
+        for level in range(handle.level_count):
+            tile = _tile_size(handle, level)
+            if tile.area_px > _MAX_TILE_PX:
+                raise UnreadableSlideError(
+                    f"{self._name}: the header claims tiles of {tile} px, so the file is damaged, or stored in one "
+                    "piece; copy it again from its source, or convert it to a tiled, pyramidal TIFF"
+                )
 
     def _describe(
         self, handle: openslide.OpenSlide, facts: TiffFacts | None, stated_mpp: Mpp | None
@@ -208,8 +222,9 @@ class OpenSlideReader(SlideReader):
             self._handle = None
 
 
-def _tile_size(handle: openslide.OpenSlide) -> Size:
-    width, height = (positive_number(handle.properties.get(f"openslide.level[0].tile-{side}")) for side in _SIDES)
+def _tile_size(handle: openslide.OpenSlide, level: int) -> Size:
+    properties = handle.properties
+    width, height = (positive_number(properties.get(f"openslide.level[{level}].tile-{side}")) for side in _SIDES)
     return Size(int(width), int(height)) if width and height else Size(256, 256)
 
 
@@ -217,12 +232,12 @@ def _tables(info: SlideInfo, facts: TiffFacts | None) -> Mapping[int, TileTable]
     """Level → tiles, for the levels that are plain pages of a TIFF, and where what is missing has no pixels."""
     if facts is None or info.vendor not in _TILED_VENDORS:
         return {}
-    tables = {}
+    tables: dict[int, TileTable] = {}
+    missing = False
     for level, description in enumerate(info.levels):
         table = table_of_size(facts.tables, description.size)
-        if table is not None:
+        missing = missing or table is None or table.missing > 0
+        # Below a tile that an Aperio file lacks, OpenSlide paints lower levels from other tiles than their own.
+        if table is not None and (level == 0 or info.vendor == _GENERIC or not missing):
             tables[level] = table
-        # From what an Aperio file lacks at this level, OpenSlide does not paint lower ones from their own tiles.
-        if info.vendor != _GENERIC and (table is None or table.missing):
-            break
     return tables

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -22,13 +21,6 @@ _BLOCK_PX = 3072
 16,384 px up to which `STEPS_PER_PX` is exact."""
 
 _HAMMING, _BICUBIC = Image.Resampling.HAMMING, Image.Resampling.BICUBIC
-
-
-@runtime_checkable
-class _KnowsBlanks(Protocol):
-    """A slide that can tell, without reading, that a region of a level has no pixels."""
-
-    def is_blank(self, level: int, region: Region) -> bool: ...
 
 
 def read_region(slide: Slide, grid: WorkingGrid, region: Region, fill: RGB | None = None) -> RGBImage:
@@ -130,7 +122,7 @@ def _resample(slide: Slide, grid: WorkingGrid, block: Region, out: RGBImage, fil
     x, left, right = _extent(block.x, block.right, grid.step[0], grid.origin[0], support)
     y, top, bottom = _extent(block.y, block.bottom, grid.step[1], grid.origin[1], support)
     source = Region(x.start, y.start, len(x), len(y))
-    if isinstance(slide, _KnowsBlanks) and slide.is_blank(grid.level, source):
+    if slide.is_blank(grid.level, source):
         fill_with(out, fill)
         return
     image = Image.fromarray(slide.read_level(grid.level, source, fill))

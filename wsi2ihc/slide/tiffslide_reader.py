@@ -24,6 +24,7 @@ from .protocol import SlideInfo
 from .reader import SlideReader
 from .resolution import Mpp, ome_facts, positive_number, resolve
 from .tiff_facts import TiffFacts, TileTable, quiet_tifffile, tiff_facts, tile_table
+from .tile_codecs import check_count, claimed_size
 
 if TYPE_CHECKING:
     from tiffslide import TiffSlide
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 _BLOCK_PX = 2048
 _MAX_SEGMENT_BYTES = 2**28
 """Each read decodes whole segments; a strip or tile that is larger decoded would be held in full for any window."""
+
+_HEAD_BYTES = 4096
+"""Enough of a tile to find the size that its stream claims; tables and comments come before it."""
 
 _RGB, _YCBCR = 2, 6
 _CONVERTS_YCBCR = (6, 7)
@@ -180,6 +184,7 @@ class TiffSlideReader(SlideReader):
         location = (_location(block.x, downsample), _location(block.y, downsample))
         try:
             with self._lock, quiet_tifffile():
+                self._check_streams(slide, level, block)
                 found = np.asarray(slide.read_region(location, level, (block.width, block.height), as_array=True))
             if found.shape[:2] != (block.height, block.width) or found.dtype != np.uint8:
                 raise ValueError(f"{found.shape} {found.dtype} instead of {block.width}×{block.height} px, 8-bit")
@@ -192,6 +197,27 @@ class TiffSlideReader(SlideReader):
         mode = "RGBa" if self._premultiplied else "RGBA"
         image = Image.frombytes(mode, (block.width, block.height), np.ascontiguousarray(pixels).tobytes())
         return composited(image.convert("RGBA"), fill)
+
+    def _check_streams(self, slide: TiffSlide, level: int, block: Region) -> None:
+        """Raise ValueError for a tile that would decode into something else, and much larger, than a tile.
+
+        The library decodes whatever a stream claims to be: a few damaged bytes can ask for 12 GB.
+        """
+        table = self._tables.get(level)
+        if table is None:
+            return
+        rows, columns = table.tile_range(block)
+        file = slide.ts_tifffile.filehandle
+        for row in rows:
+            for column in columns:
+                count = int(table.byte_counts[row, column])
+                check_count(table, count)
+                if count == 0 or not table.tiled:
+                    continue
+                file.seek(int(table.offsets[row, column]))
+                size = claimed_size(table, file.read(min(count, _HEAD_BYTES)))
+                if size not in (None, table.tile):
+                    raise ValueError(f"a tile of {table.tile} px holds a stream of {size} px")
 
     def _fill_missing(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
         """Paint over what tiffslide shows as black because the file does not hold it."""

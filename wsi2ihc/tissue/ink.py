@@ -4,8 +4,8 @@ Colours are judged by the ratios of their optical densities, which do not change
 and eosin both absorb green most (Ruifrok and Johnston 2001: H 0.65, 0.70, 0.29; E 0.07, 0.99, 0.11). Green ink
 absorbs green least; blue ink absorbs red more than green, and far more than blue; red ink absorbs green and blue
 alike and red not at all; black ink absorbs all three. Measured at 4 to 30 µm/px (5th to 95th percentile): on H&E, red
-over green 0.1 to 0.8 and blue over green 0.1 to 0.7 (where dense, 0.1 to 0.8 and 0.15 to 0.78); on red pens 0.07 to 0.23
-and 0.66 to 1.1.
+over green 0.1 to 0.8 and blue over green 0.1 to 0.7 (where dense, 0.1 to 0.8 and 0.15 to 0.78); on red pens 0.07 to
+0.23 and 0.66 to 1.1.
 """
 
 from __future__ import annotations

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from itertools import pairwise
 
 import numpy as np
 
 from ..arrays import RGB, WHITE, BoolImage, RGBImage
 from ..errors import MissingResolutionError
+from ..geometry import Region
 from ..slide import Slide, SlideInfo, WorkingGrid, overview_grid, read_overview
 from .detect import find_tissue
 from .glass import find_glass
@@ -25,6 +27,9 @@ LARGEST_OVERVIEW_PX = 16_000_000
 
 LEAST_OVERVIEW_SIDE_PX = 512
 """Small slides (a region cut out for a test) are looked at more finely, as far as level 0 allows."""
+
+PIECE_PX = 512
+"""Side of the pieces, in level-0 px, that a slide of which parts were never scanned is looked at in."""
 
 GLANCE_PX = 1_000_000
 """Size of the overview from which the colour of glass is measured where no tissue is looked for."""
@@ -74,7 +79,8 @@ def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
 
 
 def whole_slide(slide: Slide) -> TissueMask:
-    """A mask of one px in which all of the scanned area is tissue; the glass colour is measured all the same.
+    """A mask in which all of the scanned area is tissue, but what the file holds no pixels of; the glass colour is
+    measured all the same.
 
     Raises
     ------
@@ -83,14 +89,30 @@ def whole_slide(slide: Slide) -> TissueMask:
     """
     bounds = slide.info.bounds
     glass, warnings = measure_glass(slide)
+    held = _held(slide)
     return TissueMask(
-        pixels=np.ones((1, 1), np.bool_),
+        pixels=held,
         origin=(bounds.x, bounds.y),
-        pixel_size=(bounds.width, bounds.height),
+        pixel_size=(bounds.width / held.shape[1], bounds.height / held.shape[0]),
         glass=glass,
         warnings=warnings,
         bounds_origin=(bounds.x, bounds.y),
     )
+
+
+def _held(slide: Slide) -> BoolImage:
+    """Which parts of the scanned area the file holds pixels of, in pieces of about `PIECE_PX`; (rows, columns)."""
+    bounds = slide.info.bounds
+    rows, columns = (max(1, round(side / PIECE_PX)) for side in (bounds.height, bounds.width))
+    ys = [bounds.y + bounds.height * row // rows for row in range(rows + 1)]
+    xs = [bounds.x + bounds.width * column // columns for column in range(columns + 1)]
+    held = np.array(
+        [
+            [not slide.is_blank(0, Region(left, top, right - left, bottom - top)) for left, right in pairwise(xs)]
+            for top, bottom in pairwise(ys)
+        ]
+    )
+    return np.ones((1, 1), np.bool_) if held.all() else held
 
 
 def measure_glass(slide: Slide) -> tuple[RGB, tuple[str, ...]]:

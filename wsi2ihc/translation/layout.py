@@ -117,5 +117,3 @@ def batch_size(options: TranslateOptions, plan: Plan, on_gpu: bool) -> int:
     if not on_gpu:
         return 1
     return max(1, BATCH_OF_SMALL_WINDOWS_PX * len(plan.windows) // max(plan.window_px, 1))
-
-

@@ -123,8 +123,8 @@ def _with_slide_statistics(
     frozen = with_slide_statistics(generator, sample)
     moved = ", ".join(f"{levels:+.0f}" for levels in frozen.moved_levels)
     return frozen.generator, (
-        "normalisation statistics were estimated on this slide, which can move the strength of its stain (here its mean "
-        f"colour by {moved} grey levels in red, green, blue): do not compare it with slides translated otherwise",
+        "normalisation statistics were estimated on this slide, which can move the strength of its stain (here its "
+        f"mean colour by {moved} grey levels in red, green, blue): do not compare it with slides translated otherwise",
     )
 
 

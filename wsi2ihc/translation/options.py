@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,8 @@ class TranslateOptions:
 
     def __post_init__(self) -> None:
         _one_of("--precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3}(,\d{1,3})*)?", self.device.strip().lower()) is None:
+            raise OptionError(f"--device {self.device!r} is not auto, cpu, cuda, cuda:0,1 or mps")
         _one_of("--statistics", self.statistics, ("trained", "slide"))
         _one_of("--blend", self.blend, ("auto", "exact", "overlap"))
         _one_of("--icc", self.icc, ("keep", "srgb"))

@@ -94,7 +94,7 @@ def prepare(
     machine = make_machine(generator, scene, options, translators)
     layout = choose_layout(machine, options)
     plan = make_plan(scene, layout, options, slide.info.name)
-    fill = answer_to_glass(machine.translators[0], layout, scene.mask.glass)
+    fill = answer_to_glass(machine.translators[0], layout, scene.shown_glass)
     seconds = {"tissue": found - started, "model": time.perf_counter() - found}
     workers = options.workers or default_workers()
     return Job(
@@ -132,13 +132,12 @@ def finished_tiles(
     answers = translate_windows(patches, job.machine.translators, job.batch_size, clock)
     cores = blend_overlaps(answers, job.plan) if job.layout.overlap_px else cut_cores(answers)
     cores = meter.watch(_counted(cores, job.plan, progress))
-    cores = feather_cores(cores, job.plan, job.fill)
+    if job.options.tissue != "none":
+        cores = feather_cores(cores, job.plan, job.fill)
     return assemble_tiles(cores, job.plan, job.options.pyramid.tile_px, job.fill)
 
 
-def _counted(
-    cores: Iterator[FinishedCore], plan: Plan, progress: ProgressCallback
-) -> Iterator[FinishedCore]:
+def _counted(cores: Iterator[FinishedCore], plan: Plan, progress: ProgressCallback) -> Iterator[FinishedCore]:
     done, total = 0, plan.window_px
     progress(Progress("translating", done, total))
     for core in cores:
@@ -168,10 +167,10 @@ def _report(
     job: Job, name: str, written: PyramidReport, seams: SeamFigures, clock: DeviceClock, run_s: float
 ) -> TranslateReport:
     info, plan = job.slide.info, job.plan
-    unreadable = job.scene.reader.unreadable
+    unreadable = job.scene.damaged_places
     warnings = job.warnings
     if unreadable:
-        warnings += (f"{unreadable} windows could not be read and were taken for glass",)
+        warnings += (f"{unreadable} places could not be read and were taken for glass",)
     return TranslateReport(
         source={
             "name": info.name,

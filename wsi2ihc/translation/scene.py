@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..arrays import RGB
 from ..errors import MissingResolutionError, NoTissueError, OptionError
 from ..geometry import Region
 from ..plan import TissueGrid
 from ..slide import Slide, WorkingGrid, to_srgb_transform, working_grid
 from ..tissue import TissueMask, detect_tissue, load_mask, whole_slide
 from .options import TranslateOptions
-from .reading import RegionReader
+from .reading import ForgivingSlide, RegionReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,19 @@ class Scene:
     mask: TissueMask
     tissue: TissueGrid
     reader: RegionReader
+
+    @property
+    def damaged_places(self) -> int:
+        """How many places could not be read so far, and were taken for glass."""
+        return len(self.reader.slide.damaged) if isinstance(self.reader.slide, ForgivingSlide) else 0
+
+    @property
+    def shown_glass(self) -> RGB:
+        """The glass colour as the generator sees it: converted, if colours are."""
+        if self.reader.colour is None:
+            return self.mask.glass
+        red, green, blue = self.reader.colour(np.array([[self.mask.glass]], dtype=np.uint8))[0, 0].tolist()
+        return red, green, blue
 
 
 def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) -> Scene:
@@ -52,11 +68,13 @@ def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) 
         extent = grid.region_from_level0(options.region)
         if extent.is_empty:
             raise OptionError(f"{slide.info.name}: --region {options.region} lies outside the slide")
+    if options.on_read_error == "glass":
+        slide = ForgivingSlide(slide)
     mask = find_mask(slide, options)
     colour = None
     if options.icc == "srgb" and slide.info.icc_profile is not None:
         colour = to_srgb_transform(slide.info.icc_profile)
-    reader = RegionReader(slide, grid, mask.glass, colour, options.on_read_error == "glass")
+    reader = RegionReader(slide, grid, mask.glass, colour)
     return Scene(grid, extent, mask, _on_grid(mask, grid), reader)
 
 
@@ -77,8 +95,6 @@ def find_mask(slide: Slide, options: TranslateOptions) -> TissueMask:
 
 
 def _on_grid(mask: TissueMask, grid: WorkingGrid) -> TissueGrid:
-    origin = [
-        (mask.origin[axis] - grid.level0_origin[axis]) / grid.downsample[axis] for axis in (0, 1)
-    ]
+    origin = [(mask.origin[axis] - grid.level0_origin[axis]) / grid.downsample[axis] for axis in (0, 1)]
     size = [mask.pixel_size[axis] / grid.downsample[axis] for axis in (0, 1)]
     return TissueGrid(mask.pixels, (origin[0], origin[1]), (size[0], size[1]))

@@ -1,0 +1,40 @@
+"""From a scanned H&E slide to a virtual IHC slide.
+
+>>> import wsi2ihc
+>>> slide = wsi2ihc.open_slide("slide.svs")  # doctest: +SKIP
+>>> wsi2ihc.translate(slide, wsi2ihc.load_generator("counterstain"), "out.ome.tiff")  # doctest: +SKIP
+
+Research use only, not for diagnosis.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .generator.registry import load_generator as load_generator
+    from .slide import open_slide as open_slide
+    from .translation.options import TranslateOptions as TranslateOptions
+    from .translation.pipeline import translate as translate
+
+__version__ = version("wsi2ihc")
+
+_HOMES = {
+    "open_slide": ".slide",
+    "load_generator": ".generator.registry",
+    "translate": ".translation.pipeline",
+    "TranslateOptions": ".translation.options",
+}
+"""Public names and where they live; imported on first use, so that ``import wsi2ihc`` stays quick."""
+
+__all__ = ["TranslateOptions", "__version__", "load_generator", "open_slide", "translate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
