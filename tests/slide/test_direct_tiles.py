@@ -156,7 +156,11 @@ class TestProof:
 
     def test_no_comparison_is_no_proof(self, path: Path) -> None:
         direct = DirectTiles(path, {0: (table_of(path), 1.0)}, 2**20)
-        assert not prove(direct, 0, lambda level, region: None, "a.tif")
+
+        def unable(_level: int, _region: Region) -> None:
+            return None
+
+        assert not prove(direct, 0, unable, "a.tif")
         direct.close()
 
     def test_wrong_colour_space_is_found_out(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,11 @@ from wsi2ihc.geometry import Region, Size
 from wsi2ihc.slide import Level, SlideInfo, overview_grid, working_grid
 
 
+SIZE = Size(10_000, 8_000)
+
+
 def slide_info(
-    size: Size = Size(10_000, 8_000),
+    size: Size = SIZE,
     downsamples: tuple[float, ...] = (1.0, 4.0, 16.0),
     mpp: tuple[float, float] | None = (0.25, 0.25),
     bounds: Region | None = None,
@@ -133,8 +136,9 @@ def test_grid_properties(info: SlideInfo, enlargement: float) -> None:
         assert grid.level0_origin[axis] == pytest.approx(grid.origin[axis] * level.downsample)
         assert grid.mpp[axis] == pytest.approx(info.mpp[axis] * grid.downsample[axis])
     # The bounds are covered, with less than one px to spare beyond the origin's rounding.
-    corners = ((info.bounds.x, info.bounds.right, grid.size.width), (info.bounds.y, info.bounds.bottom, grid.size.height))
-    for axis, (start, stop, count) in enumerate(corners):
+    bounds, size = info.bounds, grid.size
+    spans = ((bounds.x, bounds.right, size.width), (bounds.y, bounds.bottom, size.height))
+    for axis, (start, stop, count) in enumerate(spans):
         assert grid.level0_origin[axis] <= start + 1e-3
         assert start - grid.level0_origin[axis] < level.downsample + 1e-3
         end = grid.level0_origin[axis] + count * grid.downsample[axis]

@@ -154,7 +154,9 @@ def _write_mostly_missing(path: Path, side_px: int, there: tuple[int, int]) -> N
     import imagecodecs
     import tifffile
 
-    tile = imagecodecs.jpeg8_encode(texture(256, 256), level=80, colorspace="RGB", outcolorspace="YCBCR", subsampling="420")
+    tile = imagecodecs.jpeg8_encode(
+        texture(256, 256), level=80, colorspace="RGB", outcolorspace="YCBCR", subsampling="420"
+    )
     count = side_px // 256
     tiles = (tile if divmod(index, count) == there else b"" for index in range(count * count))
     with tifffile.TiffWriter(path) as tiff:

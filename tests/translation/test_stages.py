@@ -15,7 +15,7 @@ from wsi2ihc.geometry import Region, Size
 from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
 from wsi2ihc.translation.assembling import assemble_tiles
 from wsi2ihc.translation.blending import blend_overlaps, cut_cores
-from wsi2ihc.translation.feathering import FEATHER_PX, feather_cores
+from wsi2ihc.translation.feathering import FEATHER_UM, feather_cores
 from wsi2ihc.translation.seams import SeamMeter
 from wsi2ihc.translation.stages import FinishedCore, TranslatedWindow, WindowPixels, ordered_map
 from wsi2ihc.translation.translating import DeviceClock, batched, translate_windows
@@ -163,22 +163,36 @@ def test_blending_goes_linearly_from_one_window_to_the_next() -> None:
     np.testing.assert_allclose(row[96:160], expected, atol=0.5)
 
 
-def test_feathering_fades_into_the_fill_only_against_glass() -> None:
-    pixels = np.zeros((16, 16), dtype=bool)
-    pixels[4:12, 4:16] = True
-    plan = plan_windows(Region(0, 0, 1024, 1024), TissueGrid(pixels, (0, 0), (64, 64)), Layout(), Size(256, 256))
+def test_feathering_shows_the_fill_outside_the_mask_and_fades_inside() -> None:
+    pixels = np.zeros((64, 64), dtype=bool)
+    pixels[20:40, 20:64] = True
+    tissue = TissueGrid(pixels, (0, 0), (16, 16))
+    plan = plan_windows(Region(0, 0, 1024, 1024), tissue, Layout(), Size(256, 256))
     dark = np.zeros((1024, 1024, 3), dtype=np.uint8)
     result = np.full((1024, 1024, 3), GLASS, dtype=np.uint8)
-    for core in feather_cores(cut_cores(answers_of(dark, plan)), plan, GLASS):
+    for core in feather_cores(cut_cores(answers_of(dark, plan)), tissue, (0.5, 0.5), GLASS):
         result[core.window.core.slices_in(plan.extent)] = core.pixels
-    profile = result[512, :, 0].astype(int)
-    assert (profile[:256] == GLASS[0]).all()
-    assert (np.diff(profile[256 : 256 + FEATHER_PX + 8]) <= 0).all()
-    assert profile[256] > 200
-    assert profile[256 + FEATHER_PX + 8] == 0
-    assert profile[1023] == 0  # the extent's own border is no border of tissue
-    inner = result[300:700, 300:, 0]
-    assert inner.max() == 0  # borders between cores leave no trace
+    profile = result[480, :, 0].astype(int)
+    assert (profile[: 20 * 16] == GLASS[0]).all()
+    assert (np.diff(profile) <= 0).all()
+    assert np.diff(profile).min() > -12  # no step
+    assert profile[20 * 16 + int(FEATHER_UM / 0.5) + 16] == 0
+    assert profile[1023] == 0  # the slide's own border is no border of the tissue
+    assert result[30 * 16 - 60 : 30 * 16 + 60, 400:].max() == 0  # borders between cores leave no trace
+
+
+def test_feathering_does_not_depend_on_the_cells() -> None:
+    pixels = np.random.default_rng(2).random((40, 50)) < 0.95
+    tissue = TissueGrid(pixels, (-3.3, -5.7), (12.7, 13.9))
+    picture, results = image((500, 600)), []
+    for cell in (Size(64, 64), Size(100, 164), Size(600, 500)):
+        plan = plan_windows(Region(0, 0, 600, 500), tissue, Layout(), cell)
+        result = np.full((500, 600, 3), GLASS, dtype=np.uint8)
+        for core in feather_cores(cut_cores(answers_of(picture, plan)), tissue, (0.5, 0.5), GLASS):
+            result[core.window.core.slices_in(plan.extent)] = core.pixels
+        results.append(result)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
 
 
 def noisy(shape: tuple[int, int], seed: int) -> RGBImage:

@@ -1,8 +1,7 @@
-"""How much memory a network works in, found by running it on tensors that have a shape but no memory."""
+"""How much memory a network's tensors take, found by watching it run."""
 
 from __future__ import annotations
 
-import copy
 import weakref
 from typing import Any
 
@@ -41,14 +40,12 @@ class _Peak(TorchFunctionMode):
         self.alive_bytes -= size_bytes
 
 
-def peak_bytes(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """The most memory that ``module`` holds at once on an input (uint8) of ``shape``, without input and weights.
+def peak_bytes(module: nn.Module, inputs: Tensor) -> int:
+    """Run ``module`` on ``inputs``; the most bytes of tensors that were alive at once, without inputs and weights.
 
-    Counts tensors; what the libraries below use on their own, for single layers, is not seen.
+    What libraries below torch use on their own, for single layers, is not seen.
     """
-    ghost = copy.deepcopy(module).to("meta")
-    pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
     peak = _Peak()
-    with torch.no_grad(), peak:
-        ghost(pixels)
+    with torch.inference_mode(), peak:
+        module(inputs)
     return peak.peak_bytes

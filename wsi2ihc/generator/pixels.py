@@ -43,7 +43,6 @@ def to_pixels(values: Tensor) -> Tensor:
         If a value is not finite.
     """
     values = values.float()
-    # On "meta" (see `memory`) there are no values to look at.
-    if not values.is_meta and not bool(torch.isfinite(values.sum())):
+    if not bool(torch.isfinite(values.sum())):
         raise ModelError("the model's answer is not finite (NaN); its weights or its statistics are unusable")
     return values.add(1).mul_(_HALF_RANGE).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -45,6 +45,15 @@ class WholeWindow(nn.Module):
         self.dtype = dtype
         self.halo_px = halo_px
 
+    def working_bytes(self, height: int, width: int) -> int:
+        """Memory beyond the weights for a window of this size: so much per px as a small one takes."""
+        return self._bytes_per_sample * height * width // self._sample_px**2
+
+    @functools.cached_property
+    def _bytes_per_sample(self) -> int:
+        sample = torch.zeros(1, self._sample_px, self._sample_px, 3, dtype=torch.uint8, device=self._device)
+        return peak_bytes(self, sample)
+
     def forward(self, windows: Tensor) -> Tensor:
         """Translate; raises `ModelError` if the answer is not finite."""
         values: Tensor = self.module(to_network(windows).to(self.dtype))
@@ -109,8 +118,7 @@ class TorchTranslator:
     def bytes_per_px(self) -> float:
         """Peak working memory per px of a window of about 1,200 px (less in larger ones)."""
         side = ceil_to(max(_NOMINAL_SIDE_PX, 2 * self.halo_px), self.multiple_px)
-        working = peak_bytes(self._network, (1, side, side, 3)) + _LIBRARIES_BYTES
-        return working / side**2 + 6.0
+        return (self._network.working_bytes(side, side) + _LIBRARIES_BYTES) / side**2
 
     def __call__(self, windows: RGBBatch) -> RGBBatch:
         """Translate a batch of windows into cores; see `protocol.Translator`."""

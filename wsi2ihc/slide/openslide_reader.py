@@ -108,10 +108,8 @@ class OpenSlideReader(SlideReader):
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> UnreadableSlideError:
-        # OpenSlide repeats the path as it was given; the name is enough, and folders can name patients.
-        reason = str(error).replace(str(self._file), self._name).rstrip(".")
         return UnreadableSlideError(
-            f"{self._name}: OpenSlide cannot read it ({reason}); copy it again from its source, "
+            f"{self._name}: OpenSlide cannot read it ({self._reason(error)}); copy it again from its source, "
             "or convert it to a tiled, pyramidal TIFF"
         )
 
@@ -197,8 +195,7 @@ class OpenSlideReader(SlideReader):
             image = fresh.read_region(location, level, size)
         except openslide.OpenSlideError as error:
             self._replace(handle, self._open())
-            reason = str(error).replace(str(self._file), self._name)
-            raise damaged(self._name, block, downsample, reason) from error
+            raise damaged(self._name, block, downsample, self._reason(error)) from error
         self._replace(handle, fresh)
         return image
 

@@ -129,6 +129,10 @@ class SlideReader(ABC):
         if os.getpid() != self._process:
             raise RuntimeError(f"{self._name} was opened before a fork: open it again in the new process")
 
+    def _reason(self, error: object) -> str:
+        """What a library says, on one line, without the folder: OpenSlide repeats paths, and folders name patients."""
+        return " ".join(str(error).replace(str(self._path), self._name).split()).rstrip(".")[:300]
+
     def _probe(self) -> None:
         """Read one pixel, so that a file without readable pixels is refused when it is opened, not much later.
 
@@ -150,7 +154,7 @@ class SlideReader(ABC):
             else:
                 return
         cause = None if failure is None else failure.__cause__
-        reason = str(cause or failure).replace(str(self._path), self._name)
+        reason = self._reason(cause or failure)
         raise UnreadableSlideError(
             f"{self._name}: its header can be read, but its pixels cannot ({reason}); copy it again from its source"
         ) from failure

@@ -99,12 +99,12 @@ class TiffSlideReader(SlideReader):
             raise SlideNotFoundError(f"{self._name}: there is no slide under this address") from error
         except ImportError as error:
             raise UnreadableSlideError(
-                f"{self._name}: this kind of address needs another package ({_line(error)}); "
+                f"{self._name}: this kind of address needs another package ({self._reason(error)}); "
                 'install the extra "remote", or copy the slide to a local disk'
             ) from error
         except Exception as error:
             raise UnreadableSlideError(
-                f"{self._name}: tiffslide cannot {doing} it ({_line(error)}); copy it again from its source, "
+                f"{self._name}: tiffslide cannot {doing} it ({self._reason(error)}); copy it again from its source, "
                 "or convert it to a tiled, pyramidal TIFF"
             ) from error
 
@@ -191,7 +191,7 @@ class TiffSlideReader(SlideReader):
             pixels: RGBImage = found.astype(np.uint8, copy=False)
         # tifffile's codecs and zarr raise errors of their own kinds, and ValueErrors, for damage.
         except Exception as error:
-            raise damaged(self._name, block, downsample, _line(error)) from error
+            raise damaged(self._name, block, downsample, self._reason(error)) from error
         if not self._alpha:
             return pixels[..., :3]
         mode = "RGBa" if self._premultiplied else "RGBA"
@@ -268,9 +268,3 @@ def _location(start: int, downsample: float) -> int:
     while int(location / downsample) < start:
         location += 1
     return location
-
-
-def _line(error: BaseException) -> str:
-    """An exception as part of a line."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

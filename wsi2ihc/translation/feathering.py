@@ -1,76 +1,103 @@
-"""No box around the tissue: where a core ends against untouched glass, its last pixels fade into the glass colour.
+"""No box around the tissue: outside the mask there is the plain fill, and at its border the translation fades into it.
 
-Cores end in the mask's margin, which is glass; translated glass still has the scanner's noise and shading, and the
-plain fill beside it has not. The weights depend on the place alone, never on the window, so tiling stays exact.
+Cores are rectangles; what of them lies outside the mask (glass with its noise and shading, a pen mark) would show as
+boxes. The mask has a margin of glass around the tissue, and the transition lies within it. The weights are a function
+of the place alone, never of the window, so tiling stays exact.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import RGB, BoolImage
-from ..plan import TRIM_PX, Plan
+from ..arrays import RGB
+from ..geometry import Region
+from ..plan import TissueGrid
 from .stages import FinishedCore
 
-FEATHER_PX = 32
-"""Width of the transition; at most `TRIM_PX`, so that only adjacent blocks matter."""
+FEATHER_UM = 24.0
+"""Width of the transition, inwards from the mask's border: half of the margin that detection adds."""
 
-_COARSE_PX = 8
-"""The weights vary slowly: they are computed at this spacing and interpolated."""
+FINEST_UM = 8.0
+"""A coarser mask is refined to this, so that a single px of it keeps its middle."""
 
 
-def feather_cores(cores: Iterable[FinishedCore], plan: Plan, fill: RGB) -> Iterator[FinishedCore]:
-    """Blend the outermost `FEATHER_PX` of cores into ``fill``, except at the extent's border. Order is kept.
+def feather_cores(
+    cores: Iterable[FinishedCore], tissue: TissueGrid, mpp: tuple[float, float], fill: RGB
+) -> Iterator[FinishedCore]:
+    """Blend cores into ``fill`` towards and beyond the border of the tissue. Order is kept.
 
-    Memory bound: one byte per block of `TRIM_PX`² of the extent, and one core's weights.
+    The slide's own border is no border of the tissue.
+
+    Memory bound: two bytes per px of the mask (16 million px at most where it was detected), and one core's weights.
     """
-    kept = _kept_blocks(plan)
+    tissue = _refined(tissue, mpp)
+    weights = _mask_weights(tissue, mpp)
+    colour = np.array(fill, dtype=np.float32)
     for core in cores:
-        weight = _weights(core, plan, kept)
+        weight = _weights_at(core.window.core, tissue, weights)
         if weight is None:
             yield core
             continue
         pixels = core.pixels.astype(np.float32)
-        pixels -= np.array(fill, dtype=np.float32)
+        pixels -= colour
         pixels *= weight[..., np.newaxis]
-        pixels += np.array(fill, dtype=np.float32)
+        pixels += colour
         np.rint(pixels, out=pixels)
         yield FinishedCore(core.window, core.source, pixels.astype(np.uint8))
 
 
-def _kept_blocks(plan: Plan) -> BoolImage:
-    """Which blocks of the cell grid belong to a core; one more block, counted as kept, all around the extent."""
-    x0, y0 = plan.cell_origin
-    columns = -(-(plan.extent.right - x0) // TRIM_PX)
-    rows = -(-(plan.extent.bottom - y0) // TRIM_PX)
-    kept = np.zeros((rows + 2, columns + 2), dtype=np.bool_)
-    kept[[0, -1], :] = True
-    kept[:, [0, -1]] = True
-    for window in plan.windows:
-        core = window.core.shifted(-x0, -y0)
-        kept[core.y // TRIM_PX + 1 : -(-core.bottom // TRIM_PX) + 1,
-             core.x // TRIM_PX + 1 : -(-core.right // TRIM_PX) + 1] = True  # fmt: skip
-    return kept
+def _refined(tissue: TissueGrid, mpp: tuple[float, float]) -> TissueGrid:
+    """The same tissue in px of at most `FINEST_UM`."""
+    across, down = (
+        max(1, math.ceil(size * side / FINEST_UM)) for size, side in zip(tissue.pixel_size, mpp, strict=True)
+    )
+    if across == down == 1 or tissue.pixels.all():
+        return tissue
+    pixels = np.repeat(np.repeat(tissue.pixels, down, axis=0), across, axis=1)
+    return TissueGrid(pixels, tissue.origin, (tissue.pixel_size[0] / across, tissue.pixel_size[1] / down))
 
 
-def _weights(core: FinishedCore, plan: Plan, kept: BoolImage) -> npt.NDArray[np.float32] | None:
-    """Weight of the translation for each px of the core (rows, columns), or None where it is 1 everywhere."""
-    place = core.window.core.shifted(-plan.cell_origin[0], -plan.cell_origin[1])
-    first_row, last_row = place.y // TRIM_PX, (place.bottom - 1) // TRIM_PX
-    first_column, last_column = place.x // TRIM_PX, (place.right - 1) // TRIM_PX
-    # One block more on each side: index i of the map is block i - 1.
-    around = kept[first_row : last_row + 3, first_column : last_column + 3]
-    if around.all():
+def _mask_weights(tissue: TissueGrid, mpp: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Weight of the translation at the centre of each mask px, 0 to 255, with one repeated px all around."""
+    padded = np.pad(tissue.pixels.astype(np.uint8), 1, mode="edge")
+    if padded.all():
+        return np.full_like(padded, 255)
+    um_per_px = min(size * side for size, side in zip(tissue.pixel_size, mpp, strict=True))
+    distance_px = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Zero at the centres of the outermost px: interpolated, it is zero outside, which some cells hold and some do not.
+    share = (distance_px - 1) * um_per_px / FEATHER_UM
+    weights: npt.NDArray[np.uint8] = np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+    return weights
+
+
+def _weights_at(place: Region, tissue: TissueGrid, weights: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
+    """The weights of a region's px, (rows, columns), linear between the mask's; None where all of them are 1."""
+    first_row, rows, row_share = _between(place.y, place.height, tissue, 1)
+    first_column, columns, column_share = _between(place.x, place.width, tissue, 0)
+    part = weights[first_row : first_row + rows.max() + 2, first_column : first_column + columns.max() + 2]
+    if part.min() == 255:
         return None
-    scale = TRIM_PX // _COARSE_PX
-    coarse = np.repeat(np.repeat(around.astype(np.uint8), scale, axis=0), scale, axis=1)
-    distance_px = cv2.distanceTransform(coarse, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * _COARSE_PX
-    # A coarse px next to glass has its centre half a step from the border.
-    weight = np.clip((distance_px - _COARSE_PX / 2) / FEATHER_PX, 0, 1).astype(np.float32)
-    full = cv2.resize(weight, None, fx=_COARSE_PX, fy=_COARSE_PX, interpolation=cv2.INTER_LINEAR)
-    top, left = place.y - (first_row - 1) * TRIM_PX, place.x - (first_column - 1) * TRIM_PX
-    return np.asarray(full[top : top + place.height, left : left + place.width], dtype=np.float32)
+    coarse = part.astype(np.float32) / 255
+    down = coarse[rows] * (1 - row_share)[:, np.newaxis] + coarse[rows + 1] * row_share[:, np.newaxis]
+    both = down[:, columns] * (1 - column_share) + down[:, columns + 1] * column_share
+    return np.asarray(both, dtype=np.float32)
+
+
+def _between(
+    start: int, count: int, tissue: TissueGrid, axis: int
+) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Along one axis, for px from ``start`` on: the first mask px needed, then for each px the mask px before it
+    (counted from there) and how far it is on the way to the next.
+    """
+    size = tissue.pixels.shape[1 - axis] + 2
+    centres = np.arange(start, start + count) + 0.5
+    # The padding shifts indices by one; centres of mask px lie at halves.
+    position = np.clip((centres - tissue.origin[axis]) / tissue.pixel_size[axis] + 0.5, 0, size - 1.0)
+    before = np.minimum(np.floor(position).astype(np.int64), size - 2)
+    share = (position - before).astype(np.float32)
+    return int(before[0]), before - before[0], share

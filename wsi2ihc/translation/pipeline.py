@@ -133,7 +133,7 @@ def finished_tiles(
     cores = blend_overlaps(answers, job.plan) if job.layout.overlap_px else cut_cores(answers)
     cores = meter.watch(_counted(cores, job.plan, progress))
     if job.options.tissue != "none":
-        cores = feather_cores(cores, job.plan, job.fill)
+        cores = feather_cores(cores, job.scene.tissue, job.scene.grid.mpp, job.fill)
     return assemble_tiles(cores, job.plan, job.options.pyramid.tile_px, job.fill)
 
 
