@@ -60,6 +60,8 @@ class Layout:
     lattice_px:     windows start on multiples of this
     multiple_px:    sides of windows are multiples of this
     max_window_px:  most pixels that a window may have
+    tile_px:        tiles of the output; where windows need no margin, cells are whole tiles, which then need not be
+                    pieced together
     """
 
     halo_px: int = 0
@@ -67,6 +69,7 @@ class Layout:
     lattice_px: int = 1
     multiple_px: int = 1
     max_window_px: int = 2048 * 2048
+    tile_px: int = 0
 
     def __post_init__(self) -> None:
         if min(self.halo_px, self.overlap_px) < 0 or min(self.lattice_px, self.multiple_px, self.max_window_px) < 1:
@@ -197,15 +200,21 @@ def plan_windows(extent: Region, tissue: TissueGrid, layout: Layout, cell: Size 
             raise OptionError(f"core size {size} is not a multiple of the model's lattice of {layout.lattice_px} px")
     # All cells are multiples of one step, so the tissue is looked at once, in squares of that step.
     step = math.gcd(_step_px(layout), *(side for size in sizes for side in (size.width, size.height)))
-    # Half an overlap off the lattice, so that the windows, not the cells, start on it.
-    shift = layout.overlap_px // 2 % layout.lattice_px
-    origin = tuple(floor_to(start - shift, layout.lattice_px) + shift for start in (extent.x, extent.y))
+    origin = _cell_origin(extent, layout)
     shape = (-(-(extent.bottom - origin[1]) // step), -(-(extent.right - origin[0]) // step))
-    blocks = tissue.blocks((origin[0], origin[1]), step, shape, extent)
+    blocks = tissue.blocks(origin, step, shape, extent)
     by_size = {size: _tissue_boxes(blocks, size.width // step, size.height // step) for size in sizes}
     size = min(sizes, key=lambda size: _work_px(by_size[size], step, layout, size))
-    windows = tuple(_windows(extent, by_size[size], step, (origin[0], origin[1]), layout, size))
-    return Plan(extent, size, (origin[0], origin[1]), layout, windows, tissue.area_in(extent))
+    windows = tuple(_windows(extent, by_size[size], step, origin, layout, size))
+    return Plan(extent, size, origin, layout, windows, tissue.area_in(extent))
+
+
+def _cell_origin(extent: Region, layout: Layout) -> tuple[int, int]:
+    """Where the grid of cells begins: on the lattice, at or just before the extent."""
+    # Half an overlap off the lattice, so that the windows, not the cells, start on it.
+    shift = layout.overlap_px // 2 % layout.lattice_px
+    x, y = (floor_to(start - shift, layout.lattice_px) + shift for start in (extent.x, extent.y))
+    return x, y
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +279,8 @@ def _step_px(layout: Layout) -> int:
 def _candidate_cells(extent: Region, layout: Layout) -> list[Size]:
     """Sizes of cells that divide the extent into equal parts and whose windows are within the layout's bound."""
     step = _step_px(layout)
+    if layout.margin_px == 0 and layout.tile_px:
+        step = math.lcm(step, layout.tile_px)
     widths, heights = (_candidate_sides(side, step) for side in (extent.width, extent.height))
     sizes = [
         Size(width, height)

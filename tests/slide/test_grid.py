@@ -11,7 +11,6 @@ from wsi2ihc.errors import MissingResolutionError, OptionError
 from wsi2ihc.geometry import Region, Size
 from wsi2ihc.slide import Level, SlideInfo, overview_grid, working_grid
 
-
 SIZE = Size(10_000, 8_000)
 
 

@@ -58,7 +58,9 @@ def test_stated_resolution() -> None:
 
 
 OME = """<?xml version="1.0"?><OME xmlns="…"><Instrument ID="I">
-<Objective ID="O" NominalMagnification="20.0"/></Instrument><Image><Pixels SizeX="10" PhysicalSizeX="0.25" PhysicalSizeXUnit="µm" PhysicalSizeY="250" PhysicalSizeYUnit="nm">"""
+<Objective ID="O" NominalMagnification="20.0"/></Instrument><Image>
+<Pixels SizeX="10" PhysicalSizeX="0.25" PhysicalSizeXUnit="µm"
+PhysicalSizeY="250" PhysicalSizeYUnit="nm">"""
 
 
 def test_ome_xml() -> None:

@@ -19,7 +19,9 @@ from .header import FORMAT, SUFFIX, VERSION, open_checkpoint, spec_of
 from .networks import ResnetGenerator, UnetGenerator
 from .spec import GeneratorSpec
 
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
+"""How the names of batch norms' counters end; they mean nothing here, and are neither stored nor compared."""
+
 _SAFETENSORS_TYPES = ("F16", "BF16", "F32", "F64")
 
 
@@ -54,12 +56,12 @@ def save_checkpoint(path: str | Path, module: nn.Module, spec: GeneratorSpec, *,
     path = Path(path)
     if path.suffix != SUFFIX:
         raise OutputError(f"a model file's name ends in {SUFFIX}, unlike {path.name}")
-    state = {name: value.detach().cpu() for name, value in module.state_dict().items() if not name.endswith(_COUNTER)}
+    state = {name: value.detach().cpu() for name, value in module.state_dict().items() if not name.endswith(COUNTER)}
     check_state({name: tuple(value.shape) for name, value in state.items()}, spec, "the module")
     if half:
         state = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
     for name, value in state.items():
-        _check_values(name, value, "the module")
+        check_values(name, value, "the module")
     state = {name: value.contiguous() for name, value in state.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "spec": spec.to_json()}
     try:
@@ -93,7 +95,7 @@ def load_checkpoint(path: str | Path) -> tuple[ResnetGenerator | UnetGenerator, 
         state = _read_state(file, spec, path.name)
     with torch.device("meta"):
         module = build_network(spec)
-    counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith(_COUNTER)}
+    counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith(COUNTER)}
     module.load_state_dict(state | counters, assign=True)
     return module.eval(), spec, file_sha256(path)
 
@@ -108,8 +110,8 @@ def check_state(shapes: Mapping[str, tuple[int, ...]], spec: GeneratorSpec, sour
     """
     with torch.device("meta"):
         network = build_network(spec)
-    expected = {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.endswith(_COUNTER)}
-    found = {k: v for k, v in shapes.items() if not k.endswith(_COUNTER)}
+    expected = {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.endswith(COUNTER)}
+    found = {k: v for k, v in shapes.items() if not k.endswith(COUNTER)}
     kind = f"{'a ResNet' if spec.architecture == 'resnet' else 'a U-Net'} of depth {spec.depth}, width {spec.width}"
     for what, odd in (("lacks", expected.keys() - found.keys()), ("has", found.keys() - expected.keys())):
         if odd:
@@ -132,19 +134,25 @@ def _read_state(file: Any, spec: GeneratorSpec, name: str) -> dict[str, Tensor]:
         check_state({key: tuple(one.get_shape()) for key, one in slices.items()}, spec, name)
         state = {}
         for key, one in slices.items():
-            if key.endswith(_COUNTER):
+            if key.endswith(COUNTER):
                 continue
             if one.get_dtype() not in _SAFETENSORS_TYPES:
                 raise ModelError(f"{name}: {key} holds {one.get_dtype()} numbers, which are no weights")
             state[key] = file.get_tensor(key).to(torch.float32, copy=True)
-            _check_values(key, state[key], name)
+            check_values(key, state[key], name)
         return state
     except SafetensorError as error:
         raise ModelError(f"{name} is damaged ({error!s:.100})") from error
 
 
-def _check_values(key: str, value: Tensor, source: str) -> None:
-    """Refuse NaN, infinite weights, and variances below zero (whose roots are NaN)."""
+def check_values(key: str, value: Tensor, source: str) -> None:
+    """Refuse NaN, infinite weights, and variances below zero (whose roots are NaN).
+
+    Raises
+    ------
+    ModelError
+        Naming ``source`` and the weight.
+    """
     if not bool(torch.isfinite(value).all()):
         raise ModelError(f"{source} holds values that are not finite, in {key}; its training has failed")
     if key.endswith("running_var") and bool((value < 0).any()):

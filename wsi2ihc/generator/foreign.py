@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, ModelNotFoundError
-from .checkpoint import build_network, check_state, file_sha256
+from .checkpoint import COUNTER, build_network, check_state, check_values, file_sha256
 from .networks import ResnetGenerator, UnetGenerator
 from .spec import DEPTHS, WIDTHS, Architecture, GeneratorSpec, Norm
 
@@ -78,7 +78,10 @@ def import_checkpoint(
     )
     check_state({name: tuple(value.shape) for name, value in state.items()}, spec, source.name)
     module = build_network(spec)
-    module.load_state_dict(state | _missing_counters(module, state))
+    for name, value in state.items():
+        check_values(name, value, source.name)
+    counters = {name: value for name, value in module.state_dict().items() if name.endswith(COUNTER)}
+    module.load_state_dict(state | counters)
     return module.float().eval(), spec
 
 
@@ -99,11 +102,12 @@ def _load(source: Path) -> object:
 
 def _unwrap(loaded: object, source: str) -> State:
     """The generator's state dict, out of its wrapping dictionaries and without common prefixes of its names."""
-    while isinstance(loaded, Mapping) and not _tensors(loaded):
-        inner = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
-        if inner is None:
-            break
+    inner: object = loaded
+    while inner is not None:
         loaded = inner
+        inner = None
+        if isinstance(loaded, Mapping):
+            inner = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
     if not isinstance(loaded, Mapping):
         raise ModelError(f"{source} holds a {type(loaded).__name__} instead of a generator's state dict")
     state = _tensors(loaded)
@@ -122,7 +126,12 @@ def _unwrap(loaded: object, source: str) -> State:
 
 
 def _tensors(values: Mapping[Any, Any]) -> State:
-    return {name: value for name, value in values.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    """The tensors among ``values``, but for the counters of batch norms, which old files lack."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(name, str) and isinstance(value, Tensor) and not name.endswith(COUNTER)
+    }
 
 
 def _architecture(state: State, source: str) -> Architecture:
@@ -170,14 +179,6 @@ def _dropout(state: State, architecture: Architecture) -> bool:
 def _clamped(value: int, bounds: range) -> int:
     """The value within bounds; where that changes it, the comparison of names and shapes says what is wrong."""
     return min(max(value, bounds[0]), bounds[-1])
-
-
-def _missing_counters(module: torch.nn.Module, state: State) -> State:
-    return {
-        name: value
-        for name, value in module.state_dict().items()
-        if name.endswith("num_batches_tracked") and name not in state
-    }
 
 
 def _listed(names: Any) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
@@ -40,12 +41,12 @@ class _Peak(TorchFunctionMode):
         self.alive_bytes -= size_bytes
 
 
-def peak_bytes(module: nn.Module, inputs: Tensor) -> int:
-    """Run ``module`` on ``inputs``; the most bytes of tensors that were alive at once, without inputs and weights.
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Call ``run``; the most bytes of tensors made in it that were alive at once.
 
     What libraries below torch use on their own, for single layers, is not seen.
     """
     peak = _Peak()
     with torch.inference_mode(), peak:
-        module(inputs)
+        run()
     return peak.peak_bytes

@@ -27,6 +27,7 @@ _MEMORY_PHRASES = ("can't allocate memory", "out of memory")
 """How torch's allocators for CPUs and for Apple GPUs say it, whose errors are plain RuntimeErrors."""
 
 _NOMINAL_SIDE_PX = 1200
+_SAMPLE_SIDE_PX = 128
 _LIBRARIES_BYTES = 40 << 20
 """What oneDNN and the allocator take beside the tensors (measured: 30 to 50 MB, whatever the window's size)."""
 
@@ -34,32 +35,38 @@ _LIBRARIES_BYTES = 40 << 20
 class WholeWindow(nn.Module):
     """A network as it stands, from windows (N, H, W, 3) uint8 to cores uint8.
 
-    ``halo_px`` is cut off on all sides of its answer: 0 for windows that are blended, whose border the network pads in
+    ``halo_px`` is cut off on all sides of its answer: 0 for windows that are blended, whose borders the network pads in
     its own way.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, halo_px: int) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, halo_px: int, lattice_px: int) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).eval()
         self.module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
         self.halo_px = halo_px
+        self._sample_px = ceil_to(_SAMPLE_SIDE_PX, lattice_px)
 
     def working_bytes(self, height: int, width: int) -> int:
-        """Memory beyond the weights for a window of this size: so much per px as a small one takes."""
-        return self._bytes_per_sample * height * width // self._sample_px**2
+        """Memory beyond the weights for a window of this size: as much per px as a small one takes."""
+        return self._sample_bytes * height * width // self._sample_px**2
 
     @functools.cached_property
-    def _bytes_per_sample(self) -> int:
-        sample = torch.zeros(1, self._sample_px, self._sample_px, 3, dtype=torch.uint8, device=self._device)
-        return peak_bytes(self, sample)
+    def _sample_bytes(self) -> int:
+        device = next(self.module.parameters()).device
+        sample = torch.zeros(1, self._sample_px, self._sample_px, 3, dtype=torch.uint8, device=device)
+        return peak_bytes(lambda: to_pixels(self._values(sample)))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Translate; raises `ModelError` if the answer is not finite."""
-        values: Tensor = self.module(to_network(windows).to(self.dtype))
+        values = self._values(windows)
         _, _, height, width = values.shape
         halo = self.halo_px
         return to_pixels(values[:, :, halo : height - halo, halo : width - halo])
+
+    def _values(self, windows: Tensor) -> Tensor:
+        values: Tensor = self.module(to_network(windows).to(self.dtype))
+        return values
 
 
 class TorchTranslator:
@@ -109,7 +116,7 @@ class TorchTranslator:
             self._smallest_px = self._network.smallest_window_px if on_cpu else 0
         else:
             halo_px = ceil_to(reach.radius_px, reach.lattice_px) if exact else 0
-            self._network = WholeWindow(module, dtype, halo_px)
+            self._network = WholeWindow(module, dtype, halo_px, reach.lattice_px)
         self.halo_px = self._network.halo_px
         self._network = self._network.to(self.device)
         self._batch_limit: int | None = 1 if on_cpu else None

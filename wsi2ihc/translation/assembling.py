@@ -27,7 +27,8 @@ def assemble_tiles(cores: Iterable[FinishedCore], plan: Plan, tile_px: int, fill
     """Paste cores into tiles; a tile comes out as soon as the last core that touches it has been pasted.
 
     Tile coordinates count from the extent's origin. What no core covers is ``fill``. Tiles that no core touches never
-    come out. Cores may arrive in any order; the closer to raster order, the fewer tiles are open.
+    come out. A tile that lies within one core is a view of its pixels. Cores may arrive in any order; the closer to
+    raster order, the fewer tiles are open.
 
     Memory bound: for cores in raster order, the occupied tiles that one row of cells touches.
     """
@@ -38,11 +39,14 @@ def assemble_tiles(cores: Iterable[FinishedCore], plan: Plan, tile_px: int, fill
     for core in cores:
         place = core.window.core.shifted(-plan.extent.x, -plan.extent.y)
         for index in _touched(place, tile_px):
+            frame = Region(index[1] * tile_px, index[0] * tile_px, tile_px, tile_px)
+            if awaited[index] == 1 and place.contains(frame):
+                yield Tile(column=index[1], row=index[0], pixels=core.pixels[frame.slices_in(place)])
+                continue
             tile = open_tiles.get(index)
             if tile is None:
                 full = covered_px[index] == tile_px * tile_px
                 tile = open_tiles[index] = _OpenTile(np.empty_like(blank) if full else blank.copy(), awaited[index])
-            frame = Region(index[1] * tile_px, index[0] * tile_px, tile_px, tile_px)
             shared = place.intersection(frame)
             tile.pixels[shared.slices_in(frame)] = core.pixels[shared.slices_in(place)]
             tile.missing -= 1

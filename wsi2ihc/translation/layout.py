@@ -38,7 +38,14 @@ def choose_layout(machine: Machine, options: TranslateOptions) -> Layout:
         unit = 2 * translator.lattice_px
         overlap_px = ceil_to(options.overlap_px or max(SMALLEST_OVERLAP_PX, unit), unit)
     max_window_px = largest_window_px(machine, options)
-    return Layout(translator.halo_px, overlap_px, translator.lattice_px, translator.multiple_px, max_window_px)
+    return Layout(
+        translator.halo_px,
+        overlap_px,
+        translator.lattice_px,
+        translator.multiple_px,
+        max_window_px,
+        options.pyramid.tile_px,
+    )
 
 
 def largest_window_px(machine: Machine, options: TranslateOptions) -> int:

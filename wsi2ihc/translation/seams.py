@@ -19,11 +19,13 @@ from ..arrays import RGBImage
 from ..plan import Plan
 from .stages import FinishedCore
 
-SAMPLED_EVERY_PX = 256
 GROUP_PX = 16
-"""Of every 256 rows (for differences along x) and columns (along y), the first 16 are looked at. Those 6 % of the
-pixels give each phase some thousand samples, and cost 3 % of the time of the fastest translation there is.
-Groups, since single columns would touch nearly every cache line of the image."""
+GROUP_EVERY_PX = 256
+"""Of every 256 rows (for differences along x) and columns (along y), the first 16 are looked at: groups, since single
+columns would touch nearly every cache line of the image."""
+
+SAMPLED_FULLY_PX = 100_000_000
+"""Larger slides are sampled more thinly, so that the time does not grow with them: 6 Mpx settle the figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +115,14 @@ class SeamMeter:
 
     plan: Plan
     borders: int = 0
+    _every_px: int = field(init=False)
     _along_x: _Phases = field(init=False)
     _along_y: _Phases = field(init=False)
     _left: dict[Lane, _Edge] = field(default_factory=dict)
     _above: dict[Lane, _Edge] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._every_px = GROUP_EVERY_PX * max(1, self.plan.kept_px // SAMPLED_FULLY_PX)
         self._along_x = _Phases.zeros(self.plan.cell.width)
         self._along_y = _Phases.zeros(self.plan.cell.height)
 
@@ -133,11 +137,11 @@ class SeamMeter:
         place, window = core.window.core, core.window
         x_first = place.x - (self.plan.cell_origin[0] + window.column * self.plan.cell.width)
         y_first = place.y - (self.plan.cell_origin[1] + window.row * self.plan.cell.height)
-        for rows in _groups(place.y, place.bottom):
+        for rows in _groups(place.y, place.bottom, self._every_px):
             band = slice(rows.start - place.y, rows.stop - place.y)
             sample = _Sample(core.pixels[band], core.source[band], rows, along=1)
             self._measure(self._along_x, self._left, window.row, x_first, place.x, sample)
-        for columns in _groups(place.x, place.right):
+        for columns in _groups(place.x, place.right, self._every_px):
             band = slice(columns.start - place.x, columns.stop - place.x)
             sample = _Sample(core.pixels[:, band], core.source[:, band], columns, along=0)
             self._measure(self._along_y, self._above, window.column, y_first, place.y, sample)
@@ -171,10 +175,10 @@ class SeamMeter:
         edges[cells, sample.lines.start] = _Edge(start + sample.result.shape[sample.along], last[0], last[1])
 
 
-def _groups(start: int, stop: int) -> Iterator[range]:
+def _groups(start: int, stop: int, every_px: int) -> Iterator[range]:
     """The groups of lines that are looked at between ``start`` and ``stop``: places of the grid, not of the core."""
-    first = start // SAMPLED_EVERY_PX * SAMPLED_EVERY_PX
-    for line in range(first, stop, SAMPLED_EVERY_PX):
+    first = start // every_px * every_px
+    for line in range(first, stop, every_px):
         group = range(max(line, start), min(line + GROUP_PX, stop))
         if group:
             yield group

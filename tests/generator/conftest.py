@@ -1,0 +1,50 @@
+"""Small networks that behave like trained ones: random weights, statistics of what they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.generator.networks import ResnetGenerator
+from wsi2ihc.generator.pixels import to_network
+from wsi2ihc.generator.statistics import estimate_statistics
+
+
+@pytest.fixture(scope="session")
+def picture() -> RGBImage:
+    """900×1000 px of coloured noise at several scales, as bright as tissue."""
+    rng = np.random.default_rng(7)
+    height, width = 900, 1000
+    layers = [
+        cv2.resize(rng.normal(0, 30, (height // step, width // step, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+        for step in (2, 10, 50)
+    ]
+    return np.clip(np.array([200, 150, 190]) + sum(layers), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def strong(picture: RGBImage) -> Callable[..., ResnetGenerator]:
+    """Makes ResNets (see `ResnetGenerator`; 16 wide) whose answer to the picture is neither flat nor saturated."""
+
+    def make(seed: int = 0, **options: object) -> ResnetGenerator:
+        torch.manual_seed(seed)
+        module = ResnetGenerator(**({"width": 16} | options))  # type: ignore[arg-type]
+        crops = np.stack([picture[y : y + 200, x : x + 200] for y in (0, 300, 700) for x in (0, 400, 800)])
+        batch = to_network(torch.from_numpy(crops))
+        frozen = estimate_statistics(module, [batch]).module
+        assert isinstance(frozen, ResnetGenerator)
+        head = frozen.model[-2]
+        assert isinstance(head, nn.Conv2d)
+        with torch.inference_mode():
+            spread = frozen(batch[:3]).atanh().std()
+        with torch.no_grad():
+            head.weight.mul_(0.35 / spread)
+        return frozen.eval()
+
+    return make
