@@ -11,7 +11,7 @@ from benchmarks.harness import Context, Row
 from wsi2ihc.geometry import Region
 from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
 
-RESNET = Layout(halo_px=84, lattice_px=4, multiple_px=16, max_window_px=2_600_000)
+RESNET = Layout(halo_px=84, lattice_px=4, multiple_px=4, max_window_px=2_600_000)
 
 
 def measure(context: Context) -> list[Row]:

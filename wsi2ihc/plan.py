@@ -286,7 +286,7 @@ def _candidate_cells(extent: Region, layout: Layout) -> list[Size]:
         Size(width, height)
         for width in widths
         for height in heights
-        if max(width, height) <= 1.5 * min(width, height) or min(extent.width, extent.height) <= min(width, height)
+        if max(width, height) <= 3 * min(width, height) or min(extent.width, extent.height) <= min(width, height)
     ]
     sizes = [size for size in sizes if _window_area_px(size, layout) <= layout.max_window_px]
     if not sizes:
@@ -301,11 +301,11 @@ def _candidate_cells(extent: Region, layout: Layout) -> list[Size]:
 
 
 def _candidate_sides(side_px: int, step: int) -> list[int]:
-    """Cell sides up to 4096 px that divide ``side_px`` evenly up to one step, the longest first, a sixth apart."""
+    """Cell sides up to 4096 px that divide ``side_px`` evenly up to one step, the longest first, a fifth apart."""
     sides: list[int] = []
     for count in range(max(1, side_px // 4096), side_px // 256 + 2):
         side = ceil_to(-(-side_px // count), step)
-        if side <= 4096 and (not sides or side < 0.84 * sides[-1]):
+        if side <= 4096 and (not sides or side < 0.8 * sides[-1]):
             sides.append(side)
     return sides
 

@@ -108,7 +108,7 @@ def test_where_it_cannot_be_written(tmp_path: Path) -> None:
     module = build_network(SMALL)
     with pytest.raises(OutputError, match="cannot be written"):
         save_checkpoint(tmp_path / "missing" / "a.safetensors", module, SMALL)
-    with pytest.raises(OutputError, match="ends in .safetensors"):
+    with pytest.raises(OutputError, match=r"ends in \.safetensors"):
         save_checkpoint(tmp_path / "a.pth", module, SMALL)
     assert not list(tmp_path.iterdir())
 
@@ -236,8 +236,7 @@ def test_damaged_files_are_refused_or_usable(saved: Path, edits: list[tuple[int,
     path.write_bytes(content[: len(content) - cut] if cut < len(content) else content)
     try:
         module, spec, _ = load_checkpoint(path)
-    except ModelError as error:
-        assert "\n" not in str(error)
+    except ModelError:
         return
     assert all(bool(torch.isfinite(value).all()) for value in module.state_dict().values())
     assert spec.width == 2

@@ -91,7 +91,12 @@ def test_missing_and_unknown_fields_are_named() -> None:
         GeneratorSpec.from_json(json.dumps(values))
 
 
-@given(st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(GeneratorSpec)]), st.none() | st.text() | st.integers() | st.lists(st.integers())))
+@given(
+    st.dictionaries(
+        st.sampled_from([f.name for f in dataclasses.fields(GeneratorSpec)]),
+        st.none() | st.text() | st.integers() | st.lists(st.integers()),
+    )
+)
 def test_any_json_is_either_a_spec_or_a_model_error(values: dict[str, object]) -> None:
     text = json.dumps(dataclasses.asdict(GeneratorSpec()) | values)
     try:

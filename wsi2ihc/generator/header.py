@@ -48,8 +48,9 @@ def open_checkpoint(path: Path, framework: str) -> Any:
         raise ModelError(f"{path} is no model file")
     try:
         with path.open("rb") as file:
-            start = file.read(8)
-        if start.startswith((_ZIP, _PICKLE)):
+            start = file.read(9)
+        # A safetensors file starts with its header's length in 8 bytes, which can look like a pickle's, and then "{".
+        if start.startswith((_ZIP, _PICKLE)) and not start.endswith(b"{"):
             raise ModelError(
                 f"{path.name} is a PyTorch checkpoint (.pth); convert it with "
                 f"'wsi2ihc models import {path.name} {path.stem}{SUFFIX} --mpp MPP'"

@@ -1,0 +1,69 @@
+"""Finding models by name and by file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wsi2ihc.errors import ModelError, ModelNotFoundError
+from wsi2ihc.generator import registry
+from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
+from wsi2ihc.generator.model import make_translator
+from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
+from wsi2ihc.generator.spec import GeneratorSpec
+
+SPEC = GeneratorSpec(depth=1, width=2, mpp=0.46, stain="HER2", licence="CC0", training={"recipe": "variance"})
+
+
+def test_the_built_in_models_are_listed() -> None:
+    names = [model.name for model in list_models()]
+    assert names == sorted(names)
+    assert {"identity", "counterstain", DEFAULT_MODEL} <= set(names)
+
+
+def test_built_in_models() -> None:
+    assert load_generator().name == DEFAULT_MODEL
+    model = load_generator("counterstain")
+    assert (model.mpp, model.channel_name, model.sha256) == (None, "counterstain (computed)", None)
+    assert (model.dependency.radius_px, model.dependency.lattice_px) == (0, 1)
+
+
+def test_a_model_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "her2.safetensors"
+    digest = save_checkpoint(path, build_network(SPEC), SPEC)
+    for given in (path, str(path)):
+        model = load_generator(given)
+        assert (model.name, model.version, model.sha256) == ("her2", digest, digest)
+        assert (model.mpp, model.stain, model.licence, model.spec) == (0.46, "HER2", "CC0", SPEC)
+        assert model.channel_name == "virtual HER2 (computed)"
+        assert (model.dependency.radius_px, model.dependency.lattice_px) == (20, 4)
+
+
+def test_a_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "BUNDLED", tmp_path)
+    save_checkpoint(tmp_path / "pan-ck.safetensors", build_network(SPEC), SPEC)
+    listed = next(model for model in list_models() if model.name == "pan-ck")
+    assert listed.spec == SPEC
+    assert listed.sha256 is None
+    with pytest.raises(ModelError, match="only described"):
+        make_translator(listed, "cpu", exact=True)
+    assert load_generator("pan-ck").sha256
+
+
+@pytest.mark.parametrize("name", ["resnet", "models/her2.safetensors", "", "counterstain.safetensors"])
+def test_a_name_that_does_not_exist(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="counterstain, identity"):
+        load_generator(name or "nothing")
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model file"):
+        load_generator(tmp_path)
+
+
+def test_a_local_file_without_suffix_is_taken_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="mine is no safetensors"):
+        load_generator("mine")
