@@ -15,10 +15,9 @@ RESNET = Layout(halo_px=84, lattice_px=4, multiple_px=4, max_window_px=2_600_000
 
 
 def measure(context: Context) -> list[Row]:
-    from wsi2ihc.translation.scene import set_scene
-
     from wsi2ihc.slide import open_slide
     from wsi2ihc.translation.options import TranslateOptions
+    from wsi2ihc.translation.scene import set_scene
 
     with open_slide(context.slide) as slide:
         scene = set_scene(slide, None, TranslateOptions())
@@ -29,7 +28,7 @@ def measure(context: Context) -> list[Row]:
             Region(0, 0, 100_000, 100_000), blobs(100_000, share), RESNET
         )
         print(f"  planned in {time.perf_counter() - started:.1f} s")
-    return [row for name, plan in plans.items() for row in _rows(name, plan)]
+    return [row for name, plan in plans.items() for row in _rows(name, plan, barred=name.startswith("the real"))]
 
 
 def blobs(side_px: int, share: float, mask_px: int = 16) -> TissueGrid:
@@ -48,10 +47,20 @@ def blobs(side_px: int, share: float, mask_px: int = 16) -> TissueGrid:
     return TissueGrid(pixels, (0.0, 0.0), (side_px / pixels.shape[1], side_px / pixels.shape[0]))
 
 
-def _rows(name: str, plan: Plan) -> list[Row]:
+def _rows(name: str, plan: Plan, *, barred: bool) -> list[Row]:
     work, kept = plan.window_px / plan.kept_px, plan.kept_px / plan.tissue_px
     cell = f"{len(plan.windows)} windows in cells of {plan.cell}"
     return [
-        Row(f"window px over kept core px, {name}", "≤ 1.5", f"{work:.3f} ({cell})", work <= 1.5),
-        Row(f"kept core px over mask px, {name}", "≤ 1.25", f"{kept:.3f}", kept <= 1.25),
+        Row(
+            f"window px over kept core px, {name}",
+            "≤ 1.5" if barred else "reported",
+            f"{work:.3f} ({cell})",
+            work <= 1.5 if barred else None,
+        ),
+        Row(
+            f"kept core px over mask px, {name}",
+            "≤ 1.25" if barred else "reported",
+            f"{kept:.3f}",
+            kept <= 1.25 if barred else None,
+        ),
     ]

@@ -50,7 +50,7 @@ def measure(context: Context) -> list[Row]:
                 measured,
                 share >= 0.95 if rate == 30 else None,
                 answer,
-            )  # fmt: skip
+            )
         )
     return rows
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -14,6 +14,15 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.generator.networks import ResnetGenerator
 from wsi2ihc.generator.pixels import to_network
 from wsi2ihc.generator.statistics import estimate_statistics
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much where other processes want the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

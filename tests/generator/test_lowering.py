@@ -79,7 +79,7 @@ def test_batches_are_images_by_themselves(strong: Strong, picture: RGBImage) -> 
 
 
 @given(rows=st.integers(60, 150), columns=st.integers(60, 150), y=st.integers(0, 75), x=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_windows_of_any_size_and_place_give_the_same_bits(
     strong: Strong, picture: RGBImage, rows: int, columns: int, y: int, x: int
 ) -> None:
@@ -121,19 +121,19 @@ def test_off_the_lattice_or_with_a_short_halo_the_answer_is_another(strong: Stro
 
 
 def test_the_full_width_network_to_the_bit(strong: Strong, picture: RGBImage) -> None:
-    lowered = LoweredResnet(strong(width=64))
+    lowered = LoweredResnet(strong(width=64, blocks=9))
     halo = lowered.halo_px
     with torch.inference_mode():
-        whole = lowered(windows_of(picture, 444, 392))
-        part = lowered(windows_of(picture, 2 * halo + 108, 2 * halo + 44, 36, 72))
-    torch.testing.assert_close(part, whole[:, 36 : 36 + 108, 72 : 72 + 44], rtol=0, atol=0)
+        whole = lowered(windows_of(picture, 308, 300))
+        part = lowered(windows_of(picture, 2 * halo + 92, 2 * halo + 44, 36, 72))
+    torch.testing.assert_close(part, whole[:, 36 : 36 + 92, 72 : 72 + 44], rtol=0, atol=0)
 
 
 def test_bfloat16_is_near_float32(strong: Strong) -> None:
     """Random weights are a harder case than trained ones, which differ by a grey level at most."""
     tissue = synthetic_tissue(480, 480, seed=5)
-    module = strong(blocks=9, width=32, on=tissue)
-    windows = torch.from_numpy(tissue)[None]
+    module = strong(blocks=9, width=64, on=tissue)
+    windows = torch.from_numpy(tissue[:272, :272].copy())[None]
     with torch.inference_mode():
         exact = LoweredResnet(module)(windows).int()
         difference = (LoweredResnet(module, torch.bfloat16)(windows).int() - exact).abs().float()

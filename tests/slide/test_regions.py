@@ -42,9 +42,7 @@ def test_any_window_is_part_of_the_whole(slide: Slide, data: st.DataObject) -> N
     for _ in range(4):
         x = data.draw(st.integers(frame.x, frame.right))
         y = data.draw(st.integers(frame.y, frame.bottom))
-        window = Region(
-            x, y, data.draw(st.integers(0, frame.right - x)), data.draw(st.integers(0, frame.bottom - y))
-        )
+        window = Region(x, y, data.draw(st.integers(0, frame.right - x)), data.draw(st.integers(0, frame.bottom - y)))
         rows, columns = window.slices_in(frame)
         np.testing.assert_array_equal(read_region(slide, grid, window, FILL), whole[rows, columns])
 

@@ -111,9 +111,7 @@ class TestSlideContract:
             region = Region(0, 0, whole.shape[1], whole.shape[0])
             np.testing.assert_array_equal(slide.read_level(level, region, self.MAGENTA), whole)
 
-    def test_any_region_is_part_of_the_whole(
-        self, slide: Slide, kind: str, expected: dict[str, list[Pixels]]
-    ) -> None:
+    def test_any_region_is_part_of_the_whole(self, slide: Slide, kind: str, expected: dict[str, list[Pixels]]) -> None:
         rng = np.random.default_rng(1)
         for level, whole in enumerate(expected[kind]):
             padded = np.full((whole.shape[0] + 400, whole.shape[1] + 400, 3), self.MAGENTA, np.uint8)
@@ -247,9 +245,7 @@ class TestOddDownsamples:
     WHOLE: ClassVar = Region(0, 0, 731, 268)
 
     @pytest.fixture(params=["deflate", "jpeg"])
-    def odd(
-        self, request: pytest.FixtureRequest, reader: Callable[[Path], Slide], tmp_path: Path
-    ) -> Iterator[Slide]:
+    def odd(self, request: pytest.FixtureRequest, reader: Callable[[Path], Slide], tmp_path: Path) -> Iterator[Slide]:
         pyramid = [texture(1800, 660), texture(731, 268, seed=1)]  # about 2.46 times smaller
         how = {"compression": request.param, "photometric": "rgb", "quality": 100}
         path = write_slide(tmp_path / "odd.svs", pyramid, style="aperio", tile=128, **how)

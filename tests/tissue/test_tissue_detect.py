@@ -200,9 +200,7 @@ def test_one_nucleus_on_sixteen_px_is_found() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))), st.floats(0.1, 60)
-)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))), st.floats(0.1, 60))
 def test_any_picture_gives_a_mask_of_its_shape(overview: RGBImage, mpp: float) -> None:
     tissue, glass, _ = find_tissue(overview, mpp)
     assert tissue.shape == overview.shape[:2]

@@ -126,9 +126,7 @@ Segment = tuple[tuple[int, int], tuple[int, int]]
 
 
 def side(start: tuple[int, int], stop: tuple[int, int], point: tuple[int, int]) -> int:
-    return int(
-        np.sign((stop[0] - start[0]) * (point[1] - start[1]) - (stop[1] - start[1]) * (point[0] - start[0]))
-    )
+    return int(np.sign((stop[0] - start[0]) * (point[1] - start[1]) - (stop[1] - start[1]) * (point[0] - start[0])))
 
 
 def meet(one: Segment, other: Segment) -> bool:

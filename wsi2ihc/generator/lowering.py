@@ -11,8 +11,9 @@
 - On a CPU the layers run over strips of rows. Only the residual stream, at a quarter of the resolution, is held for the
   whole window, and its blocks overwrite it in place.
 
-In bfloat16 the first convolution's weights are kept as sums of two bfloat16 numbers: tissue is bright and poor in
-contrast, and rounding these weights alone made more than half of the whole error.
+Tissue is bright and poor in contrast, and the first convolution has to take a small difference of large numbers. In
+bfloat16 this made two thirds of the whole error. So that convolution takes whole pixel levels less the mean colour,
+which are exact, and its weights are kept as sums of two bfloat16 numbers.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class LoweredResnet(nn.Module):
         If the network is not local: then there is no such form of it.
     """
 
+    centre: Tensor
+
     def __init__(self, module: ResnetGenerator, dtype: torch.dtype = torch.float32, *, by_strips: bool = True) -> None:
         super().__init__()
         reasons = dependency(module).reasons
@@ -92,7 +95,8 @@ class LoweredResnet(nn.Module):
         end = 10 + len(blocks)
         self.dtype = dtype
         self.by_strips = by_strips
-        self.stem = _on_centred_pixels(_fold(layers[1], layers[2]), is_split=dtype == torch.bfloat16)
+        self.stem, centre = _on_centred_pixels(_fold(layers[1], layers[2]), is_split=dtype == torch.bfloat16)
+        self.register_buffer("centre", centre)
         self.downs = nn.ModuleList([_fold(layers[4], layers[5]), _fold(layers[7], layers[8])])
         self.body = nn.ModuleList(layer for block in blocks for layer in _folded_block(block))
         self.ups = nn.ModuleList([_doubling(layers[end], layers[end + 1]), _doubling(layers[end + 3], layers[end + 4])])
@@ -144,7 +148,7 @@ class LoweredResnet(nn.Module):
         """From 4·n + 9 rows (and columns) of pixels to n at a quarter of the resolution."""
         if self.stem.in_channels == 6:
             pixels = pixels.repeat(1, 1, 1, 2)
-        x: Tensor = self.stem(to_centred(pixels, self.dtype)).relu_()
+        x: Tensor = self.stem(to_centred(pixels, self.centre)).relu_()
         for down in self.downs:
             x = down(x).relu_()
         return x
@@ -268,11 +272,11 @@ def _doubling(layer: nn.Module, norm: nn.Module) -> nn.Conv2d:
     return _convolution(phases.flatten(0, 2), bias.repeat(4))
 
 
-def _on_centred_pixels(stem: nn.Conv2d, is_split: bool) -> nn.Conv2d:
-    """The first convolution on pixels as `to_centred` gives them, taken twice if its weights are split."""
+def _on_centred_pixels(stem: nn.Conv2d, is_split: bool) -> tuple[nn.Conv2d, Tensor]:
+    """The first convolution on pixels as `to_centred` gives them (taken twice if its weights are split); the centre."""
     assert stem.bias is not None
-    weight, bias = fold_pixels(stem.weight.detach(), stem.bias.detach())
+    weight, bias, centre = fold_pixels(stem.weight.detach(), stem.bias.detach())
     if is_split:
         coarse = weight.bfloat16().float()
-        weight = torch.cat([coarse, weight - coarse], 1)
-    return _convolution(weight, bias)
+        weight, centre = torch.cat([coarse, weight - coarse], 1), centre.repeat(2)
+    return _convolution(weight, bias), centre

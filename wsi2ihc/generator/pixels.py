@@ -12,7 +12,6 @@ from torch import Tensor
 from ..errors import ModelError
 
 _HALF_RANGE = 127.5
-_CENTRE = 128
 
 
 def to_network(pixels: Tensor) -> Tensor:
@@ -20,18 +19,37 @@ def to_network(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(_HALF_RANGE).sub_(1)
 
 
-def to_centred(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images (N, H, W, C) uint8 to (N, C, H, W) whole numbers from -128 to 127, which are exact even in bfloat16.
+def to_centred(pixels: Tensor, centre: Tensor) -> Tensor:
+    """Images (N, H, W, C) uint8 to (N, C, H, W), each channel less its ``centre`` (C), in the centre's type.
 
-    A convolution takes them as they are if its weights come from `fold_pixels`.
+    The centre is whole, so that the differences are exact even in bfloat16. A convolution takes them as they are if its
+    weights come from `fold_pixels`.
     """
-    return pixels.permute(0, 3, 1, 2).to(dtype).sub_(_CENTRE)
+    return pixels.permute(0, 3, 1, 2).to(centre.dtype).sub_(centre[:, None, None])
 
 
-def fold_pixels(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Make the weights (C, 3, h, w) and bias (C) of a convolution fit for `to_centred` instead of `to_network`."""
-    offset = (_CENTRE - _HALF_RANGE) / _HALF_RANGE
-    return weight / _HALF_RANGE, bias + offset * weight.sum((1, 2, 3))
+def fold_pixels(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Make a convolution that takes values fit for pixels less a centre, and choose the centre.
+
+    Of all centres, the one that leaves the least biases is taken. It is about the mean colour that the network was
+    trained on, so that inputs and biases are small, and little is lost where they are rounded.
+
+    Parameters
+    ----------
+    weight, bias:
+        (C, 3, h, w) and (C), for `to_network`
+
+    Returns
+    -------
+    weight, bias, centre:
+        for `to_centred`; the centre (3) in whole levels from 0 to 255
+    """
+    weight, bias = weight / _HALF_RANGE, bias - weight.sum((1, 2, 3))
+    sums = weight.sum((2, 3))
+    # (NaN is left to be found in the answer; the solver does not take it.)
+    solved = torch.linalg.lstsq(sums.nan_to_num(), -bias.nan_to_num()[:, None]).solution[:, 0]
+    centre = solved.nan_to_num().round().clamp(0, 255)
+    return weight, bias + sums @ centre, centre
 
 
 def to_pixels(values: Tensor) -> Tensor:

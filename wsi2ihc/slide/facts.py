@@ -103,9 +103,7 @@ def remarks(levels: Sequence[Level], magnification: float | None, facts: TiffFac
         notes.append("It has an alpha channel; transparent places are taken for background.")
     table = None if facts is None else table_of_size(facts.tables, size)
     if table is not None and table.missing:
-        notes.append(
-            f"Missing tiles: {table.missing:,} of {table.byte_counts.size:,}; they are taken for background."
-        )
+        notes.append(f"Missing tiles: {table.missing:,} of {table.byte_counts.size:,}; they are taken for background.")
     return tuple(notes)
 
 

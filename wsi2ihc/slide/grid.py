@@ -148,9 +148,7 @@ def overview_grid(info: SlideInfo, downsample: float) -> WorkingGrid:
 def _grid_for(info: SlideInfo, needed: tuple[float, float]) -> WorkingGrid:
     """The grid of about so many level-0 px per working px."""
     usable = [level for level in range(len(info.levels)) if _is_usable(info, level)]
-    misfit = {
-        level: max(abs(info.levels[level].downsample / value - 1) for value in needed) for level in usable
-    }
+    misfit = {level: max(abs(info.levels[level].downsample / value - 1) for value in needed) for level in usable}
     closest = min(usable, key=lambda level: misfit[level])
     if misfit[closest] <= AS_IS_TOLERANCE:
         return _grid(info, closest, (1.0, 1.0))

@@ -123,9 +123,7 @@ class OpenSlideReader(SlideReader):
                     "piece; copy it again from its source, or convert it to a tiled, pyramidal TIFF"
                 )
 
-    def _describe(
-        self, handle: openslide.OpenSlide, facts: TiffFacts | None, stated_mpp: Mpp | None
-    ) -> SlideInfo:
+    def _describe(self, handle: openslide.OpenSlide, facts: TiffFacts | None, stated_mpp: Mpp | None) -> SlideInfo:
         properties = dict(handle.properties)
         levels = checked_levels(self._name, handle.level_dimensions, self._downsamples)
         vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")

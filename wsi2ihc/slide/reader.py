@@ -24,6 +24,7 @@ from .tile_cache import cache_bytes
 
 logger = logging.getLogger(__name__)
 
+
 class SlideReader(ABC):
     """An open slide; the part of the `Slide` protocol that does not depend on the library that reads.
 

@@ -65,9 +65,7 @@ def read_region(slide: Slide, grid: WorkingGrid, region: Region, fill: RGB | Non
     return pixels
 
 
-def read_overview(
-    slide: Slide, grid: WorkingGrid, fill: RGB | None = None, *, workers: int | None = None
-) -> RGBImage:
+def read_overview(slide: Slide, grid: WorkingGrid, fill: RGB | None = None, *, workers: int | None = None) -> RGBImage:
     """The whole grid, (height, width, 3) uint8; meant for the small grids of `overview_grid`.
 
     Equals `read_region` of all of the grid, with several threads. Memory beside the result: 66 MB per worker,
@@ -155,9 +153,7 @@ def _extent(start: int, stop: int, step: float, origin: float, support: float) -
     side = 2 ** int(math.log2(step / 2)) if step >= 4 else 1
     first, last = (round((origin + value * step) * STEPS_PER_PX) for value in (start, stop))
     margin = math.ceil(support * max(step, 1.0) - step / 2) + side
-    read = range(
-        floor_to(first // STEPS_PER_PX - margin, side), ceil_to(-(-last // STEPS_PER_PX) + margin, side)
-    )
+    read = range(floor_to(first // STEPS_PER_PX - margin, side), ceil_to(-(-last // STEPS_PER_PX) + margin, side))
     unit = STEPS_PER_PX * side
     begin = read.start * STEPS_PER_PX
     return read, side, (first - begin) / unit, (last - begin) / unit
