@@ -27,9 +27,8 @@ Free real H&E slides
 @verbosity_options
 def command(folder: Path, overwrite: bool, verbose: int, quiet: bool) -> None:
     """Make a synthetic H&E slide in FOLDER, translate it, and say how to look at the result."""
-    from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
-
     from wsi2ihc.demo import make_demo_slide
+    from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
     from wsi2ihc.pyramid import check_output
     from wsi2ihc.slide import open_slide
     from wsi2ihc.translation.options import TranslateOptions

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
 
 from wsi2ihc.cli.parameters import (
     AutoInteger,
@@ -19,12 +18,14 @@ from wsi2ihc.cli.parameters import (
     verbosity_options,
 )
 from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
 from wsi2ihc.pyramid import PyramidOptions, check_output
 from wsi2ihc.slide import open_slide
 from wsi2ihc.translation.forecast import Forecast, forecast
 from wsi2ihc.translation.options import TranslateOptions
 from wsi2ihc.translation.pipeline import prepare, run
 from wsi2ihc.translation.report import DISCLAIMER, TranslateReport
+from wsi2ihc.translation.seams import SeamFigures
 
 
 @click.command("translate")
@@ -116,7 +117,6 @@ def summary(report: TranslateReport) -> str:
     """What a user wants to know at the end, one fact a line."""
     size, seconds = report.output_size, report.seconds
     kept_px, window_px = report.plan["kept_px"], report.plan["window_px"]
-    seam = "no borders" if report.seams.z is None else f"z = {report.seams.z:+.2f} over {report.seams.borders} borders"
     total_s = sum(seconds[stage] for stage in ("tissue", "model", "run"))
     lines = [
         f"{report.output_name}: {size} px at {report.output_mpp[0]:.4g} µm/px, {len(report.output_levels)} levels, "
@@ -126,12 +126,20 @@ def summary(report: TranslateReport) -> str:
         f"  model    {report.model['name']} ({report.model['channel']}) on {report.device}, {report.precision}",
         f"  tissue   {report.tissue_share:.1%} of the slide; {report.plan['windows']} windows, {report.blend}, "
         f"{window_px / kept_px:.2f} px of work per px kept",
-        f"  seams    {seam} (within ±3: none)",
+        f"  seams    {_seams(report.seams)}",
         f"  time     {duration(total_s)}: {kept_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s",
         *(f"  note     {warning}" for warning in report.warnings),
         f"  {DISCLAIMER}",
     ]
     return "\n".join(lines)
+
+
+def _seams(figures: SeamFigures | None) -> str:
+    if figures is None:
+        return "none possible: the model looks at one pixel at a time"
+    if figures.z is None:
+        return "too few borders between windows to tell"
+    return f"z = {figures.z:+.2f} over {figures.borders} borders between windows (within ±3: no seams)"
 
 
 def _describe_forecast(outlook: Forecast) -> str:

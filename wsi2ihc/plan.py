@@ -22,6 +22,10 @@ from .geometry import Region, Size, ceil_to, floor_to
 TRIM_PX = 64
 """Cores are trimmed to tissue in steps of this, so that windows come in few shapes and batches can be formed."""
 
+OFF_GRID_PX = 36
+"""The grid of cells begins so far before the extent, so that borders between cells do not fall on those of the
+scanner's own tiles (240 or 256 px), whose steps a generator can amplify: they would be counted as seams of ours."""
+
 WINDOW_OVERHEAD_PX = 20_000
 """What one more window costs beside its pixels (calls, edges of storage tiles), expressed in pixels of work."""
 
@@ -210,11 +214,17 @@ def plan_windows(extent: Region, tissue: TissueGrid, layout: Layout, cell: Size 
 
 
 def _cell_origin(extent: Region, layout: Layout) -> tuple[int, int]:
-    """Where the grid of cells begins: on the lattice, at or just before the extent."""
+    """Where the grid of cells begins: on the lattice, at the extent or somewhat before it."""
     # Half an overlap off the lattice, so that the windows, not the cells, start on it.
     shift = layout.overlap_px // 2 % layout.lattice_px
-    x, y = (floor_to(start - shift, layout.lattice_px) + shift for start in (extent.x, extent.y))
+    before = _off_grid_px(layout)
+    x, y = (floor_to(start - before - shift, layout.lattice_px) + shift for start in (extent.x, extent.y))
     return x, y
+
+
+def _off_grid_px(layout: Layout) -> int:
+    """How far before the extent the grid of cells begins; see `OFF_GRID_PX`."""
+    return OFF_GRID_PX if layout.margin_px and OFF_GRID_PX % layout.lattice_px == 0 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +291,8 @@ def _candidate_cells(extent: Region, layout: Layout) -> list[Size]:
     step = _step_px(layout)
     if layout.margin_px == 0 and layout.tile_px:
         step = math.lcm(step, layout.tile_px)
-    widths, heights = (_candidate_sides(side, step) for side in (extent.width, extent.height))
+    before = _off_grid_px(layout)
+    widths, heights = (_candidate_sides(side + before, step) for side in (extent.width, extent.height))
     sizes = [
         Size(width, height)
         for width in widths

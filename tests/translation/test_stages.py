@@ -146,21 +146,22 @@ def test_blending_a_local_translation_changes_nothing(share: float) -> None:
 
 
 def test_blending_goes_linearly_from_one_window_to_the_next() -> None:
-    plan = make_plan((128, 256), Layout(overlap_px=64, lattice_px=4, multiple_px=4), Size(128, 128))
+    plan = make_plan((92, 256), Layout(overlap_px=64, lattice_px=4, multiple_px=4), Size(128, 128))
     answers = [
         TranslatedWindow(
             window,
             np.zeros((window.core.height, window.core.width, 3), dtype=np.uint8),
-            np.full((window.answer.height, window.answer.width, 3), 200 * window.column, dtype=np.uint8),
+            np.full((window.answer.height, window.answer.width, 3), 100 * window.column, dtype=np.uint8),
         )
         for window in plan.windows
     ]
-    left, right = blend_overlaps(answers, plan)
-    row = np.concatenate([left.pixels, right.pixels], axis=1)[64, :, 0].astype(int)
-    assert row[:96].max() == 0
-    assert row[160:].min() == 200
-    expected = (np.arange(64) + 0.5) / 64 * 200
-    np.testing.assert_allclose(row[96:160], expected, atol=0.5)
+    assert [window.core.x for window in plan.windows] == [0, 92, 220]
+    row = np.concatenate([core.pixels for core in blend_overlaps(answers, plan)], axis=1)[64, :, 0].astype(int)
+    assert row[:60].max() == 0
+    np.testing.assert_allclose(row[60:124], (np.arange(64) + 0.5) / 64 * 100, atol=0.5)
+    assert (row[124:188] == 100).all()
+    np.testing.assert_allclose(row[188:252], 100 + (np.arange(64) + 0.5) / 64 * 100, atol=0.5)
+    assert (row[252:] == 200).all()
 
 
 def test_feathering_shows_the_fill_outside_the_mask_and_fades_inside() -> None:

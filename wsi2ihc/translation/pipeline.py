@@ -106,7 +106,9 @@ def prepare(
 def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> TranslateReport:
     """Do a prepared translation."""
     started = time.perf_counter()
-    clock, meter = DeviceClock(), SeamMeter(job.plan)
+    clock = DeviceClock()
+    # Where no window needs a margin, each pixel is translated by itself, and there is nothing to measure.
+    meter = SeamMeter(job.plan) if job.layout.margin_px else None
     with (
         published(path, overwrite=job.options.overwrite) as partial,
         ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor,
@@ -116,7 +118,7 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
         progress(Progress("checking the file"))
         validate(partial, written.levels)
     translated = time.perf_counter()
-    report = _report(job, path.name, written, meter.figures(), clock, translated - started)
+    report = _report(job, path.name, written, meter.figures() if meter else None, clock, translated - started)
     write_report(path.with_name(path.name + ".json"), report)
     if job.options.preview is not None:
         progress(Progress("drawing the preview"))
@@ -125,13 +127,15 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
 
 
 def finished_tiles(
-    job: Job, executor: Executor, clock: DeviceClock, meter: SeamMeter, progress: ProgressCallback = silent
+    job: Job, executor: Executor, clock: DeviceClock, meter: SeamMeter | None, progress: ProgressCallback = silent
 ) -> Iterator[Tile]:
     """The stages in a row: windows → pixels → answers → cores → tiles of the output."""
     patches = read_windows(job.plan.windows, job.scene.reader, executor, ahead=2 * job.workers + 2 * job.batch_size)
     answers = translate_windows(patches, job.machine.translators, job.batch_size, clock)
     cores = blend_overlaps(answers, job.plan) if job.layout.overlap_px else cut_cores(answers)
-    cores = meter.watch(_counted(cores, job.plan, progress))
+    cores = _counted(cores, job.plan, progress)
+    if meter is not None:
+        cores = meter.watch(cores)
     if job.options.tissue != "none":
         cores = feather_cores(cores, job.scene.tissue, job.scene.grid.mpp, job.fill)
     return assemble_tiles(cores, job.plan, job.options.pyramid.tile_px, job.fill)
@@ -164,7 +168,7 @@ def _write(job: Job, partial: Path, tiles: Iterator[Tile], executor: Executor, n
 
 
 def _report(
-    job: Job, name: str, written: PyramidReport, seams: SeamFigures, clock: DeviceClock, run_s: float
+    job: Job, name: str, written: PyramidReport, seams: SeamFigures | None, clock: DeviceClock, run_s: float
 ) -> TranslateReport:
     info, plan = job.slide.info, job.plan
     unreadable = job.scene.damaged_places

@@ -28,7 +28,10 @@ VERSIONED = ("wsi2ihc", "torch", "openslide-python", "openslide-bin", "tiffslide
 
 @dataclass(frozen=True, slots=True)
 class TranslateReport:
-    """The facts of one finished translation; lengths in px of level 0 of source or output, times in seconds."""
+    """The facts of one finished translation; lengths in px of level 0 of source or output, times in seconds.
+
+    ``seams`` is None where there can be none, since the model looks at one pixel at a time.
+    """
 
     source: dict[str, Any]
     model: dict[str, Any]
@@ -46,7 +49,7 @@ class TranslateReport:
     device: str
     precision: str
     blend: str
-    seams: SeamFigures
+    seams: SeamFigures | None
     seconds: dict[str, float]
     mpx_per_s: float
     unreadable_regions: int
@@ -57,7 +60,8 @@ class TranslateReport:
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `json.dumps` takes as it is."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        plain["seams"]["z"] = self.seams.z
+        if self.seams is not None:
+            plain["seams"]["z"] = self.seams.z
         plain["disclaimer"] = DISCLAIMER
         return plain
 
