@@ -19,11 +19,11 @@ from wsi2ihc.cli.parameters import (
 )
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
-from wsi2ihc.pyramid import PyramidOptions, check_output
+from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.slide import open_slide
 from wsi2ihc.translation.forecast import Forecast, forecast
 from wsi2ihc.translation.options import TranslateOptions
-from wsi2ihc.translation.pipeline import prepare, run
+from wsi2ihc.translation.pipeline import check_outputs, prepare, run
 from wsi2ihc.translation.report import DISCLAIMER, TranslateReport
 from wsi2ihc.translation.seams import SeamFigures
 
@@ -75,7 +75,7 @@ def command(
     """
     set_up_logging(verbose, quiet)
     options = _options(**choices)
-    check_output(output, options.overwrite)
+    check_outputs(output, options)
     bar = ProgressBar(quiet)
     try:
         with open_slide(slide, mpp=mpp) as opened:

@@ -7,7 +7,7 @@
   which makes the four pixels of each 2×2 group as four groups of channels. That is faster, and it is exact: the sums in
   oneDNN's transposed convolution are split according to the height of its input, and pixels differed by up to 1e-4
   between windows of different size; its convolutions gave bit-equal pixels in all sizes tried (channels-last memory,
-  float32, AVX2 and AVX-512 kernels, 1 to 4 threads; for the exceptions see ``smallest_window_px``).
+  float32, oneDNN 3.12, AVX2 and AVX-512 kernels, 1 to 4 threads; for the exceptions see ``smallest_window_px``).
 - On a CPU the layers run over strips of rows. Only the residual stream, at a quarter of the resolution, is held for the
   whole window, and its blocks overwrite it in place.
 

@@ -20,14 +20,16 @@ from ..arrays import RGBBatch
 from ..errors import ModelError
 from .pixels import to_network
 
+_COMPARED_BATCHES = 2
+
 
 @dataclass(frozen=True, slots=True)
 class EstimatedStatistics:
     """What `estimate_statistics` gives.
 
     module:        the generator with frozen statistics, in evaluation mode
-    moved_levels:  by how many grey levels the mean of its answer to the sample moved, per channel. Stain strength can
-                   be the diagnosis, so a user should be told of more than a few.
+    moved_levels:  by how many grey levels the mean of its answer moved, per channel, on the first batches. Stain
+                   strength can be the diagnosis, so a user should be told of more than a few.
     """
 
     module: nn.Module
@@ -35,16 +37,18 @@ class EstimatedStatistics:
 
 
 class _Pooled:
-    """Mean and variance of a layer's input over all batches and places, per channel, gathered in float64."""
+    """Mean and variance of a layer's input over all batches and places, per channel, pooled in float64."""
 
-    def __init__(self, channels: int, device: torch.device) -> None:
+    def __init__(self, channels: int) -> None:
         self.count = 0
-        self.sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(2, channels, dtype=torch.float64)
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].double()
-        self.count += x.numel() // x.shape[1]
-        self.sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+        x = inputs[0]
+        count = x.numel() // x.shape[1]
+        variance, mean = (one.cpu().double() for one in torch.var_mean(x, (0, 2, 3), correction=0))
+        self.count += count
+        self.sums += count * torch.stack([mean, variance + mean.square()])
 
     def moments(self) -> tuple[Tensor, Tensor]:
         mean, square = self.sums / self.count
@@ -64,7 +68,7 @@ def estimate_statistics(module: nn.Module, batches: Sequence[Tensor]) -> Estimat
         any network of convolutions and such norms
     batches:
         (N, 3, H, W) in [-1, 1] each; of tissue, since glass would move the statistics. The more images a batch holds,
-        the nearer its own statistics are to the sample's. Held by the caller; read three times.
+        the nearer its own statistics are to the sample's. Held by the caller; read once, and the first few twice more.
 
     Raises
     ------
@@ -74,10 +78,11 @@ def estimate_statistics(module: nn.Module, batches: Sequence[Tensor]) -> Estimat
     if not batches:
         raise ModelError("no tissue was sampled to estimate the generator's statistics from")
     device = next(module.parameters()).device
-    before = _mean_answer(copy.deepcopy(module).eval(), batches, device)
+    compared = batches[:_COMPARED_BATCHES]
+    before = _mean_answer(copy.deepcopy(module).eval(), compared, device)
     frozen = _with_batch_norms(copy.deepcopy(module)).eval()
     norms = [layer for layer in frozen.modules() if isinstance(layer, nn.BatchNorm2d)]
-    pools = [_Pooled(layer.num_features, device) for layer in norms]
+    pools = [_Pooled(layer.num_features) for layer in norms]
     hooks = [layer.register_forward_pre_hook(pool) for layer, pool in zip(norms, pools, strict=True)]
     for layer in norms:
         layer.train()
@@ -93,7 +98,7 @@ def estimate_statistics(module: nn.Module, batches: Sequence[Tensor]) -> Estimat
         _buffer(layer.running_mean).copy_(mean)
         _buffer(layer.running_var).copy_(variance)
     frozen.eval()
-    moved = _mean_answer(frozen, batches, device) - before
+    moved = _mean_answer(frozen, compared, device) - before
     red, green, blue = (float(value) * 127.5 for value in moved)
     return EstimatedStatistics(frozen, (red, green, blue))
 
@@ -108,8 +113,8 @@ def statistics_of_pixels(module: nn.Module, sample: Iterable[RGBBatch], device: 
 def _mean_answer(module: nn.Module, batches: Sequence[Tensor], device: torch.device) -> Tensor:
     """The answer's mean per channel over all batches."""
     with torch.inference_mode():
-        sums = [module(batch.to(device)).double().sum((0, 2, 3)) for batch in batches]
-    return torch.stack(sums).sum(0).cpu() / sum(batch.numel() // 3 for batch in batches)
+        sums = [module(batch.to(device)).sum((0, 2, 3)).cpu() for batch in batches]
+    return torch.stack(sums).sum(0) / sum(batch.numel() // 3 for batch in batches)
 
 
 def _with_batch_norms(module: nn.Module) -> nn.Module:

@@ -69,9 +69,22 @@ def translate(
     """
     options = options or TranslateOptions()
     path = Path(output)
-    check_output(path, options.overwrite)
+    check_outputs(path, options)
     job = prepare(slide, generator, options, progress=progress)
     return run(job, path, progress=progress)
+
+
+def check_outputs(path: Path, options: TranslateOptions) -> None:
+    """Refuse outputs that could not be written, before any work.
+
+    Raises
+    ------
+    OutputError
+        If a folder is missing or not writable, a suffix is unknown, or a file is there and may not be replaced.
+    """
+    check_output(path, options.overwrite)
+    if options.preview is not None:
+        check_output(options.preview, options.overwrite, suffixes=(".png",))
 
 
 def prepare(

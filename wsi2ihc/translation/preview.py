@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..arrays import RGBImage
-from ..errors import OutputError
+from ..pyramid import published
 from ..pyramid import read_overview as read_result
 from ..slide import overview_grid, read_overview
 from .job import Job
@@ -33,13 +33,8 @@ def write_preview(preview: Path, result: Path, job: Job) -> None:
     both = np.full((height, 2 * width + GAP_PX, 3), 255, dtype=np.uint8)
     both[:, :width] = _source(job, width, height)
     both[:, -width:] = virtual
-    partial = preview.with_name(f".{preview.name}.partial")
-    try:
+    with published(preview, overwrite=True) as partial:
         Image.fromarray(both).save(partial, format="PNG")
-        partial.replace(preview)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{preview}: the preview cannot be written ({error.strerror or error})") from error
 
 
 def _source(job: Job, width: int, height: int) -> RGBImage:

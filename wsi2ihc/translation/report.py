@@ -16,6 +16,7 @@ from typing import Any
 from ..arrays import RGB
 from ..generator.model import Generator
 from ..geometry import Region, Size
+from ..pyramid import published
 from .options import TranslateOptions
 from .seams import SeamFigures
 
@@ -67,10 +68,10 @@ class TranslateReport:
 
 
 def write_report(path: Path, report: TranslateReport) -> None:
-    """Write the report as JSON, in one piece."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write the report as JSON, in one piece; a report that is there is replaced."""
+    text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
+    with published(path, overwrite=True) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

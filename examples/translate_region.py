@@ -1,0 +1,31 @@
+"""Translate one field of a slide, with a progress line and a picture of source and result.
+
+python examples/translate_region.py SLIDE X Y WIDTH HEIGHT OUT.ome.tiff
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import wsi2ihc
+from wsi2ihc.geometry import Region
+from wsi2ihc.progress import Progress
+
+
+def show(progress: Progress) -> None:
+    print(f"\r{progress.stage} {progress.done / progress.total:.0%}   ", end="", file=sys.stderr)
+
+
+def main() -> None:
+    slide_path, *numbers, output = sys.argv[1:]
+    options = wsi2ihc.TranslateOptions(
+        region=Region(*map(int, numbers)), preview=Path(output.removesuffix(".ome.tiff") + ".png")
+    )
+    with wsi2ihc.open_slide(slide_path) as slide:
+        report = wsi2ihc.translate(slide, wsi2ihc.load_generator("counterstain"), output, options, progress=show)
+    print(f"\n{report.output_size} at {report.output_mpp[0]:.3f} µm/px")
+
+
+if __name__ == "__main__":
+    main()
