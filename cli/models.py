@@ -39,13 +39,21 @@ def list_command(json: bool) -> None:
 def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
     """Show what MODEL (a name or a .safetensors file) is: architecture, resolution, stain, training, licence, reach."""
     set_up_logging(verbose, quiet)
-    facts = describe_model(load_generator(model))
+    generator = load_generator(model)
+    reach = generator.dependency
+    facts = describe_model(generator) | {
+        "radius_px": reach.radius_px,
+        "lattice_px": reach.lattice_px,
+        "is_local": reach.is_local,
+    }
     if json:
         echo_json(facts)
         return
-    width = max(len(name) for name in facts)
+    width = 20
     for name, value in facts.items():
-        click.echo(f"{name:<{width}}  {'' if value is None else value}")
+        for key, part in value.items() if isinstance(value, dict) else [("", value)]:
+            label = f"{name} {key}".strip()
+            click.echo(f"{label:<{width}}  {'' if part is None else part}")
 
 
 @command.command("import")

@@ -97,7 +97,7 @@ def describe_model(generator: Generator) -> dict[str, Any]:
         "description": generator.description,
     }
     if generator.spec is not None:
-        facts["spec"] = generator.spec.to_json()
+        facts["spec"] = json.loads(generator.spec.to_json())
     return facts
 
 
