@@ -18,8 +18,7 @@ from benchmarks.harness import Context, Row, machine
 
 MEASUREMENTS = {
     "exactness": "tiled against whole, seams and their positive control",
-    "precision": "half precision against full, in grey levels",
-    "generator_speed": "the network on this CPU against plain eager execution",
+    "generator_cpu": "the network on this CPU: speed, half precision in grey levels, exactness, memory",
     "end_to_end": "the pipeline around the network",
     "stub_rates": "how fast a generator the pipeline can feed",
     "against_libvips": "identity through the whole path against libvips",
