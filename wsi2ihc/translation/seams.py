@@ -8,6 +8,7 @@ z-score among the ratios of all other phases says how far it stands out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -78,6 +79,9 @@ class _Phases:
         spread, mean = float(others.std()), float(others.mean())
         if mean <= 0:
             return None, None
+        # Fewer px pairs lie on borders than at any other phase, so that chance alone moves their ratio further.
+        count = self.count[usable]
+        spread *= math.sqrt(max(1.0, float(count[1:].mean() / count[0])))
         # An even spread of exactly nothing (a model that copies its input) must not divide by zero.
         return float(border - mean) / max(spread, 1e-6 * mean), float(border) / mean
 
