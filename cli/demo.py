@@ -40,7 +40,8 @@ def command(folder: Path, overwrite: bool, verbose: int, quiet: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: the folder cannot be made ({error.strerror})") from error
-    check_output(virtual, overwrite)
+    for path in (slide, virtual, picture):
+        check_output(path, overwrite, suffixes=(path.suffix,))
     bar = ProgressBar(quiet)
     try:
         make_demo_slide(slide, on_progress=bar)

@@ -17,7 +17,9 @@ def command(json: bool, verbose: int, quiet: bool) -> None:
     set_up_logging(verbose, quiet)
     checks = examine()
     if json:
-        echo_json({"ok": all(check.ok for check in checks), "checks": [check.to_json() for check in checks]})
+        echo_json(
+            {"ok": all(check.ok for check in checks if check.needed), "checks": [check.to_json() for check in checks]}
+        )
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:

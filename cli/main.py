@@ -82,21 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        cli.main(args=arguments, prog_name="wsi2ihc", standalone_mode=False)
-    except click.exceptions.Exit as finished:
-        sys.exit(finished.exit_code)
+        code = cli.main(args=arguments, prog_name="wsi2ihc", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted; nothing was left under the final name.", err=True)
+        click.echo("\nInterrupted; no half-written file is left.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         click.echo(f"Error: {_one_line(error)}", err=True)
         if logging.getLogger("wsi2ihc").isEnabledFor(logging.DEBUG):
             traceback.print_exc()
         sys.exit(1)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _one_line(error: Exception) -> str:

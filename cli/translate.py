@@ -75,10 +75,10 @@ def command(
     """
     set_up_logging(verbose, quiet)
     options = _options(**choices)
-    check_outputs(output, options)
     bar = ProgressBar(quiet)
     try:
         with open_slide(slide, mpp=mpp) as opened:
+            check_outputs(opened, output, options)
             job = prepare(opened, load_generator(model), options, progress=bar)
             if dry_run:
                 outlook = forecast(job)

@@ -42,7 +42,7 @@ def examine() -> list[Check]:
         _check("CPU precision", _cpu_precision),
         _check("CUDA", _cuda, needed=False),
         _check("Apple GPU", _mps, needed=False),
-        _check("memory", _memory),
+        _check("memory", _memory, needed=False),
         _check("disk", _disk),
     ]
 
@@ -134,6 +134,8 @@ def _mps() -> str:
 
 
 def _memory() -> str:
+    if not hasattr(os, "sysconf"):
+        raise RuntimeError("this system does not tell")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if total < 4 * 1024**3:
         raise RuntimeError(f"{total / 1024**3:.1f} GiB; translate with --max-memory below that")

@@ -105,8 +105,9 @@ class TissueGrid:
 
         A square counts if a mask px overlaps it even partly. ``shape`` is (rows, columns) of the answer.
         """
-        sums = np.zeros((self.pixels.shape[0] + 1, self.pixels.shape[1] + 1), dtype=np.int64)
-        np.cumsum(np.cumsum(self.pixels, axis=0, dtype=np.int64), axis=1, out=sums[1:, 1:])
+        sums = np.zeros((self.pixels.shape[0] + 1, self.pixels.shape[1] + 1), dtype=np.int32)
+        np.cumsum(self.pixels, axis=0, dtype=np.int32, out=sums[1:, 1:])
+        np.cumsum(sums, axis=1, out=sums)
         top, bottom = self._overlapped(origin[1], step_px, shape[0], extent.y, extent.bottom, 1)
         left, right = self._overlapped(origin[0], step_px, shape[1], extent.x, extent.right, 0)
         counts = (
@@ -133,8 +134,9 @@ class TissueGrid:
         starts = origin + step_px * np.arange(count, dtype=np.int64)
         stops = np.clip(starts + step_px, first_px, end_px)
         starts = np.clip(starts, first_px, end_px)
-        start = np.floor((starts - self.origin[axis]) / self.pixel_size[axis]).astype(np.int64)
-        stop = np.ceil((stops - self.origin[axis]) / self.pixel_size[axis]).astype(np.int64)
+        # Overlaps of a millionth of a mask px are rounding errors.
+        start = np.floor((starts - self.origin[axis]) / self.pixel_size[axis] + 1e-6).astype(np.int64)
+        stop = np.ceil((stops - self.origin[axis]) / self.pixel_size[axis] - 1e-6).astype(np.int64)
         stop = np.where(stops > starts, stop, start)
         return np.clip(start, 0, size), np.clip(stop, 0, size)
 
@@ -194,12 +196,19 @@ def plan_windows(extent: Region, tissue: TissueGrid, layout: Layout, cell: Size 
     Raises
     ------
     OptionError
-        If even the smallest window would be larger than the layout allows.
+        If the cells are off the lattice, too small for the overlap, or make windows larger than the layout allows.
     """
     if extent.is_empty:
         raise ValueError("an empty extent cannot be planned")
     sizes = [cell] if cell is not None else _candidate_cells(extent, layout)
     for size in sizes:
+        if min(size.width, size.height) < layout.overlap_px // 2:
+            raise OptionError(f"cells of {size} px are too small for an overlap of {layout.overlap_px} px")
+        if _window_area_px(size, layout) > layout.max_window_px:
+            raise OptionError(
+                f"cells of {size} px make windows of {_window_area_px(size, layout):,} px, and the memory bound allows "
+                f"{layout.max_window_px:,}: raise --max-memory, or choose a smaller --core-size or --overlap"
+            )
         if size.width % layout.lattice_px or size.height % layout.lattice_px:
             raise OptionError(f"core size {size} is not a multiple of the model's lattice of {layout.lattice_px} px")
     # All cells are multiples of one step, so the tissue is looked at once, in squares of that step.
@@ -215,11 +224,8 @@ def plan_windows(extent: Region, tissue: TissueGrid, layout: Layout, cell: Size 
 
 def _cell_origin(extent: Region, layout: Layout) -> tuple[int, int]:
     """Where the grid of cells begins: on the lattice, at the extent or somewhat before it."""
-    # Half an overlap off the lattice, so that the windows, not the cells, start on it.
-    shift = layout.overlap_px // 2 % layout.lattice_px
     before = _off_grid_px(layout)
-    x, y = (floor_to(start - before - shift, layout.lattice_px) + shift for start in (extent.x, extent.y))
-    return x, y
+    return floor_to(extent.x - before, layout.lattice_px), floor_to(extent.y - before, layout.lattice_px)
 
 
 def _off_grid_px(layout: Layout) -> int:
@@ -299,16 +305,18 @@ def _candidate_cells(extent: Region, layout: Layout) -> list[Size]:
         for height in heights
         if max(width, height) <= 3 * min(width, height) or min(extent.width, extent.height) <= min(width, height)
     ]
-    sizes = [size for size in sizes if _window_area_px(size, layout) <= layout.max_window_px]
-    if not sizes:
-        smallest = Size(step, step)
-        if _window_area_px(smallest, layout) > layout.max_window_px:
-            raise OptionError(
-                f"the memory bound allows windows of {layout.max_window_px:,} px, but this model's smallest has "
-                f"{_window_area_px(smallest, layout):,} px: raise --max-memory"
-            )
-        sizes = [smallest]
-    return sizes
+    fitting = [size for size in sizes if _window_area_px(size, layout) <= layout.max_window_px]
+    return fitting or [_smallest_cell(layout)]
+
+
+def _smallest_cell(layout: Layout) -> Size:
+    side = ceil_to(max(1, layout.overlap_px // 2), _step_px(layout))
+    return Size(side, side)
+
+
+def smallest_window_px(layout: Layout) -> int:
+    """Pixels of the smallest window that the search for cells would take."""
+    return _window_area_px(_smallest_cell(layout), layout)
 
 
 def _candidate_sides(side_px: int, step: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from tissue_synthetic import DAB, GLASS, HE, SHAPE, ArraySlide, bare_glass, disc, he_blob, picture, stained
+from tissue_synthetic import DAB, GLASS, HE, SHAPE, ArraySlide, bare_glass, disc, he_blob, picture, px_under, stained
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import MissingResolutionError
@@ -30,9 +30,9 @@ def test_tissue_is_found_where_it_lies_on_the_slide() -> None:
     mask = detect_tissue(he_slide())
     assert mask.bounds_origin == (0, 0)
     assert mask.pixels.shape[1] * mask.pixel_size[0] == pytest.approx(2000, abs=mask.pixel_size[0])
-    assert mask.any_in(990, 790, 1010, 810)  # the middle of the piece
-    assert mask.any_in(1000 - 399, 799, 1000 - 398, 800)  # its left end
-    assert not mask.any_in(0, 0, 400, 400)
+    assert px_under(mask, 990, 790, 1010, 810).any()  # the middle of the piece
+    assert px_under(mask, 1000 - 399, 799, 1000 - 398, 800).any()  # its left end
+    assert not px_under(mask, 0, 0, 400, 400).any()
     assert np.abs(np.subtract(mask.glass, GLASS)).max() <= 1
     assert mask.warnings == ()
 
@@ -45,8 +45,8 @@ def test_only_the_scanned_area_is_searched_and_coordinates_stay_those_of_the_sli
     columns, rows = (mask.pixels.shape[1 - axis] * mask.pixel_size[axis] for axis in (0, 1))
     assert columns == pytest.approx(900, abs=2 * mask.pixel_size[0])
     assert rows == pytest.approx(1100, abs=2 * mask.pixel_size[1])
-    assert mask.any_in(990, 790, 1010, 810)
-    assert not mask.any_in(1500, 300, 1600, 500)
+    assert px_under(mask, 990, 790, 1010, 810).any()
+    assert not px_under(mask, 1500, 300, 1600, 500).any()
 
 
 def test_the_resolution_of_the_mask_can_be_chosen() -> None:
@@ -76,8 +76,8 @@ def test_px_that_are_not_square() -> None:
     overview = cv2.resize(level0(he_blob()[0]), (1000, 1600), interpolation=cv2.INTER_AREA)
     mask = detect_tissue(ArraySlide(np.asarray(overview, np.uint8), (2 * SLIDE_MPP, SLIDE_MPP)))
     assert mask.pixel_size[1] == pytest.approx(2 * mask.pixel_size[0], rel=0.01)
-    assert mask.any_in(495, 790, 505, 810)
-    assert not mask.any_in(0, 0, 200, 400)
+    assert px_under(mask, 495, 790, 505, 810).any()
+    assert not px_under(mask, 0, 0, 200, 400).any()
 
 
 def test_all_of_the_scanned_area_as_tissue() -> None:
@@ -86,8 +86,8 @@ def test_all_of_the_scanned_area_as_tissue() -> None:
     assert mask.share == 1.0
     assert (mask.origin, mask.pixel_size, mask.pixels.shape) == ((100, 50), (700, 900), (1, 1))
     assert np.abs(np.subtract(mask.glass, GLASS)).max() <= 1
-    assert mask.any_in(100, 50, 101, 51)
-    assert not mask.any_in(0, 0, 100, 50)
+    assert px_under(mask, 100, 50, 101, 51).any()
+    assert not px_under(mask, 0, 0, 100, 50).any()
 
 
 def test_glass_is_measured_without_knowing_the_resolution() -> None:

@@ -66,12 +66,6 @@ class WorkingGrid:
         y, bottom = _outward(region.y, region.bottom, self.level0_origin[1], 1 / self.downsample[1])
         return Region(x, y, right - x, bottom - y).intersection(Region(0, 0, self.size.width, self.size.height))
 
-    def region_to_level0(self, region: Region) -> Region:
-        """The level-0 px of the slide that a region of working px touches; may reach beyond the slide."""
-        x, right = _outward(region.x, region.right, -self.level0_origin[0] / self.downsample[0], self.downsample[0])
-        y, bottom = _outward(region.y, region.bottom, -self.level0_origin[1] / self.downsample[1], self.downsample[1])
-        return Region(x, y, right - x, bottom - y)
-
 
 def _outward(start: int, stop: int, origin: float, scale: float) -> tuple[int, int]:
     """``(value - origin) · scale``, rounded away from the middle; what is whole but for rounding errors stays."""

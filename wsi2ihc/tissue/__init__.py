@@ -2,20 +2,18 @@
 
 from .detect import Finding, find_tissue
 from .files import load_mask, read_mask, save_mask
-from .mask import TissueMask, cell_boxes, occupied_cells
+from .mask import TissueMask
 from .staining import green_excess, staining_warning
 from .survey import detect_tissue, measure_glass, whole_slide
 
 __all__ = [
     "Finding",
     "TissueMask",
-    "cell_boxes",
     "detect_tissue",
     "find_tissue",
     "green_excess",
     "load_mask",
     "measure_glass",
-    "occupied_cells",
     "read_mask",
     "save_mask",
     "staining_warning",

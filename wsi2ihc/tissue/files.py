@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..arrays import RGB, WHITE, BoolImage
 from ..errors import MaskError, OutputError
+from ..pyramid import published
 from ..slide import Slide, SlideInfo
 from .geojson import draw_polygons, outlines, parse_polygons, to_geojson
 from .mask import TissueMask
@@ -87,13 +87,11 @@ def save_mask(mask: TissueMask, path: str | Path) -> None:
         content = _to_geojson(mask).encode()
     else:
         raise OutputError(f"{path.name}: unknown kind of mask {path.suffix!r}; name it .geojson or .png")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    with published(path, overwrite=True) as partial:
+        try:
+            partial.write_bytes(content)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def _content(path: Path) -> bytes:

@@ -6,7 +6,7 @@ averaged with weights that fall linearly towards their borders; the result is sm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,64 +29,87 @@ def cut_cores(answers: Iterable[TranslatedWindow]) -> Iterator[FinishedCore]:
 
 
 @dataclass(slots=True)
-class _Accumulator:
-    """A core that still waits for neighbours: float32 sums, 16 bytes a px."""
+class _Answer:
+    """A window's answer, and how many unfinished cores it contributes to, its own included."""
 
     window: Window
-    source: RGBImage | None
-    weighted: npt.NDArray[np.float32]
-    weight: npt.NDArray[np.float32]
-    missing: set[Cell]
+    pixels: RGBImage
+    needed_by: int
 
 
 def blend_overlaps(answers: Iterable[TranslatedWindow], plan: Plan) -> Iterator[FinishedCore]:
-    """Average overlapping windows; each core comes out once, when its last neighbour has contributed.
+    """Average overlapping windows; each core comes out once, when the last window around it has arrived.
 
     The weight of a window is a product of two ramps (one for x, one for y) that rise linearly from 0 at the window's
     border over the whole overlap. Two neighbours' ramps add up to one; where a neighbour is missing (glass, or the
     slide's border), the sum is divided by what is there.
 
     Expects windows in raster order. Cores come out in the order in which they are completed, which is raster order
-    within a row of cells. Memory bound: the cores of two rows of cells, 16 bytes a px.
+    within a row of cells. Memory bound: the answers of two rows of cells and some three windows more, 3 bytes a px;
+    the sources of the cores among them that are not finished; and one core in float32.
+
+    Raises
+    ------
+    ValueError
+        If windows reach beyond the cells next to theirs.
     """
-    present = {(window.row, window.column): window for window in plan.windows}
-    open_cores: dict[Cell, _Accumulator] = {}
+    if plan.layout.overlap_px // 2 > min(plan.cell.width, plan.cell.height):
+        raise ValueError(f"cells of {plan.cell} px are too small for an overlap of {plan.layout.overlap_px} px")
+    return _blended(answers, plan)
+
+
+def _blended(answers: Iterable[TranslatedWindow], plan: Plan) -> Iterator[FinishedCore]:
+    present = {(window.row, window.column) for window in plan.windows}
+    kept: dict[Cell, _Answer] = {}
+    sources: dict[Cell, RGBImage] = {}
     for answer in answers:
-        window = answer.window
-        weight = _window_weight(window.answer, plan.layout.overlap_px)
-        for cell in _neighbourhood((window.row, window.column), present):
-            core = open_cores.get(cell)
-            if core is None:
-                core = open_cores[cell] = _open_core(present[cell], cell, present)
-            if cell == (window.row, window.column):
-                core.source = answer.source
-            _contribute(core, answer, weight)
-            core.missing.discard((window.row, window.column))
-        for cell in sorted(cell for cell, core in open_cores.items() if not core.missing):
-            yield _finish(open_cores.pop(cell))
+        cell = (answer.window.row, answer.window.column)
+        around = _neighbourhood(cell, present)
+        kept[cell] = _Answer(answer.window, answer.pixels, len(around))
+        # A copy, since the source is a view into the whole window as it was read.
+        sources[cell] = answer.source.copy()
+        for core in around:
+            contributors = _neighbourhood(core, present)
+            # What contributes to an unfinished core is kept, so this is true once: when the last of them arrives.
+            if all(other in kept for other in contributors):
+                window = kept[core].window
+                pixels = _blend(window.core, [kept[other] for other in contributors], plan.layout.overlap_px)
+                _release(contributors, kept)
+                yield FinishedCore(window, sources.pop(core), pixels)
 
 
-def _neighbourhood(cell: Cell, present: dict[Cell, Window]) -> list[Cell]:
+def _neighbourhood(cell: Cell, present: Container[Cell]) -> list[Cell]:
+    """The cells of the plan among a cell and the eight around it, in raster order."""
     row, column = cell
     around = ((row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1))
     return [other for other in around if other in present]
 
 
-def _open_core(window: Window, cell: Cell, present: dict[Cell, Window]) -> _Accumulator:
-    shape = (window.core.height, window.core.width)
-    return _Accumulator(
-        window,
-        None,
-        np.zeros((*shape, 3), dtype=np.float32),
-        np.zeros((*shape, 1), dtype=np.float32),
-        set(_neighbourhood(cell, present)),
-    )
+def _release(cells: Iterable[Cell], kept: dict[Cell, _Answer]) -> None:
+    """Count down the unfinished cores of some answers, and drop those that have none left."""
+    for cell in cells:
+        kept[cell].needed_by -= 1
+        if not kept[cell].needed_by:
+            del kept[cell]
 
 
-def _window_weight(answer: Region, overlap_px: int) -> npt.NDArray[np.float32]:
-    rows, columns = (_ramp(side, overlap_px) for side in (answer.height, answer.width))
-    weight: npt.NDArray[np.float32] = (rows[:, np.newaxis] * columns[np.newaxis, :])[..., np.newaxis]
-    return weight
+def _blend(core: Region, answers: Iterable[_Answer], overlap_px: int) -> RGBImage:
+    """Weighted mean of the answers over a core: (rows, columns, 3) uint8."""
+    weighted = np.zeros((core.height, core.width, 3), dtype=np.float32)
+    total = np.zeros((core.height, core.width, 1), dtype=np.float32)
+    for answer in answers:
+        place = answer.window.answer
+        shared = core.intersection(place)
+        if shared.is_empty:
+            continue
+        here, there = shared.slices_in(core), shared.slices_in(place)
+        rows, columns = _ramp(place.height, overlap_px)[there[0]], _ramp(place.width, overlap_px)[there[1]]
+        weight = (rows[:, np.newaxis] * columns[np.newaxis, :])[..., np.newaxis]
+        weighted[here] += weight * answer.pixels[there]
+        total[here] += weight
+    weighted /= total
+    np.rint(weighted, out=weighted)
+    return weighted.astype(np.uint8)
 
 
 def _ramp(side_px: int, overlap_px: int) -> npt.NDArray[np.float32]:
@@ -95,20 +118,3 @@ def _ramp(side_px: int, overlap_px: int) -> npt.NDArray[np.float32]:
     nearest = np.minimum(distance, distance[::-1])
     ramp: npt.NDArray[np.float32] = np.minimum(nearest / max(overlap_px, 1), 1.0).astype(np.float32)
     return ramp
-
-
-def _contribute(core: _Accumulator, answer: TranslatedWindow, weight: npt.NDArray[np.float32]) -> None:
-    shared = core.window.core.intersection(answer.window.answer)
-    if shared.is_empty:
-        return
-    here, there = shared.slices_in(core.window.core), shared.slices_in(answer.window.answer)
-    core.weighted[here] += weight[there] * answer.pixels[there]
-    core.weight[here] += weight[there]
-
-
-def _finish(core: _Accumulator) -> FinishedCore:
-    if core.source is None:
-        raise AssertionError("a core was completed without its own window")
-    core.weighted /= core.weight
-    np.rint(core.weighted, out=core.weighted)
-    return FinishedCore(core.window, core.source, core.weighted.astype(np.uint8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..arrays import RGB
 from ..errors import NoTissueError
 from ..generator.protocol import Translator
 from ..geometry import Size, ceil_to
-from ..plan import Layout, Plan, plan_windows
+from ..plan import Layout, Plan, plan_windows, smallest_window_px
 from .machine import Machine
 from .options import GIB, TranslateOptions
 from .scene import Scene
@@ -27,51 +28,61 @@ BATCH_OF_SMALL_WINDOWS_PX = 4_000_000
 
 SMALLEST_OVERLAP_PX = 128
 
+OPEN_ROWS_PX = 3_000
+"""Height of what is open at once across the slide: a row of cells, the tiles that it touches, and the lower levels."""
+
 WAITING_COPIES = 16
 """About how many windows wait, as bytes, between reading and encoding, for each that the network works on."""
 
 
-def choose_layout(machine: Machine, options: TranslateOptions) -> Layout:
+def choose_layout(machine: Machine, options: TranslateOptions, width_px: int) -> Layout:
     """Windows as this translator needs them: with a halo where it is exact, overlapping where it is not."""
     translator, overlap_px = machine.translators[0], 0
     if options.blend == "overlap" or not translator.is_exact:
         unit = 2 * translator.lattice_px
         overlap_px = ceil_to(options.overlap_px or max(SMALLEST_OVERLAP_PX, unit), unit)
-    max_window_px = largest_window_px(machine, options)
-    return Layout(
+    layout = Layout(
         translator.halo_px,
         overlap_px,
         translator.lattice_px,
         translator.multiple_px,
-        max_window_px,
-        options.pyramid.tile_px,
+        tile_px=options.pyramid.tile_px,
     )
+    # A network that sees far has large windows, however small their cells.
+    worthwhile = max(LARGEST_WINDOW_PX, smallest_window_px(layout))
+    return replace(layout, max_window_px=min(worthwhile, _affordable_px(machine, options, width_px)))
 
 
-def largest_window_px(machine: Machine, options: TranslateOptions) -> int:
+def _affordable_px(machine: Machine, options: TranslateOptions, width_px: int) -> int:
     """How many px a window may have under the bound for the host's memory, or within what is free on a GPU.
 
-    Of the host's memory, half of what is left beside the process as it stands is for the network; the rest is for
-    windows waiting to be translated, open tiles, and the allocator's slack.
+    Of the host's memory, half of what is left beside the process as it stands, and beside the rows of tiles and
+    windows that are open across the slide at worst, is for the network; the rest is the allocator's slack.
     """
     batch = max(options.batch_size, 1)
     if machine.memory_bytes is not None:
-        return int(max(1, min(LARGEST_WINDOW_PX, 0.7 * machine.memory_bytes / (machine.bytes_per_px * batch + 1))))
-    left_bytes = options.max_memory_bytes - resident_bytes()
+        return int(max(1, 0.7 * machine.memory_bytes / (machine.bytes_per_px * batch + 1)))
+    open_rows_bytes = 3 * width_px * OPEN_ROWS_PX
+    left_bytes = options.max_memory_bytes - resident_bytes() - open_rows_bytes
     share = max(left_bytes, GIB // 8) / 2
-    per_px = machine.bytes_per_px * batch + 3 * WAITING_COPIES
-    return int(max(1, min(LARGEST_WINDOW_PX, share / per_px)))
+    return int(max(1, share / (machine.bytes_per_px * batch + 3 * WAITING_COPIES)))
 
 
 def resident_bytes() -> int:
     """Memory that this process holds now, or has held at most where the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        import resource
+    except (OSError, ValueError, AttributeError):
+        return _peak_bytes()
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return GIB // 2
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def make_plan(scene: Scene, layout: Layout, options: TranslateOptions, name: str) -> Plan:
@@ -88,7 +99,8 @@ def make_plan(scene: Scene, layout: Layout, options: TranslateOptions, name: str
         cell = Size(side, side)
     plan = plan_windows(scene.extent, scene.tissue, layout, cell)
     if not plan.windows:
-        raise NoTissueError(f"{name}: no tissue in --region {options.region}; choose another, or --tissue none")
+        where = "on it" if options.region is None else f"in --region {options.region}"
+        raise NoTissueError(f"{name}: no tissue {where}; choose another region, or --tissue none")
     return plan
 
 
@@ -102,7 +114,7 @@ def answer_to_glass(translator: Translator, layout: Layout, glass: RGB) -> RGB:
     window[:] = glass
     answer = translator(window)[0]
     period = layout.lattice_px
-    inner = answer[answer.shape[0] // 4 :, answer.shape[1] // 4 :]
+    inner = answer[answer.shape[0] // 4 :, answer.shape[1] // 4 :]  # away from the padding, where there is any
     rows, columns = (max(period, length // 2 // period * period) for length in inner.shape[:2])
     mean = inner[:rows, :columns].reshape(-1, 3).mean(axis=0)
     return tuple(int(value) for value in np.rint(mean))  # type: ignore[return-value]

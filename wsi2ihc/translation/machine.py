@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..arrays import RGBBatch
+from ..arrays import RGB, RGBBatch, RGBImage
 from ..errors import OptionError
 from ..generator.model import Generator, make_translator, with_slide_statistics
 from ..generator.protocol import Translator
@@ -23,9 +23,13 @@ LARGEST_EXACT_RADIUS_PX = 256
 """Beyond this dependency radius the halo is most of every window, and blending is the sensible default."""
 
 SAMPLE_WINDOWS = 32
-SAMPLE_WINDOW_PX = 512
+SAMPLE_WINDOW_PX = 256
 SAMPLE_BATCH = 4
-"""For statistics of a slide: 32 windows of 512² px are 8 Mpx of tissue, read once."""
+CANDIDATE_WINDOWS = 128
+"""For statistics of a slide: of 128 windows drawn at random, the 32 of 256² px with the least glass; 2 Mpx of tissue."""
+
+GLASS_LEVELS = 12
+"""A px is glass if no channel is further than this from the slide's glass colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +66,40 @@ def make_machine(
     """
     if translators is not None:
         return Machine(tuple(translators), "given", "given", False, None, ())
-    warnings: tuple[str, ...] = ()
-    if options.statistics == "slide":
-        generator, warnings = _with_slide_statistics(generator, scene, options)
     if generator.module is None:
+        warnings = _ignored(generator, options)
         return Machine((make_translator(generator, exact=True),), "cpu", "exact", False, None, warnings)
-    from ..generator.device import choose_precision, parse_devices
+    from ..generator.device import choose_precision, free_memory_bytes, parse_devices
 
     devices = parse_devices(options.device)
     precision = choose_precision(options.precision, devices[0])
+    warnings = ()
+    if options.statistics == "slide":
+        generator, warnings = _with_slide_statistics(generator, scene, options, devices[0])
     exact = _is_exact(generator, options)
     if not exact and options.blend == "auto":
         warnings += (_why_blended(generator),)
+    if exact and options.overlap_px:
+        warnings += ("--overlap was ignored: the translation is exact, and nothing is blended",)
     made = tuple(make_translator(generator, device, precision, exact=exact) for device in devices)
     names = ", ".join(str(device) for device in devices)
-    return Machine(made, names, precision, devices[0].type != "cpu", _free_bytes(devices[0]), warnings)
+    free_bytes = [free for device in devices if (free := free_memory_bytes(device)) is not None]
+    on_gpu = devices[0].type != "cpu"
+    return Machine(made, names, precision, on_gpu, min(free_bytes, default=None), warnings)
 
 
-def _free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a GPU; None on other devices, which share the host's."""
-    if device.type != "cuda":
-        return None
-    import torch
-
-    return int(torch.cuda.mem_get_info(device)[0])
+def _ignored(generator: Generator, options: TranslateOptions) -> tuple[str, ...]:
+    """Warnings of options that mean nothing to a built-in model."""
+    given = {
+        "--device": options.device not in ("auto", "cpu"),
+        "--precision": options.precision != "auto",
+        "--statistics": options.statistics != "trained",
+    }
+    return tuple(
+        f"{option} was ignored: the built-in model {generator.name} has no network"
+        for option, is_given in given.items()
+        if is_given
+    )
 
 
 def _is_exact(generator: Generator, options: TranslateOptions) -> bool:
@@ -115,12 +129,10 @@ def _why_blended(generator: Generator) -> str:
 
 
 def _with_slide_statistics(
-    generator: Generator, scene: Scene, options: TranslateOptions
+    generator: Generator, scene: Scene, options: TranslateOptions, device: torch.device
 ) -> tuple[Generator, tuple[str, ...]]:
-    if generator.module is None:
-        return generator, (f"--statistics slide: model {generator.name} has no statistics; ignored",)
     sample = list(_sample(scene, generator.dependency.lattice_px, options.seed))
-    frozen = with_slide_statistics(generator, sample)
+    frozen = with_slide_statistics(generator, sample, device)
     moved = ", ".join(f"{levels:+.0f}" for levels in frozen.moved_levels)
     return frozen.generator, (
         "normalisation statistics were estimated on this slide, which can move the strength of its stain (here its "
@@ -129,18 +141,26 @@ def _with_slide_statistics(
 
 
 def _sample(scene: Scene, lattice_px: int, seed: int) -> Iterator[RGBBatch]:
-    """Batches of windows of tissue, drawn without replacement among those with the least glass."""
+    """Batches of windows of tissue: at random among those with little glass, else those with the least."""
     side = ceil_to(SAMPLE_WINDOW_PX, lattice_px)
     regions = [
         Region(x, y, side, side)
         for y in range(scene.extent.y, scene.extent.bottom, side)
         for x in range(scene.extent.x, scene.extent.right, side)
     ]
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(regions))
-    # A stable sort on the rounded share: full windows come first, in random order.
-    share = [-round(scene.tissue.area_in(regions[index]) / (side * side), 1) for index in order]
-    chosen = [regions[order[index]] for index in np.argsort(share, kind="stable")[:SAMPLE_WINDOWS]]
-    chosen = [region for region in chosen if scene.tissue.area_in(region) > 0]
-    for first in range(0, len(chosen), SAMPLE_BATCH):
-        yield np.stack([scene.reader(region) for region in chosen[first : first + SAMPLE_BATCH]])
+    regions = [region for region in regions if scene.tissue.area_in(region) > 0]
+    drawn = np.random.default_rng(seed).permutation(len(regions))[:CANDIDATE_WINDOWS]
+    windows = [scene.reader(regions[index]) for index in drawn]
+    # The mask has a margin, and may be "everything": glass is told by its colour. A stable sort on coarse shares keeps
+    # the order of the draw among windows full of tissue.
+    glass = [round(_glass_share(window, scene.shown_glass), 1) for window in windows]
+    best = [windows[index] for index in np.argsort(glass, kind="stable")[:SAMPLE_WINDOWS]]
+    tissue = [window for window in best if _glass_share(window, scene.shown_glass) <= 0.5] or best[:SAMPLE_BATCH]
+    for first in range(0, len(tissue), SAMPLE_BATCH):
+        yield np.stack(tissue[first : first + SAMPLE_BATCH])
+
+
+def _glass_share(window: RGBImage, glass: RGB) -> float:
+    """Share of px within `GLASS_LEVELS` of the glass colour in every channel."""
+    distance = np.abs(window.astype(np.int16) - np.array(glass, dtype=np.int16)).max(axis=2)
+    return float((distance <= GLASS_LEVELS).mean())

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
+from ..errors import OutputError
 from ..generator.model import Generator
 from ..generator.protocol import Translator
 from ..plan import Plan
@@ -69,13 +70,13 @@ def translate(
     """
     options = options or TranslateOptions()
     path = Path(output)
-    check_outputs(path, options)
+    check_outputs(slide, path, options)
     job = prepare(slide, generator, options, progress=progress)
     return run(job, path, progress=progress)
 
 
-def check_outputs(path: Path, options: TranslateOptions) -> None:
-    """Refuse outputs that could not be written, before any work.
+def check_outputs(slide: Slide, path: Path, options: TranslateOptions) -> None:
+    """Refuse outputs that could not be written, or would replace the slide itself, before any work.
 
     Raises
     ------
@@ -83,8 +84,25 @@ def check_outputs(path: Path, options: TranslateOptions) -> None:
         If a folder is missing or not writable, a suffix is unknown, or a file is there and may not be replaced.
     """
     check_output(path, options.overwrite)
+    outputs = [path]
     if options.preview is not None:
         check_output(options.preview, options.overwrite, suffixes=(".png",))
+        outputs.append(options.preview)
+    for output in outputs:
+        check_not_source(slide, output)
+
+
+def check_not_source(slide: Slide, output: Path) -> None:
+    """Refuse an output that is the slide itself under this or another name.
+
+    Raises
+    ------
+    OutputError
+        If it is.
+    """
+    source = Path(slide.path)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise OutputError(f"{output}: this is the slide itself; give the output another name")
 
 
 def prepare(
@@ -105,7 +123,7 @@ def prepare(
     found = time.perf_counter()
     progress(Progress("loading the model"))
     machine = make_machine(generator, scene, options, translators)
-    layout = choose_layout(machine, options)
+    layout = choose_layout(machine, options, scene.extent.width)
     plan = make_plan(scene, layout, options, slide.info.name)
     fill = answer_to_glass(machine.translators[0], layout, scene.shown_glass)
     seconds = {"tissue": found - started, "model": time.perf_counter() - found}
@@ -149,7 +167,7 @@ def finished_tiles(
     cores = _counted(cores, job.plan, progress)
     if meter is not None:
         cores = meter.watch(cores)
-    if job.options.tissue != "none":
+    if not job.scene.mask.pixels.all():
         cores = feather_cores(cores, job.scene.tissue, job.scene.grid.mpp, job.fill)
     return assemble_tiles(cores, job.plan, job.options.pyramid.tile_px, job.fill)
 

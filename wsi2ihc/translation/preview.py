@@ -42,7 +42,10 @@ def _source(job: Job, width: int, height: int) -> RGBImage:
     grid, extent, info = job.scene.grid, job.plan.extent, job.slide.info
     shrink = extent.width * grid.downsample[0] / width
     overview = overview_grid(info, max(1.0, shrink))
-    pixels = read_overview(job.slide, overview, job.scene.mask.glass)
+    reader = job.scene.reader
+    pixels = read_overview(reader.slide, overview, reader.glass)
+    if reader.colour is not None:
+        pixels = reader.colour(pixels)
     left, top, right, bottom = (
         edge * grid.downsample[axis] / overview.downsample[axis]
         for edge, axis in ((extent.x, 0), (extent.y, 1), (extent.right, 0), (extent.bottom, 1))

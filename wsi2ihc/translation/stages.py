@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,7 +43,7 @@ class FinishedCore:
 
 def ordered_map(
     executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of ``function`` over ``items``, computed in the executor, in the order of the items.
 
     Memory bound: at most ``ahead`` results wait, finished or under way. The first failure is raised where its result

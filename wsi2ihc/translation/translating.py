@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -15,8 +15,8 @@ import numpy as np
 from ..generator.protocol import Translator
 from .stages import TranslatedWindow, WindowPixels, ordered_map
 
-BATCHES_AHEAD = 2
-"""Batches handed out per device: one under way and one waiting, so that the device never waits for Python."""
+BATCHES_AHEAD = 3
+"""Batches per device that are under way, waiting, or being taken apart: so that no device waits for Python."""
 
 
 @dataclass(slots=True)
@@ -63,11 +63,11 @@ def translate_windows(
             clock.add(time.perf_counter() - started)
             idle.put(translator)
 
-    with ExitStack() as stack:
-        executor = stack.enter_context(ThreadPoolExecutor(len(translators), thread_name_prefix="device"))
-        results = ordered_map(
-            executor, translate_one, batched(patches, batch_size), ahead=BATCHES_AHEAD * len(translators)
-        )
+    ahead = BATCHES_AHEAD * len(translators)
+    with (
+        ThreadPoolExecutor(len(translators), thread_name_prefix="device") as executor,
+        closing(ordered_map(executor, translate_one, batched(patches, batch_size), ahead)) as results,
+    ):
         for batch in results:
             yield from batch
 
