@@ -9,6 +9,7 @@ import click
 from wsi2ihc.cli.parameters import PositiveFloat, echo_json, json_option, set_up_logging, verbosity_options
 from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
 from wsi2ihc.pyramid import check_output
+from wsi2ihc.translation.pipeline import check_not_inputs
 from wsi2ihc.translation.report import describe_model
 
 
@@ -75,6 +76,7 @@ def import_command(
     """
     set_up_logging(verbose, quiet)
     check_output(output, overwrite, suffixes=(".safetensors",))
+    check_not_inputs([output], [source])
     from wsi2ihc.generator.checkpoint import save_checkpoint
     from wsi2ihc.generator.foreign import import_checkpoint
 

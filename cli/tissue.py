@@ -11,7 +11,7 @@ from wsi2ihc.errors import NoTissueError
 from wsi2ihc.pyramid import check_output
 from wsi2ihc.slide import open_slide
 from wsi2ihc.tissue import detect_tissue, save_mask
-from wsi2ihc.translation.pipeline import check_not_source
+from wsi2ihc.translation.pipeline import check_not_inputs
 
 
 @click.command("tissue")
@@ -28,7 +28,7 @@ def command(
     set_up_logging(verbose, quiet)
     check_output(output, overwrite, suffixes=(".png", ".geojson"))
     with open_slide(slide, mpp=mpp) as opened:
-        check_not_source(opened, output)
+        check_not_inputs([output], [slide])
         mask = detect_tissue(opened)
         name = opened.info.name
     if mask.is_empty:

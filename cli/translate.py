@@ -78,7 +78,7 @@ def command(
     bar = ProgressBar(quiet)
     try:
         with open_slide(slide, mpp=mpp) as opened:
-            check_outputs(opened, output, options)
+            check_outputs(opened, output, options, inputs=[model])
             job = prepare(opened, load_generator(model), options, progress=bar)
             if dry_run:
                 outlook = forecast(job)
@@ -123,8 +123,8 @@ def summary(report: TranslateReport) -> str:
         f"{report.output_bytes / 1e6:.1f} MB",
         f"  source   {report.source['name']}, {report.source['width']}×{report.source['height']} px at "
         f"{report.source['mpp'][0]:.4g} µm/px",
-        f"  model    {report.model['name']} ({report.model['channel']}) on {report.device}, {report.precision}",
-        f"  tissue   {report.tissue_share:.1%} of the slide; {report.plan['windows']} windows, {report.blend}, "
+        f"  model    {report.model['name']}, {report.model['channel']}, on {report.device}, {report.precision}",
+        f"  tissue   {report.tissue_share:.1%} of {_shown(report)}; {report.plan['windows']} windows, {report.blend}, "
         f"{window_px / kept_px:.2f} px of work per px kept",
         f"  seams    {_seams(report.seams)}",
         f"  time     {duration(total_s)}: {kept_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s",
@@ -132,6 +132,10 @@ def summary(report: TranslateReport) -> str:
         f"  {DISCLAIMER}",
     ]
     return "\n".join(lines)
+
+
+def _shown(report: TranslateReport) -> str:
+    return "the slide" if report.options["region"] is None else "the region"
 
 
 def _seams(figures: SeamFigures | None) -> str:

@@ -120,11 +120,16 @@ class TissueGrid:
         return occupied
 
     def area_in(self, region: Region) -> float:
-        """Working px of tissue in ``region``, counting whole mask px that overlap it."""
-        top, bottom = self._overlapped(region.y, region.height, 1, region.y, region.bottom, 1)
-        left, right = self._overlapped(region.x, region.width, 1, region.x, region.right, 0)
-        part = self.pixels[top[0] : bottom[0], left[0] : right[0]]
-        return float(part.sum()) * self.pixel_size[0] * self.pixel_size[1]
+        """Working px of tissue in ``region``; mask px that lie partly in it count in part."""
+        down = self._lengths_within(region.y, region.bottom, 1)
+        across = self._lengths_within(region.x, region.right, 0)
+        return float(down @ (self.pixels @ across))
+
+    def _lengths_within(self, start: int, stop: int, axis: int) -> npt.NDArray[np.float64]:
+        """For each mask px along an axis, how many working px of it lie between ``start`` and ``stop``."""
+        edges = self.origin[axis] + self.pixel_size[axis] * np.arange(self.pixels.shape[1 - axis] + 1)
+        inside: npt.NDArray[np.float64] = np.diff(np.clip(edges, start, stop))
+        return inside
 
     def _overlapped(
         self, origin: int, step_px: int, count: int, first_px: int, end_px: int, axis: int
@@ -207,7 +212,8 @@ def plan_windows(extent: Region, tissue: TissueGrid, layout: Layout, cell: Size 
         if _window_area_px(size, layout) > layout.max_window_px:
             raise OptionError(
                 f"cells of {size} px make windows of {_window_area_px(size, layout):,} px, and the memory bound allows "
-                f"{layout.max_window_px:,}: raise --max-memory, or choose a smaller --core-size or --overlap"
+                f"{layout.max_window_px:,}: raise --max-memory, lower --batch-size, --core-size or --overlap, or use "
+                "--blend overlap"
             )
         if size.width % layout.lattice_px or size.height % layout.lattice_px:
             raise OptionError(f"core size {size} is not a multiple of the model's lattice of {layout.lattice_px} px")

@@ -177,7 +177,7 @@ def test_a_slide_without_resolution_names_the_option(tmp_path: Path, capsys: pyt
 def _start(slide: Path, out: Path) -> subprocess.Popen[str]:
     """A translation that takes long: tiny windows."""
     return subprocess.Popen(
-        [sys.executable, "-m", "wsi2ihc.cli.main", "translate", str(slide), str(out), "--core-size", "8",
+        [sys.executable, "-m", "wsi2ihc.cli.main", "translate", str(slide), str(out), "--core-size", "16",
          "--tissue", "none", "--model", "counterstain"],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 from wsi2ihc.arrays import RGB, BoolImage, RGBImage
 from wsi2ihc.geometry import Region, Size
 from wsi2ihc.slide import Level, SlideInfo
+from wsi2ihc.tissue import TissueMask
 
 GLASS: RGB = (240, 238, 241)
 MPP = 8.0
@@ -52,6 +54,15 @@ def inked(light: np.ndarray, where: BoolImage, colour: RGB) -> np.ndarray:
 
 def picture(light: np.ndarray) -> RGBImage:
     return np.rint(light).clip(0, 255).astype(np.uint8)
+
+
+def px_under(mask: TissueMask, left: float, top: float, right: float, bottom: float) -> BoolImage:
+    """The px of a mask that a rectangle in level-0 px overlaps."""
+    across, down = (
+        slice(max(0, math.floor((start - origin) / size)), max(0, math.ceil((stop - origin) / size)))
+        for start, stop, origin, size in zip((left, top), (right, bottom), mask.origin, mask.pixel_size, strict=True)
+    )
+    return mask.pixels[down, across]
 
 
 HE = {HAEMATOXYLIN: 0.2, EOSIN: 0.2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -12,12 +13,13 @@ from make_slides import halves, write_slide
 
 import wsi2ihc
 from wsi2ihc.arrays import RGBBatch, RGBImage
-from wsi2ihc.errors import NoTissueError, OptionError, OutputExistsError, UnreadableSlideError
+from wsi2ihc.errors import NoTissueError, OptionError, OutputError, OutputExistsError, UnreadableSlideError
 from wsi2ihc.geometry import Region
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.translation.forecast import forecast
 from wsi2ihc.translation.options import TranslateOptions
 from wsi2ihc.translation.pipeline import prepare, run
+from wsi2ihc.translation.reading import ForgivingSlide
 
 LOSSLESS = PyramidOptions(compression="deflate", tile_px=256)
 EVERYTHING = TranslateOptions(tissue="none", pyramid=LOSSLESS)
@@ -198,3 +200,83 @@ def test_a_preview_shows_both_halves(slide_file: Path, tmp_path: Path) -> None:
     left, right = both[:, :1500], both[:, -1500:]
     assert both.shape == (1100, 3008, 3)
     assert np.abs(left - right).max() == 0
+
+
+def test_an_input_is_never_overwritten(slide_file: Path, picture: RGBImage, tmp_path: Path) -> None:
+    identity, slide_name = wsi2ihc.load_generator("identity"), tmp_path / "slide.ome.tiff"
+    slide_name.write_bytes(slide_file.read_bytes())
+    (tmp_path / "other.ome.tiff").symlink_to(slide_name)
+    before = slide_name.read_bytes()
+    for output in (slide_name, tmp_path / "other.ome.tiff"):
+        with wsi2ihc.open_slide(slide_name) as slide, pytest.raises(OutputError, match="also an input"):
+            wsi2ihc.translate(slide, identity, output, TranslateOptions(overwrite=True))
+    mask = tmp_path / "mask.png"
+    cv2.imwrite(str(mask), np.full((110, 150), 255, dtype=np.uint8))
+    options = TranslateOptions(overwrite=True, tissue=mask, preview=mask)
+    with wsi2ihc.open_slide(slide_file) as slide, pytest.raises(OutputError, match="also an input"):
+        wsi2ihc.translate(slide, identity, tmp_path / "new.ome.tiff", options)
+    assert slide_name.read_bytes() == before
+
+
+def test_a_report_that_is_there_is_not_replaced_unasked(slide_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.ome.tiff.json").write_text("mine")
+    with wsi2ihc.open_slide(slide_file) as slide, pytest.raises(OutputExistsError, match="json"):
+        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff")
+    assert (tmp_path / "out.ome.tiff.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("tissue", "share"), [("none", 1.0), ("auto", 1.0)])
+def test_the_share_of_tissue_is_that_of_the_region(slide_file: Path, tmp_path: Path, tissue: str, share: float) -> None:
+    options = TranslateOptions(tissue=tissue, region=Region(500, 400, 101, 77))  # in the middle of the tissue
+    with wsi2ihc.open_slide(slide_file) as slide:
+        report = wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", options)
+    assert report.tissue_share == pytest.approx(share, abs=1e-9)
+
+
+def test_a_region_beyond_the_slide_is_clipped_and_said_so(slide_file: Path, tmp_path: Path) -> None:
+    options = TranslateOptions(tissue="none", region=Region(1400, 1000, 300, 300))
+    with wsi2ihc.open_slide(slide_file) as slide:
+        report = wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", options)
+    assert (report.output_size.width, report.output_size.height) == (100, 100)
+    assert any("clipped" in warning for warning in report.warnings)
+
+
+def test_a_preview_of_a_damaged_slide(damaged_file: Path, tmp_path: Path) -> None:
+    options = TranslateOptions(on_read_error="glass", preview=tmp_path / "both.png")
+    with wsi2ihc.open_slide(damaged_file) as slide:
+        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", options)
+    assert (tmp_path / "both.png").is_file()
+
+
+def test_damage_does_not_depend_on_what_is_read(damaged_file: Path) -> None:
+    with wsi2ihc.open_slide(damaged_file) as slide:
+        forgiving = ForgivingSlide(slide)
+        whole = forgiving.read_level(0, Region(0, 0, 1500, 1100))
+        for region in (Region(300, 200, 500, 400), Region(511, 255, 3, 3), Region(700, 300, 900, 900)):
+            part = forgiving.read_level(0, region, (255, 255, 255))
+            inside = region.intersection(Region(0, 0, 1500, 1100))
+            expected = whole[inside.slices_in(Region(0, 0, 1500, 1100))]
+            np.testing.assert_array_equal(part[inside.slices_in(region)], expected)
+        assert len(forgiving.damaged) == 1
+
+
+class InstanceNormLike:
+    """A translator that is not exact: it takes each window's mean away."""
+
+    halo_px, lattice_px, multiple_px, is_exact, bytes_per_px = 0, 4, 4, False, 0.0
+
+    def __call__(self, windows: RGBBatch) -> RGBBatch:
+        means = windows.mean(axis=(1, 2, 3), keepdims=True)
+        return np.clip(windows - means + 128, 0, 255).astype(np.uint8)
+
+
+def test_a_translation_that_is_not_exact_is_blended(slide_file: Path, tmp_path: Path) -> None:
+    options = TranslateOptions(core_px=256, tissue="none", pyramid=LOSSLESS)
+    with wsi2ihc.open_slide(slide_file) as slide:
+        job = prepare(slide, wsi2ihc.load_generator("identity"), options, translators=[InstanceNormLike()])
+        report = run(job, tmp_path / "out.ome.tiff")
+    assert report.blend == "overlap"
+    assert report.seams is not None
+    assert report.seams.z is not None
+    assert report.seams.z < 3
+    assert level0(tmp_path / "out.ome.tiff").shape == (1100, 1500, 3)

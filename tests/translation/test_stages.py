@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,6 +166,43 @@ def test_blending_goes_linearly_from_one_window_to_the_next() -> None:
     assert (row[252:] == 200).all()
 
 
+def feathered(picture: RGBImage, plan: Plan, tissue: TissueGrid) -> list[FinishedCore]:
+    with ThreadPoolExecutor(2) as executor:
+        return list(feather_cores(cut_cores(answers_of(picture, plan)), tissue, (0.5, 0.5), GLASS, executor, 3))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_blending_keeps_two_rows_of_answers_and_no_windows(share: float) -> None:
+    picture = image((700, 610))
+    plan = make_plan((700, 610), Layout(overlap_px=64, lattice_px=4, multiple_px=4), Size(96, 96), share)
+    windows: list[weakref.ref[RGBImage]] = []
+    answers: list[weakref.ref[RGBImage]] = []
+
+    def watched() -> Iterator[TranslatedWindow]:
+        for answer in answers_of(picture, plan):
+            window, pixels = np.tile(answer.source, (2, 2, 1)), answer.pixels.copy()
+            windows.append(weakref.ref(window))
+            answers.append(weakref.ref(pixels))
+            core = answer.window.core
+            yield TranslatedWindow(answer.window, window[: core.height, : core.width], pixels)
+            del answer, window, pixels
+
+    columns = 1 + max(window.column for window in plan.windows)
+    most = 0
+    for _ in blend_overlaps(watched(), plan):
+        assert sum(window() is not None for window in windows) <= 1
+        most = max(most, sum(answer() is not None for answer in answers))
+    assert columns < most <= 2 * columns + 3
+
+
+def test_blending_refuses_windows_that_reach_beyond_the_next_cell() -> None:
+    plan = make_plan((92, 256), Layout(overlap_px=64), Size(32, 32))
+    assert list(blend_overlaps([], plan)) == []
+    too_wide = replace(plan, layout=Layout(overlap_px=66))
+    with pytest.raises(ValueError, match="too small for an overlap of 66"):
+        blend_overlaps([], too_wide)
+
+
 def test_feathering_shows_the_fill_outside_the_mask_and_fades_inside() -> None:
     pixels = np.zeros((64, 64), dtype=bool)
     pixels[20:40, 20:64] = True
@@ -171,7 +210,7 @@ def test_feathering_shows_the_fill_outside_the_mask_and_fades_inside() -> None:
     plan = plan_windows(Region(0, 0, 1024, 1024), tissue, Layout(), Size(256, 256))
     dark = np.zeros((1024, 1024, 3), dtype=np.uint8)
     result = np.full((1024, 1024, 3), GLASS, dtype=np.uint8)
-    for core in feather_cores(cut_cores(answers_of(dark, plan)), tissue, (0.5, 0.5), GLASS):
+    for core in feathered(dark, plan, tissue):
         result[core.window.core.slices_in(plan.extent)] = core.pixels
     profile = result[480, :, 0].astype(int)
     assert (profile[: 20 * 16] == GLASS[0]).all()
@@ -189,7 +228,7 @@ def test_feathering_does_not_depend_on_the_cells() -> None:
     for cell in (Size(64, 64), Size(100, 164), Size(600, 500)):
         plan = plan_windows(Region(0, 0, 600, 500), tissue, Layout(), cell)
         result = np.full((500, 600, 3), GLASS, dtype=np.uint8)
-        for core in feather_cores(cut_cores(answers_of(picture, plan)), tissue, (0.5, 0.5), GLASS):
+        for core in feathered(picture, plan, tissue):
             result[core.window.core.slices_in(plan.extent)] = core.pixels
         results.append(result)
     np.testing.assert_array_equal(results[0], results[1])

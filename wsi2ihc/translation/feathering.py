@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from ..arrays import RGB
 from ..geometry import Region
 from ..plan import TissueGrid
-from .stages import FinishedCore
+from .stages import FinishedCore, ordered_map
 
 FEATHER_UM = 24.0
 """Width of the transition, inwards from the mask's border: half of the margin that detection adds."""
@@ -27,28 +28,36 @@ FINEST_UM = 8.0
 
 
 def feather_cores(
-    cores: Iterable[FinishedCore], tissue: TissueGrid, mpp: tuple[float, float], fill: RGB
+    cores: Iterable[FinishedCore],
+    tissue: TissueGrid,
+    mpp: tuple[float, float],
+    fill: RGB,
+    executor: Executor,
+    ahead: int,
 ) -> Iterator[FinishedCore]:
-    """Blend cores into ``fill`` towards and beyond the border of the tissue. Order is kept.
+    """Blend cores into ``fill`` towards and beyond the border of the tissue, in threads. Order is kept.
 
     The slide's own border is no border of the tissue.
 
-    Memory bound: two bytes per px of the mask (16 million px at most where it was detected), and one core's weights.
+    Memory bound: while the weights are made, 16 bytes per px of the mask (16 million px at most where it was
+    detected), then two; and ``ahead`` cores.
     """
     tissue = _refined(tissue, mpp)
     weights = _mask_weights(tissue, mpp)
     colour = np.array(fill, dtype=np.float32)
-    for core in cores:
+
+    def feather(core: FinishedCore) -> FinishedCore:
         weight = _weights_at(core.window.core, tissue, weights)
         if weight is None:
-            yield core
-            continue
+            return core
         pixels = core.pixels.astype(np.float32)
         pixels -= colour
         pixels *= weight[..., np.newaxis]
         pixels += colour
         np.rint(pixels, out=pixels)
-        yield FinishedCore(core.window, core.source, pixels.astype(np.uint8))
+        return FinishedCore(core.window, core.source, pixels.astype(np.uint8))
+
+    return ordered_map(executor, feather, cores, ahead)
 
 
 def _refined(tissue: TissueGrid, mpp: tuple[float, float]) -> TissueGrid:

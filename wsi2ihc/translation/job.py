@@ -32,7 +32,7 @@ class Job:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know before trusting the result."""
-        return (*self.slide.info.problems, *self.scene.mask.warnings, *self.machine.warnings)
+        return (*self.slide.info.problems, *self.scene.warnings, *self.scene.mask.warnings, *self.machine.warnings)
 
     @property
     def blend(self) -> str:

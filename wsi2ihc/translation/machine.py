@@ -26,7 +26,7 @@ SAMPLE_WINDOWS = 32
 SAMPLE_WINDOW_PX = 256
 SAMPLE_BATCH = 4
 CANDIDATE_WINDOWS = 128
-"""For statistics of a slide: of 128 windows drawn at random, the 32 of 256² px with the least glass; 2 Mpx of tissue."""
+"""For statistics of a slide: of 128 windows of 256² px drawn at random, the 32 with the least glass."""
 
 GLASS_LEVELS = 12
 """A px is glass if no channel is further than this from the slide's glass colour."""
@@ -94,6 +94,7 @@ def _ignored(generator: Generator, options: TranslateOptions) -> tuple[str, ...]
         "--device": options.device not in ("auto", "cpu"),
         "--precision": options.precision != "auto",
         "--statistics": options.statistics != "trained",
+        "--overlap": options.overlap_px > 0 and options.blend != "overlap",
     }
     return tuple(
         f"{option} was ignored: the built-in model {generator.name} has no network"

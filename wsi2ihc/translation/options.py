@@ -74,8 +74,8 @@ class TranslateOptions:
         for name in ("batch_size", "workers", "overlap_px", "core_px", "seed"):
             if getattr(self, name) < 0:
                 raise OptionError(f"--{name.replace('_', '-')} cannot be negative ({getattr(self, name)})")
-        if self.core_px and not 4 <= self.core_px <= 8192:
-            raise OptionError(f"--core-size {self.core_px} is not between 4 and 8192 px")
+        if self.core_px and not 16 <= self.core_px <= 8192:
+            raise OptionError(f"--core-size {self.core_px} is not between 16 and 8192 px")
         if self.max_memory_bytes < SMALLEST_MEMORY_BYTES:
             raise OptionError(f"--max-memory {self.max_memory_bytes:,} bytes is too little: allow at least 1 GiB")
         if self.overlap_px and self.blend == "exact":

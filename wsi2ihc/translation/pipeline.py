@@ -10,16 +10,18 @@ from __future__ import annotations
 import datetime as dt
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OutputError
 from ..generator.model import Generator
 from ..generator.protocol import Translator
+from ..geometry import Region, ceil_to
 from ..plan import Plan
 from ..progress import Progress, ProgressCallback, silent
-from ..pyramid import PyramidReport, Tile, check_output, published, validate, write_pyramid
+from ..pyramid import PyramidOptions, PyramidReport, Tile, check_output, published, validate, write_pyramid
 from ..slide import Slide, srgb_profile
 from .assembling import assemble_tiles
 from .blending import blend_overlaps, cut_cores
@@ -75,34 +77,44 @@ def translate(
     return run(job, path, progress=progress)
 
 
-def check_outputs(slide: Slide, path: Path, options: TranslateOptions) -> None:
-    """Refuse outputs that could not be written, or would replace the slide itself, before any work.
+def check_outputs(
+    slide: Slide, path: Path, options: TranslateOptions, inputs: Sequence[str | os.PathLike[str]] = ()
+) -> None:
+    """Refuse outputs that could not be written, or would replace an input, before any work.
+
+    ``inputs`` are files beside the slide and the mask that are read, such as the model.
 
     Raises
     ------
     OutputError
         If a folder is missing or not writable, a suffix is unknown, or a file is there and may not be replaced.
     """
+    outputs = [path, report_path(path)]
     check_output(path, options.overwrite)
-    outputs = [path]
+    check_output(report_path(path), options.overwrite, suffixes=(".json",))
     if options.preview is not None:
         check_output(options.preview, options.overwrite, suffixes=(".png",))
         outputs.append(options.preview)
-    for output in outputs:
-        check_not_source(slide, output)
+    check_not_inputs(outputs, [slide.path, options.tissue, *inputs])
 
 
-def check_not_source(slide: Slide, output: Path) -> None:
-    """Refuse an output that is the slide itself under this or another name.
+def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output that is one of the inputs, under whatever name.
 
     Raises
     ------
     OutputError
-        If it is.
+        If there is one.
     """
-    source = Path(slide.path)
-    if output.exists() and source.exists() and output.samefile(source):
-        raise OutputError(f"{output}: this is the slide itself; give the output another name")
+    read = [Path(file) for file in inputs if Path(file).is_file()]
+    for output in outputs:
+        if output.exists() and any(output.samefile(file) for file in read):
+            raise OutputError(f"{output}: this file is also an input; give the output another name")
+
+
+def report_path(path: Path) -> Path:
+    """Where the JSON report of an output goes."""
+    return path.with_name(path.name + ".json")
 
 
 def prepare(
@@ -123,6 +135,7 @@ def prepare(
     found = time.perf_counter()
     progress(Progress("loading the model"))
     machine = make_machine(generator, scene, options, translators)
+    options = replace(options, pyramid=_fitted(options.pyramid, scene.extent))
     layout = choose_layout(machine, options, scene.extent.width)
     plan = make_plan(scene, layout, options, slide.info.name)
     fill = answer_to_glass(machine.translators[0], layout, scene.shown_glass)
@@ -132,6 +145,11 @@ def prepare(
         slide, generator, options, scene, machine, layout, plan, fill, workers,
         batch_size(options, plan, machine.on_gpu), seconds,
     )  # fmt: skip
+
+
+def _fitted(pyramid: PyramidOptions, extent: Region) -> PyramidOptions:
+    """Tiles no larger than the image needs: libvips refuses much larger ones."""
+    return replace(pyramid, tile_px=min(pyramid.tile_px, ceil_to(max(extent.width, extent.height), 16)))
 
 
 def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> TranslateReport:
@@ -150,10 +168,15 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
         validate(partial, written.levels)
     translated = time.perf_counter()
     report = _report(job, path.name, written, meter.figures() if meter else None, clock, translated - started)
-    write_report(path.with_name(path.name + ".json"), report)
+    write_report(report_path(path), report)
     if job.options.preview is not None:
         progress(Progress("drawing the preview"))
-        write_preview(job.options.preview, path, job)
+        try:
+            write_preview(job.options.preview, path, job)
+        except OSError as error:
+            raise OutputError(
+                f"{job.options.preview}: the preview cannot be written ({error}); the virtual slide {path} is complete"
+            ) from error
     return report
 
 
@@ -168,7 +191,7 @@ def finished_tiles(
     if meter is not None:
         cores = meter.watch(cores)
     if not job.scene.mask.pixels.all():
-        cores = feather_cores(cores, job.scene.tissue, job.scene.grid.mpp, job.fill)
+        cores = feather_cores(cores, job.scene.tissue, job.scene.grid.mpp, job.fill, executor, ahead=job.workers + 1)
     return assemble_tiles(cores, job.plan, job.options.pyramid.tile_px, job.fill)
 
 

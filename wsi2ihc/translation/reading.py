@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..arrays import RGB, RGBImage
 from ..errors import UnreadableSlideError
-from ..geometry import Region, ceil_to
+from ..geometry import Region, floor_to
 from ..plan import Window
 from ..slide import Slide, WorkingGrid, read_region
 from .stages import WindowPixels, ordered_map
@@ -23,14 +22,15 @@ from .stages import WindowPixels, ordered_map
 logger = logging.getLogger(__name__)
 
 
-SMALLEST_PIECE_PX = 256
-"""Around a damaged place, pieces down to this side are tried: about a storage tile, which is lost as a whole."""
+PIECE_PX = 256
+"""Around a damaged place, pieces of this side are tried one by one: about a storage tile, which is lost as a whole."""
 
 
 class ForgivingSlide:
-    """A slide whose damaged places read as missing; each is counted once.
+    """A slide whose damaged places read as missing. Thread-safe.
 
-    Where a region cannot be read, its quarters are tried, and so on, so that no more is lost than is damaged.
+    ``damaged`` holds the pieces (level, region) that could not be read. Pieces lie on a fixed lattice of the level, so
+    that what is lost does not depend on the region that is read.
     """
 
     def __init__(self, slide: Slide) -> None:
@@ -47,20 +47,24 @@ class ForgivingSlide:
         try:
             return self._slide.read_level(level, region, fill)
         except UnreadableSlideError as error:
-            if max(region.width, region.height) <= SMALLEST_PIECE_PX:
-                return self._lost(level, region, fill, error)
-        pixels = np.empty((region.height, region.width, 3), dtype=np.uint8)
-        for piece in _quarters(region):
-            pixels[piece.slices_in(region)] = self.read_level(level, piece, fill)
-        return pixels
-
-    def _lost(self, level: int, region: Region, fill: RGB | None, error: UnreadableSlideError) -> RGBImage:
-        with self._lock:
-            if not self.damaged:
-                logger.warning("damaged places are taken for glass; the first: %s", error)
-            self.damaged.add((level, region))
+            with self._lock:
+                if not self.damaged:
+                    logger.warning("damaged places are taken for glass; the first: %s", str(error).split(";")[0])
         pixels = np.empty((region.height, region.width, 3), dtype=np.uint8)
         pixels[:] = self.info.background if fill is None else fill
+        size = self.info.levels[level].size
+        for piece in _pieces(region.intersection(Region(0, 0, size.width, size.height))):
+            part = piece.intersection(Region(0, 0, size.width, size.height))
+            shared = part.intersection(region)
+            if (level, part) in self.damaged:
+                continue
+            try:
+                read = self._slide.read_level(level, part, fill)
+            except UnreadableSlideError:
+                with self._lock:
+                    self.damaged.add((level, part))
+            else:
+                pixels[shared.slices_in(region)] = read[shared.slices_in(part)]
         return pixels
 
     def __enter__(self) -> Self:
@@ -72,19 +76,11 @@ class ForgivingSlide:
         self.close()
 
 
-def _quarters(region: Region) -> Iterator[Region]:
-    """The region in two or four parts, cut at multiples of `SMALLEST_PIECE_PX`, on which storage tiles often begin."""
-    columns, rows = _cut(region.x, region.right), _cut(region.y, region.bottom)
-    for top, bottom in pairwise(rows):
-        for left, right in pairwise(columns):
-            yield Region(left, top, right - left, bottom - top)
-
-
-def _cut(start: int, stop: int) -> list[int]:
-    if stop - start <= SMALLEST_PIECE_PX:
-        return [start, stop]
-    middle = ceil_to((start + stop) // 2, SMALLEST_PIECE_PX)
-    return [start, middle if middle < stop else (start + stop) // 2, stop]
+def _pieces(region: Region) -> Iterator[Region]:
+    """The squares of the lattice of `PIECE_PX` that a region touches."""
+    for y in range(floor_to(region.y, PIECE_PX), region.bottom, PIECE_PX):
+        for x in range(floor_to(region.x, PIECE_PX), region.right, PIECE_PX):
+            yield Region(x, y, PIECE_PX, PIECE_PX)
 
 
 @dataclass(frozen=True, slots=True)

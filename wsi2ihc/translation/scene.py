@@ -25,6 +25,7 @@ class Scene:
     mask:    the tissue, as it was found or given
     tissue:  the same, placed on the working grid
     reader:  reads regions of the working grid
+    warnings: what was asked for and could not be done as it was
     """
 
     grid: WorkingGrid
@@ -32,6 +33,7 @@ class Scene:
     mask: TissueMask
     tissue: TissueGrid
     reader: RegionReader
+    warnings: tuple[str, ...] = ()
 
     @property
     def damaged_places(self) -> int:
@@ -68,6 +70,11 @@ def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) 
         extent = grid.region_from_level0(options.region)
         if extent.is_empty:
             raise OptionError(f"{slide.info.name}: --region {options.region} lies outside the slide")
+    warnings: tuple[str, ...] = ()
+    if options.region is not None and not slide.info.bounds.contains(options.region):
+        warnings += (f"--region {options.region} reaches beyond the slide and was clipped to it",)
+    if options.icc == "srgb" and slide.info.icc_profile is None:
+        warnings += ("the slide has no colour profile; its colours were taken for sRGB",)
     if options.on_read_error == "glass":
         slide = ForgivingSlide(slide)
     mask = find_mask(slide, options)
@@ -75,7 +82,7 @@ def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) 
     if options.icc == "srgb" and slide.info.icc_profile is not None:
         colour = to_srgb_transform(slide.info.icc_profile)
     reader = RegionReader(slide, grid, mask.glass, colour)
-    return Scene(grid, extent, mask, _on_grid(mask, grid), reader)
+    return Scene(grid, extent, mask, _on_grid(mask, grid), reader, warnings)
 
 
 def find_mask(slide: Slide, options: TranslateOptions) -> TissueMask:
