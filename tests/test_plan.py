@@ -113,3 +113,20 @@ def test_a_memory_bound_that_no_window_meets_is_an_error() -> None:
 def test_a_core_off_the_lattice_is_an_error() -> None:
     with pytest.raises(OptionError, match="lattice"):
         plan_windows(Region(0, 0, 100, 100), tissue(np.ones((9, 9), dtype=bool)), Layout(lattice_px=4), Size(30, 32))
+
+
+def test_a_small_extent_with_a_large_overlap_is_one_window() -> None:
+    layout = Layout(overlap_px=1024, lattice_px=256, multiple_px=256)
+    plan = plan_windows(Region(0, 0, 16, 16), tissue(np.ones((1, 1), dtype=bool)), layout)
+    assert len(plan.windows) == 1
+    assert plan.windows[0].answer.contains(plan.windows[0].core)
+
+
+def test_cells_too_small_for_their_overlap_are_an_error() -> None:
+    with pytest.raises(OptionError, match="overlap"):
+        plan_windows(
+            Region(0, 0, 900, 900),
+            tissue(np.ones((64, 64), dtype=bool)),
+            Layout(overlap_px=512, lattice_px=4),
+            Size(128, 128),
+        )

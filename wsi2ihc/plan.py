@@ -311,7 +311,12 @@ def _candidate_cells(extent: Region, layout: Layout) -> list[Size]:
         for height in heights
         if max(width, height) <= 3 * min(width, height) or min(extent.width, extent.height) <= min(width, height)
     ]
-    fitting = [size for size in sizes if _window_area_px(size, layout) <= layout.max_window_px]
+    fitting = [
+        size
+        for size in sizes
+        if _window_area_px(size, layout) <= layout.max_window_px
+        and min(size.width, size.height) >= layout.overlap_px // 2
+    ]
     return fitting or [_smallest_cell(layout)]
 
 
