@@ -23,6 +23,8 @@ from .stages import FinishedCore, ordered_map
 FEATHER_UM = 24.0
 """Width of the transition, inwards from the mask's border: half of the margin that detection adds."""
 
+BLOCK_PX = 96
+
 FINEST_UM = 8.0
 """A coarser mask is refined to this, so that a single px of it keeps its middle."""
 
@@ -47,17 +49,25 @@ def feather_cores(
     colour = np.array(fill, dtype=np.float32)
 
     def feather(core: FinishedCore) -> FinishedCore:
-        weight = _weights_at(core.window.core, tissue, weights)
-        if weight is None:
-            return core
-        pixels = core.pixels.astype(np.float32)
-        pixels -= colour
-        pixels *= weight[..., np.newaxis]
-        pixels += colour
-        np.rint(pixels, out=pixels)
-        return FinishedCore(core.window, core.source, pixels.astype(np.uint8))
+        place, pixels = core.window.core, core.pixels
+        for block in _blocks(place):
+            weight = _weights_at(block, tissue, weights)
+            if weight is None:
+                continue
+            if pixels is core.pixels:
+                pixels = pixels.copy()
+            part = pixels[block.slices_in(place)]
+            part[...] = np.rint((part - colour) * weight[..., np.newaxis] + colour)
+        return FinishedCore(core.window, core.source, pixels)
 
     return ordered_map(executor, feather, cores, ahead)
+
+
+def _blocks(place: Region) -> Iterator[Region]:
+    """A core in small pieces: most of them lie inside the tissue and need no weights."""
+    for y in range(place.y, place.bottom, BLOCK_PX):
+        for x in range(place.x, place.right, BLOCK_PX):
+            yield Region(x, y, BLOCK_PX, BLOCK_PX).intersection(place)
 
 
 def _refined(tissue: TissueGrid, mpp: tuple[float, float]) -> TissueGrid:
