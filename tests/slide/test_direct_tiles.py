@@ -284,4 +284,4 @@ class TestCache:
     def test_size(self) -> None:
         assert cache_bytes(Size(1000, 1000), Size(256, 256)) == MIN_CACHE_BYTES
         assert cache_bytes(Size(10**6, 1000), Size(256, 256)) == MAX_CACHE_BYTES
-        assert cache_bytes(Size(100_000, 1000), Size(256, 256)) == 3 * 391 * 256 * 256 * 3
+        assert cache_bytes(Size(40_000, 1000), Size(256, 256)) == 3 * 157 * 256 * 256 * 3

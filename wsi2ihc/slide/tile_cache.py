@@ -12,7 +12,7 @@ from ..arrays import RGBImage
 from ..geometry import Size
 
 MIN_CACHE_BYTES = 32 * 2**20
-MAX_CACHE_BYTES = 256 * 2**20
+MAX_CACHE_BYTES = 128 * 2**20
 
 _SLAB_BYTES = 8 * 2**20
 
@@ -88,7 +88,7 @@ class TileCache:
 
 
 def cache_bytes(level: Size, tile: Size, bytes_per_px: int = 3) -> int:
-    """How much to hold for a level: three rows of tiles, but 32 MiB at least and 256 MiB at most.
+    """How much to hold for a level: three rows of tiles, but 32 MiB at least and 128 MiB at most.
 
     Windows that are read row by row share one row of tiles, or two, with the row of windows below; between the two
     uses of a tile, one row of windows passes, of which only the tiles near a window's edge are held.
