@@ -134,7 +134,7 @@ def _with_slide_statistics(
 ) -> tuple[Generator, tuple[str, ...]]:
     sample = list(_sample(scene, generator.dependency.lattice_px, options.seed))
     frozen = with_slide_statistics(generator, sample, device)
-    moved = ", ".join(f"{levels:+.0f}" for levels in frozen.moved_levels)
+    moved = ", ".join(f"{round(levels):+d}" for levels in frozen.moved_levels)
     return frozen.generator, (
         "normalisation statistics were estimated on this slide, which can move the strength of its stain (here its "
         f"mean colour by {moved} grey levels in red, green, blue): do not compare it with slides translated otherwise",

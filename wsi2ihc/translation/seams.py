@@ -1,4 +1,4 @@
-"""Are there seams? A statistic over the final pixels, taken before encoding.
+"""Are there seams? A statistic over the translated pixels, before they fade into the fill and are encoded.
 
 The mean absolute difference of neighbouring pixels is gathered apart for every phase of the grid of cells: how far a
 pixel pair lies from the border between two cells. It is divided by the same figure of the source, since tissue itself
@@ -113,8 +113,8 @@ class _Edge:
 class SeamMeter:
     """Gathers the figures while cores pass by.
 
-    Memory bound: phases of one cell, the last sampled columns of one core, and the last sampled rows of one row of
-    cells.
+    Memory bound: phases of one cell, and the ends of the sampled lines (6 bytes a line) of each row and column of
+    cells; some hundred kilobytes on a slide of 100,000² px.
     """
 
     plan: Plan
