@@ -25,6 +25,8 @@ COMMANDS = {
     "tissue": "Find the tissue of a slide and save it as a mask.",
     "models": "List, show and import generators.",
     "doctor": "Check what works in this environment.",
+    "train": "Train a generator on paired patches.",
+    "curves": "Draw the losses and metrics of training runs.",
     "demo": "Make a synthetic H&E slide, translate it, and say how to look at it.",
 }
 """Each subcommand lives in the module of its name; its help is here so that ``--help`` imports none of them."""

@@ -17,11 +17,12 @@ LOG_EVERY_S = 30.0
 
 @dataclass(slots=True)
 class ProgressBar:
-    """Draws `Progress` events: stage, share, rate in Mpx/s, time left."""
+    """Draws `Progress` events: stage, share, rate, time left, and what else there is to tell."""
 
     quiet: bool = False
     _stage: str = ""
     _stage_started: float = 0.0
+    _stage_first: int = 0
     _drawn: float = 0.0
     _line: bool = False
     _terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
@@ -32,7 +33,7 @@ class ProgressBar:
         now = time.monotonic()
         changed = progress.stage != self._stage
         if changed:
-            self._stage, self._stage_started = progress.stage, now
+            self._stage, self._stage_started, self._stage_first = progress.stage, now, progress.done
         complete = progress.done >= progress.total
         pause = REDRAW_S if self._terminal else LOG_EVERY_S
         if not changed and not complete and now - self._drawn < pause:
@@ -57,10 +58,12 @@ class ProgressBar:
         share = progress.done / progress.total
         filled = round(share * BAR_CHARACTERS)
         text = f"{progress.stage} [{'#' * filled}{'.' * (BAR_CHARACTERS - filled)}] {share:4.0%}"
-        if progress.done and elapsed_s > 0.5:
-            rate = progress.done / elapsed_s
-            text += f" {rate / 1e6:.2f} Mpx/s, {duration((progress.total - progress.done) / rate)} left"
-        return text
+        done = progress.done - self._stage_first  # a stage can be entered again, or begin in the middle
+        if done > 0 and elapsed_s > 0.5:
+            rate = done / elapsed_s
+            speed = f"{rate / 1e6:.2f} Mpx/s" if progress.unit == "px" else f"{rate:.3g} {progress.unit}s/s"
+            text += f" {speed}, {duration((progress.total - progress.done) / rate)} left"
+        return f"{text} ({progress.note})" if progress.note else text
 
 
 def duration(seconds: float) -> str:

@@ -49,6 +49,14 @@ class DeviceMemoryError(Wsi2IhcError, MemoryError):
     """The device runs out of memory even with a single window."""
 
 
+class DatasetError(Wsi2IhcError, ValueError):
+    """Paired patches are missing, damaged, or cannot be split as asked."""
+
+
+class TrainingError(Wsi2IhcError, RuntimeError):
+    """Training cannot go on: the losses are not finite, or a run does not fit what is to be resumed."""
+
+
 class OutputError(Wsi2IhcError, OSError):
     """The result cannot be written, or did not read back as it was written."""
 

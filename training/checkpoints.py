@@ -1,0 +1,178 @@
+"""The state of a run on disk: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from wsi2ihc.errors import OutputError, TrainingError
+from wsi2ihc.pyramid import published
+
+from .options import TrainOptions, differences
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from .step import Networks
+
+FORMAT = "wsi2ihc training state 1"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Best:
+    """The best epoch so far (counted from 1), by which figure, and its value."""
+
+    epoch: int
+    by: str
+    value: float
+
+
+@dataclasses.dataclass(slots=True)
+class Position:
+    """How far a run is: steps done, and the best epoch so far."""
+
+    step: int = 0
+    best: Best | None = None
+
+
+def save_state(
+    path: Path, networks: Networks, fabric: Fabric, position: Position, options: TrainOptions, fingerprint: str
+) -> None:
+    """Write everything that `load_state` needs to go on exactly.
+
+    There are no random states in it: what is drawn at a step follows from the seed and the step's number.
+
+    Raises
+    ------
+    TrainingError
+        If a weight is not finite; the file that was there stays.
+    OutputError
+        If it cannot be written; the file that was there stays.
+    """
+    generator = networks.generator_module.state_dict()
+    _check_finite(generator, position.step)
+    state = {
+        "format": FORMAT,
+        "options": dataclasses.asdict(options),
+        "data": fingerprint,
+        "step": position.step,
+        "best": dataclasses.asdict(position.best) if position.best else None,
+        "generator": generator,
+        "discriminator": networks.discriminator_module.state_dict(),
+        "generator_optimiser": networks.generator_optimiser.state_dict(),
+        "discriminator_optimiser": networks.discriminator_optimiser.state_dict(),
+        "precision": fabric.strategy.precision.state_dict(),  # the loss scale of fp16
+    }
+    _write(state, path)
+
+
+def save_best(path: Path, generator: nn.Module, best: Best) -> None:
+    """Write the generator of the best epoch so far.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; the file that was there stays.
+    """
+    _write({"format": FORMAT, "best": dataclasses.asdict(best), "generator": generator.state_dict()}, path)
+
+
+def load_state(path: Path, networks: Networks, fabric: Fabric, options: TrainOptions, fingerprint: str) -> Position:
+    """Put a run's networks and optimisers back to where `save_state` found them.
+
+    Raises
+    ------
+    TrainingError
+        If it is no such file, is damaged, or is of a run with other options or other data.
+    """
+    state = read_state(path)
+    check_same_run(state, options, fingerprint, path)
+    try:
+        networks.generator_module.load_state_dict(state["generator"])
+        networks.discriminator_module.load_state_dict(state["discriminator"])
+        networks.generator_optimiser.load_state_dict(state["generator_optimiser"])
+        networks.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
+        fabric.strategy.precision.load_state_dict(state["precision"])
+        best = Best(**state["best"]) if state["best"] else None
+        return Position(int(state["step"]), best)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A state as it was saved, on the CPU.
+
+    Raises
+    ------
+    TrainingError
+        If there is none, or it is damaged.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(f"there is no checkpoint {path} to resume from") from error
+    except Exception as error:  # torch raises nearly anything on a damaged file
+        raise _damaged(path, error) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise TrainingError(f"{path} is no checkpoint of this version's training")
+    return state
+
+
+def stored_options(state: Mapping[str, Any], path: Path) -> TrainOptions:
+    """The options of the run that a state is of."""
+    try:
+        return TrainOptions(**state["options"])
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def check_same_run(state: Mapping[str, Any], options: TrainOptions, fingerprint: str, path: Path) -> None:
+    """Refuse to go on with other options or other data than a run began with.
+
+    Raises
+    ------
+    TrainingError
+        Naming what differs.
+    """
+    changed = differences(stored_options(state, path), options)
+    if changed:
+        raise TrainingError(f"the run in {path.parent.parent} was begun with other options ({'; '.join(changed)}); "
+                            "resume with those, or begin another run")  # fmt: skip
+    if state.get("data") != fingerprint:
+        raise TrainingError(f"the run in {path.parent.parent} was begun with other patches, or another split of them; "
+                            "resume with those, or begin another run")  # fmt: skip
+
+
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    """Save a state so that a kill or a full disk leaves the file that was there.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with published(path, overwrite=True) as partial:
+            torch.save(dict(state), partial)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        kept = "; the one before it is kept" if path.exists() else ""
+        raise OutputError(f"the checkpoint {path} cannot be written ({' '.join(str(error).split())!s:.160}){kept}: "
+                          "free some space, then go on with --resume") from error  # fmt: skip
+
+
+def _check_finite(state: Mapping[str, Tensor], step: int) -> None:
+    for name, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise TrainingError(f"the generator's weights are not finite after step {step} ({name}); the last good "
+                                "checkpoint is kept; lower --learning-rate, or use --precision fp32")  # fmt: skip
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"the checkpoint {path} is damaged ({type(error).__name__}: "
+                         f"{' '.join(str(error).split())!s:.100})")  # fmt: skip

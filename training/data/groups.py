@@ -1,0 +1,148 @@
+"""Which patches must not be parted between train, validation and test."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ...errors import DatasetError, OptionError
+from .files import is_image, read_csv
+from .records import Pair, PairedData, Role
+from .table import role_in_table
+
+_KEY_COLUMNS = ("name", "patch", "region", "slide", "patient")
+_GROUP_COLUMNS = ("group", "patient", "slide", "region")
+_PATCH_COLUMNS = ("name", "patch")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Row:
+    """What a table of groups says of the patches that a key names."""
+
+    group: str | None
+    role: Role | None
+
+
+def assign_groups(data: PairedData, group_by: str | None) -> PairedData:
+    """Give every pair the group that it belongs to, and the role if a table of groups states one.
+
+    Parameters
+    ----------
+    data:
+        as `find_pairs` gives it
+    group_by:
+        None: the first of the columns ``group``, ``patient``, ``slide`` of the data's own table that has values; none
+        where there are none.
+        A regular expression with one named group, as in ``(?P<patient>[A-Z]+)_``, searched for in the pair's name.
+        The path of a CSV file (relative paths: also in the data's folder). Its first column of ``name``, ``patch``,
+        ``region``, ``slide``, ``patient`` is the key. A key belongs to a pair if it is the pair's name, or stands in it
+        between characters that are neither letters nor digits. The group is the first column of ``group``, ``patient``,
+        ``slide``, ``region``; ``split`` sets the role.
+
+    Raises
+    ------
+    OptionError
+        If the expression is none, or has not exactly one named group.
+    DatasetError
+        If the table cannot be used, a pair matches nothing or several groups, or files of a folder ``test`` were to be
+        trained on.
+    """
+    if group_by is None:
+        return _by_own_columns(data)
+    if group_by.lower().endswith(".csv"):
+        return _by_table(data, _find(data.folder, group_by))
+    return _by_expression(data, group_by)
+
+
+def _by_own_columns(data: PairedData) -> PairedData:
+    for column in ("group", "patient", "slide"):
+        values = [getattr(pair, column) for pair in data.pairs]
+        if any(values):
+            pairs = (dataclasses.replace(pair, group=value) for pair, value in zip(data.pairs, values, strict=True))
+            return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=column)
+    return data
+
+
+def _by_expression(data: PairedData, expression: str) -> PairedData:
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise OptionError(f"{expression!r} is no regular expression ({error}), nor the name of a .csv file") from error
+    if len(pattern.groupindex) != 1:
+        raise OptionError(
+            f"group by a regular expression with one named group, as in (?P<patient>…), not {expression!r}"
+        )
+    (name,) = pattern.groupindex
+    groups = [(match := pattern.search(pair.name)) and match[name] for pair in data.pairs]
+    _check_matched(data.pairs, groups, f"the regular expression {expression!r}")
+    pairs = (dataclasses.replace(pair, group=group) for pair, group in zip(data.pairs, groups, strict=True))
+    return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=f"regular expression {expression}")
+
+
+def _find(folder: Path, name: str) -> Path:
+    path = Path(name)
+    return path if path.is_file() or not (folder / path).is_file() else folder / path
+
+
+def _by_table(data: PairedData, path: Path) -> PairedData:
+    rows = _read_keys(path)
+    found = [_row_of(pair, rows, path) for pair in data.pairs]
+    _check_matched(data.pairs, found, str(path))
+    pairs = []
+    for pair, row in zip(data.pairs, found, strict=True):
+        assert row is not None
+        if pair.role == "test" and row.role not in (None, "test"):
+            raise DatasetError(f"{path} says {row.role} of {pair.he}, which is a test file; take one of them back")
+        pairs.append(dataclasses.replace(pair, group=row.group, role=row.role or pair.role))
+    return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=path.name)
+
+
+def _read_keys(path: Path) -> dict[str, _Row]:
+    """The rows of a table of groups by their keys."""
+    rows = read_csv(path)
+    key_column = next((name for name in _KEY_COLUMNS if name in rows[0]), None)
+    if key_column is None:
+        raise DatasetError(f"{path} has none of the columns {', '.join(_KEY_COLUMNS)} to know patches by")
+    # A table of patches without any such column makes every patch its own group: that is no grouping.
+    group_column = next((name for name in _GROUP_COLUMNS if name in rows[0]), None)
+    if group_column is None and "split" not in rows[0]:
+        raise DatasetError(f"{path} has none of the columns {', '.join(_GROUP_COLUMNS)}, and no split")
+    keys: dict[str, _Row] = {}
+    for number, row in enumerate(rows, 2):
+        where = f"{path}, row {number}"
+        key = Path(row[key_column]).stem if is_image(row[key_column]) else row[key_column]
+        if not key or (group_column and not row[group_column]):
+            raise DatasetError(f"{where}: no {group_column if key else key_column}")
+        entry = _Row(row[group_column] if group_column else None, role_in_table(where, row.get("split", "")))
+        if keys.setdefault(key, entry) != entry:
+            raise DatasetError(f"{where}: {key} stands there twice, and not the same")
+    return keys
+
+
+def _row_of(pair: Pair, rows: Mapping[str, _Row], path: Path) -> _Row | None:
+    if pair.name in rows:
+        return rows[pair.name]
+    found = sorted({part for part in _parts(pair.name) if part in rows})
+    if len({rows[key] for key in found}) > 1:
+        raise DatasetError(f"{path}: {pair.name} could be {found[0]} or {found[1]}; give that table longer keys")
+    return rows[found[0]] if found else None
+
+
+def _parts(name: str) -> Iterator[str]:
+    """All parts of a name that begin and end where a letter or digit meets another character, or at an end."""
+    starts = [at for at in range(len(name)) if at == 0 or not name[at - 1].isalnum()]
+    ends = [at for at in range(1, len(name) + 1) if at == len(name) or not name[at].isalnum()]
+    for start in starts:
+        for end in ends:
+            if start < end:
+                yield name[start:end]
+
+
+def _check_matched(pairs: Sequence[Pair], found: Sequence[object], what: str) -> None:
+    unmatched = [pair.name for pair, one in zip(pairs, found, strict=True) if not one]
+    if unmatched:
+        raise DatasetError(
+            f"{what} matches {len(unmatched)} of {len(pairs)} pairs not, the first of them {unmatched[0]}"
+        )

@@ -1,0 +1,196 @@
+"""The layouts that paired data sets come in, and how they are told apart.
+
+Where several would fit, the first one in this order is taken:
+
+1. ``pairs.csv`` (see `table`)
+2. ``HE/`` and ``IHC/`` with ``train/``, ``val/``, ``test/`` in each (BCI)
+3. ``HE/`` and ``IHC/`` with the images straight in them
+4. ``train/``, ``val/``, ``test/`` with ``HE/`` and ``IHC/`` in each (BCI)
+5. ``train/``, ``val/``, ``test/`` with images that hold both side by side (pix2pix)
+6. such images straight in the folder
+
+In 3 and 6 the role is taken from the name (BCI's names have it), else from the folder's own name if that is ``train``,
+``val`` or ``test``. Folder names count in any case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from ...errors import DatasetError, OptionError
+from .files import folders_in, images_in
+from .records import ROLE_NAMES, Pair, PairedData, Role
+from .table import TABLE_NAME, read_table, with_statement
+
+log = logging.getLogger(__name__)
+
+Order = Literal["AB", "BA"]
+"""Where the H&E lies in a side-by-side image: "AB" to the left, "BA" to the right."""
+
+LAYOUTS = (
+    "pairs.csv; HE/ and IHC/, with train/, val/, test/ in them or not; train/, val/, test/ with HE/ and IHC/ in each; "
+    "side-by-side images in train/, val/, test/ or straight in the folder"
+)
+"""What is understood, in one line."""
+
+_HE_NAMES = ("he", "h&e")
+_IHC_NAME = "ihc"
+_BCI_NAME = re.compile(r"(?P<number>\d+)_(?P<split>train|test)_(?P<her2>0|[123]\+)")
+
+
+def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
+    """Find out which layout a folder has, and list its pairs. No image is opened.
+
+    Parameters
+    ----------
+    folder:
+        the data set, or the ``pairs.csv`` in it
+    order:
+        of side-by-side images
+
+    Raises
+    ------
+    DatasetError
+        If there is no such folder, no layout fits, a split is empty, or a file has no partner.
+    OptionError
+        If ``order`` is given where nothing lies side by side.
+    """
+    if folder.name.lower() == TABLE_NAME and folder.is_file():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {folder}")
+    data = _look(folder, order)
+    if order != "AB" and not any(pair.half for pair in data.pairs):
+        raise OptionError(f"an order {order} is for side-by-side images; {folder} has {data.layout}")
+    return with_statement(_with_bci_names(data))
+
+
+def _look(folder: Path, order: Order) -> PairedData:
+    """Try the layouts in their order."""
+    table = folder / TABLE_NAME
+    if table.is_file():
+        pairs, mpp = read_table(table)
+        return PairedData(folder, f"a table {TABLE_NAME}", pairs, mpp=mpp)
+    folders = folders_in(folder)
+    splits = _splits(folders)
+    if kinds := _he_and_ihc(folder, folders):
+        return _kinds_first(folder, *kinds)
+    if any(_he_and_ihc(split, folders_in(split)) for split in splits):
+        return _splits_first(folder, splits)
+    if splits:
+        pairs = tuple(pair for split in splits for pair in _side_by_side(split, order))
+        return PairedData(folder, f"side by side in {_names(splits)} ({_halves(order)})", pairs)
+    if images_in(folder):
+        return PairedData(folder, f"side by side in the folder ({_halves(order)})", tuple(_side_by_side(folder, order)))
+    raise DatasetError(f"no paired patches in {folder}; understood are {LAYOUTS}")
+
+
+def _kinds_first(folder: Path, he: Path, ihc: Path) -> PairedData:
+    """HE/ and IHC/, with splits in them or not."""
+    he_splits, ihc_splits = _splits(folders_in(he)), _splits(folders_in(ihc))
+    if not he_splits and not ihc_splits:
+        pairs = _two_folders(he, ihc, _role_of(folder))
+        return PairedData(folder, f"{he.name}/ and {ihc.name}/", pairs)
+    partners = {split.name.lower(): split for split in ihc_splits}
+    found: list[Pair] = []
+    for split in he_splits:
+        if (partner := partners.pop(split.name.lower(), None)) is None:
+            raise DatasetError(f"{split} has no partner in {ihc}")
+        found += _two_folders(split, partner, _role_of(split))
+    if partners:
+        raise DatasetError(f"{next(iter(partners.values()))} has no partner in {he}")
+    return PairedData(folder, f"{he.name}/ and {ihc.name}/, each with {_names(he_splits)}", tuple(found))
+
+
+def _splits_first(folder: Path, splits: list[Path]) -> PairedData:
+    """train/, val/, test/ with HE/ and IHC/ in each."""
+    kinds = [_he_and_ihc(split, folders_in(split)) for split in splits]
+    found: list[Pair] = []
+    for split, both in zip(splits, kinds, strict=True):
+        if both is None:
+            raise DatasetError(f"{split} lacks the HE/ and IHC/ that its sister folders have")
+        found += _two_folders(*both, _role_of(split))
+    return PairedData(folder, f"{_names(splits)}, each with HE/ and IHC/", tuple(found))
+
+
+def _he_and_ihc(folder: Path, folders: Mapping[str, Path]) -> tuple[Path, Path] | None:
+    he = next((folders[name] for name in _HE_NAMES if name in folders), None)
+    ihc = folders.get(_IHC_NAME)
+    if he and ihc:
+        return he, ihc
+    if one := he or ihc:
+        raise DatasetError(f"{folder} has {one.name}/ but no {'IHC/' if he else 'HE/'}")
+    return None
+
+
+def _splits(folders: Mapping[str, Path]) -> list[Path]:
+    return [folders[name] for name in ROLE_NAMES if name in folders]
+
+
+def _role_of(folder: Path) -> Role | None:
+    """The role that a folder's name says; its real name, since "." may be given."""
+    return ROLE_NAMES.get(folder.resolve().name.lower())
+
+
+def _two_folders(he: Path, ihc: Path, role: Role | None) -> tuple[Pair, ...]:
+    """Pair the files of two folders by their stems; the suffixes may differ (JPEG of one stain, PNG of the other)."""
+    he_files, ihc_files = _by_stem(he), _by_stem(ihc)
+    if not he_files and not ihc_files:
+        raise DatasetError(f"there is no image in {he} and {ihc}")
+    for files, others, other in ((he_files, ihc_files, ihc), (ihc_files, he_files, he)):
+        if alone := sorted(files.keys() - others.keys()):
+            more = f" (nor have {len(alone) - 1} more)" if len(alone) > 1 else ""
+            raise DatasetError(f"{files[alone[0]]} has no partner of that name in {other}{more}")
+    return tuple(Pair(stem, file, ihc_files[stem], role=role) for stem, file in he_files.items())
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for file in images_in(folder):
+        if (other := files.setdefault(file.stem, file)) != file:
+            raise DatasetError(f"{folder} has both {other.name} and {file.name}; keep one of them")
+    return files
+
+
+def _side_by_side(folder: Path, order: Order) -> Iterable[Pair]:
+    files = _by_stem(folder)
+    if not files:
+        raise DatasetError(f"there is no image in {folder}")
+    half: Literal["left", "right"] = "left" if order == "AB" else "right"
+    role = _role_of(folder)
+    return [Pair(stem, file, file, half, role) for stem, file in files.items()]
+
+
+def _with_bci_names(data: PairedData) -> PairedData:
+    """Take number, role and HER2 level from BCI's names (00000_train_1+) where nothing else gives them."""
+    matches = [_BCI_NAME.fullmatch(pair.name) for pair in data.pairs]
+    if not all(matches):
+        return data
+    pairs = []
+    for pair, match in zip(data.pairs, matches, strict=True):
+        assert match is not None
+        split = ROLE_NAMES[match["split"]]
+        if split == "test" and pair.role not in (None, "test"):
+            log.warning("%s is a test image of BCI by its name, but is used for %s", pair.he, pair.role)
+        pairs.append(
+            dataclasses.replace(
+                pair,
+                number=int(match["number"]) if pair.number is None else pair.number,
+                role=pair.role or split,
+                her2=pair.her2 or match["her2"],
+            )
+        )
+    return dataclasses.replace(data, pairs=tuple(pairs), layout=f"{data.layout}; names as in BCI")
+
+
+def _names(folders: Iterable[Path]) -> str:
+    return ", ".join(f"{folder.name}/" for folder in folders)
+
+
+def _halves(order: Order) -> str:
+    return f"H&E {'left' if order == 'AB' else 'right'}"

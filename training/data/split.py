@@ -1,0 +1,147 @@
+"""Train, validation and test: kept apart by group."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...errors import DatasetError, OptionError
+from .groups import assign_groups
+from .layouts import Order, find_pairs
+from .records import ROLES, Pair, PairedData, Role
+
+log = logging.getLogger(__name__)
+
+_HOW_TO_GROUP = (
+    "give the groups (--group-by with a regular expression such as '(?P<patient>[^_]+)_', or a CSV file), or ask for "
+    "--split-by-patch"
+)
+
+
+def load_data(
+    folder: Path,
+    *,
+    order: Order = "AB",
+    group_by: str | None = None,
+    split_by_patch: bool = False,
+    validation_share: float = 0.1,
+    seed: int = 0,
+) -> PairedData:
+    """Find the pairs of a data set, group them, and give every pair a role: the three steps in one."""
+    data = assign_groups(find_pairs(folder, order=order), group_by)
+    return assign_roles(data, validation_share=validation_share, split_by_patch=split_by_patch, seed=seed)
+
+
+def assign_roles(
+    data: PairedData, *, validation_share: float = 0.1, split_by_patch: bool = False, seed: int = 0
+) -> PairedData:
+    """Give every pair a role. Pairs without one are for training; validation is carved from those if there is none.
+
+    What is carved depends on the seed and on the names of the groups, not on the order of files: every group has a
+    pseudorandom rank, and goes to validation by rank as long as that brings validation nearer to its share. At least
+    one group goes, and at least one stays.
+
+    Parameters
+    ----------
+    data:
+        as `assign_groups` gives it
+    validation_share:
+        of the training pairs, between 0 and 1; for the carving only
+    split_by_patch:
+        carve single patches instead of groups, and let stated splits part groups. Patches of one slide on both sides
+        flatter the figures, so a warning is logged.
+    seed:
+        of the carving
+
+    Raises
+    ------
+    DatasetError
+        If train or validation is empty, groups are unknown where they are needed, or a group has two roles.
+    OptionError
+        If the share is impossible.
+    """
+    if not 0 < validation_share < 1:
+        raise OptionError(f"the share of validation lies between 0 and 1, not {validation_share:g}")
+    pairs = tuple(dataclasses.replace(pair, role=pair.role or "train") for pair in data.pairs)
+    data = dataclasses.replace(data, pairs=pairs)
+    _check_groups(data, split_by_patch)
+    if not data.of("train"):
+        raise DatasetError(f"{data.folder} has no pair for training ({_tally(data)})")
+    if data.of("validation"):
+        return data
+    if split_by_patch:
+        log.warning(
+            "validation is split off by patch: patches of one slide or patient on both sides flatter every figure"
+        )
+        data = dataclasses.replace(data, grouped_by="patch")
+    units = _units(data, split_by_patch)
+    chosen = _carve(units, validation_share, seed, data.folder)
+    return dataclasses.replace(
+        data, pairs=tuple(dataclasses.replace(pair, role="validation") if pair in chosen else pair for pair in pairs)
+    )
+
+
+def _units(data: PairedData, split_by_patch: bool) -> Mapping[str, list[Pair]]:
+    """What is carved as a whole: the training pairs by group, or one by one."""
+    units: dict[str, list[Pair]] = defaultdict(list)
+    for pair in data.of("train"):
+        if not split_by_patch and pair.group is None:
+            raise DatasetError(
+                f"{data.folder} has no validation pairs, and the group of {pair.name} is unknown: {_HOW_TO_GROUP}"
+            )
+        units[_patch_key(data.folder, pair) if split_by_patch else str(pair.group)].append(pair)
+    return units
+
+
+def _patch_key(folder: Path, pair: Pair) -> str:
+    """The patch's path inside the data set, so that a data set that moves is split the same way."""
+    path = pair.he.relative_to(folder) if pair.he.is_relative_to(folder) else pair.he
+    return path.as_posix()
+
+
+def _carve(units: Mapping[str, list[Pair]], share: float, seed: int, folder: Path) -> set[Pair]:
+    if len(units) < 2:
+        raise DatasetError(
+            f"{folder} has no validation pairs, and its training pairs are one group, {next(iter(units))!r}, which "
+            f"must not be parted: {_HOW_TO_GROUP}"
+        )
+    ranked = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}\0{unit}".encode()).digest())
+    wanted = share * sum(map(len, units.values()))
+    taken: list[str] = []
+    count = 0
+    for unit in ranked:
+        nearer = abs(count + len(units[unit]) - wanted) < abs(count - wanted)
+        if nearer and len(taken) + 1 < len(units):
+            taken.append(unit)
+            count += len(units[unit])
+    if not taken:  # every group is more than twice the share
+        taken = [min(ranked, key=lambda unit: len(units[unit]))]
+    return {pair for unit in taken for pair in units[unit]}
+
+
+def _check_groups(data: PairedData, tolerated: bool) -> None:
+    roles: dict[str, set[Role]] = defaultdict(set)
+    for pair in data.pairs:
+        if pair.group is not None and pair.role is not None:
+            roles[pair.group].add(pair.role)
+    parted = sorted(group for group, found in roles.items() if len(found) > 1)
+    if not parted:
+        return
+    named = " and ".join(role for role in ROLES if role in roles[parted[0]])
+    more = f", and {len(parted) - 1} more groups are parted" if len(parted) > 1 else ""
+    if not tolerated:
+        raise DatasetError(
+            f"the group {parted[0]!r} is in {named}{more}; keep groups whole, or ask for --split-by-patch"
+        )
+    log.warning(
+        "the group %r is in %s%s: patches of one group on both sides flatter every figure", parted[0], named, more
+    )
+
+
+def _tally(data: PairedData) -> str:
+    counts = Counter(pair.role for pair in data.pairs)
+    return ", ".join(f"{counts[role]} for {role}" for role in ROLES)

@@ -1,0 +1,140 @@
+"""``pairs.csv`` and ``dataset.json``: data sets that say what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...errors import DatasetError
+from .files import read_csv
+from .records import ROLE_NAMES, Pair, PairedData, Role
+
+TABLE_NAME = "pairs.csv"
+STATEMENT_NAME = "dataset.json"
+
+_LEVELS = {"0": "0", "1": "1+", "2": "2+", "3": "3+"}
+_MPP_TOLERANCE = 0.01
+"""Share by which µm per px may differ within a data set: less than anybody can see, more than rounding does."""
+
+
+def read_table(path: Path) -> tuple[tuple[Pair, ...], float | None]:
+    """The pairs of a ``pairs.csv``, in its order, and their µm per px (None if it does not say).
+
+    Columns: ``he`` and ``ihc``, paths relative to the table; and where wanted ``number``, ``split`` (train, val, valid,
+    validation, test), ``group``, ``patient``, ``slide``, ``her2``, ``mpp``. Others are left alone.
+
+    Raises
+    ------
+    DatasetError
+        If a column, a cell or a file is missing, or a cell has no meaning.
+    """
+    rows = read_csv(path)
+    if lacking := {"he", "ihc"} - rows[0].keys():
+        raise DatasetError(f"{path} has no column {', '.join(sorted(lacking))} (it needs he and ihc)")
+    pairs = tuple(_pair(path, number, row) for number, row in enumerate(rows, 2))
+    _check_files(path, pairs)
+    return pairs, _common_mpp(path, [row.get("mpp", "") for row in rows])
+
+
+def _pair(path: Path, row_number: int, row: Mapping[str, str]) -> Pair:
+    where = f"{path}, row {row_number}"
+    for column in ("he", "ihc"):
+        if not row[column]:
+            raise DatasetError(f"{where}: no file in the column {column}")
+    number = row.get("number", "")
+    if number and not (number.isascii() and number.isdigit()):
+        raise DatasetError(f"{where}: the number is {number!r:.40}")
+    he, ihc = path.parent / row["he"], path.parent / row["ihc"]
+    her2 = row.get("her2") or None
+    return Pair(
+        name=he.stem,
+        he=he,
+        ihc=ihc,
+        role=role_in_table(where, row.get("split", "")),
+        group=row.get("group") or None,
+        patient=row.get("patient") or None,
+        slide=row.get("slide") or None,
+        her2=her2 and _LEVELS.get(her2, her2),
+        number=int(number) if number else None,
+    )
+
+
+def role_in_table(where: str, text: str) -> Role | None:
+    """The role that a cell names; None if it is empty."""
+    if not text:
+        return None
+    if text.lower() not in ROLE_NAMES:
+        raise DatasetError(f"{where}: the split is {text!r:.40}, not one of {', '.join(ROLE_NAMES)}")
+    return ROLE_NAMES[text.lower()]
+
+
+def _check_files(path: Path, pairs: tuple[Pair, ...]) -> None:
+    missing = [file for pair in pairs for file in (pair.he, pair.ihc) if not file.is_file()]
+    if missing:
+        raise DatasetError(f"{path} names {missing[0]}, which is not there{and_more(len(missing))}")
+    seen: dict[Path, int] = {}
+    for number, pair in enumerate(pairs, 2):
+        if pair.he == pair.ihc:
+            raise DatasetError(f"{path}, row {number}: {pair.he.name} is given as H&E and as IHC")
+        if (first := seen.setdefault(pair.he, number)) != number:
+            raise DatasetError(f"{path}: rows {first} and {number} are the same patch {pair.he.name}")
+
+
+def _common_mpp(path: Path, cells: list[str]) -> float | None:
+    values = []
+    for number, cell in enumerate(cells, 2):
+        if cell:
+            values.append(_mpp(f"{path}, row {number}", cell))
+    if not values:
+        return None
+    if max(values) > min(values) * (1 + _MPP_TOLERANCE):
+        raise DatasetError(f"{path}: patches of {min(values):g} and of {max(values):g} µm/px; bring them to one mpp")
+    return sorted(values)[len(values) // 2]
+
+
+def _mpp(where: str, value: object) -> float:
+    try:
+        mpp = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        mpp = math.nan
+    if not (math.isfinite(mpp) and mpp > 0):
+        raise DatasetError(f"{where}: mpp is {value!r:.40}, not a number of µm per px")
+    return mpp
+
+
+def with_statement(data: PairedData) -> PairedData:
+    """The data set with what the ``dataset.json`` in its folder states: mpp, stain and licence, each optional.
+
+    Raises
+    ------
+    DatasetError
+        If that file is no JSON object, has impossible values, or another mpp than the table.
+    """
+    path = data.folder / STATEMENT_NAME
+    try:
+        statement = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return data
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} cannot be read as JSON ({error!s:.80})") from error
+    if not isinstance(statement, dict):
+        raise DatasetError(f"{path} is no JSON object")
+    for name in ("stain", "licence"):
+        if not isinstance(statement.get(name, ""), str | None):
+            raise DatasetError(f"{path}: {name} is no text")
+    mpp = data.mpp
+    if statement.get("mpp") is not None:
+        mpp = _mpp(str(path), statement["mpp"])
+        if data.mpp and not (1 / (1 + _MPP_TOLERANCE) <= mpp / data.mpp <= 1 + _MPP_TOLERANCE):
+            raise DatasetError(f"{path} says {mpp:g} µm/px, but {TABLE_NAME} {data.mpp:g}")
+    return dataclasses.replace(
+        data, mpp=mpp, stain=statement.get("stain") or None, licence=statement.get("licence") or None
+    )
+
+
+def and_more(count: int) -> str:
+    """The end of a message that names the first of ``count``."""
+    return f" (nor are {count - 1} more)" if count > 1 else ""

@@ -1,0 +1,119 @@
+"""What is going to be trained: the data found, the split, and what the model will say of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi2ihc.generator.spec import GeneratorSpec
+
+from .data import Pair, PairedData, PatchSizes, check_images, load_data
+from .data.patches import steps_per_epoch
+from .options import ASSUMED_MPP, TrainOptions
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """Everything that is settled before the first step.
+
+    options:          as asked for, but for what ``overfit`` changes
+    data:             the pairs that were found, with their roles and groups
+    train:            what is trained on
+    validation:       what is validated on: all of it, or a fixed sample
+    sizes:            of all patches that will be read
+    spec:             the generator's description, with resolution, stain and licence
+    steps_per_epoch:  full batches; the ragged last one is dropped
+    notes:            what the user should know
+    """
+
+    options: TrainOptions
+    data: PairedData
+    train: tuple[Pair, ...]
+    validation: tuple[Pair, ...]
+    sizes: PatchSizes
+    spec: GeneratorSpec
+    steps_per_epoch: int
+    notes: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.steps_per_epoch * self.options.epochs
+
+
+def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
+    """Find the data and check all of it that will be read, before any work is done.
+
+    Raises
+    ------
+    DatasetError
+        If the data cannot be used: pairs without a partner, images of a wrong kind or size, no groups to split by, a
+        batch larger than the data.
+    """
+    data = load_data(
+        folder,
+        order=options.order,
+        group_by=options.group_by,
+        split_by_patch=options.split_by_patch,
+        validation_share=options.validation_share,
+        seed=options.seed,
+    )
+    train, validation = data.of("train"), data.of("validation")
+    if options.overfit:
+        train = validation = _sample(train, options.overfit, options.seed)
+        options = dataclasses.replace(
+            options, augmentation="none", validation_patches=0, batch_size=min(options.batch_size, len(train))
+        )
+    checked = train if options.overfit else train + validation
+    sizes = check_images(checked, crop_px=options.crop_size, multiple=options.size_multiple)
+    steps = steps_per_epoch(train, options.batch_size)
+    if options.validation_patches:
+        validation = _sample(validation, options.validation_patches, options.seed)
+    spec, notes = _describe(data, options)
+    for note in notes:
+        _log.warning(note)
+    return TrainingJob(options, data, train, validation, sizes, spec, steps, notes)
+
+
+def _sample(pairs: tuple[Pair, ...], count: int, seed: int) -> tuple[Pair, ...]:
+    """At most this many of the pairs, in their order, the same for the same seed."""
+    chosen = sorted(random.Random(seed).sample(range(len(pairs)), min(count, len(pairs))))
+    return tuple(pairs[index] for index in chosen)
+
+
+def _describe(data: PairedData, options: TrainOptions) -> tuple[GeneratorSpec, tuple[str, ...]]:
+    """Resolution, stain and licence: as the user says, else as the data says, else assumed with a note."""
+    notes = []
+    mpp = options.mpp or data.mpp
+    if mpp is None:
+        mpp = ASSUMED_MPP
+        notes.append(f"the data does not say its resolution: {ASSUMED_MPP} µm/px is assumed and goes into the model, "
+                     "which translate will read slides at; state it with --mpp (BCI: 0.46)")  # fmt: skip
+    stain = options.stain or data.stain
+    if stain is None:
+        stain = "IHC"
+        notes.append("the data does not say its stain: the model will call it IHC; name it with --stain")
+    licence = options.data_licence or data.licence or ""
+    return options.spec(mpp=float(mpp), stain=stain, licence=licence), tuple(notes)
+
+
+def describe_data(job: TrainingJob) -> dict[str, Any]:
+    """What ``data.json`` holds, as JSON values: every pair's role and group. Names only, no folders."""
+    data = job.data
+    pairs = [{"name": one.name, "role": one.role, "group": one.group, "her2": one.her2} for one in data.pairs]
+    return {
+        "name": job.options.data_name or data.folder.resolve().name,
+        "layout": data.layout,
+        "grouped_by": data.grouped_by,
+        "counts": data.counts(),
+        "patch_sizes": str(job.sizes),
+        "fingerprint": data.fingerprint(),
+        "validated_on": len(job.validation),
+        "pairs": pairs,
+    }

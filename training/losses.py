@@ -1,0 +1,165 @@
+"""The losses of the three recipes, as functions of tensors.
+
+Images are tensors (N, 3, H, W) in [-1, 1], the discriminator's answers are logits of any shape. Half precision is cast
+up, autocast is off inside, and float64 stays float64; every loss is a scalar.
+
+Sources: adversarial and L1 terms from pix2pix (Isola et al., CVPR 2017), with the binary cross-entropy of its first
+version; the pyramid from Liu et al., "BCI: Breast Cancer Immunohistochemical Image Generation through Pyramid Pix2pix"
+(CVPR workshops 2022); the variance term from the study's equations 6 to 10.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wsi2ihc.errors import DatasetError, OptionError
+
+VarianceKind: TypeAlias = Literal["unbiased", "biased"]
+"""Divide the sum of squares by N - 1 or by N."""
+
+_BLURS_PER_OCTAVE = 4
+
+
+def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
+    """How far the discriminator is from calling these images ``real`` (or generated): mean binary cross-entropy."""
+    logits = _full_precision(logits)
+    wanted = torch.full_like(logits, float(real))
+    with _without_autocast(logits):
+        return functional.binary_cross_entropy_with_logits(logits, wanted)
+
+
+def discriminator_loss(on_fake: Tensor, on_real: Tensor) -> Tensor:
+    """The mean of the discriminator's two terms, from its logits on generated and on real images."""
+    return (adversarial_loss(on_fake, False) + adversarial_loss(on_real, True)) / 2
+
+
+def l1_loss(fake: Tensor, real: Tensor) -> Tensor:
+    """Mean absolute difference."""
+    fake, real = _pair(fake, real)
+    return (fake - real).abs().mean()
+
+
+def pyramid_l1_losses(fake: Tensor, real: Tensor, octaves: int = 4) -> tuple[Tensor, ...]:
+    """Mean absolute difference at scales 1, 1/2, 1/4, …, one for each octave.
+
+    From one octave to the next: four blurs with a Gaussian 3x3 of sigma 1 and reflected border, then every second pixel
+    from the first; of n pixels ceil(n / 2) are left. This is linear, so it is done once on the difference; and
+    separable, so it is one small matrix for each axis (`_octave_step`), exact at the borders too.
+
+    Raises
+    ------
+    OptionError
+        If a side is shorter than 2 to the power of ``octaves`` (16 px for four).
+    DatasetError
+        If the shapes differ.
+    """
+    fake, real = _pair(fake, real)
+    height, width = fake.shape[-2:]
+    if octaves < 1 or min(height, width) < 2**octaves:
+        raise OptionError(
+            f"images of {width} x {height} px are too small for {octaves} octaves: each side needs at least "
+            f"{2**octaves} px; take larger crops"
+        )
+    difference = (fake - real).contiguous()
+    losses = [difference.abs().mean()]
+    with _without_autocast(difference):
+        for _ in range(1, octaves):
+            height, width = difference.shape[-2:]
+            across = _octave_step(width, difference.dtype, difference.device)
+            down = _octave_step(height, difference.dtype, difference.device)
+            difference = down @ (difference @ across.T)
+            losses.append(difference.abs().mean())
+    return tuple(losses)
+
+
+def variance_loss(
+    fake: Tensor,
+    real: Tensor,
+    kind: VarianceKind = "unbiased",
+    total: Callable[[Tensor], Tensor] = lambda local: local,
+    processes: int = 1,
+) -> Tensor:
+    """Mean absolute difference of the batch variances of generated and of real images (equations 6 to 10).
+
+    Per channel and pixel: mean and variance over the N images of the global batch, of either kind of image; the loss is
+    the mean over channels and pixels of ``|var_real - var_fake|``.
+
+    Several processes with n images each, N = n · processes: only sums travel, never images. First the sum of the images
+    gives the mean m, then the sum of ``(x - m)²`` around it gives the variance; two reductions of 2 · 3 · H · W values.
+
+    m is held constant in the derivative. That is exact, not an approximation: the derivative of ``S = Σ (x_i - m)²``
+    with respect to m is ``-2 Σ (x_i - m)``, which is zero over the global batch. And it has to be done: over the images
+    of one process that sum is *not* zero, and a process differentiates no more than those. So ``dS/dx_i`` is
+    ``2 (x_i - m)``, and with `distributed.summed_over_processes` the gradient that is left after DDP's averaging is the
+    one of a single process with all N images.
+
+    Parameters
+    ----------
+    fake, real:
+        (n, 3, H, W); n the same in every process
+    kind:
+        divide by N - 1 ("unbiased") or by N ("biased")
+    total:
+        sums a tensor over all processes: `distributed.summed_over_processes`
+    processes:
+        how many there are
+
+    Raises
+    ------
+    OptionError
+        If N is 1: there is no variance, and no gradient.
+    DatasetError
+        If the shapes differ.
+    """
+    fake, real = _pair(fake, real)
+    count = len(fake) * processes
+    if count < 2:
+        raise OptionError(
+            "the variance term needs at least two images in a batch (over all processes), since the variance of one "
+            "has no gradient; raise the batch size, or choose a recipe without it"
+        )
+    means = total(torch.stack([fake.detach().sum(0), real.detach().sum(0)])) / count
+    squares = torch.stack([(fake - means[0]).square().sum(0), (real - means[1]).square().sum(0)])
+    fake_variance, real_variance = total(squares) / (count - 1 if kind == "unbiased" else count)
+    loss: Tensor = (real_variance - fake_variance).abs().mean()
+    return loss
+
+
+@functools.lru_cache(maxsize=64)
+def _octave_step(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The step to the next octave along one axis: (ceil(size / 2), size)."""
+    side = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
+    # a tensor made in inference mode, as in validation, could not take part in training later
+    with torch.inference_mode(False), torch.no_grad():
+        blur = torch.zeros(size, size, dtype=torch.float64)
+        for offset, weight in ((-1, side), (0, 1 - 2 * side), (1, side)):
+            for row in range(size):
+                blur[row, _reflected(row + offset, size)] += weight
+        step: Tensor = torch.linalg.matrix_power(blur, _BLURS_PER_OCTAVE)[::2].to(device, dtype)
+    return step
+
+
+def _reflected(index: int, size: int) -> int:
+    """The pixel that stands for one just outside: -1 is 1, and ``size`` is ``size - 2``."""
+    return size - 1 - abs(size - 1 - abs(index))
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _pair(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    if fake.shape != real.shape:
+        raise DatasetError(f"generated images {tuple(fake.shape)} and references {tuple(real.shape)} differ in shape")
+    return _full_precision(fake), _full_precision(real)
+
+
+def _without_autocast(values: Tensor) -> torch.autocast:
+    return torch.autocast(values.device.type, enabled=False)

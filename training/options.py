@@ -1,0 +1,288 @@
+"""How to train one generator: one configuration, of which the study's three recipes are presets.
+
+A configuration is flat. Its fields are those of the command line, and the keys of its TOML file. What is not said
+comes from the recipe, and what the recipe does not say from the defaults here, which are the study's hyper-parameters
+(Rehmat et al. 2025, section 4; pyramid pix2pix: Liu et al. 2022).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from wsi2ihc.errors import OptionError
+from wsi2ihc.generator.spec import MPP_RANGE, GeneratorSpec
+
+Recipe = Literal["pix2pix", "pyramid", "variance"]
+Architecture = Literal["resnet", "unet"]
+Norm = Literal["batch", "instance"]
+Upsampling = Literal["transposed", "resize"]
+VarianceKind = Literal["unbiased", "biased"]
+Augmentation = Literal["none", "hflip", "dihedral"]
+Order = Literal["AB", "BA"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+BestBy = Literal["stain_r_blocks", "stain_r", "psnr", "ssim"]
+
+RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
+    "pix2pix": {"architecture": "unet", "octaves": 1, "l1_weight": 100.0, "variance_weight": 0.0},
+    "pyramid": {"architecture": "resnet", "octaves": 4, "l1_weight": 25.0, "variance_weight": 0.0},
+    "variance": {"architecture": "resnet", "octaves": 4, "l1_weight": 25.0, "variance_weight": 10.0},
+}
+"""The study's recipes. pix2pix has the U-Net-256 of its authors; ``architecture = "resnet"`` compares losses alone."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "bci": {
+        "mpp": 0.46,
+        "stain": "HER2",
+        "data_name": "BCI",
+        "data_licence": "BCI: non-commercial research only",
+        "crop_size": 256,
+        # the names hold no patient or slide, so nothing better is possible; every run warns of it
+        "split_by_patch": True,
+    }
+}
+"""Settings that belong to a data set."""
+
+ASSUMED_MPP = 0.5
+"""µm per px that is written into the model, with a warning, where neither the data nor the user states it."""
+
+DEFAULT_DEPTHS: Mapping[Architecture, int] = {"resnet": 9, "unet": 8}
+
+
+def _option(default: Any, text: str, *, affects_result: bool = True) -> Any:
+    return field(default=default, metadata={"help": text, "affects_result": affects_result})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """Options of `train`; each field's text is the help of its command-line option.
+
+    Raises
+    ------
+    OptionError
+        If a value is impossible, or contradicts another.
+    """
+
+    recipe: Recipe = _option("variance", "The study's method whose losses and network are taken.")
+    # the generator and its opponent
+    architecture: Architecture = _option("resnet", "Generator: a ResNet, or pix2pix's U-Net.")
+    depth: int = _option(0, "Residual blocks of the ResNet, halvings of the U-Net (0: 9, and 8).")
+    ngf: int = _option(64, "Channels of the generator after its first layer (its width).")
+    ndf: int = _option(64, "Channels of the discriminator after its first layer.")
+    norm: Norm = _option("batch", "Normalisation of the generator. Only batch norm can be tiled exactly.")
+    dropout: bool = _option(True, "Dropout of 0.5 in the generator while it is trained.")
+    upsampling: Upsampling = _option("transposed", "How the ResNet doubles: as published, or without checkerboard.")
+    # losses
+    l1_weight: float = _option(25.0, "Weight of L1, at each octave.")
+    octaves: int = _option(4, "Scales at which L1 is taken, each half of the one before (1: plain L1).")
+    variance_weight: float = _option(10.0, "Weight λ of the difference of batch variances (0: none).")
+    variance_kind: VarianceKind = _option("unbiased", "Divide the squares by N-1 or by N.")
+    # optimisation
+    epochs: int = _option(100, "Half of them at the constant rate, half decaying.")
+    learning_rate: float = _option(2e-4, "Of Adam, for both networks.")
+    beta1: float = _option(0.5, "Of Adam.")
+    beta2: float = _option(0.999, "Of Adam.")
+    batch_size: int = _option(8, "Images per step, over all processes together.")
+    seed: int = _option(0, "Of everything drawn at random.")
+    # data
+    crop_size: int = _option(256, "Side of the random crops, in px.")
+    augmentation: Augmentation = _option("dihedral", "Flips and right angles, the study's horizontal flip, or none.")
+    order: Order = _option("AB", "Of side by side images: AB has the H&E (the input) on the left.")
+    group_by: str | None = _option(
+        None, "What may not be split: a regular expression with one named group over the names, or a CSV."
+    )
+    split_by_patch: bool = _option(False, "Carve validation out patch by patch where no groups are known (leaks).")
+    validation_share: float = _option(0.1, "Of the training patches, where the data has no validation patches.")
+    overfit: int = _option(0, "Sanity check: train and validate on the same N patches (0: no).")
+    # what the model says of itself
+    mpp: float | None = _option(None, "µm per px of the patches, where the data does not say.")
+    stain: str | None = _option(None, "What is made, as in HER2, where the data does not say.")
+    data_name: str | None = _option(None, "Name of the data set (default: its folder's).")
+    data_licence: str | None = _option(None, "Licence of the data, which the model file carries.")
+    # the run
+    validate_every: int = _option(1, "Epochs between validations.")
+    validation_patches: int = _option(256, "Validate on a fixed sample of this many at most (0: all).")
+    best_by: BestBy = _option("stain_r_blocks", "Validation figure that chooses the best epoch.")
+    checkpoint_every: int = _option(500, "Steps between checkpoints, beside those at each epoch's end.")
+    log_every: int = _option(20, "Steps that one row of steps.csv is the mean of.", affects_result=False)
+    pictures: int = _option(4, "Validation patches in the picture of every epoch.", affects_result=False)
+    tensorboard: bool = _option(True, "Also write TensorBoard events.", affects_result=False)
+    # the machine
+    device: str = _option("auto", "auto, cpu, cuda, cuda:0,1 or mps.", affects_result=False)
+    processes: int = _option(1, "Processes on the CPU (GPUs: one each).", affects_result=False)
+    nodes: int = _option(1, "Machines, where a launcher does not say.", affects_result=False)
+    precision: Precision = _option("auto", "Number format of the networks; auto: the fastest that the device has.")
+    workers: int = _option(-1, "Processes that decode patches (-1: by the number of cores).", affects_result=False)
+    compile: bool = _option(False, "Compile the networks with torch.compile.", affects_result=False)
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(TrainOptions).items():
+            _check_type(name, getattr(self, name), hint)
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise OptionError(f"{flag(name)} must be at least {least}, not {getattr(self, name)}")
+        for name in ("learning_rate", "validation_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise OptionError(f"{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise OptionError(f"{flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
+            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
+        self._check_losses()
+        self.spec()  # says what is wrong with the architecture
+
+    def _check_losses(self) -> None:
+        if self.variance_weight > 0 and self.batch_size < 2:
+            raise OptionError("the variance term needs at least 2 images per step; raise --batch-size, or set "
+                              "--variance-weight 0")  # fmt: skip
+        if self.octaves > 8 or self.crop_size < 2**self.octaves:
+            raise OptionError(f"{self.octaves} octaves need crops of {2**self.octaves} px at least (8 octaves at most);"
+                              f" lower --octaves")  # fmt: skip
+        step = self.size_multiple
+        if self.crop_size % step:
+            raise OptionError(f"--crop-size {self.crop_size} is no multiple of {step}, which {self.network_name} needs"
+                              + ("; or lower --depth" if self.architecture == "unet" else ""))  # fmt: skip
+        if self.crop_size < MINIMUM_CROP_PX:
+            raise OptionError(f"--crop-size {self.crop_size} is too small: the discriminator needs "
+                              f"{MINIMUM_CROP_PX} px")  # fmt: skip
+
+    @property
+    def network_depth(self) -> int:
+        """Residual blocks or halvings, the default filled in."""
+        return self.depth or DEFAULT_DEPTHS[self.architecture]
+
+    @property
+    def network_name(self) -> str:
+        """As in "ResNet-9" or "U-Net-256"."""
+        return f"U-Net-{2**self.network_depth}" if self.architecture == "unet" else f"ResNet-{self.network_depth}"
+
+    @property
+    def size_multiple(self) -> int:
+        """What sides of images must be multiples of, in px, for the generator to take them."""
+        return 2**self.network_depth if self.architecture == "unet" else 4
+
+    def spec(self, **provenance: Any) -> GeneratorSpec:
+        """The generator's description.
+
+        Raises
+        ------
+        ModelError
+            If there is no such network.
+        """
+        return GeneratorSpec(
+            architecture=self.architecture, depth=self.network_depth, width=self.ngf, norm=self.norm,
+            dropout=self.dropout, upsampling=self.upsampling, **provenance,
+        )  # fmt: skip
+
+
+MINIMUM_CROP_PX = 32
+"""The discriminator halves three times and then loses 2 px: below this its answer is empty, or its batch norm has
+next to nothing to normalise."""
+
+_LEAST: Mapping[str, float] = {
+    "depth": 0, "ngf": 1, "ndf": 1, "l1_weight": 0, "octaves": 1, "variance_weight": 0, "epochs": 1, "batch_size": 1,
+    "seed": 0, "overfit": 0, "validate_every": 1, "validation_patches": 0, "checkpoint_every": 1, "log_every": 1,
+    "pictures": 0, "processes": 1, "nodes": 1, "workers": -1,
+}  # fmt: skip
+
+
+def flag(name: str) -> str:
+    """The command-line option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def resolve_options(
+    explicit: Mapping[str, Any] | None = None, *, config: Path | None = None, preset: str | None = None
+) -> TrainOptions:
+    """Put a configuration together; of two that set a field, the first in this list wins.
+
+    ``explicit`` (the command line), the file ``config``, the ``preset``, the recipe, the defaults. The recipe itself is
+    the one that the first of these names.
+
+    Raises
+    ------
+    OptionError
+        If the file cannot be read or has an unknown key, or a value is impossible.
+    """
+    layers: list[Mapping[str, Any]] = [PRESETS[_known("preset", preset, PRESETS)] if preset else {}]
+    if config is not None:
+        layers.append(read_config(config))
+    layers.append(explicit or {})
+    chosen = [layer["recipe"] for layer in layers if "recipe" in layer]
+    recipe = _known("recipe", chosen[-1], RECIPES) if chosen else "variance"
+    merged: dict[str, Any] = {"recipe": recipe, **RECIPES[recipe]}
+    for layer in layers:
+        merged.update(layer)
+    return TrainOptions(**merged)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a configuration file: what it states, and nothing else.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read, is no TOML, or has a key that is no option.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"the configuration {path} cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OptionError(f"the configuration {path} is no TOML ({error!s:.120})") from error
+    unknown = sorted(values.keys() - {one.name for one in dataclasses.fields(TrainOptions)})
+    if unknown:
+        raise OptionError(f"the configuration {path} has the unknown option {unknown[0]!r}; "
+                          "wsi2ihc train --help lists them")  # fmt: skip
+    return values
+
+
+def config_text(options: TrainOptions) -> str:
+    """A configuration file that gives these options; what is None is left out."""
+    values = dataclasses.asdict(options)
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def differences(before: TrainOptions, now: TrainOptions) -> list[str]:
+    """How two configurations differ in what affects the result, one readable line each."""
+    found = []
+    for one in dataclasses.fields(TrainOptions):
+        old, new = getattr(before, one.name), getattr(now, one.name)
+        if one.metadata["affects_result"] and old != new:
+            found.append(f"{flag(one.name)} {old} -> {new}")
+    return found
+
+
+def _toml(value: Any) -> str:
+    # a JSON string, number or boolean is one of TOML too, but that JSON leaves DEL as it is
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _known(kind: str, name: Any, known: Mapping[Any, Any]) -> Any:
+    if name not in known:
+        raise OptionError(f"there is no {kind} {name!r:.40}; known are {', '.join(known)}")
+    return name
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """TOML and callers may hand over anything."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise OptionError(f"{flag(name)} is one of {', '.join(get_args(hint))}, not {value!r:.40}")
+        return
+    kinds = get_args(hint) or (hint,)
+    fits = any(isinstance(value, kind) and (kind is bool) == isinstance(value, bool) for kind in kinds)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        fits = True
+    if not fits:
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise OptionError(f"{flag(name)} is {wanted[kinds[0]]}, not {value!r:.40}")
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise OptionError(f"{flag(name)} is a finite number, not {value}")
