@@ -25,4 +25,4 @@ def command(runs: tuple[Path, ...], out: Path, smooth: int, overwrite: bool, ver
     check_output(out, overwrite, suffixes=(".png",))
     panels = draw_curves(runs, out, smooth)
     if not quiet:
-        click.echo(f"{out}: {panels} curves of {len(runs)} {'run' if len(runs) == 1 else 'runs'}")
+        click.echo(f"{out}: {panels} panels, {len(runs)} {'run' if len(runs) == 1 else 'runs'}")

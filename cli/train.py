@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
 from wsi2ihc.cli.parameters import echo_json, json_option, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
-from wsi2ihc.training.options import PRESETS, TrainOptions, flag, read_config, resolve_options
+from wsi2ihc.progress import Progress
+from wsi2ihc.training.options import PRESETS, TrainOptions, config_text, flag, resolve_options
+from wsi2ihc.translation.report import DISCLAIMER
+
+if TYPE_CHECKING:
+    from wsi2ihc.training.forecast import TrainingForecast
+    from wsi2ihc.training.job import TrainingJob
 
 Command = TypeVar("Command", bound=Any)
 
@@ -71,29 +77,90 @@ def _options(
     given: dict[str, Any], out: Path | None, config: Path | None, preset: str | None, resume: bool
 ) -> TrainOptions:
     """As given; a run that is resumed keeps its own configuration, but for what is given now."""
-    if not resume or out is None:
-        return resolve_options(given, config=config, preset=preset)
-    stored = dataclasses.asdict(resolve_options(config=out / "config.toml"))
-    if config is not None or preset is not None:
-        return resolve_options({**given}, config=config, preset=preset)
-    return TrainOptions(**{**stored, **given})
+    if resume and out is not None and config is None and preset is None:
+        config = out / "config.toml"
+    return resolve_options(given, config=config, preset=preset)
 
 
 def _run(
     data: Path, out: Path | None, options: TrainOptions, *, resume: bool, dry_run: bool, json: bool, quiet: bool
 ) -> None:
-    from wsi2ihc.training.job import prepare
+    from wsi2ihc.training.forecast import forecast
+    from wsi2ihc.training.job import describe_data, prepare
     from wsi2ihc.training.trainer import train
 
     bar = ProgressBar(quiet)
     try:
+        bar(Progress("looking at the patches"))
         job = prepare(data, options)
+        bar.close()
         if dry_run or out is None:
+            outlook = forecast(job)
+            facts = {
+                "options": dataclasses.asdict(job.options),
+                "data": describe_data(job),
+                "forecast": dataclasses.asdict(outlook),
+            }
+            echo_json(facts) if json else click.echo(_describe(job, outlook))
             return
+        if not quiet:
+            click.echo(_describe_data(job), err=True)
         summary = train(job, out, resume=resume, progress=bar)
     finally:
         bar.close()
-    if json:
+    if json and summary:
         echo_json(summary)
     elif summary and not quiet:
-        click.echo(str(summary))
+        click.echo(_summary(out, summary))
+
+
+def _describe_data(job: TrainingJob) -> str:
+    counts = job.data.counts()
+    roles = [f"{role}: {counts[role]['pairs']} pairs" + (f" in {counts[role]['groups']} groups"
+             if counts[role]["groups"] else "") for role in ("train", "validation", "test")]  # fmt: skip
+    grouped = f", grouped by {job.data.grouped_by}" if job.data.grouped_by else ""
+    return f"data: {job.data.layout}, patches of {job.sizes}{grouped}; " + "; ".join(roles)
+
+
+def _describe(job: TrainingJob, outlook: TrainingForecast) -> str:
+    """The configuration as a file would have it, then what follows from it."""
+    validated = (
+        f"on {len(job.validation)} of them" if len(job.validation) < len(job.data.of("validation")) else "on all"
+    )
+    return "\n".join([
+        config_text(job.options).rstrip(),
+        "",
+        _describe_data(job) + f" (validated {validated}; test is never read)",
+        f"model: {job.options.network_name} of width {job.spec.width}, {outlook.generator_parameters:,} parameters; "
+        f"discriminator {outlook.discriminator_parameters:,}; {job.spec.stain} at {job.spec.mpp:g} µm/px",
+        f"steps: {job.steps_per_epoch} an epoch, {job.steps} in all",
+        f"memory: about {outlook.memory_bytes / 1e9:.1f} GB in each of {outlook.processes} process(es) on "
+        f"{outlook.device} in {outlook.precision}: {outlook.weights_bytes / 1e9:.1f} GB of weights, gradients and Adam's "
+        f"averages, {outlook.activations_bytes / 1e9:.1f} GB of what layers keep; libraries come on top",
+    ])  # fmt: skip
+
+
+def _summary(out: Path | None, summary: dict[str, Any]) -> str:
+    figures, best = summary["validation"], summary["best"]
+    chosen = f"epoch {best['epoch']}, the best by {best['by']}" if best else "the last epoch"
+    rows = [
+        ("model (statistics re-estimated)", figures),
+        ("with running statistics", summary["running_statistics"]),
+        ("in training mode", summary["training_mode"]),
+        ("interior of the patches", summary["interior"]),
+        ("border of the patches", summary["border"]),
+    ]
+    width = max(len(name) for name, _ in rows)
+    columns = ("psnr", "ssim", "stain_r", "stain_r_blocks")
+    lines = [
+        f"{out}/model.safetensors: {chosen}, after {summary['steps']} steps in {duration(summary['seconds'])}",
+        f"  {'validation':{width}}  " + "  ".join(f"{name:>14}" for name in columns),
+        *(f"  {name:{width}}  " + "  ".join(_number(row[one]) for one in columns) for name, row in rows if row),
+        f"  next: wsi2ihc translate SLIDE OUT.ome.tiff --model {out}/model.safetensors",
+        f"  {DISCLAIMER}",
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>14}" if value is None else f"{value:14.3f}"

@@ -116,6 +116,8 @@ def draw_curves(runs: Sequence[Path], output: Path, smooth: int = 0) -> int:
     """
     found = read_runs(runs)
     losses, scores = _panels(found)
+    if not losses and not scores:
+        raise TrainingError(f"the run {runs[0]} has no losses or figures to draw: all are missing or not finite")
     figure = _figure(found, losses, scores, smooth)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

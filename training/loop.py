@@ -121,7 +121,9 @@ def _validate(
     figures = scores["whole"].figures()
     record.validation(epoch, position.step, figures)
     if triples:
-        record.picture(epoch, picture_grid(triples, captions=[pair.name for pair in evenly(job.validation, len(triples))]))
+        record.picture(
+            epoch, picture_grid(triples, captions=[pair.name for pair in evenly(job.validation, len(triples))])
+        )
     best = Best(epoch, options.best_by, figures[options.best_by])
     if not is_better(options.best_by, best.value, position.best.value if position.best else math.nan):
         return position.best

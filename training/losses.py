@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeAlias
 
 import torch
@@ -142,7 +143,7 @@ def _octave_step(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         for offset, weight in ((-1, side), (0, 1 - 2 * side), (1, side)):
             for row in range(size):
                 blur[row, _reflected(row + offset, size)] += weight
-        step: Tensor = torch.linalg.matrix_power(blur, _BLURS_PER_OCTAVE)[::2].to(device, dtype)
+        step: Tensor = torch.linalg.matrix_power(blur, _BLURS_PER_OCTAVE)[::2].to(dtype).to(device)
     return step
 
 
@@ -161,5 +162,6 @@ def _pair(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     return _full_precision(fake), _full_precision(real)
 
 
-def _without_autocast(values: Tensor) -> torch.autocast:
-    return torch.autocast(values.device.type, enabled=False)
+def _without_autocast(values: Tensor) -> AbstractContextManager[object]:
+    kind = values.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

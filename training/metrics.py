@@ -7,8 +7,7 @@ of 7x7 windows, both the mean over images. Both reward blur. So the stain itself
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -83,13 +82,10 @@ class ValidationScores:
     block_px
         side of the blocks of ``stain_r_blocks``. Only whole blocks count, from the upper left corner; along an axis
         that is shorter than a block, the block is as long as the image.
-    threads
-        that score images of a batch at the same time; the figures do not depend on it
     """
 
-    def __init__(self, block_px: int = BLOCK_PX, threads: int = 1) -> None:
+    def __init__(self, block_px: int = BLOCK_PX) -> None:
         self.block_px = block_px
-        self.threads = threads
         self.images = 0
         self._sums = np.zeros(7)  # dB, SSIM, absolute difference, power of virtual and reference at 2 px, and at 4 px
         self._variances = np.zeros(2)  # virtual, reference; each a sum of variances · (N - 1)
@@ -107,7 +103,8 @@ class ValidationScores:
             raise DatasetError(
                 f"virtual images {virtual.shape}, references {reference.shape} and {len(groups)} groups do not match"
             )
-        for group, scores in zip(groups, self._score(virtual, reference), strict=True):
+        for one, other, group in zip(virtual, reference, groups, strict=True):
+            scores = _score_pair(one, other, self.block_px)
             self.images += 1
             self._sums += scores.sums
             pooled = self._groups.setdefault(group, np.zeros((2, 6)))
@@ -187,13 +184,6 @@ class ValidationScores:
     def _stacked(self) -> Moments:
         """(groups, pixels and blocks, 6), by name, so that the order of images does not matter to the draws."""
         return np.stack([self._groups[name] for name in self.groups])
-
-    def _score(self, virtual: RGBBatch, reference: RGBBatch) -> Iterable[_ImageScores]:
-        blocks = [self.block_px] * len(virtual)
-        if self.threads == 1:
-            return map(_score_pair, virtual, reference, blocks)
-        with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(_score_pair, virtual, reference, blocks))
 
 
 def difference_interval(

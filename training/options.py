@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 (`_option` only makes a field)
 """How to train one generator: one configuration, of which the study's three recipes are presets.
 
 A configuration is flat. Its fields are those of the command line, and the keys of its TOML file. What is not said
@@ -202,22 +203,25 @@ def resolve_options(
 ) -> TrainOptions:
     """Put a configuration together; of two that set a field, the first in this list wins.
 
-    ``explicit`` (the command line), the file ``config``, the ``preset``, the recipe, the defaults. The recipe itself is
-    the one that the first of these names.
+    ``explicit`` (the command line), the file ``config``, the ``preset``, the defaults with the recipe "variance". Naming
+    a recipe sets all fields of that recipe at this place: so ``--recipe pyramid`` turns the configuration of a run with
+    another recipe into that of a pyramid run.
 
     Raises
     ------
     OptionError
         If the file cannot be read or has an unknown key, or a value is impossible.
     """
-    layers: list[Mapping[str, Any]] = [PRESETS[_known("preset", preset, PRESETS)] if preset else {}]
+    layers: list[Mapping[str, Any]] = [{"recipe": "variance"}]
+    if preset is not None:
+        layers.append(PRESETS[_known("preset", preset, PRESETS)])
     if config is not None:
         layers.append(read_config(config))
     layers.append(explicit or {})
-    chosen = [layer["recipe"] for layer in layers if "recipe" in layer]
-    recipe = _known("recipe", chosen[-1], RECIPES) if chosen else "variance"
-    merged: dict[str, Any] = {"recipe": recipe, **RECIPES[recipe]}
+    merged: dict[str, Any] = {}
     for layer in layers:
+        if "recipe" in layer:
+            merged.update(RECIPES[_known("recipe", layer["recipe"], RECIPES)])
         merged.update(layer)
     return TrainOptions(**merged)
 

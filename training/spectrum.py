@@ -17,8 +17,8 @@ import numpy.typing as npt
 from wsi2ihc.arrays import RGBImage
 
 _NEAR = 1 / 32
-"""Half the side of the square around a lattice point, in cycles/px: what varies over 32 px or more moves the grid's
-power by less than that. The windowed lines are 2 bins wide to either side, which is inside it from 64 px on."""
+"""Half the side of the square around a lattice point, in cycles/px: it holds the power of a grid that comes and goes
+with structures of 32 px or more. The window spreads a line by one bin to either side, which is inside from 32 px on."""
 
 
 def grid_power(image: RGBImage) -> tuple[float, float]:
@@ -42,7 +42,7 @@ def grid_power(image: RGBImage) -> tuple[float, float]:
         in grey levels squared: what the components add to the variance of the luminance
     """
     height, width = (side // 4 * 4 for side in image.shape[:2])
-    luminance = cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2GRAY)
+    luminance = cv2.cvtColor(image[:height, :width].astype(np.float32), cv2.COLOR_RGB2GRAY)
     taper, two, four = _plan(height, width)
     power = np.square(np.abs(np.fft.rfft2(luminance * taper)))
     return float((power * two).sum()), float((power * four).sum())

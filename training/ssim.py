@@ -7,8 +7,6 @@ The sums over a window are of whole numbers, so they are exact here.
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +15,9 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
 
 WINDOW_PX = 7
+
+_STRIP_PX = 1 << 14
+"""Windows done at a time: what is held of them then stays in the cache of a core."""
 
 _LUMINANCE = (0.01 * 255) ** 2
 _CONTRAST = (0.03 * 255) ** 2
@@ -32,21 +33,39 @@ def structural_similarity(virtual: RGBImage, reference: RGBImage) -> float:
     """
     if min(virtual.shape[:2]) < WINDOW_PX:
         raise DatasetError(f"images of {virtual.shape[1]} x {virtual.shape[0]} px are too small for SSIM (7 px)")
+    height, width = (side - WINDOW_PX + 1 for side in virtual.shape[:2])
+    rows = min(max(WINDOW_PX, _STRIP_PX // width), height)
+    buffers = np.empty((8, rows + WINDOW_PX - 1, *virtual.shape[1:]))
+    total = 0.0
+    for top in range(0, height, rows):
+        strip = slice(top, min(top + rows, height) + WINDOW_PX - 1)
+        total += _summed_similarity(virtual[strip], reference[strip], buffers)
+    return float(total / (height * width * 3))
+
+
+def _summed_similarity(virtual: RGBImage, reference: RGBImage, buffers: npt.NDArray[np.float64]) -> float:
+    """The sum over channels and windows. All is done in place: fresh memory would take most of the time."""
+    a, b, products, squares, *sums = buffers[:, : len(virtual)]
+    a[:], b[:] = virtual, reference
+    np.multiply(a, b, out=products)
+    np.add(np.square(a, out=sums[0]), np.square(b, out=sums[1]), out=squares)
+    for values, out in zip((a, b, products, squares), sums, strict=True):
+        cv2.boxFilter(values, cv2.CV_64F, (WINDOW_PX, WINDOW_PX), dst=out, normalize=False)
+    inside = slice(WINDOW_PX // 2, -(WINDOW_PX // 2))
+    sum_a, sum_b, covariance, variances = (one[inside, inside] for one in sums)
+    means, squared_means = a[inside, inside], b[inside, inside]
+    np.multiply(sum_a, sum_b, out=means)
+    np.add(np.square(sum_a, out=sum_a), np.square(sum_b, out=sum_b), out=squared_means)
+    # count² times the means' products, and count · (count - 1) times (co)variances: fewer passes, the same quotient
     count = WINDOW_PX**2
-    a, b = virtual.astype(np.float64), reference.astype(np.float64)
-    sum_a, sum_b = _window_sums(a), _window_sums(b)
-    product = sum_a * sum_b
-    squares = np.square(sum_a) + np.square(sum_b)
-    # count² times means, and count · (count - 1) times variances: fewer passes, and the same quotient
-    covariance = count * _window_sums(a * b) - product
-    variances = count * _window_sums(a * a + b * b) - squares
-    luminance, contrast = count**2 * _LUMINANCE, count * (count - 1) * _CONTRAST
-    similarity = (2 * product + luminance) * (2 * covariance + contrast)
-    similarity /= (squares + luminance) * (variances + contrast)
-    return float(similarity.mean())
-
-
-def _window_sums(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    margin = WINDOW_PX // 2
-    sums = cv2.boxFilter(values, cv2.CV_64F, (WINDOW_PX, WINDOW_PX), normalize=False)
-    return sums[margin:-margin, margin:-margin]
+    for sums_of_products, product in ((covariance, means), (variances, squared_means)):
+        sums_of_products *= count
+        sums_of_products -= product
+    means *= 2
+    covariance *= 2
+    for product, spread in ((means, covariance), (squared_means, variances)):
+        product += count**2 * _LUMINANCE
+        spread += count * (count - 1) * _CONTRAST
+        product *= spread
+    means /= squared_means
+    return float(means.sum())

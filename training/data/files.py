@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Container
 from pathlib import Path
 
 from ...errors import DatasetError
@@ -23,10 +24,10 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def folders_in(folder: Path) -> dict[str, Path]:
-    """The folders straight in a folder, by their names in lower case."""
+def folders_in(folder: Path, wanted: Container[str]) -> dict[str, Path]:
+    """The folders straight in a folder whose names in lower case are wanted, by those names."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if entry.name.lower() in wanted and entry.is_dir())
     found: dict[str, Path] = {}
     for name in names:
         if (other := found.setdefault(name.lower(), folder / name)).name != name:

@@ -9,8 +9,8 @@ Where several would fit, the first one in this order is taken:
 5. ``train/``, ``val/``, ``test/`` with images that hold both side by side (pix2pix)
 6. such images straight in the folder
 
-In 3 and 6 the role is taken from the name (BCI's names have it), else from the folder's own name if that is ``train``,
-``val`` or ``test``. Folder names count in any case.
+In 3 and 6 the folder's own name counts if it is ``train``, ``val`` or ``test``, so that a part of a data set can be
+given. Where no folder says the role, BCI's names do. Upper and lower case are the same in names of folders.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LAYOUTS = (
 
 _HE_NAMES = ("he", "h&e")
 _IHC_NAME = "ihc"
+_FOLDER_NAMES = frozenset({*_HE_NAMES, _IHC_NAME, *ROLE_NAMES})
 _BCI_NAME = re.compile(r"(?P<number>\d+)_(?P<split>train|test)_(?P<her2>0|[123]\+)")
 
 
@@ -60,11 +61,14 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
     OptionError
         If ``order`` is given where nothing lies side by side.
     """
-    if folder.name.lower() == TABLE_NAME and folder.is_file():
+    if folder.name == TABLE_NAME and folder.is_file():
         folder = folder.parent
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}")
-    data = _look(folder, order)
+    try:
+        data = _look(folder, order)
+    except OSError as error:
+        raise DatasetError(f"{error.filename or folder} cannot be read ({error.strerror or error!s:.80})") from error
     if order != "AB" and not any(pair.half for pair in data.pairs):
         raise OptionError(f"an order {order} is for side-by-side images; {folder} has {data.layout}")
     return with_statement(_with_bci_names(data))
@@ -76,11 +80,11 @@ def _look(folder: Path, order: Order) -> PairedData:
     if table.is_file():
         pairs, mpp = read_table(table)
         return PairedData(folder, f"a table {TABLE_NAME}", pairs, mpp=mpp)
-    folders = folders_in(folder)
+    folders = folders_in(folder, _FOLDER_NAMES)
     splits = _splits(folders)
     if kinds := _he_and_ihc(folder, folders):
         return _kinds_first(folder, *kinds)
-    if any(_he_and_ihc(split, folders_in(split)) for split in splits):
+    if any(_he_and_ihc(split, folders_in(split, _FOLDER_NAMES)) for split in splits):
         return _splits_first(folder, splits)
     if splits:
         pairs = tuple(pair for split in splits for pair in _side_by_side(split, order))
@@ -92,30 +96,28 @@ def _look(folder: Path, order: Order) -> PairedData:
 
 def _kinds_first(folder: Path, he: Path, ihc: Path) -> PairedData:
     """HE/ and IHC/, with splits in them or not."""
-    he_splits, ihc_splits = _splits(folders_in(he)), _splits(folders_in(ihc))
+    he_splits, ihc_splits = _splits(folders_in(he, _FOLDER_NAMES)), _splits(folders_in(ihc, _FOLDER_NAMES))
     if not he_splits and not ihc_splits:
         pairs = _two_folders(he, ihc, _role_of(folder))
         return PairedData(folder, f"{he.name}/ and {ihc.name}/", pairs)
     partners = {split.name.lower(): split for split in ihc_splits}
-    found: list[Pair] = []
-    for split in he_splits:
-        if (partner := partners.pop(split.name.lower(), None)) is None:
-            raise DatasetError(f"{split} has no partner in {ihc}")
-        found += _two_folders(split, partner, _role_of(split))
-    if partners:
-        raise DatasetError(f"{next(iter(partners.values()))} has no partner in {he}")
-    return PairedData(folder, f"{he.name}/ and {ihc.name}/, each with {_names(he_splits)}", tuple(found))
+    names = {split.name.lower() for split in he_splits}
+    for splits, others, other in ((he_splits, partners.keys(), ihc), (ihc_splits, names, he)):
+        if alone := next((split for split in splits if split.name.lower() not in others), None):
+            raise DatasetError(f"{alone} has no partner in {other}")
+    pairs = tuple(
+        pair for split in he_splits for pair in _two_folders(split, partners[split.name.lower()], _role_of(split))
+    )
+    return PairedData(folder, f"{he.name}/ and {ihc.name}/, each with {_names(he_splits)}", pairs)
 
 
 def _splits_first(folder: Path, splits: list[Path]) -> PairedData:
     """train/, val/, test/ with HE/ and IHC/ in each."""
-    kinds = [_he_and_ihc(split, folders_in(split)) for split in splits]
-    found: list[Pair] = []
-    for split, both in zip(splits, kinds, strict=True):
-        if both is None:
-            raise DatasetError(f"{split} lacks the HE/ and IHC/ that its sister folders have")
-        found += _two_folders(*both, _role_of(split))
-    return PairedData(folder, f"{_names(splits)}, each with HE/ and IHC/", tuple(found))
+    kinds = [(split, _he_and_ihc(split, folders_in(split, _FOLDER_NAMES))) for split in splits]
+    if lacking := next((split for split, both in kinds if both is None), None):
+        raise DatasetError(f"{lacking} lacks the HE/ and IHC/ that its sister folders have")
+    pairs = tuple(pair for split, both in kinds if both for pair in _two_folders(*both, _role_of(split)))
+    return PairedData(folder, f"{_names(splits)}, each with HE/ and IHC/", pairs)
 
 
 def _he_and_ihc(folder: Path, folders: Mapping[str, Path]) -> tuple[Path, Path] | None:
@@ -133,15 +135,16 @@ def _splits(folders: Mapping[str, Path]) -> list[Path]:
 
 
 def _role_of(folder: Path) -> Role | None:
-    """The role that a folder's name says; its real name, since "." may be given."""
-    return ROLE_NAMES.get(folder.resolve().name.lower())
+    """The role that a folder's name says; that of a link, but the real one of "."."""
+    name = folder.name if folder.name not in ("", "..") else folder.resolve().name
+    return ROLE_NAMES.get(name.lower())
 
 
 def _two_folders(he: Path, ihc: Path, role: Role | None) -> tuple[Pair, ...]:
     """Pair the files of two folders by their stems; the suffixes may differ (JPEG of one stain, PNG of the other)."""
     he_files, ihc_files = _by_stem(he), _by_stem(ihc)
     if not he_files and not ihc_files:
-        raise DatasetError(f"there is no image in {he} and {ihc}")
+        raise DatasetError(f"there is no image in {he} and {ihc}; fill or remove them")
     for files, others, other in ((he_files, ihc_files, ihc), (ihc_files, he_files, he)):
         if alone := sorted(files.keys() - others.keys()):
             more = f" (nor have {len(alone) - 1} more)" if len(alone) > 1 else ""
@@ -158,9 +161,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _side_by_side(folder: Path, order: Order) -> Iterable[Pair]:
-    files = _by_stem(folder)
-    if not files:
-        raise DatasetError(f"there is no image in {folder}")
+    if not (files := _by_stem(folder)):
+        raise DatasetError(f"there is no image in {folder}; fill or remove it")
     half: Literal["left", "right"] = "left" if order == "AB" else "right"
     role = _role_of(folder)
     return [Pair(stem, file, file, half, role) for stem, file in files.items()]
@@ -171,21 +173,21 @@ def _with_bci_names(data: PairedData) -> PairedData:
     matches = [_BCI_NAME.fullmatch(pair.name) for pair in data.pairs]
     if not all(matches):
         return data
-    pairs = []
-    for pair, match in zip(data.pairs, matches, strict=True):
-        assert match is not None
-        split = ROLE_NAMES[match["split"]]
-        if split == "test" and pair.role not in (None, "test"):
-            log.warning("%s is a test image of BCI by its name, but is used for %s", pair.he, pair.role)
-        pairs.append(
-            dataclasses.replace(
-                pair,
-                number=int(match["number"]) if pair.number is None else pair.number,
-                role=pair.role or split,
-                her2=pair.her2 or match["her2"],
-            )
-        )
-    return dataclasses.replace(data, pairs=tuple(pairs), layout=f"{data.layout}; names as in BCI")
+    pairs = tuple(_as_named(pair, match) for pair, match in zip(data.pairs, matches, strict=True) if match)
+    tests = [pair for pair in pairs if "_test_" in pair.name and pair.role != "test"]
+    if tests:
+        log.warning("%s and %d others are test images of BCI by their names, but not by their folders",
+                    tests[0].he, len(tests) - 1)  # fmt: skip
+    return dataclasses.replace(data, pairs=pairs, layout=f"{data.layout}; names as in BCI")
+
+
+def _as_named(pair: Pair, name: re.Match[str]) -> Pair:
+    return dataclasses.replace(
+        pair,
+        number=int(name["number"]) if pair.number is None else pair.number,
+        role=pair.role or ROLE_NAMES[name["split"]],
+        her2=pair.her2 or name["her2"],
+    )
 
 
 def _names(folders: Iterable[Path]) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.process
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -19,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...arrays import RGBImage
-from ...errors import DatasetError
+from ...errors import DatasetError, TrainingError
 from .images import read_pair
 from .records import Pair
 
@@ -34,6 +37,7 @@ _ORDER, _PLACE = 0, 1
 
 _Key: TypeAlias = tuple[int, int]
 _Sample: TypeAlias = tuple[RGBImage, RGBImage]
+_Loaded: TypeAlias = tuple[Tensor, Tensor, tuple[str, ...]] | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,8 @@ def training_batches(
 ) -> Iterator[PairBatch]:
     """Batches of the steps from ``first_step`` up to, but without, ``last_step``: random crops, randomly turned.
 
-    Every epoch goes through the pairs in a new order. Memory: each worker holds one decoded pair and two batches ahead;
-    nothing is kept of what was read.
+    Every epoch goes through the pairs in a new order. Memory: a worker takes about 50 MB, one decoded pair, and two
+    batches that it is ahead; nothing is kept of what was read, so the size of the data set does not matter.
 
     Parameters
     ----------
@@ -215,7 +219,7 @@ def _stack(samples: Sequence[_Sample], names: Sequence[str]) -> PairBatch:
     return PairBatch(he, ihc, tuple(names))
 
 
-class _Guarded(Dataset[tuple[Tensor, Tensor, tuple[str, ...]] | str]):
+class _Guarded(Dataset[_Loaded]):
     """Hands failures over as their messages: exceptions of workers arrive wrapped in tracebacks.
 
     Batches go as tuples, which is what the loader can pin.
@@ -224,7 +228,7 @@ class _Guarded(Dataset[tuple[Tensor, Tensor, tuple[str, ...]] | str]):
     def __init__(self, batches: _Crops | _Whole) -> None:
         self.batches = batches
 
-    def __getitem__(self, key: Any) -> tuple[Tensor, Tensor, tuple[str, ...]] | str:
+    def __getitem__(self, key: Any) -> _Loaded:
         try:
             batch = self.batches.batch(key)
         except DatasetError as error:
@@ -234,7 +238,7 @@ class _Guarded(Dataset[tuple[Tensor, Tensor, tuple[str, ...]] | str]):
 
 def _load(batches: _Crops | _Whole, keys: Iterable[Any], workers: int) -> Iterator[PairBatch]:
     """One loader for all keys, so that workers start once."""
-    loader: DataLoader[tuple[Tensor, Tensor, tuple[str, ...]] | str] = DataLoader(
+    loader: DataLoader[_Loaded] = DataLoader(
         _Guarded(batches),
         sampler=keys,
         batch_size=None,
@@ -246,11 +250,26 @@ def _load(batches: _Crops | _Whole, keys: Iterable[Any], workers: int) -> Iterat
         # Its own, or every start would draw from torch's global generator and change the run.
         generator=torch.Generator(),
     )
-    for loaded in loader:
-        if isinstance(loaded, str):
-            raise DatasetError(loaded)
-        he, ihc, names = loaded
-        yield PairBatch(he, ihc, tuple(names))
+    stream = iter(loader)
+    try:
+        while (loaded := _next(stream, workers)) is not None:
+            if isinstance(loaded, str):
+                raise DatasetError(loaded)
+            he, ihc, names = loaded
+            yield PairBatch(he, ihc, tuple(names))
+    finally:
+        del stream  # ends the workers now, and not when somebody forgets the exception that holds this frame
+
+
+def _next(stream: Iterator[_Loaded], workers: int) -> _Loaded | None:
+    """What comes next, or None at the end."""
+    try:
+        return next(stream, None)
+    except (RuntimeError, OSError, EOFError) as error:  # whichever of them the loader meets first
+        if not workers:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise TrainingError(f"a process that reads patches died ({reason:.100}); lower --workers") from error
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -258,8 +277,20 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _set_up_worker(_: int) -> None:
-    """One thread per worker: there are as many workers as there are cores to spare."""
+    """One thread per worker, and no worker left behind."""
     torch.set_num_threads(1)
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """End this worker when the training process is gone.
+
+    The loader's own watch looks at the process that forked the worker. That is the server here, which in turn lives as
+    long as its workers: killed trainings would leave them all behind.
+    """
+    parent.join()
+    os._exit(1)
 
 
 def _context() -> multiprocessing.context.BaseContext:

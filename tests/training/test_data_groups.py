@@ -1,0 +1,199 @@
+"""Groups from regular expressions, from tables, and from the data's own columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from make_pairs import rows, table
+
+from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.training.data import Pair, PairedData, Role, assign_groups, find_pairs, load_data
+
+
+def data_of(*names: str, role: Role | None = None, folder: Path = Path("data")) -> PairedData:
+    return PairedData(
+        folder,
+        "test",
+        tuple(Pair(name, folder / f"{name}.png", folder / f"{name}.png", "left", role) for name in names),
+    )
+
+
+def groups(data: PairedData) -> list[str | None]:
+    return [pair.group for pair in data.pairs]
+
+
+# regular expressions
+
+
+def test_expression() -> None:
+    data = assign_groups(data_of("p7_1", "p7_2", "q12_1"), r"(?P<patient>[a-z]\d+)_")
+    assert groups(data) == ["p7", "p7", "q12"]
+    assert data.grouped_by == r"regular expression (?P<patient>[a-z]\d+)_"
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("(?P<a>", "is no regular expression"),
+        ("regions.cvs", "one named group"),
+        ("(.)_", "one named group"),
+        ("(?P<a>.)(?P<b>.)", "one named group"),
+    ],
+)
+def test_bad_expression(expression: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        assign_groups(data_of("p7_1"), expression)
+
+
+@pytest.mark.parametrize("expression", [r"(?P<patient>p\d+)_", r"(?P<patient>p\d+)_|x", r"(?P<patient>[^x]*)_"])
+def test_expression_that_does_not_match_all(expression: str) -> None:
+    """Not at all, without its group, or with an empty one."""
+    with pytest.raises(DatasetError, match=r"matches 2 of 3 pairs not, the first of them x_a"):
+        assign_groups(data_of("p7_1", "x_a", "x_b"), expression)
+
+
+# tables of groups
+
+
+def by_table(folder: Path, content: str, data: PairedData) -> PairedData:
+    (folder / "groups.csv").write_text(content)
+    return assign_groups(data, str(folder / "groups.csv"))
+
+
+def test_table_of_regions(tmp_path: Path) -> None:
+    names = ("10_10868_48536__M2", "11_10868_48536", "10_868_48536")
+    data = by_table(
+        tmp_path,
+        "region,group,split,patches\n10868_48536,1,val,25\n868_48536,2,train,25\n7_7,3,test,9\n",
+        data_of(*names, role="train"),
+    )
+    assert [(pair.group, pair.role) for pair in data.pairs] == [("1", "validation")] * 2 + [("2", "train")]
+    assert data.grouped_by == "groups.csv"
+
+
+def test_a_key_does_not_match_inside_a_number(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"groups.csv matches 1 of 2 pairs not, the first of them 10_10868_48536"):
+        by_table(tmp_path, "region\n868_48536\n", data_of("10_10868_48536", "10_868_48536"))
+
+
+@pytest.mark.parametrize("name", ["10868_485360", "10868_4853", "x10868_48536", "10868_48536x", "10868-48536"])
+def test_keys_are_delimited(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match="matches 1 of 1 pairs not"):
+        by_table(tmp_path, "region\n10868_48536\n", data_of(name))
+
+
+def test_a_name_that_two_keys_fit(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"groups.csv: s1_p2 could be p2 or s1; give that table longer keys"):
+        by_table(tmp_path, "slide\ns1\np2\n", data_of("s1_p2"))
+
+
+def test_two_keys_that_mean_the_same_do_no_harm(tmp_path: Path) -> None:
+    assert groups(by_table(tmp_path, "slide,patient\ns1,P\np2,P\n", data_of("s1_p2"))) == ["P"]
+
+
+def test_the_whole_name_goes_first(tmp_path: Path) -> None:
+    assert groups(by_table(tmp_path, "patch,patient\n1,P\n1_2,Q\n", data_of("1", "1_2"))) == ["P", "Q"]
+
+
+def test_names_of_files_as_keys(tmp_path: Path) -> None:
+    assert groups(by_table(tmp_path, "name,patient\na.png,P\nb.png,Q\n", data_of("a", "b"))) == ["P", "Q"]
+
+
+@pytest.mark.parametrize(
+    ("content", "group"),
+    [
+        ("slide\ns1\n", "s1"),
+        ("slide,patient\ns1,P\n", "P"),
+        ("patient,slide,group\nP,s1,G\n", "G"),
+        ("name,split\ns1,train\n", None),
+    ],
+)
+def test_which_column_is_the_group(tmp_path: Path, content: str, group: str | None) -> None:
+    assert groups(by_table(tmp_path, content, data_of("s1"))) == [group]
+
+
+def test_an_empty_split_leaves_the_role(tmp_path: Path) -> None:
+    data = by_table(tmp_path, "slide,split\ns1,\ns2,test\n", data_of("s1", "s2", role="validation"))
+    assert [pair.role for pair in data.pairs] == ["validation", "test"]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_test_files_are_not_trained_on(tmp_path: Path, split: str) -> None:
+    with pytest.raises(
+        DatasetError, match=r"groups.csv says (train|validation) of data.s1_1.png, which is a test file"
+    ):
+        by_table(tmp_path, f"slide,split\ns1,{split}\n", data_of("s1_1", role="test"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("area,group\ns1,1\n", "has none of the columns name, patch, region, slide, patient to know patches by"),
+        ("name\ns1\n", "has none of the columns group, patient, slide, region, and no split"),
+        ("slide,group\ns1,1\ns1,2\n", "row 3: s1 stands there twice, and not the same"),
+        ("slide,group\ns1,\n", "row 2: no group"),
+        ("slide,group\n,1\n", "row 2: no slide"),
+        ("slide,split\ns1,holdout\n", "row 2: the split is 'holdout'"),
+    ],
+)
+def test_bad_table(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        by_table(tmp_path, content, data_of("s1"))
+    assert message in str(caught.value)
+
+
+def test_tables_are_also_looked_for_beside_the_data(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("slide\ns1\n")
+    assert groups(assign_groups(data_of("s1_1", folder=tmp_path), "groups.csv")) == ["s1"]
+    with pytest.raises(DatasetError, match=r"there is no table other\.csv"):
+        assign_groups(data_of("s1_1", folder=tmp_path), "other.csv")
+
+
+@given(st.text("ab1_-", max_size=12), st.text("ab1_-", min_size=1, max_size=4))
+def test_a_key_stands_between_delimiters(name: str, key: str) -> None:
+    """Against the definition, character by character."""
+    from wsi2ihc.training.data.groups import _parts
+
+    stands = any(
+        name[at : at + len(key)] == key
+        and (at == 0 or not name[at - 1].isalnum())
+        and (at + len(key) == len(name) or not name[at + len(key)].isalnum())
+        for at in range(len(name) - len(key) + 1)
+    )
+    assert (key in set(_parts(name))) == stands
+
+
+# the data's own columns
+
+
+@pytest.mark.parametrize("column", ["group", "patient", "slide"])
+def test_own_columns(tmp_path: Path, column: str) -> None:
+    own = [{**row, column: f"g{number % 2}", "her2": 1} for number, row in enumerate(rows({"": "abcd"}))]
+    data = assign_groups(find_pairs(table(tmp_path, own)), None)
+    assert groups(data) == ["g0", "g1", "g0", "g1"]
+    assert data.grouped_by == column
+
+
+def test_group_goes_before_patient_and_patient_before_slide(tmp_path: Path) -> None:
+    own = [{**row, "slide": "s", "patient": "p", "group": ""} for row in rows({"": "ab"})]
+    data = assign_groups(find_pairs(table(tmp_path, own)), None)
+    assert (groups(data), data.grouped_by) == (["p", "p"], "patient")
+
+
+def test_no_groups() -> None:
+    data = assign_groups(data_of("a", "b"), None)
+    assert (groups(data), data.grouped_by) == ([None, None], "")
+
+
+def test_real_regions(dev_data: Path) -> None:
+    """The split that goes with the data: whole groups, and these counts."""
+    for folder in (dev_data / "hemit256", dev_data / "hemit256" / "train"):
+        data = load_data(folder, group_by=str(dev_data / "hemit256" / "regions.csv"))
+        assert {role: count["pairs"] for role, count in data.counts().items()} == {
+            "train": 924,
+            "validation": 192,
+            "test": 195,
+        }

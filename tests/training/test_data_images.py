@@ -1,0 +1,225 @@
+"""Headers are looked at before training, and a pair is read as it is stored."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from make_pairs import SIZE, he_pixels, kinds_first, save, side_by_side
+from PIL import Image
+
+from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.geometry import Size
+from wsi2ihc.training.data import Pair, check_images, find_pairs, load_data, read_pair
+
+NAMES = {"train": ["a_1", "a_2"], "val": ["b_1"], "test": ["c_1"]}
+
+
+def check(folder: Path, crop_px: int = 16, multiple: int = 4) -> str:
+    """What `check_images` says of a data set."""
+    return str(check_images(find_pairs(folder).pairs, crop_px=crop_px, multiple=multiple))
+
+
+def check_error(folder: Path, *parts: str, crop_px: int = 16) -> None:
+    with pytest.raises(DatasetError) as caught:
+        check(folder, crop_px)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [kinds_first, side_by_side])
+def test_sizes(tmp_path: Path, make: Callable[..., Path]) -> None:
+    make(tmp_path, NAMES)
+    assert check(tmp_path) == "40×32"
+    make(tmp_path, {"train": ["d"]}, size=(24, 64))
+    make(tmp_path, {"test": ["e"]}, size=(4, 4))
+    sizes = check_images(find_pairs(tmp_path).pairs, crop_px=16, multiple=4)
+    assert (sizes.smallest, sizes.largest, sizes.patches) == (Size(24, 32), Size(40, 64), 4)
+    assert str(sizes) == "24×32 to 40×64"
+
+
+def test_test_images_are_never_opened(tmp_path: Path) -> None:
+    kinds_first(tmp_path, NAMES)
+    (tmp_path / "HE" / "test" / "c_1.png").write_bytes(b"no image")
+    assert check(tmp_path) == "40×32"
+    (tmp_path / "HE" / "val" / "b_1.png").write_bytes(b"no image")
+    check_error(tmp_path, "b_1.png is not an image")
+
+
+def rgb16(path: Path) -> None:
+    cv2.imwrite(str(path), np.full((SIZE[1], SIZE[0], 3), 40_000, np.uint16))
+
+
+def rgb16_tiff(path: Path) -> None:
+    tifffile.imwrite(path, np.full((SIZE[1], SIZE[0], 3), 40_000, np.uint16), photometric="rgb")
+
+
+def transparent(path: Path) -> None:
+    """An RGB PNG of which one colour is transparent."""
+    Image.fromarray(he_pixels("x")).save(path, transparency=(255, 255, 255))
+
+
+def converted(mode: str) -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(he_pixels("x")).convert(mode).save(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write", "problem"),
+    [
+        ("png", rgb16, "has 16 bits per channel"),
+        ("tif", rgb16_tiff, "has 16 bits per channel"),
+        ("png", converted("I;16"), "has 16 bits per channel"),
+        ("tiff", converted("F"), "has 32 bits per channel"),
+        ("png", converted("L"), "is grey"),
+        ("jpg", converted("L"), "is grey"),
+        ("png", converted("LA"), "is grey with alpha"),
+        ("png", converted("1"), "is black and white"),
+        ("png", converted("P"), "has a palette"),
+        ("png", converted("RGBA"), "has an alpha channel"),
+        ("tif", converted("RGBA"), "has an alpha channel"),
+        ("png", transparent, "has an alpha channel"),
+        ("jpg", converted("CMYK"), "is CMYK"),
+        ("tif", converted("LAB"), "is of the kind LAB"),
+    ],
+)
+def test_other_kinds_of_pixels(tmp_path: Path, suffix: str, write: Callable[[Path], None], problem: str) -> None:
+    kinds_first(tmp_path, {"train": ["a_1", "a_2"]})
+    path = tmp_path / "IHC" / "train" / f"a_2.{suffix}"
+    path.with_suffix(".png").unlink()
+    write(path)
+    check_error(tmp_path, f"{path} {problem}; convert it to 8-bit RGB")
+    with pytest.raises(DatasetError, match="convert it to 8-bit RGB"):
+        read_pair(find_pairs(tmp_path).pairs[1])
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, when the pair is read
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"\xff\xd8\xff", b"BM"])
+def test_no_image(tmp_path: Path, content: bytes) -> None:
+    kinds_first(tmp_path, NAMES)
+    path = tmp_path / "HE" / "train" / "a_1.png"
+    path.write_bytes(content)
+    check_error(tmp_path, f"{path} is not an image, or is damaged; replace it")
+    with pytest.raises(DatasetError, match=r"a_1.png is not an image"):
+        read_pair(find_pairs(tmp_path).pairs[0])
+
+
+def test_giant_image(tmp_path: Path) -> None:
+    """A PNG whose header claims 60,000 px each way: refused before memory is asked for."""
+    kinds_first(tmp_path, NAMES)
+    path = tmp_path / "HE" / "train" / "a_1.png"
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    data = path.read_bytes()
+    path.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+    check_error(tmp_path, f"{path} is too large for a patch")
+
+
+def test_file_gone(tmp_path: Path) -> None:
+    pairs = find_pairs(kinds_first(tmp_path, NAMES)).pairs
+    pairs[0].ihc.unlink()
+    with pytest.raises(DatasetError, match=r"a_1.png cannot be read \(No such file"):
+        check_images(pairs, crop_px=16, multiple=4)
+    with pytest.raises(DatasetError, match=r"a_1.png cannot be decoded \(.*No such file"):
+        read_pair(pairs[0])
+
+
+def test_sizes_that_differ(tmp_path: Path) -> None:
+    kinds_first(tmp_path, NAMES)
+    save(he_pixels("a_2", (40, 36)), tmp_path / "IHC" / "train" / "a_2.png")
+    check_error(tmp_path, "a_2.png has 40×32 px, but", "a_2.png 40×36; a pair has one size")
+    with pytest.raises(DatasetError, match="has 40×32 px, but"):
+        read_pair(find_pairs(tmp_path).pairs[1])
+
+
+def test_odd_width_of_two_halves(tmp_path: Path) -> None:
+    side_by_side(tmp_path, NAMES)
+    save(he_pixels("a_2", (41, 32)), tmp_path / "train" / "a_2.png")
+    check_error(tmp_path, "a_2.png is 41 px wide, but two images side by side have an even width")
+    with pytest.raises(DatasetError, match="is 41 px wide"):
+        read_pair(find_pairs(tmp_path).pairs[1])
+
+
+def test_patch_smaller_than_the_crop(tmp_path: Path) -> None:
+    kinds_first(tmp_path, NAMES)
+    assert check(tmp_path, crop_px=32) == "40×32"
+    check_error(tmp_path, "a_1.png: a patch of 40×32 px is smaller than the crop of 36; lower --crop-size", crop_px=36)
+
+
+def test_crop_that_the_network_cannot_take(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--crop-size 18 does not fit the network; take a multiple of 4"):
+        check(kinds_first(tmp_path, NAMES), crop_px=18)
+
+
+def test_nothing_to_look_at() -> None:
+    with pytest.raises(DatasetError, match="there are no pairs"):
+        check_images([], crop_px=16, multiple=4)
+
+
+# decoding
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
+def test_pixels_are_those_of_pillow(tmp_path: Path, suffix: str) -> None:
+    he = save(he_pixels("x"), tmp_path / f"he.{suffix}")
+    ihc = save(he_pixels("y"), tmp_path / f"ihc.{suffix}")
+    read = read_pair(Pair("x", he, ihc))
+    for pixels, path in zip(read, (he, ihc), strict=True):
+        assert (pixels.dtype, pixels.shape) == (np.uint8, (32, 40, 3))
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(pixels, np.asarray(image))
+
+
+def test_halves(tmp_path: Path) -> None:
+    side_by_side(tmp_path, {"": ["x"]})
+    path = tmp_path / "x.png"
+    left, right = read_pair(Pair("x", path, path, "left"))
+    np.testing.assert_array_equal(left, he_pixels("x"))
+    np.testing.assert_array_equal(right, 255 - he_pixels("x"))
+    swapped = read_pair(Pair("x", path, path, "right"))
+    np.testing.assert_array_equal(swapped[0], right)
+    np.testing.assert_array_equal(swapped[1], left)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_orientation_in_exif_is_ignored(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(he_pixels("x")).save(path, exif=exif)
+    assert read_pair(Pair("x", path, path))[0].shape == (32, 40, 3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.98])
+def test_truncated_files(tmp_path: Path, suffix: str, share: float) -> None:
+    path = save(he_pixels("x", (128, 128)), tmp_path / f"x.{suffix}")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(DatasetError) as caught:
+        read_pair(Pair("x", path, path))
+    assert str(caught.value).startswith(f"{path} ")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_png(tmp_path: Path) -> None:
+    path = save(he_pixels("x", (128, 128)), tmp_path / "x.png")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"x.png cannot be decoded"):
+        read_pair(Pair("x", path, path))
+
+
+def test_real_data(dev_data: Path) -> None:
+    data = load_data(dev_data / "hemit512_sample", split_by_patch=True)
+    assert str(check_images(data.pairs, crop_px=256, multiple=4)) == "512×512"
+    for pair in data.pairs[:3]:
+        for pixels, path in zip(read_pair(pair), (pair.he, pair.ihc), strict=True):
+            with Image.open(path) as image:
+                np.testing.assert_array_equal(pixels, np.asarray(image))

@@ -1,0 +1,329 @@
+"""Every layout is found, and every fault in it is named."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_pairs import SPLITS, he_pixels, ihc_pixels, kinds_first, rows, side_by_side, splits_first, table, write_csv
+
+from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.training.data import LAYOUTS, PairedData, Role, find_pairs, read_pair
+
+ROLES: dict[str, Role] = {"train": "train", "val": "validation", "test": "test"}
+BCI = {"train": ("00000_train_1+", "00001_train_3+", "00007_train_0"), "test": ("00000_test_2+",)}
+
+
+def check_all(data: PairedData) -> None:
+    """All pairs are there, with their roles, and their pixels are where the layout says."""
+    assert {(pair.name, pair.role) for pair in data.pairs} == {
+        (name, ROLES[split]) for split, names in SPLITS.items() for name in names
+    }
+    for pair in data.pairs:
+        he, ihc = read_pair(pair)
+        np.testing.assert_array_equal(he, he_pixels(pair.name))
+        np.testing.assert_array_equal(ihc, ihc_pixels(pair.name))
+
+
+@pytest.mark.parametrize(
+    ("make", "layout"),
+    [
+        (kinds_first, "HE/ and IHC/, each with train/, val/, test/"),
+        (lambda folder: kinds_first(folder, he="H&E", ihc="ihc"), "H&E/ and ihc/, each with train/, val/, test/"),
+        (splits_first, "train/, val/, test/, each with HE/ and IHC/"),
+        (lambda folder: splits_first(folder, he="he", ihc="Ihc"), "train/, val/, test/, each with HE/ and IHC/"),
+        (side_by_side, "side by side in train/, val/, test/ (H&E left)"),
+        (lambda folder: table(folder, rows()), "a table pairs.csv"),
+    ],
+)
+def test_layouts_with_splits(tmp_path: Path, make: Callable[[Path], Path], layout: str) -> None:
+    data = find_pairs(make(tmp_path / "data"))
+    check_all(data)
+    assert data.layout == layout
+    assert (data.mpp, data.stain, data.licence, data.grouped_by) == (None, None, None, "")
+
+
+def test_other_order(tmp_path: Path) -> None:
+    data = find_pairs(side_by_side(tmp_path, order="BA"), order="BA")
+    check_all(data)
+    assert data.layout == "side by side in train/, val/, test/ (H&E right)"
+
+
+@pytest.mark.parametrize("make", [kinds_first, side_by_side])
+def test_without_splits_nothing_is_said_of_roles(tmp_path: Path, make: Callable[..., Path]) -> None:
+    data = find_pairs(make(tmp_path / "data", {"": ("one", "two")}))
+    assert [(pair.name, pair.role) for pair in data.pairs] == [("one", None), ("two", None)]
+    np.testing.assert_array_equal(read_pair(data.pairs[1])[1], ihc_pixels("two"))
+
+
+@pytest.mark.parametrize("make", [splits_first, side_by_side])
+def test_a_part_of_a_data_set(tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    assert {pair.role for pair in find_pairs(tmp_path / "test").pairs} == {"test"}
+    monkeypatch.chdir(tmp_path / "train")
+    assert [(pair.name, pair.role) for pair in find_pairs(Path()).pairs] == [
+        (name, "train") for name in SPLITS["train"]
+    ]
+
+
+def test_links_count_by_their_own_names(tmp_path: Path) -> None:
+    side_by_side(tmp_path / "real", {"part_1": ["a"], "part_2": ["b"]})
+    (tmp_path / "data").mkdir()
+    for name, part in (("train", "part_1"), ("test", "part_2")):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "real" / part, target_is_directory=True)
+    assert [(pair.name, pair.role) for pair in find_pairs(tmp_path / "data").pairs] == [("a", "train"), ("b", "test")]
+    assert find_pairs(tmp_path / "data" / "test").pairs[0].role == "test"
+
+
+def test_splits_in_any_case_and_by_other_names(tmp_path: Path) -> None:
+    side_by_side(tmp_path, {"Train": ["a"], "VALID": ["b"], "validation": ["c"]})
+    assert {pair.name: pair.role for pair in find_pairs(tmp_path).pairs} == {
+        "a": "train",
+        "b": "validation",
+        "c": "validation",
+    }
+
+
+def test_other_files_are_left_out(tmp_path: Path) -> None:
+    kinds_first(tmp_path)
+    for name in ("Thumbs.db", ".DS_Store", "._a_1.png", "readme.txt", "sub.png"):
+        path = tmp_path / "HE" / "train" / name
+        path.mkdir() if name == "sub.png" else path.write_bytes(b"x")
+    for name in (".git", "docs", "Docs"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    check_all(find_pairs(tmp_path))
+
+
+def test_partners_may_have_different_suffixes(tmp_path: Path) -> None:
+    kinds_first(tmp_path, {"": ["a.b"]})
+    (tmp_path / "IHC" / "a.b.png").rename(tmp_path / "IHC" / "a.b.TIFF")
+    (pair,) = find_pairs(tmp_path).pairs
+    assert (pair.name, pair.he.name, pair.ihc.name, pair.half) == ("a.b", "a.b.png", "a.b.TIFF", "")
+
+
+def test_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
+    names = [f"{number:02}" for number in range(20)]
+    side_by_side(tmp_path, {"": names[::-1]})
+    assert [pair.name for pair in find_pairs(tmp_path).pairs] == names
+
+
+@pytest.mark.parametrize("make", [kinds_first, splits_first, side_by_side])
+def test_bci_names(tmp_path: Path, make: Callable[..., Path]) -> None:
+    data = find_pairs(make(tmp_path, BCI))
+    assert {(pair.number, pair.role, pair.her2) for pair in data.pairs} == {
+        (0, "train", "1+"),
+        (1, "train", "3+"),
+        (7, "train", "0"),
+        (0, "test", "2+"),
+    }
+    assert data.layout.endswith("; names as in BCI")
+    assert (data.mpp, data.stain, data.licence) == (None, None, None)
+
+
+def test_bci_names_say_the_role_where_no_folder_does(tmp_path: Path) -> None:
+    data = find_pairs(kinds_first(tmp_path, {"": [*BCI["train"], *BCI["test"]]}))
+    assert [pair.role for pair in data.pairs] == ["test", "train", "train", "train"]
+
+
+def test_bci_test_images_elsewhere_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        find_pairs(side_by_side(tmp_path, {"train": BCI["test"]}))
+    assert "00000_test_2+.png and 0 others are test images of BCI" in caplog.text
+
+
+def test_the_first_layout_of_several_is_taken(tmp_path: Path) -> None:
+    side_by_side(tmp_path, {"": ["loose"]})
+    assert find_pairs(tmp_path).layout == "side by side in the folder (H&E left)"
+    side_by_side(tmp_path, {"train": ["a"]})
+    assert find_pairs(tmp_path).layout == "side by side in train/ (H&E left)"
+    splits_first(tmp_path, {"train": ["b"]})
+    assert find_pairs(tmp_path).layout == "train/, each with HE/ and IHC/"
+    kinds_first(tmp_path, {"": ["c"]})
+    assert find_pairs(tmp_path).layout == "HE/ and IHC/"
+    kinds_first(tmp_path, {"train": ["d"]})
+    assert find_pairs(tmp_path).layout == "HE/ and IHC/, each with train/"
+    table(tmp_path, [{"he": "x/e.png", "ihc": "y/e.png"}])
+    assert find_pairs(tmp_path).layout == "a table pairs.csv"
+
+
+# the table
+
+
+FULL = {"number": 4, "split": "val", "he": "a/p.png", "ihc": "b/q.png", "group": "g", "patient": "P1", "slide": "S1",
+        "her2": "2", "mpp": "0.4600"}  # fmt: skip
+
+
+def test_full_table(tmp_path: Path) -> None:
+    data = find_pairs(table(tmp_path, [FULL]) / "pairs.csv")
+    (pair,) = data.pairs
+    assert (pair.name, pair.he, pair.ihc) == ("p", tmp_path / "a" / "p.png", tmp_path / "b" / "q.png")
+    assert (pair.number, pair.role, pair.patient, pair.slide, pair.her2) == (4, "validation", "P1", "S1", "2+")
+    assert (data.folder, data.mpp) == (tmp_path, 0.46)
+
+
+def test_dataset_json(tmp_path: Path) -> None:
+    table(tmp_path, rows())
+    (tmp_path / "dataset.json").write_text(json.dumps({"mpp": 0.46, "stain": "HER2", "licence": "CC BY 4.0", "x": 1}))
+    data = find_pairs(tmp_path)
+    assert (data.mpp, data.stain, data.licence) == (0.46, "HER2", "CC BY 4.0")
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("{", "dataset.json cannot be read as JSON"),
+        ("[1]", "dataset.json is no JSON object"),
+        ('{"mpp": -1}', "dataset.json: mpp is -1, not a number of µm per px"),
+        ('{"mpp": true}', "dataset.json: mpp is True, not"),
+        ('{"stain": 3}', "dataset.json: stain is no text"),
+        ('{"mpp": 0.5}', "dataset.json says 0.5 µm/px, but pairs.csv 0.46"),
+    ],
+)
+def test_bad_dataset_json(tmp_path: Path, statement: str, message: str) -> None:
+    table(tmp_path, [FULL])
+    (tmp_path / "dataset.json").write_text(statement)
+    check_error(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"split": "holdout"},
+            "pairs.csv, row 3: the split is 'holdout', not one of train, val, valid, validation, test",
+        ),
+        ({"number": "7b"}, "pairs.csv, row 3: the number is '7b'"),
+        ({"mpp": "fine"}, "pairs.csv, row 3: mpp is 'fine', not a number of µm per px"),
+        ({"mpp": "0.25"}, "pairs.csv: patches of 0.25 and of 0.46 µm/px; bring them to one mpp"),
+        ({"he": ""}, "pairs.csv, row 3: no file in the column he"),
+        ({"he": "a/gone.png"}, "a/gone.png, which is not there (nor are 1 more)"),
+        ({"he": "a/p.png", "ihc": "b/q.png"}, "pairs.csv: rows 2 and 3 are the same patch p.png"),
+        ({"he": "b/q.png", "ihc": "b/q.png"}, "pairs.csv, row 3: q.png is given as H&E and as IHC"),
+    ],
+)
+def test_bad_table(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    table(tmp_path, [FULL])
+    write_csv(tmp_path / "pairs.csv", [FULL, {**FULL, "he": "a/r.png", "ihc": "b/r.png"} | change])
+    if "gone" not in message:
+        shutil.copy(tmp_path / "a" / "p.png", tmp_path / "a" / "r.png")
+        shutil.copy(tmp_path / "a" / "p.png", tmp_path / "b" / "r.png")
+    check_error(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "pairs.csv has no rows below its column names"),
+        (b"he,ihc\n", "pairs.csv has no rows below its column names"),
+        (b"he,stain\na,b\n", "pairs.csv has no column ihc (it needs he and ihc)"),
+        (b"he,ihc\na,b,c\n", "pairs.csv, row 2: 3 cells, but 2 columns"),
+        (b"he,ihc,he\na,b,c\n", "pairs.csv has the column 'he' twice"),
+        (b"he,ihc\n\xff,b\n", "pairs.csv cannot be read as a CSV file in UTF-8"),
+    ],
+)
+def test_bad_csv(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "pairs.csv").write_bytes(content)
+    check_error(tmp_path, message)
+
+
+def test_csv_of_a_spreadsheet(tmp_path: Path) -> None:
+    table(tmp_path, rows({"train": ["a", "b"]}))
+    (tmp_path / "pairs.csv").write_bytes(
+        "\ufeffHE, IHC ,Split\r\nhe/a.png , ihc/a.png\r\n,,\r\nhe/b.png,ihc/b.png,Test\r\n".encode()
+    )
+    assert [(pair.name, pair.role) for pair in find_pairs(tmp_path).pairs] == [("a", None), ("b", "test")]
+
+
+# faults in folders
+
+
+def check_error(folder: Path, message: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        find_pairs(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_partners(tmp_path: Path) -> None:
+    kinds_first(tmp_path)
+    (tmp_path / "IHC" / "train" / "b_1.png").unlink()
+    check_error(
+        tmp_path, f"{Path('HE', 'train', 'b_1.png')} has no partner of that name in {tmp_path / 'IHC' / 'train'}"
+    )
+    (tmp_path / "IHC" / "train" / "c_2.png").unlink()
+    check_error(tmp_path, "(nor have 1 more)")
+
+
+def test_missing_partner_on_the_other_side(tmp_path: Path) -> None:
+    splits_first(tmp_path)
+    (tmp_path / "test" / "HE" / "t_1.png").unlink()
+    check_error(tmp_path, f"{Path('IHC', 't_1.png')} has no partner of that name in {tmp_path / 'test' / 'HE'}")
+
+
+def test_two_files_of_one_stem(tmp_path: Path) -> None:
+    kinds_first(tmp_path)
+    shutil.copy(tmp_path / "HE" / "train" / "a_1.png", tmp_path / "HE" / "train" / "a_1.jpg")
+    check_error(tmp_path, "has both a_1.jpg and a_1.png")
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ((), f"understood are {LAYOUTS}"),
+        (("other",), f"understood are {LAYOUTS}"),
+        (("HE",), "has HE/ but no IHC/"),
+        (("ihc",), "has ihc/ but no HE/"),
+        (("HE", "IHC"), "there is no image in"),
+        (("train",), "there is no image in"),
+        (("train/HE",), "has HE/ but no IHC/"),
+        (("train/HE", "train/IHC", "test"), "test lacks the HE/ and IHC/ that its sister folders have"),
+        (("HE/train", "IHC/train", "HE/val"), "val has no partner in"),
+        (("HE/train", "HE", "IHC"), "train has no partner in"),
+        (("HE", "he", "IHC"), "has both HE/ and he/; keep one of them"),
+    ],
+)
+def test_incomplete_folders(tmp_path: Path, folders: tuple[str, ...], message: str) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    if "he" in folders and len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("a file system that does not tell upper from lower case")
+    check_error(tmp_path, message)
+
+
+def test_empty_split(tmp_path: Path) -> None:
+    side_by_side(tmp_path)
+    (tmp_path / "valid").mkdir()
+    check_error(tmp_path, f"there is no image in {tmp_path / 'valid'}")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    check_error(tmp_path / "nowhere", f"there is no folder {tmp_path / 'nowhere'}")
+
+
+def test_failures_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(folder: Path) -> None:
+        raise OSError(5, "Input/output error", str(folder))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    check_error(tmp_path, f"{tmp_path} cannot be read (Input/output error)")
+
+
+def test_an_order_where_nothing_lies_side_by_side(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"an order BA is for side-by-side images; .* has HE/ and IHC/"):
+        find_pairs(kinds_first(tmp_path), order="BA")
+
+
+def test_real_data(dev_data: Path) -> None:
+    assert len(find_pairs(dev_data / "hemit256" / "train").pairs) == 1311
+    data = find_pairs(dev_data / "hemit512_sample")
+    assert (len(data.of("train")), len(data.of("test"))) == (48, 12)
+    assert all(pair.he.suffix == ".jpg" and pair.ihc.suffix == ".png" for pair in data.pairs)
+    data = find_pairs(dev_data / "facades", order="BA")
+    assert (len(data.of("train")), len(data.of("test"))) == (400, 106)
+    assert data.pairs[0].half == "right"

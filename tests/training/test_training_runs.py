@@ -1,0 +1,346 @@
+"""Whole runs, tiny ones: what they leave behind, that they repeat, and that a killed one goes on as if it had not been."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import STEPS_PER_EPOCH, TINY, tiny, tiny_pairs
+from torch import Tensor
+
+import wsi2ihc
+from wsi2ihc.errors import DatasetError, DeviceMemoryError, OutputError, OutputExistsError, TrainingError
+from wsi2ihc.generator.checkpoint import load_checkpoint
+from wsi2ihc.progress import Progress
+from wsi2ihc.training import checkpoints, loop, trainer
+from wsi2ihc.training.checkpoints import read_state
+from wsi2ihc.training.job import prepare
+from wsi2ihc.training.options import TrainOptions, config_text, flag, read_config
+from wsi2ihc.training.records import read_steps, read_validation
+from wsi2ihc.training.trainer import train
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def finished(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs of three steps."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    train(prepare(pairs, tiny()), run)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def without_curves(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as all else in a run; only the finished one has curves."""
+    monkeypatch.setattr(trainer, "draw_curves", lambda *_: 0)
+
+
+def weights(run: Path, name: str = "last.pt") -> dict[str, Tensor]:
+    state: dict[str, Tensor] = read_state(run / "checkpoints" / name)["generator"]
+    return state
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return value
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    assert names == {
+        "config.toml", "data.json", "steps.csv", "validation.csv", "curves.png", "model.safetensors", "summary.json",
+        "checkpoints/last.pt", "checkpoints/best.pt",
+        *(f"pictures/epoch-{epoch:04d}.png" for epoch in (1, 2, 3)),
+    }  # fmt: skip
+    assert TrainOptions(**read_config(finished / "config.toml")) == tiny()
+    # a row every two steps, and at checkpoints and the ends of epochs
+    assert read_steps(finished)["step"].tolist() == [2, 3, 4, 6, 8, 9]
+    assert read_validation(finished)["epoch"].tolist() == [1, 2, 3]
+    data = json.loads((finished / "data.json").read_text())
+    assert data["counts"]["train"]["pairs"] == 7
+    assert {one["role"] for one in data["pairs"]} == {"train", "validation", "test"}
+
+
+def test_pictures_can_be_looked_at(finished: Path) -> None:
+    for name in ("pictures/epoch-0003.png", "curves.png"):
+        with Image.open(finished / name) as image:
+            assert min(image.size) > 40
+            assert np.asarray(image.convert("RGB")).std() > 5
+
+
+def test_the_model_is_what_translate_takes(finished: Path) -> None:
+    generator = wsi2ihc.load_generator(str(finished / "model.safetensors"))
+    assert (generator.stain, generator.mpp) == ("HER2", 0.5)
+    assert generator.dependency.is_local
+    assert generator.spec is not None
+    provenance = generator.spec.training
+    assert provenance["recipe"] == "variance"
+    assert provenance["data"]["counts"]["validation"]["pairs"] == 3
+    assert provenance["results"]["steps"] == 3 * STEPS_PER_EPOCH
+    assert provenance["results"]["validation"].keys() == loop.FIGURES.keys()
+    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0] or provenance["versions"]["torch"]
+
+
+def test_statistics_are_re_estimated_and_the_gaps_told(finished: Path) -> None:
+    summary = summary_of(finished)
+    chosen = read_state(finished / "checkpoints" / "best.pt")["generator"]
+    generator = wsi2ihc.load_generator(str(finished / "model.safetensors"))
+    assert generator.module is not None
+    model = generator.module.state_dict()
+    assert torch.equal(model["model.1.weight"], chosen["model.1.weight"])
+    assert not torch.allclose(model["model.2.running_mean"], chosen["model.2.running_mean"])
+    assert summary["training_mode"]["l1"] != summary["validation"]["l1"] != summary["running_statistics"]["l1"]
+    assert summary["interior"] is None  # patches of 48 px are all border
+    assert summary["model_sha256"] == generator.sha256
+
+
+def test_best_is_recorded(finished: Path) -> None:
+    best = summary_of(finished)["best"]
+    values = read_validation(finished)["stain_r_blocks"]
+    assert best["by"] == "stain_r_blocks"
+    assert best["value"] == pytest.approx(np.nanmax(values), rel=1e-9)
+    assert best["epoch"] == 1 + int(np.nanargmax(values))
+
+
+def test_the_same_seed_gives_the_same_weights(pairs: Path, finished: Path, tmp_path: Path) -> None:
+    train(prepare(pairs, tiny()), tmp_path / "again")
+    train(prepare(pairs, tiny(seed=1)), tmp_path / "other")
+    assert_equal(weights(finished), weights(tmp_path / "again"))
+    assert not torch.equal(weights(finished)["model.1.weight"], weights(tmp_path / "other")["model.1.weight"])
+
+
+class Stopped(Exception):
+    """What ends a run from outside."""
+
+
+def stop_at(step: int) -> Any:
+    def progress(event: Progress) -> None:
+        if event.unit == "step" and event.done == step:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("step", [5, 6, 8])
+def test_a_stopped_run_goes_on_exactly(pairs: Path, finished: Path, tmp_path: Path, step: int) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(prepare(pairs, tiny()), run, progress=stop_at(step))
+    assert not (run / "model.safetensors").exists()
+    train(prepare(pairs, tiny()), run, resume=True)
+    assert_equal(weights(finished), weights(run))
+    for name in ("generator_optimiser", "discriminator_optimiser"):
+        one, other = (read_state(folder / "checkpoints" / "last.pt")[name] for folder in (finished, run))
+        assert str(one) == str(other)
+    for table, reader in (("steps.csv", read_steps), ("validation.csv", read_validation)):
+        one, other = reader(finished), reader(run)
+        assert one.keys() == other.keys()
+        for column in one.keys() - {"images_per_s"}:
+            np.testing.assert_array_equal(one[column], other[column], err_msg=f"{table} {column}")
+    assert summary_of(finished)["validation"] == summary_of(run)["validation"]
+
+
+def test_a_killed_process_goes_on_exactly(pairs: Path, tmp_path: Path) -> None:
+    options = tiny(epochs=30, validate_every=30, checkpoint_every=4)
+    (tmp_path / "c.toml").write_text(config_text(options))
+    command = [sys.executable, "-m", "wsi2ihc.cli.main", "train", str(pairs), "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen([*command, "--config", str(tmp_path / "c.toml")], stderr=subprocess.DEVNULL)
+    last = tmp_path / "killed" / "checkpoints" / "last.pt"
+    deadline = time.monotonic() + 90
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = read_state(last)["step"]
+    assert 0 < reached < 30 * STEPS_PER_EPOCH
+    train(prepare(pairs, options), tmp_path / "killed", resume=True)
+    train(prepare(pairs, options), tmp_path / "whole")
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(pairs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(prepare(pairs, tiny(epochs=1)), run)
+    first, first_spec, _ = load_checkpoint(run / "model.safetensors")
+    train(prepare(pairs, tiny(epochs=1)), run, resume=True)
+    again, again_spec, _ = load_checkpoint(run / "model.safetensors")
+    assert_equal(first.state_dict(), again.state_dict())
+    assert first_spec == again_spec
+
+
+def test_resuming_with_another_configuration_shows_the_difference(pairs: Path, finished: Path) -> None:
+    with pytest.raises(TrainingError, match=r"other options \(--epochs 3 -> 4; --learning-rate 0\.0002 -> 0\.001\)"):
+        train(prepare(pairs, tiny(epochs=4, learning_rate=1e-3)), finished, resume=True)
+
+
+def test_resuming_with_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
+    other = tiny_pairs(tmp_path / "pairs")
+    (other / "train" / "t3.png").rename(other / "train" / "t9.png")
+    with pytest.raises(TrainingError, match="other patches"):
+        train(prepare(other, tiny()), finished, resume=True)
+
+
+def test_a_run_is_not_overwritten(pairs: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError, match="--resume"):
+        train(prepare(pairs, tiny()), finished)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(OutputExistsError, match="not empty"):
+        train(prepare(pairs, tiny()), tmp_path)
+    with pytest.raises(OutputError, match="is a file"):
+        train(prepare(pairs, tiny()), tmp_path / "mine.txt")
+    with pytest.raises(TrainingError, match="no run to resume"):
+        train(prepare(pairs, tiny()), tmp_path / "none", resume=True)
+
+
+def test_a_damaged_checkpoint_is_told_of(pairs: Path, tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.parent.mkdir(parents=True)
+    for content in (b"", b"PK\x03\x04 and so on", b"\x80\x04K\x01."):
+        last.write_bytes(content)
+        with pytest.raises(TrainingError, match=r"last\.pt is (damaged|no checkpoint)"):
+            train(prepare(pairs, tiny()), tmp_path / "run", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = loop.training_step, []
+
+    def poisoned(*arguments: Any) -> Tensor:
+        seen.append(real(*arguments))
+        return seen[-1] * (math.nan if len(seen) == 7 else 1.0)
+
+    monkeypatch.setattr(loop, "training_step", poisoned)
+    with pytest.raises(TrainingError, match=r"generator loss is not finite at step 7 \(epoch 3 of 3\).*checkpoint"):
+        train(prepare(pairs, tiny()), tmp_path / "run")
+    state = read_state(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert state["step"] == 6
+    assert all(bool(torch.isfinite(value).all()) for value in state["generator"].values())
+    assert read_steps(tmp_path / "run")["step"][-1] == 6
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.training_step
+
+    def poisoned(fabric: Any, networks: Any, *rest: Any) -> Tensor:
+        losses = real(fabric, networks, *rest)
+        with torch.no_grad():
+            next(networks.generator_module.parameters()).fill_(math.nan)
+        return losses
+
+    monkeypatch.setattr(loop, "training_step", poisoned)
+    with pytest.raises(TrainingError, match="not finite"):
+        train(prepare(pairs, tiny()), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.save
+
+    def full(state: Any, path: Any) -> None:
+        if state.get("step") == 6:
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
+        real(state, path)
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(OutputError, match=r"last\.pt cannot be written.*the one before it is kept"):
+        train(prepare(pairs, tiny()), tmp_path / "run")
+    assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 4
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+
+
+def test_running_out_of_memory_says_what_to_lower(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: Any) -> Tensor:
+        return torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(loop, "training_step", greedy)
+    with pytest.raises(DeviceMemoryError, match="--batch-size, --crop-size or --ngf"):
+        train(prepare(pairs, tiny()), tmp_path / "run")
+
+
+def test_a_patch_that_goes_bad_is_named(tmp_path: Path) -> None:
+    folder = tiny_pairs(tmp_path / "pairs")
+    job = prepare(folder, tiny())
+    bad = folder / "train" / "t2.png"
+    bad.write_bytes(bad.read_bytes()[:-300])
+    with pytest.raises(DatasetError, match=r"t2\.png"):
+        train(job, tmp_path / "run")
+
+
+def test_a_batch_larger_than_the_data(pairs: Path) -> None:
+    with pytest.raises(DatasetError, match="batch of 8 is larger than the 7"):
+        prepare(pairs, tiny(batch_size=8))
+
+
+def test_overfitting_a_few_patches_learns_them(pairs: Path, tmp_path: Path) -> None:
+    options = tiny(overfit=2, epochs=60, validate_every=60, learning_rate=2e-3, dropout=False, ngf=8, crop_size=48,
+                   octaves=3)  # fmt: skip
+    job = prepare(pairs, options)
+    assert job.train == job.validation
+    assert len(job.train) == 2
+    train(job, tmp_path / "run")
+    steps = read_steps(tmp_path / "run")["l1"]
+    assert steps[-1] < steps[0] / 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": "pix2pix", "depth": 5},
+        {"recipe": "pyramid", "batch_size": 1},
+        {"upsampling": "resize", "augmentation": "hflip", "variance_kind": "biased"},
+        {"norm": "instance"},
+        {"precision": "bf16"},
+    ],
+)
+def test_every_kind_of_generator_trains(pairs: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    if changes.get("recipe") == "pix2pix":
+        changes = {**changes, "ngf": 2}
+    summary = train(prepare(pairs, tiny(epochs=1, **changes)), tmp_path / "run")
+    generator = wsi2ihc.load_generator(str(tmp_path / "run" / "model.safetensors"))
+    assert generator.spec is not None
+    assert generator.spec.norm == changes.get("norm", "batch")
+    assert summary["validation"]["psnr"] > 3
+
+
+def test_two_processes_train_one_model(pairs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "c.toml").write_text(config_text(tiny(processes=2, epochs=2)))
+    command = [sys.executable, "-m", "wsi2ihc.cli.main", "train", str(pairs), "--config", str(tmp_path / "c.toml")]
+    done = subprocess.run([*command, "--out", str(run), "--json"], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["processes"] == 2
+    assert summary["steps"] == 2 * STEPS_PER_EPOCH
+    assert np.isfinite(read_steps(run)["variance"]).all()
+
+
+def test_options_of_the_command_line_are_those_of_the_configuration() -> None:
+    from wsi2ihc.cli.train import command
+
+    offered = {option for parameter in command.params for option in parameter.opts}
+    assert {flag(one.name) for one in dataclasses.fields(TrainOptions)} <= offered
+    assert TINY.keys() <= {one.name for one in dataclasses.fields(TrainOptions)}

@@ -1,0 +1,28 @@
+"""A data set and options with which a whole training run takes about a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from make_pairs import side_by_side
+
+from wsi2ihc.training.options import TrainOptions, resolve_options
+
+TINY: dict[str, Any] = {
+    "ngf": 4, "ndf": 4, "depth": 1, "crop_size": 32, "batch_size": 2, "epochs": 3, "checkpoint_every": 2, "log_every": 2,
+    "pictures": 1, "workers": 0, "precision": "fp32", "device": "cpu", "tensorboard": False, "mpp": 0.5, "stain": "HER2",
+}  # fmt: skip
+
+STEPS_PER_EPOCH = 3
+
+
+def tiny(**changes: Any) -> TrainOptions:
+    """Options of a tiny run, changed as said."""
+    return resolve_options({**TINY, **changes})
+
+
+def tiny_pairs(folder: Path) -> Path:
+    """Seven pairs to train on (three steps an epoch), three to validate, two to test."""
+    names = {"train": [f"t{i}" for i in range(7)], "val": [f"v{i}" for i in range(3)], "test": ["x0", "x1"]}
+    return side_by_side(folder, names, size=(48, 48))
