@@ -63,10 +63,8 @@ def finish(
         If a file cannot be written.
     """
     progress(Progress("re-estimating the statistics"))
-    module = _chosen_generator(job, folder, position.best).to(fabric.device, memory_format=torch.channels_last).eval()
-    running = module
-    if job.spec.norm == "batch":
-        module = _with_estimated_statistics(module, job).to(memory_format=torch.channels_last)
+    running = _chosen_generator(job, folder, position.best).to(fabric.device).eval()
+    module = _with_estimated_statistics(running, job) if job.spec.norm == "batch" else running
     views: Mapping[str, View] = {**WHOLE, **_border_views(job, module)}
     progress(Progress("validating the model"))
     scores = _figures(job, fabric, module, views)

@@ -65,13 +65,16 @@ def forecast(job: TrainingJob) -> TrainingForecast:
     discriminator_kept = saved_values(discriminator, image, image)
     # The generator's stay while the discriminator takes its step on two batches.
     values = generator_kept + 2 * discriminator_kept
-    parameters = [sum(one.numel() for one in module.parameters()) for module in (generator, discriminator)]
+    of_generator, of_discriminator = (
+        sum(one.numel() for one in module.parameters()) for module in (generator, discriminator)
+    )
     return TrainingForecast(
-        *parameters,
+        generator_parameters=of_generator,
+        discriminator_parameters=of_discriminator,
         processes=processes.total,
         device=str(device),
         precision=precision,
-        weights_bytes=4 * _COPIES * sum(parameters),
+        weights_bytes=4 * _COPIES * (of_generator + of_discriminator),
         activations_bytes=values * (4 if precision == "fp32" else 2),
     )
 

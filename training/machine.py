@@ -20,6 +20,7 @@ from .options import TrainOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.strategy import Strategy
 
 _FABRIC_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -116,10 +117,10 @@ def count_workers(options: TrainOptions) -> int:
     return max(1, min(8, (os.cpu_count() or 1) // (4 * count_processes(options).local)))
 
 
-def _strategy(processes: Processes) -> object:
+def _strategy(processes: Processes) -> str | Strategy:
     if processes.total == 1:
         return "auto"
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     # Buffers are the same everywhere with SyncBatchNorm; and a broadcast between the discriminator's two passes would
     # change in place what the first one's gradient needs.

@@ -203,9 +203,9 @@ def resolve_options(
 ) -> TrainOptions:
     """Put a configuration together; of two that set a field, the first in this list wins.
 
-    ``explicit`` (the command line), the file ``config``, the ``preset``, the defaults with the recipe "variance". Naming
-    a recipe sets all fields of that recipe at this place: so ``--recipe pyramid`` turns the configuration of a run with
-    another recipe into that of a pyramid run.
+    ``explicit`` (the command line), the file ``config``, the ``preset``, the defaults with the recipe "variance".
+    Naming a recipe sets all fields of that recipe at this place: so ``--recipe pyramid`` turns the configuration of a
+    run with another recipe into that of a pyramid run.
 
     Raises
     ------

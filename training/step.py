@@ -49,9 +49,9 @@ def build_networks(options: TrainOptions, fabric: Fabric) -> Networks:
     discriminator: nn.Module = PatchDiscriminator(options.ndf)
     made = []
     for module in (generator, discriminator):
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks it
         if fabric.world_size > 1 and fabric.device.type == "cuda":  # it refuses tensors of the CPU
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         if options.compile:
             module.compile()
         optimiser = Adam(module.parameters(), options.learning_rate, (options.beta1, options.beta2))

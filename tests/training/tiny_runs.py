@@ -10,8 +10,9 @@ from make_pairs import side_by_side
 from wsi2ihc.training.options import TrainOptions, resolve_options
 
 TINY: dict[str, Any] = {
-    "ngf": 4, "ndf": 4, "depth": 1, "crop_size": 32, "batch_size": 2, "epochs": 3, "checkpoint_every": 2, "log_every": 2,
-    "pictures": 1, "workers": 0, "precision": "fp32", "device": "cpu", "tensorboard": False, "mpp": 0.5, "stain": "HER2",
+    "ngf": 4, "ndf": 4, "depth": 1, "crop_size": 32, "batch_size": 2, "epochs": 3, "checkpoint_every": 2,
+    "log_every": 2, "pictures": 1, "workers": 0, "precision": "fp32", "device": "cpu", "tensorboard": False,
+    "mpp": 0.5, "stain": "HER2",
 }  # fmt: skip
 
 STEPS_PER_EPOCH = 3
