@@ -124,9 +124,8 @@ def _describe_data(job: TrainingJob) -> str:
 
 def _describe(job: TrainingJob, outlook: TrainingForecast) -> str:
     """The configuration as a file would have it, then what follows from it."""
-    validated = (
-        f"on {len(job.validation)} of them" if len(job.validation) < len(job.data.of("validation")) else "on all"
-    )
+    fewer = len(job.validation) < len(job.data.of("validation"))
+    validated = f"on {len(job.validation)}" if fewer else "on all"
     return "\n".join([
         config_text(job.options).rstrip(),
         "",

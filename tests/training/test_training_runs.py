@@ -1,4 +1,4 @@
-"""Whole runs, tiny ones: what they leave behind, that they repeat, and that a killed one goes on as if it had not been."""
+"""Whole runs, tiny ones: what they leave behind, that they repeat, and that a killed one goes on exactly."""
 
 from __future__ import annotations
 
@@ -131,14 +131,14 @@ def test_the_same_seed_gives_the_same_weights(pairs: Path, finished: Path, tmp_p
     assert not torch.equal(weights(finished)["model.1.weight"], weights(tmp_path / "other")["model.1.weight"])
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """What ends a run from outside."""
 
 
 def stop_at(step: int) -> Any:
     def progress(event: Progress) -> None:
         if event.unit == "step" and event.done == step:
-            raise Stopped
+            raise StoppedError
 
     return progress
 
@@ -146,7 +146,7 @@ def stop_at(step: int) -> Any:
 @pytest.mark.parametrize("step", [5, 6, 8])
 def test_a_stopped_run_goes_on_exactly(pairs: Path, finished: Path, tmp_path: Path, step: int) -> None:
     run = tmp_path / "run"
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(prepare(pairs, tiny()), run, progress=stop_at(step))
     assert not (run / "model.safetensors").exists()
     train(prepare(pairs, tiny()), run, resume=True)
