@@ -29,6 +29,7 @@ from .checkpoints import Best, Position, read_state
 from .data.patches import training_batches
 from .job import TrainingJob
 from .machine import count_workers
+from .options import TrainOptions
 from .runs import RunFolder, write_json
 from .schedule import step_seed
 from .validation import WHOLE, View, border, interior, validate
@@ -36,8 +37,8 @@ from .validation import WHOLE, View, border, interior, validate
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-STATISTICS_CROPS = 256
-"""Crops over which statistics are re-estimated: with 256 px, 16 million values per channel of the first layer."""
+STATISTICS_PX = 1 << 24
+"""Pixels over which statistics are re-estimated: 256 crops of 256 px. They are held at once, in 200 MB."""
 
 SMALLEST_INTERIOR_PX = 64
 """An interior smaller than this says nothing: it is one block of the stain correlation."""
@@ -106,10 +107,14 @@ def _with_estimated_statistics(module: nn.Module, job: TrainingJob) -> nn.Module
         augmentation=options.augmentation,
         batch_size=options.batch_size,
         seed=options.seed,
-        last_step=max(1, STATISTICS_CROPS // options.batch_size),
+        last_step=_statistics_steps(options),
         workers=count_workers(options),
     )
     return estimate_statistics(module, [to_network(batch.he) for batch in batches]).module
+
+
+def _statistics_steps(options: TrainOptions) -> int:
+    return max(2, STATISTICS_PX // (options.batch_size * options.crop_size**2))
 
 
 def _in_training_mode(module: nn.Module, job: TrainingJob) -> nn.Module:
@@ -151,6 +156,7 @@ def _provenance(job: TrainingJob, summary: Mapping[str, Any]) -> dict[str, Any]:
     configuration = dataclasses.asdict(options)
     if options.group_by and Path(options.group_by).suffix.lower() == ".csv":
         configuration["group_by"] = Path(options.group_by).name  # folders may name people
+    crops = _statistics_steps(options) * options.batch_size
     return {
         "recipe": options.recipe,
         "data": {
@@ -161,7 +167,7 @@ def _provenance(job: TrainingJob, summary: Mapping[str, Any]) -> dict[str, Any]:
             "counts": data.counts(),
             "fingerprint": data.fingerprint(),
         },
-        "statistics": f"re-estimated over {STATISTICS_CROPS} training crops" if job.spec.norm == "batch" else "none",
+        "statistics": f"re-estimated over {crops} training crops" if job.spec.norm == "batch" else "of each image",
         "notes": list(job.notes),
         "configuration": configuration,
         "results": dict(summary),
