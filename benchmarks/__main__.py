@@ -24,6 +24,8 @@ MEASUREMENTS = {
     "against_libvips": "identity through the whole path against libvips",
     "memory": "peak memory on a slide of 100,000² px",
     "redundancy": "work per kept pixel",
+    "training_step": "a training step against the same written plainly",
+    "training_study": "the three recipes under one budget, λ, and another task (some hours)",
 }
 
 

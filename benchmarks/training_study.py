@@ -6,6 +6,7 @@ time, of one thread each, do a third more than one run of two threads (measured 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness import Context
+import torch
+
+from benchmarks.harness import Context, Row
+from wsi2ihc.generator.builtin import counterstain
+from wsi2ihc.generator.checkpoint import load_checkpoint
+from wsi2ihc.training.curves import draw_curves
+from wsi2ihc.training.data import read_pair
+from wsi2ihc.training.data.patches import whole_patches
+from wsi2ihc.training.floors import fit_colour_regression
+from wsi2ihc.training.job import prepare
+from wsi2ihc.training.metrics import ValidationScores, difference_interval
+from wsi2ihc.training.options import resolve_options
+from wsi2ihc.training.validation import validate
 
 SMALL = "--ngf 16 --ndf 32 --crop-size 128 --batch-size 8 --validate-every 4 --checkpoint-every 100 --no-tensorboard"
 HEMIT = f"{SMALL} --mpp 0.5 --stain pan-CK --epochs 12"
@@ -70,3 +83,69 @@ def _train(context: Context, name: str, folder: Path) -> int:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{name}.log").open("a") as log:
         return subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+
+
+def measure(context: Context) -> list[Row]:
+    folders = train_all(context)
+    floors = _floors(context)
+    scores = {name: _scores(context, name, folder) for name, folder in folders.items()}
+    hemit = {name: one for name, one in scores.items() if RUNS[name].data == "hemit256"}
+    facades = {name: one for name, one in scores.items() if RUNS[name].data == "facades"}
+    rows = [Row(f"{name} on the validation groups", "reported", _line(one), None, one.figures())
+            for name, one in (floors | hemit).items()]  # fmt: skip
+    best_floor = max(floors.values(), key=lambda one: one.figures()["stain_r_blocks"])
+    name = "variance-10-seed0"
+    gain = scores[name].figures()["stain_r_blocks"] - best_floor.figures()["stain_r_blocks"]
+    low, high = difference_interval(scores[name], best_floor, "stain_r_blocks")
+    spent = json.loads((folders[name] / "summary.json").read_text()).get("seconds", float("nan"))
+    rows.append(Row(f"correlation in blocks over the better floor, {name}, one core for {spent / 60:.0f} min",
+                    "≥ 0.15, interval without 0", f"+{gain:.3f} ({low:+.3f} to {high:+.3f})",
+                    gain >= 0.15 and low > 0))  # fmt: skip
+    for seed in (0, 1):
+        for one, other in (("variance-10", "pyramid"), ("variance-100", "pyramid"), ("pyramid", "pix2pix")):
+            rows.append(_difference(scores, f"{one}-seed{seed}", f"{other}-seed{seed}"))
+    rows += [Row(name, "reported", f"PSNR {one.figures()['psnr']:.2f} dB, SSIM {one.figures()['ssim']:.3f}, variance "
+                 f"ratio {one.figures()['variance_ratio']:.2f}", None) for name, one in facades.items()]  # fmt: skip
+    shown = [folders[f"{name}-seed0"] for name in ("pix2pix", "pyramid", "variance-10", "variance-100")]
+    draw_curves(shown, context.work / "study" / "curves.png")
+    return rows
+
+
+def _scores(context: Context, name: str, folder: Path) -> ValidationScores:
+    """The model of a finished run on all validation patches."""
+    options = resolve_options(config=folder / "config.toml")
+    job = prepare(context.data / RUNS[name].data, options)
+    module, _, _ = load_checkpoint(folder / "model.safetensors")
+    scores, _ = validate(module, job.validation, torch.device("cpu"), batch_size=8, multiple=options.size_multiple)
+    return scores["whole"]
+
+
+def _floors(context: Context) -> dict[str, ValidationScores]:
+    folder = context.data / "hemit256"
+    job = prepare(folder, resolve_options({"group_by": str(folder / "regions.csv"), "mpp": 0.5, "stain": "pan-CK"}))
+    regression = fit_colour_regression(read_pair(pair) for pair in job.train)
+    scores = {"counterstain (floor)": ValidationScores(), "colour regression (floor)": ValidationScores()}
+    for pairs, batch in whole_patches(job.validation, batch_size=8, multiple=1):
+        for one, translate in zip(scores.values(), (counterstain, regression), strict=True):
+            one.add(translate(batch.he.numpy()), batch.ihc.numpy(), [pair.group or pair.name for pair in pairs])
+    return scores
+
+
+def _line(scores: ValidationScores) -> str:
+    figures = scores.figures()
+    low, high = scores.interval("stain_r_blocks")
+    return (
+        f"PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}, stain R {figures['stain_r']:.3f} per pixel, "
+        f"{figures['stain_r_blocks']:.3f} in blocks ({low:.2f} to {high:.2f}), variance ratio "
+        f"{figures['variance_ratio']:.2f}, checkerboard {figures['checkerboard_2']:.1f} and "
+        f"{figures['checkerboard_4']:.1f}"
+    )
+
+
+def _difference(scores: Mapping[str, ValidationScores], one: str, other: str) -> Row:
+    of_one, of_other = scores[one].figures(), scores[other].figures()
+    parts = [f"{name} {of_one[name] - of_other[name]:+.3f}" for name in ("psnr", "ssim")]
+    for name in ("stain_r", "stain_r_blocks"):
+        low, high = difference_interval(scores[one], scores[other], name)
+        parts.append(f"{name} {of_one[name] - of_other[name]:+.3f} ({low:+.3f} to {high:+.3f})")
+    return Row(f"{one} less {other}", "reported", ", ".join(parts), None)

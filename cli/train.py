@@ -116,8 +116,8 @@ def _run(
 
 def _describe_data(job: TrainingJob) -> str:
     counts = job.data.counts()
-    roles = [f"{role}: {counts[role]['pairs']} pairs" + (f" in {counts[role]['groups']} groups"
-             if counts[role]["groups"] else "") for role in ("train", "validation", "test")]  # fmt: skip
+    roles = [f"{role}: {of['pairs']} pairs" + (f" in {of['groups']} groups" if of["groups"] else "")
+             for role, of in counts.items()]  # fmt: skip
     grouped = f", grouped by {job.data.grouped_by}" if job.data.grouped_by else ""
     return f"data: {job.data.layout}, patches of {job.sizes}{grouped}; " + "; ".join(roles)
 

@@ -34,10 +34,11 @@ class Best:
 
 @dataclasses.dataclass(slots=True)
 class Position:
-    """How far a run is: steps done, and the best epoch so far."""
+    """How far a run is: steps done, the best epoch so far, and the time spent, all its parts together."""
 
     step: int = 0
     best: Best | None = None
+    seconds: float = 0.0
 
 
 def save_state(
@@ -61,6 +62,7 @@ def save_state(
         "options": dataclasses.asdict(options),
         "data": fingerprint,
         "step": position.step,
+        "seconds": position.seconds,
         "best": dataclasses.asdict(position.best) if position.best else None,
         "generator": generator,
         "discriminator": networks.discriminator_module.state_dict(),
@@ -99,7 +101,7 @@ def load_state(path: Path, networks: Networks, fabric: Fabric, options: TrainOpt
         networks.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
         fabric.strategy.precision.load_state_dict(state["precision"])
         best = Best(**state["best"]) if state["best"] else None
-        return Position(int(state["step"]), best)
+        return Position(int(state["step"]), best, float(state["seconds"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
 

@@ -71,6 +71,7 @@ def finish(
     scores = _figures(job, fabric, module, views)
     summary: dict[str, Any] = {
         "steps": position.step,
+        "seconds": position.seconds,
         "best": dataclasses.asdict(position.best) if position.best else None,
         "validation": scores["whole"],
         "running_statistics": _figures(job, fabric, running, WHOLE)["whole"],

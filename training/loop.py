@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ def fit(job: TrainingJob, fabric: Fabric, folder: RunFolder, *, resume: bool, pr
         last_step=job.steps,
         workers=count_workers(options),
     )
+    began = time.monotonic() - position.seconds
     with ExitStack() as stack:
         record = stack.enter_context(_record(job, folder, position)) if fabric.is_global_zero else None
         log = LossLog(options, job.steps_per_epoch, job.steps, record, progress, lambda x: _mean(fabric, x))
@@ -78,6 +80,7 @@ def fit(job: TrainingJob, fabric: Fabric, folder: RunFolder, *, resume: bool, pr
                 if ends_epoch and is_validated(epoch, options.epochs, options.validate_every):
                     progress(Progress(f"validating epoch {epoch + 1}"))
                     position.best = _validate(job, fabric, networks, folder, record, position, epoch + 1)
+                position.seconds = time.monotonic() - began
                 save_state(folder.last, networks, fabric, position, options, fingerprint)
             fabric.barrier()
             log.restart_clock()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,6 @@ def train(
     fabric = start_fabric(job.options)
     if fabric.is_global_zero and not resume:
         folder.begin(job.options, describe_data(job))
-    started = time.monotonic()
     try:
         position = fit(job, fabric, folder, resume=resume, progress=progress)
         if not fabric.is_global_zero:
@@ -69,7 +67,6 @@ def train(
             raise
         raise DeviceMemoryError("out of memory while training; lower --batch-size, --crop-size or --ngf (wsi2ihc train "
                                 "--dry-run estimates what is needed)") from error  # fmt: skip
-    summary["seconds"] = time.monotonic() - started
     _draw(folder)
     return summary
 

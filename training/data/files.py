@@ -7,7 +7,7 @@ import os
 from collections.abc import Container
 from pathlib import Path
 
-from ...errors import DatasetError
+from wsi2ihc.errors import DatasetError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 

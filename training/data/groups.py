@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ...errors import DatasetError, OptionError
+from wsi2ihc.errors import DatasetError, OptionError
+
 from .files import is_image, read_csv
 from .records import Pair, PairedData, Role
 from .table import role_in_table

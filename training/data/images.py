@@ -14,9 +14,10 @@ import imagecodecs
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from ...arrays import RGBImage
-from ...errors import DatasetError, OptionError
-from ...geometry import Size
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.geometry import Size
+
 from .records import Pair
 
 _THREADS = 8

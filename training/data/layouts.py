@@ -22,7 +22,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from ...errors import DatasetError, OptionError
+from wsi2ihc.errors import DatasetError, OptionError
+
 from .files import folders_in, images_in
 from .records import ROLE_NAMES, Pair, PairedData, Role
 from .table import TABLE_NAME, read_table, with_statement

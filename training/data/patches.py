@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...arrays import RGBImage
-from ...errors import DatasetError, TrainingError
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.errors import DatasetError, TrainingError
+
 from .images import read_pair
 from .records import Pair
 

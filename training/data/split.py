@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...errors import DatasetError, OptionError
+from wsi2ihc.errors import DatasetError, OptionError
+
 from .groups import assign_groups
 from .layouts import Order, find_pairs
 from .records import ROLES, Pair, PairedData, Role

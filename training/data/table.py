@@ -8,7 +8,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...errors import DatasetError
+from wsi2ihc.errors import DatasetError
+
 from .files import read_csv
 from .records import ROLE_NAMES, Pair, PairedData, Role
 
