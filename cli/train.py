@@ -116,8 +116,11 @@ def _run(
 
 def _describe_data(job: TrainingJob) -> str:
     counts = job.data.counts()
-    roles = [f"{role}: {of['pairs']} pairs" + (f" in {of['groups']} groups" if of["groups"] else "")
-             for role, of in counts.items()]  # fmt: skip
+    roles = []
+    for role, of in counts.items():
+        groups = f" in {of['groups']} groups" if of["groups"] else ""
+        levels = ", ".join(f"{level}: {number}" for level, number in of.get("her2", {}).items())
+        roles.append(f"{role}: {of['pairs']} pairs{groups}" + (f" (HER2 {levels})" if levels else ""))
     grouped = f", grouped by {job.data.grouped_by}" if job.data.grouped_by else ""
     return f"data: {job.data.layout}, patches of {job.sizes}{grouped}; " + "; ".join(roles)
 
@@ -126,16 +129,18 @@ def _describe(job: TrainingJob, outlook: TrainingForecast) -> str:
     """The configuration as a file would have it, then what follows from it."""
     fewer = len(job.validation) < len(job.data.of("validation"))
     validated = f"on {len(job.validation)}" if fewer else "on all"
+    gigabytes = [f"{size / 1e9:.1f} GB" for size in (
+        outlook.memory_bytes, outlook.weights_bytes, outlook.activations_bytes)]  # fmt: skip
     return "\n".join([
         config_text(job.options).rstrip(),
         "",
-        _describe_data(job) + f" (validated {validated}; test is never read)",
+        f"{_describe_data(job)} (validated {validated}; test is never read)",
         f"model: {job.options.network_name} of width {job.spec.width}, {outlook.generator_parameters:,} parameters; "
         f"discriminator {outlook.discriminator_parameters:,}; {job.spec.stain} at {job.spec.mpp:g} µm/px",
         f"steps: {job.steps_per_epoch} an epoch, {job.steps} in all",
-        f"memory: about {outlook.memory_bytes / 1e9:.1f} GB in each of {outlook.processes} process(es) on "
-        f"{outlook.device} in {outlook.precision}: {outlook.weights_bytes / 1e9:.1f} GB of weights, gradients and Adam's "
-        f"averages, {outlook.activations_bytes / 1e9:.1f} GB of what layers keep; libraries come on top",
+        f"memory: about {gigabytes[0]} in each of {outlook.processes} process(es) on {outlook.device} in "
+        f"{outlook.precision}: {gigabytes[1]} of weights, gradients and Adam's averages, {gigabytes[2]} of what layers "
+        "keep for the gradients; libraries come on top",
     ])  # fmt: skip
 
 

@@ -6,12 +6,14 @@ one of these is at work, else by Fabric, which starts the program again for each
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from wsi2ihc.errors import DeviceError, OptionError
 from wsi2ihc.generator.device import choose_precision, parse_devices
@@ -123,5 +125,8 @@ def _strategy(processes: Processes) -> str | Strategy:
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     # Buffers are the same everywhere with SyncBatchNorm; and a broadcast between the discriminator's two passes would
-    # change in place what the first one's gradient needs.
-    return DDPStrategy(broadcast_buffers=False)
+    # change in place what the first one's gradient needs. (torch 2.13 has another name for it.)
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    without_broadcast: dict[str, Any] = {name: False}
+    return DDPStrategy(**without_broadcast)
