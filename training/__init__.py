@@ -5,7 +5,7 @@
 >>> train(job, "runs/first")  # doctest: +SKIP
 
 The way of a batch: `data` finds, splits, decodes and crops pairs; `loop` asks for one batch per step; `step` runs both
-networks on it with the `losses` of the `options`; `log` and `records` write down what came of it; `validation` and
+networks on it with the `losses` of the `options`; `log` and `history` write down what came of it; `validation` and
 `metrics` tell how good the generator is; `checkpoints` keep the state; `finishing` makes the model file.
 """
 

@@ -16,7 +16,7 @@ from wsi2ihc.errors import TrainingError
 
 from .files import write_whole
 from .metrics import FIGURES
-from .records import NOT_LOSSES, STEP_KEYS, VALIDATION_KEYS, Columns, read_steps, read_validation
+from .history import NOT_LOSSES, STEP_KEYS, VALIDATION_KEYS, Columns, read_steps, read_validation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from wsi2ihc.errors import TrainingError
 from wsi2ihc.progress import Progress, ProgressCallback
 
 from .options import TrainOptions
-from .records import RunRecord
+from .history import RunRecord
 from .schedule import rate_factor
 from .step import LOSSES
 

@@ -19,7 +19,7 @@ from .log import STEP_COLUMNS, LossLog
 from .machine import count_workers
 from .metrics import FIGURES, is_better
 from .pictures import picture_grid
-from .records import RunRecord
+from .history import RunRecord
 from .runs import RunFolder
 from .schedule import is_validated, rate_factor, step_seed
 from .step import Networks, build_networks, training_step

@@ -19,7 +19,7 @@ class RunFolder:
 
     config.toml       the resolved configuration
     data.json         the patches found, with their roles and groups
-    steps.csv, validation.csv, pictures/, tensorboard/    written as it goes (`records`)
+    steps.csv, validation.csv, pictures/, tensorboard/    written as it goes (`history`)
     checkpoints/      last.pt to resume from, best.pt the best epoch's generator
     curves.png        of all losses and metrics
     model.safetensors the generator for ``translate --model``

@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsi2ihc.cli.curves import command
 from wsi2ihc.errors import OutputError, OutputExistsError, TrainingError
-from wsi2ihc.training.records import RunRecord
+from wsi2ihc.training.history import RunRecord
 
 pytest.importorskip("matplotlib")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from wsi2ihc.errors import OutputError, TrainingError
 from wsi2ihc.training import curves
 from wsi2ihc.training.curves import draw_curves, read_runs, running_mean
-from wsi2ihc.training.records import RunRecord
+from wsi2ihc.training.history import RunRecord
 
 pytest.importorskip("matplotlib")
 

@@ -28,7 +28,7 @@ from wsi2ihc.training import checkpoints, loop, trainer
 from wsi2ihc.training.checkpoints import read_state
 from wsi2ihc.training.job import prepare
 from wsi2ihc.training.options import TrainOptions, config_text, flag, read_config
-from wsi2ihc.training.records import read_steps, read_validation
+from wsi2ihc.training.history import read_steps, read_validation
 from wsi2ihc.training.trainer import train
 
 

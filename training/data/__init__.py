@@ -8,7 +8,7 @@ from .files import IMAGE_SUFFIXES
 from .groups import assign_groups
 from .images import PatchSizes, check_images, read_pair
 from .layouts import LAYOUTS, Order, find_pairs
-from .records import ROLES, Pair, PairedData, Role
+from .pairs import ROLES, Pair, PairedData, Role
 from .split import assign_roles, load_data
 
 __all__ = [

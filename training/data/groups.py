@@ -10,7 +10,7 @@ from pathlib import Path
 from wsi2ihc.errors import DatasetError, OptionError
 
 from .files import is_image, read_csv
-from .records import Pair, PairedData, Role
+from .pairs import Pair, PairedData, Role
 from .table import role_in_table
 
 _KEY_COLUMNS = ("name", "patch", "region", "slide", "patient")

@@ -18,7 +18,7 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError, OptionError
 from wsi2ihc.geometry import Size
 
-from .records import Pair
+from .pairs import Pair
 
 _THREADS = 8
 """That look at headers: they mostly wait for the disk, or for the network behind it."""

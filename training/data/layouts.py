@@ -25,7 +25,7 @@ from typing import Literal
 from wsi2ihc.errors import DatasetError, OptionError
 
 from .files import folders_in, images_in
-from .records import ROLE_NAMES, Pair, PairedData, Role
+from .pairs import ROLE_NAMES, Pair, PairedData, Role
 from .table import TABLE_NAME, read_table, with_statement
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError, TrainingError
 
 from .images import read_pair
-from .records import Pair
+from .pairs import Pair
 
 Augmentation = Literal["none", "hflip", "dihedral"]
 """Of crops: none; mirrored left to right or not (the study's); or one of all eight flips and right-angled turns."""

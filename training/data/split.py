@@ -13,7 +13,7 @@ from wsi2ihc.errors import DatasetError, OptionError
 
 from .groups import assign_groups
 from .layouts import Order, find_pairs
-from .records import ROLES, Pair, PairedData, Role
+from .pairs import ROLES, Pair, PairedData, Role
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from wsi2ihc.errors import DatasetError
 
 from .files import read_csv
-from .records import ROLE_NAMES, Pair, PairedData, Role
+from .pairs import ROLE_NAMES, Pair, PairedData, Role
 
 TABLE_NAME = "pairs.csv"
 STATEMENT_NAME = "dataset.json"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import OutputError, TrainingError
-from wsi2ihc.training.records import RunRecord, read_steps, read_validation
+from wsi2ihc.training.history import RunRecord, read_steps, read_validation
 
 LOSSES = ("generator", "l1")
 SCORES = ("psnr",)
@@ -119,7 +119,7 @@ def test_a_torn_last_line_is_left_out_and_then_dropped(tmp_path: Path, torn: str
 
 def test_a_kill_loses_no_row_that_was_given(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from wsi2ihc.training.records import RunRecord\n"
+        "import os, signal, sys; from pathlib import Path; from wsi2ihc.training.history import RunRecord\n"
         "record = RunRecord(Path(sys.argv[1]), 0, 0, False, step_names=['a'], validation_names=['b'])\n"
         "for step in range(1, 8): record.step(step, 1, {'a': step / 7})\n"
         "record.validation(1, 7, {'b': 0.5})\n"
