@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -62,56 +63,92 @@ def command(
     OUT/model.safetensors is what `wsi2ihc translate --model` takes. Of what sets an option, the first in this list
     wins: the command line, --config, --preset, --recipe, the default. Research use only, not for diagnosis.
     """
-    from wsi2ihc.training.trainer import is_first_process
+    from wsi2ihc.training.machine import is_first_process
 
     quiet = quiet or not is_first_process()
     set_up_logging(verbose, quiet)
     given = {name: value for name, value in choices.items() if value is not None}
-    if out is None and not dry_run:
-        raise click.UsageError("name a folder for the run with --out")
-    options = _options(given, out, config, preset, resume)
-    _run(data, out, options, resume=resume, dry_run=dry_run, json=json, quiet=quiet)
+    if dry_run:
+        _show(data, _options(given, None, config, preset), json=json, quiet=quiet)
+    elif out is None:
+        raise click.UsageError("name a folder for the run with --out, or look at what would be done with --dry-run")
+    else:
+        _run(data, out, _options(given, out if resume else None, config, preset), resume=resume, json=json, quiet=quiet)
 
 
-def _options(
-    given: dict[str, Any], out: Path | None, config: Path | None, preset: str | None, resume: bool
-) -> TrainOptions:
+def _options(given: dict[str, Any], resumed: Path | None, config: Path | None, preset: str | None) -> TrainOptions:
     """As given; a run that is resumed keeps its own configuration, but for what is given now."""
-    if resume and out is not None and config is None and preset is None:
-        config = out / "config.toml"
+    if resumed is not None:
+        from wsi2ihc.training.runs import RunFolder
+
+        folder = RunFolder(resumed)
+        folder.check_resumable()
+        if config is None and preset is None:
+            config = folder.config
     return resolve_options(given, config=config, preset=preset)
 
 
-def _run(
-    data: Path, out: Path | None, options: TrainOptions, *, resume: bool, dry_run: bool, json: bool, quiet: bool
-) -> None:
+def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None:
+    """The dry run: everything is looked at, every patch decoded, and nothing written."""
+    from wsi2ihc.training.data import decode_pairs
     from wsi2ihc.training.forecast import forecast
     from wsi2ihc.training.job import describe_data, prepare
-    from wsi2ihc.training.trainer import train
 
     bar = ProgressBar(quiet)
     try:
-        bar(Progress("looking at the patches"))
         job = prepare(data, options)
+        outlook = forecast(job)
+        found = decode_pairs(
+            job.data.pairs, lambda done, of: bar(Progress("decoding every patch", done, of, unit="patch"))
+        )
+    finally:
         bar.close()
-        if dry_run or out is None:
-            outlook = forecast(job)
-            facts = {
-                "options": dataclasses.asdict(job.options),
-                "data": describe_data(job),
-                "forecast": dataclasses.asdict(outlook),
-            }
-            echo_json(facts) if json else click.echo(_describe(job, outlook))
-            return
-        if not quiet:
-            click.echo(_describe_data(job), err=True)
+    facts = {"options": dataclasses.asdict(job.options), "data": describe_data(job), "notes": [*job.notes, *found],
+             "forecast": dataclasses.asdict(outlook)}  # fmt: skip
+    echo_json(facts) if json else click.echo(_describe(job, outlook, found))
+
+
+def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bool, quiet: bool) -> None:
+    from wsi2ihc.training.forecast import forecast
+    from wsi2ihc.training.job import prepare
+    from wsi2ihc.training.runs import RunFolder
+    from wsi2ihc.training.trainer import train
+
+    folder, bar = RunFolder(out), ProgressBar(quiet)
+    if not resume:
+        folder.check_new()
+    job = prepare(data, options)
+    if not quiet:
+        click.echo(_describe_data(job), err=True)
+        if warning := _too_large(forecast(job)):
+            click.echo(f"WARNING: {warning}", err=True)
+    try:
         summary = train(job, out, resume=resume, progress=bar)
+    except (KeyboardInterrupt, SystemExit):
+        bar.close()
+        if not quiet and folder.last.exists():
+            click.echo(f"Stopped. Go on from the last checkpoint: wsi2ihc train {data} --out {out} --resume", err=True)
+        raise
     finally:
         bar.close()
     if json and summary:
         echo_json(summary)
     elif summary and not quiet:
         click.echo(_summary(out, summary))
+
+
+def _too_large(outlook: TrainingForecast) -> str:
+    """Whether the run will hardly fit into memory; "" if it will, or if nobody can tell."""
+    if outlook.available_bytes is None or outlook.memory_bytes <= outlook.available_bytes:
+        return ""
+    needed, free = _gigabytes(outlook.memory_bytes), _gigabytes(outlook.available_bytes)
+    return (
+        f"this takes about {needed} on {outlook.device}, where {free} is free; lower --batch-size, --crop-size or --ngf"
+    )
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"
 
 
 def _describe_data(job: TrainingJob) -> str:
@@ -125,26 +162,27 @@ def _describe_data(job: TrainingJob) -> str:
     return f"data: {job.data.layout}, patches of {job.sizes}{grouped}; " + "; ".join(roles)
 
 
-def _describe(job: TrainingJob, outlook: TrainingForecast) -> str:
+def _describe(job: TrainingJob, outlook: TrainingForecast, found: Sequence[str]) -> str:
     """The configuration as a file would have it, then what follows from it."""
     fewer = len(job.validation) < len(job.data.of("validation"))
     validated = f"on {len(job.validation)}" if fewer else "on all"
-    gigabytes = [f"{size / 1e9:.1f} GB" for size in (
-        outlook.memory_bytes, outlook.weights_bytes, outlook.activations_bytes)]  # fmt: skip
-    return "\n".join([
+    lines = [
         config_text(job.options).rstrip(),
         "",
-        f"{_describe_data(job)} (validated {validated}; test is never read)",
+        f"{_describe_data(job)} (validated {validated}; test is never read; all others were decoded)",
+        *(f"note: {note}" for note in found),
         f"model: {job.options.network_name} of width {job.spec.width}, {outlook.generator_parameters:,} parameters; "
         f"discriminator {outlook.discriminator_parameters:,}; {job.spec.stain} at {job.spec.mpp:g} µm/px",
         f"steps: {job.steps_per_epoch} an epoch, {job.steps} in all",
-        f"memory: about {gigabytes[0]} in each of {outlook.processes} process(es) on {outlook.device} in "
-        f"{outlook.precision}: {gigabytes[1]} of weights, gradients and Adam's averages, {gigabytes[2]} of what layers "
-        "keep for the gradients; libraries come on top",
-    ])  # fmt: skip
+        f"memory: about {_gigabytes(outlook.memory_bytes)} in each of {outlook.processes} process(es) on "
+        f"{outlook.device} in {outlook.precision}: {_gigabytes(outlook.weights_bytes)} of weights, gradients and "
+        f"Adam's averages, {_gigabytes(outlook.activations_bytes)} kept for the gradients; libraries come on top",
+    ]
+    warning = _too_large(outlook)
+    return "\n".join([*lines, f"WARNING: {warning}"] if warning else lines)
 
 
-def _summary(out: Path | None, summary: dict[str, Any]) -> str:
+def _summary(out: Path, summary: dict[str, Any]) -> str:
     figures, best = summary["validation"], summary["best"]
     chosen = f"epoch {best['epoch']}, the best by {best['by']}" if best else "the last epoch"
     rows = [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wsi2ihc.errors import OutputError, TrainingError
 from wsi2ihc.pyramid import published
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .step import Networks
 
 FORMAT = "wsi2ihc training state 1"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,13 +53,9 @@ def save_state(
 
     Raises
     ------
-    TrainingError
-        If a weight is not finite; the file that was there stays.
     OutputError
         If it cannot be written; the file that was there stays.
     """
-    generator = networks.generator_module.state_dict()
-    _check_finite(generator, position.step)
     state = {
         "format": FORMAT,
         "options": dataclasses.asdict(options),
@@ -64,11 +63,13 @@ def save_state(
         "step": position.step,
         "seconds": position.seconds,
         "best": dataclasses.asdict(position.best) if position.best else None,
-        "generator": generator,
+        "precision": str(fabric.strategy.precision.precision),
+        "processes": fabric.world_size,
+        "generator": networks.generator_module.state_dict(),
         "discriminator": networks.discriminator_module.state_dict(),
         "generator_optimiser": networks.generator_optimiser.state_dict(),
         "discriminator_optimiser": networks.discriminator_optimiser.state_dict(),
-        "precision": fabric.strategy.precision.state_dict(),  # the loss scale of fp16
+        "loss_scale": fabric.strategy.precision.state_dict(),  # of fp16
     }
     _write(state, path)
 
@@ -94,12 +95,13 @@ def load_state(path: Path, networks: Networks, fabric: Fabric, options: TrainOpt
     """
     state = read_state(path)
     check_same_run(state, options, fingerprint, path)
+    _check_same_arithmetic(state, fabric, path)
     try:
         networks.generator_module.load_state_dict(state["generator"])
         networks.discriminator_module.load_state_dict(state["discriminator"])
         networks.generator_optimiser.load_state_dict(state["generator_optimiser"])
         networks.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
-        fabric.strategy.precision.load_state_dict(state["precision"])
+        fabric.strategy.precision.load_state_dict(state["loss_scale"])
         best = Best(**state["best"]) if state["best"] else None
         return Position(int(state["step"]), best, float(state["seconds"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -168,13 +170,36 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
                           "free some space, then go on with --resume") from error  # fmt: skip
 
 
-def _check_finite(state: Mapping[str, Tensor], step: int) -> None:
-    for name, value in state.items():
-        if not bool(torch.isfinite(value).all()):
-            raise TrainingError(f"the generator's weights are not finite after step {step} ({name}); the last good "
-                                "checkpoint is kept; lower --learning-rate, or use --precision fp32")  # fmt: skip
+def check_finite(networks: Networks, step: int) -> None:
+    """Refuse to go on with, to score or to save networks whose training has failed.
+
+    Raises
+    ------
+    TrainingError
+        Naming the step, and a weight that is not finite.
+    """
+    for kind, module in (
+        ("generator", networks.generator_module),
+        ("discriminator", networks.discriminator_module),
+    ):
+        for name, value in module.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise TrainingError(f"the {kind}'s weights are not finite after step {step} ({name}); the last good "
+                                    "checkpoint is kept; lower --learning-rate, or use --precision fp32")  # fmt: skip
+
+
+def _check_same_arithmetic(state: Mapping[str, Any], fabric: Fabric, path: Path) -> None:
+    """What "auto" stood for, and how many processes share a batch, are part of what is computed."""
+    precision = str(fabric.strategy.precision.precision)
+    begun, run = state.get("precision"), path.parent.parent
+    if begun != precision:
+        raise TrainingError(f"the run in {run} was begun in {begun}, and would go on in {precision}; say --precision "
+                            "fp32, bf16 or fp16 as it was begun")  # fmt: skip
+    if state.get("processes") != fabric.world_size:
+        _log.warning("the run was begun by %s processes and goes on with %d: dropout, and batch norm on CPUs, will not "
+                     "be what they would have been", state.get("processes"), fabric.world_size)  # fmt: skip
 
 
 def _damaged(path: Path, error: Exception) -> TrainingError:
-    return TrainingError(f"the checkpoint {path} is damaged ({type(error).__name__}: "
-                         f"{' '.join(str(error).split())!s:.100})")  # fmt: skip
+    return TrainingError(f"the checkpoint {path} is damaged ({type(error).__name__}); put a copy of it in its place, "
+                         "or begin another run")  # fmt: skip

@@ -37,8 +37,9 @@ from .validation import WHOLE, View, border, interior, validate
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+STATISTICS_CROPS = 256
 STATISTICS_PX = 1 << 24
-"""Pixels over which statistics are re-estimated: 256 crops of 256 px. They are held at once, in 200 MB."""
+"""Over how many crops, and pixels at most, statistics are re-estimated. They are held at once, in 200 MB."""
 
 SMALLEST_INTERIOR_PX = 64
 """An interior smaller than this says nothing: it is one block of the stain correlation."""
@@ -64,20 +65,21 @@ def finish(
         If a file cannot be written.
     """
     progress(Progress("re-estimating the statistics"))
-    running = _chosen_generator(job, folder, position.best).to(fabric.device).eval()
-    module = _with_estimated_statistics(running, job) if job.spec.norm == "batch" else running
-    views: Mapping[str, View] = {**WHOLE, **_border_views(job, module)}
+    running, best = _chosen_generator(job, folder, position.best)
+    running.to(fabric.device).eval()
+    is_frozen = job.spec.norm == "batch"
+    module = _with_estimated_statistics(running, job) if is_frozen else running
     progress(Progress("validating the model"))
-    scores = _figures(job, fabric, module, views)
+    figures = _figures(job, fabric, module, {**WHOLE, **_border_views(job, module)})
     summary: dict[str, Any] = {
         "steps": position.step,
         "seconds": position.seconds,
-        "best": dataclasses.asdict(position.best) if position.best else None,
-        "validation": scores["whole"],
-        "running_statistics": _figures(job, fabric, running, WHOLE)["whole"],
+        "best": dataclasses.asdict(best) if best else None,
+        "validation": figures["whole"],
+        "running_statistics": _figures(job, fabric, running, WHOLE)["whole"] if is_frozen else None,
         "training_mode": _figures(job, fabric, _in_training_mode(module, job), WHOLE)["whole"],
-        "interior": scores.get("interior"),
-        "border": scores.get("border"),
+        "interior": figures.get("interior"),
+        "border": figures.get("border"),
         "precision": str(fabric.strategy.precision.precision),
         "device": _device_name(fabric.device),
         "processes": fabric.world_size,
@@ -88,16 +90,18 @@ def finish(
     return summary
 
 
-def _chosen_generator(job: TrainingJob, folder: RunFolder, best: Best | None) -> nn.Module:
-    """The best epoch's generator; the last one's where no validation gave a figure (an image without any stain)."""
+def _chosen_generator(job: TrainingJob, folder: RunFolder, best: Best | None) -> tuple[nn.Module, Best | None]:
+    """The best epoch's generator, and which that is; the last one's where no validation gave a figure.
+
+    What the file of the best says counts: a run killed between its two files can have a newer one than its state knows.
+    """
     path = folder.best if best else folder.last
-    module = build_network(job.spec)
-    state = read_state(path)["generator"]
+    module, state = build_network(job.spec), read_state(path)
     try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
+        module.load_state_dict(state["generator"])
+        return module, Best(**state["best"]) if best else None
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"the checkpoint {path} is not of this run ({' '.join(str(error).split())!s:.120})") from error
-    return module
 
 
 def _with_estimated_statistics(module: nn.Module, job: TrainingJob) -> nn.Module:
@@ -115,7 +119,8 @@ def _with_estimated_statistics(module: nn.Module, job: TrainingJob) -> nn.Module
 
 
 def _statistics_steps(options: TrainOptions) -> int:
-    return max(2, STATISTICS_PX // (options.batch_size * options.crop_size**2))
+    crops = min(STATISTICS_CROPS, STATISTICS_PX // options.crop_size**2)
+    return max(2, crops // options.batch_size)
 
 
 def _in_training_mode(module: nn.Module, job: TrainingJob) -> nn.Module:
@@ -156,16 +161,18 @@ def _provenance(job: TrainingJob, summary: Mapping[str, Any]) -> dict[str, Any]:
     options, data = job.options, job.data
     configuration = dataclasses.asdict(options)
     if options.group_by and Path(options.group_by).suffix.lower() == ".csv":
-        configuration["group_by"] = Path(options.group_by).name  # folders may name people
+        configuration["group_by"] = Path(options.group_by).name  # its folders may name people
     crops = _statistics_steps(options) * options.batch_size
     return {
         "recipe": options.recipe,
         "data": {
-            "name": options.data_name or data.folder.resolve().name,
+            "name": job.data_name,
             "layout": data.layout,
             "licence": job.spec.licence,
             "grouped_by": data.grouped_by,
             "counts": data.counts(),
+            "trained_on": len(job.train),
+            "validated_on": len(job.validation),
             "fingerprint": data.fingerprint(),
         },
         "statistics": f"re-estimated over {crops} training crops" if job.spec.norm == "batch" else "of each image",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from wsi2ihc.generator.checkpoint import build_network
-from wsi2ihc.generator.device import choose_precision, parse_devices
+from wsi2ihc.generator.device import choose_precision, free_memory_bytes, parse_devices
 
 from .discriminator import PatchDiscriminator
 from .job import TrainingJob
@@ -28,6 +29,7 @@ class TrainingForecast:
     weights_bytes:      weights, gradients and Adam's averages
     activations_bytes:  what the layers keep for the gradients of one step, at its most
     memory_bytes:       both together; libraries and what layers use on their own come on top
+    available_bytes:    what the GPU, or the machine for all its processes, has free; None if unknown
     """
 
     generator_parameters: int
@@ -37,10 +39,8 @@ class TrainingForecast:
     precision: str
     weights_bytes: int
     activations_bytes: int
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.weights_bytes + self.activations_bytes
+    memory_bytes: int
+    available_bytes: int | None
 
 
 def forecast(job: TrainingJob) -> TrainingForecast:
@@ -68,15 +68,29 @@ def forecast(job: TrainingJob) -> TrainingForecast:
     of_generator, of_discriminator = (
         sum(one.numel() for one in module.parameters()) for module in (generator, discriminator)
     )
+    weights_bytes = 4 * _COPIES * (of_generator + of_discriminator)
+    activations_bytes = values * (4 if precision == "fp32" else 2)
     return TrainingForecast(
         generator_parameters=of_generator,
         discriminator_parameters=of_discriminator,
         processes=processes.total,
         device=str(device),
         precision=precision,
-        weights_bytes=4 * _COPIES * (of_generator + of_discriminator),
-        activations_bytes=values * (4 if precision == "fp32" else 2),
+        weights_bytes=weights_bytes,
+        activations_bytes=activations_bytes,
+        memory_bytes=weights_bytes + activations_bytes,
+        available_bytes=_available_bytes(device, processes.local),
     )
+
+
+def _available_bytes(device: torch.device, processes: int) -> int | None:
+    """For each process."""
+    if device.type == "cuda":
+        return free_memory_bytes(device)
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+    except (AttributeError, OSError, ValueError):  # not on this system
+        return None
 
 
 def saved_values(module: nn.Module, *inputs: Tensor) -> int:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi2ihc.errors import DatasetError
 from wsi2ihc.generator.spec import GeneratorSpec
 
-from .data import Pair, PairedData, PatchSizes, check_images, load_data
+from .data import Pair, PairedData, PatchSizes, check_images, find_pairs, load_data
 from .data.patches import steps_per_epoch
 from .options import ASSUMED_MPP, TrainOptions
 
@@ -42,6 +43,11 @@ class TrainingJob:
     notes: tuple[str, ...]
 
     @property
+    def data_name(self) -> str:
+        """Of the data set: as the user says, else its folder's."""
+        return self.options.data_name or self.data.folder.resolve().name
+
+    @property
     def steps(self) -> int:
         """Of the whole run."""
         return self.steps_per_epoch * self.options.epochs
@@ -56,22 +62,15 @@ def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
         If the data cannot be used: pairs without a partner, images of a wrong kind or size, no groups to split by, a
         batch larger than the data.
     """
-    data = load_data(
-        folder,
-        order=options.order,
-        group_by=options.group_by,
-        split_by_patch=options.split_by_patch,
-        validation_share=options.validation_share,
-        seed=options.seed,
-    )
+    data = _overfit_data(folder, options) if options.overfit else _split_data(folder, options)
     train, validation = data.of("train"), data.of("validation")
     if options.overfit:
-        train = validation = _sample(train, options.overfit, options.seed)
+        validation = train
         options = dataclasses.replace(
             options, augmentation="none", validation_patches=0, batch_size=min(options.batch_size, len(train))
         )
     checked = train if options.overfit else train + validation
-    sizes = check_images(checked, crop_px=options.crop_size, multiple=options.size_multiple)
+    sizes = check_images(checked, crop_px=options.crop_size)
     steps = steps_per_epoch(train, options.batch_size)
     if options.validation_patches:
         validation = _sample(validation, options.validation_patches, options.seed)
@@ -79,6 +78,26 @@ def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
     for note in notes:
         _log.warning(note)
     return TrainingJob(options, data, train, validation, sizes, spec, steps, notes)
+
+
+def _split_data(folder: Path, options: TrainOptions) -> PairedData:
+    return load_data(
+        folder,
+        order=options.order,
+        group_by=options.group_by,
+        split_by_patch=options.split_by_patch,
+        validation_share=options.validation_share,
+        seed=options.seed,
+    )
+
+
+def _overfit_data(folder: Path, options: TrainOptions) -> PairedData:
+    """A few pairs to train on and nothing else: they need no groups, since they are validated on as well."""
+    data = find_pairs(folder, order=options.order)
+    chosen = _sample(tuple(pair for pair in data.pairs if pair.role in ("train", None)), options.overfit, options.seed)
+    if not chosen:
+        raise DatasetError(f"{folder} holds no pair to train on")
+    return dataclasses.replace(data, pairs=tuple(dataclasses.replace(pair, role="train") for pair in chosen))
 
 
 def _sample(pairs: tuple[Pair, ...], count: int, seed: int) -> tuple[Pair, ...]:
@@ -90,6 +109,8 @@ def _sample(pairs: tuple[Pair, ...], count: int, seed: int) -> tuple[Pair, ...]:
 def _describe(data: PairedData, options: TrainOptions) -> tuple[GeneratorSpec, tuple[str, ...]]:
     """Resolution, stain and licence: as the user says, else as the data says, else assumed with a note."""
     notes = []
+    if options.overfit:
+        notes.append("--overfit: validated on the patches that are trained on; the figures say nothing of any others")
     mpp = options.mpp or data.mpp
     if mpp is None:
         mpp = ASSUMED_MPP
@@ -108,7 +129,7 @@ def describe_data(job: TrainingJob) -> dict[str, Any]:
     data = job.data
     pairs = [{"name": one.name, "role": one.role, "group": one.group, "her2": one.her2} for one in data.pairs]
     return {
-        "name": job.options.data_name or data.folder.resolve().name,
+        "name": job.data_name,
         "layout": data.layout,
         "grouped_by": data.grouped_by,
         "counts": data.counts(),

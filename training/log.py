@@ -14,7 +14,6 @@ from wsi2ihc.progress import Progress, ProgressCallback
 
 from .options import TrainOptions
 from .history import RunRecord
-from .schedule import rate_factor
 from .step import LOSSES
 
 STEP_COLUMNS = (*LOSSES, "learning_rate", "images_per_s")
@@ -42,18 +41,21 @@ class LossLog:
     progress: ProgressCallback
     mean: Callable[[Tensor], Tensor]
     _held: list[Tensor] = field(default_factory=list)
+    _step: int = 0
+    _rate: float = 0.0
     _since: float = field(default_factory=time.monotonic)
     _note: str = ""
 
-    def add(self, losses: Tensor, step: int) -> None:
-        """Take the losses (5) of a step; the first is step 1."""
+    def add(self, losses: Tensor, step: int, rate: float) -> None:
+        """Take the losses (5) of a step, of which the first is step 1, and the learning rate that it had."""
         self._held.append(losses)
+        self._step, self._rate = step, rate
         if len(self._held) >= self.options.log_every:
-            self.write(step)
+            self.write()
         self.progress(Progress("training", step, self.steps, "step", f"{self._epoch(step)}{self._note}"))
 
-    def write(self, step: int) -> None:
-        """Write a row of what is held, the last of which is of this step.
+    def write(self) -> None:
+        """Write a row of what is held.
 
         Raises
         ------
@@ -63,16 +65,15 @@ class LossLog:
         if not self._held:
             return
         values = self.mean(torch.stack(self._held)).cpu()
-        self._check_finite(values, step)
+        self._check_finite(values)
         means = dict(zip(LOSSES, values.double().mean(0).tolist(), strict=True))
-        seconds = time.monotonic() - self._since
-        rate = self.options.learning_rate * rate_factor((step - 1) // self.steps_per_epoch, self.options.epochs)
-        images_per_s = len(self._held) * self.options.batch_size / seconds
+        images_per_s = len(self._held) * self.options.batch_size / (time.monotonic() - self._since)
         self._note = "".join(f", {name} {value:.3g}" for name, value in means.items())
         self._note += f", {images_per_s:.3g} images/s"
         if self.record:
-            epoch = 1 + (step - 1) // self.steps_per_epoch
-            self.record.step(step, epoch, {**means, "learning_rate": rate, "images_per_s": images_per_s})
+            epoch = 1 + (self._step - 1) // self.steps_per_epoch
+            row = {**means, "learning_rate": self._rate, "images_per_s": images_per_s}
+            self.record.step(self._step, epoch, row)
         self._held.clear()
         self.restart_clock()
 
@@ -83,13 +84,13 @@ class LossLog:
     def _epoch(self, step: int) -> str:
         return f"epoch {1 + (step - 1) // self.steps_per_epoch} of {self.options.epochs}"
 
-    def _check_finite(self, values: Tensor, last_step: int) -> None:
+    def _check_finite(self, values: Tensor) -> None:
         # the variance of a single image is NaN by right, where it is only reported
         needed = [name != "variance" or self.options.variance_weight > 0 for name in LOSSES]
         bad = ~torch.isfinite(values) & torch.tensor(needed)
         if not bool(bad.any()):
             return
         row, column = (int(one) for one in bad.nonzero()[0])
-        step = last_step - len(self._held) + 1 + row
+        step = self._step - len(self._held) + 1 + row
         raise TrainingError(f"the {LOSSES[column]} loss is not finite at step {step} ({self._epoch(step)}); the last "
                             "good checkpoint is kept; lower --learning-rate, or use --precision fp32")  # fmt: skip

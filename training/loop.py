@@ -12,18 +12,18 @@ from torch import Tensor
 
 from wsi2ihc.progress import Progress, ProgressCallback
 
-from .checkpoints import Best, Position, load_state, save_best, save_state
+from .checkpoints import Best, Position, check_finite, load_state, save_best, save_state
 from .data.patches import training_batches
 from .job import TrainingJob
 from .log import STEP_COLUMNS, LossLog
-from .machine import count_workers
+from .machine import count_workers, in_first_process
 from .metrics import FIGURES, is_better
 from .pictures import picture_grid
 from .history import RunRecord
 from .runs import RunFolder
 from .schedule import is_validated, rate_factor, step_seed
 from .step import Networks, build_networks, training_step
-from .validation import evenly, validate
+from .validation import validate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -65,24 +65,28 @@ def fit(job: TrainingJob, fabric: Fabric, folder: RunFolder, *, resume: bool, pr
         log = LossLog(options, job.steps_per_epoch, job.steps, record, progress, lambda x: _mean(fabric, x))
         for batch in batches:
             epoch = position.step // job.steps_per_epoch
-            networks.set_learning_rate(options.learning_rate * rate_factor(epoch, options.epochs))
+            rate = options.learning_rate * rate_factor(epoch, options.epochs)
+            networks.set_learning_rate(rate)
             torch.manual_seed(step_seed(options.seed, position.step, fabric.global_rank))
             he, ihc = (part.to(fabric.device, non_blocking=True) for part in (batch.he, batch.ihc))
             losses = training_step(fabric, networks, he, ihc, options)
             position.step += 1
-            log.add(losses, position.step)
+            log.add(losses, position.step, rate)
 
             ends_epoch = position.step % job.steps_per_epoch == 0
             if not ends_epoch and position.step % options.checkpoint_every:
                 continue
-            log.write(position.step)
-            if record is not None:
+            log.write()
+            check_finite(networks, position.step)
+
+            def keep(ends_epoch: bool = ends_epoch, epoch: int = epoch) -> None:
                 if ends_epoch and is_validated(epoch, options.epochs, options.validate_every):
                     progress(Progress(f"validating epoch {epoch + 1}"))
-                    position.best = _validate(job, fabric, networks, folder, record, position, epoch + 1)
+                    _validate(job, fabric, networks, folder, record, position, epoch + 1)
                 position.seconds = time.monotonic() - began
                 save_state(folder.last, networks, fabric, position, options, fingerprint)
-            fabric.barrier()
+
+            in_first_process(fabric, keep)
             log.restart_clock()
     return position
 
@@ -105,30 +109,30 @@ def _mean(fabric: Fabric, values: Tensor) -> Tensor:
 
 
 def _validate(
-    job: TrainingJob, fabric: Fabric, networks: Networks, folder: RunFolder, record: RunRecord, position: Position,
-    epoch: int,
-) -> Best | None:  # fmt: skip
-    """Score the generator, keep the picture and, if it is the best so far, the weights; the best so far."""
+    job: TrainingJob, fabric: Fabric, networks: Networks, folder: RunFolder, record: RunRecord | None,
+    position: Position, epoch: int,
+) -> None:  # fmt: skip
+    """Score the generator, keep the picture and, if it is the best so far, the weights."""
+    assert record is not None  # the first process has one
     options, module = job.options, networks.generator_module
     module.eval()
-    scores, triples = validate(
+    scores, shown = validate(
         module,
         job.validation,
         fabric.device,
         batch_size=options.batch_size,
         multiple=options.size_multiple,
+        workers=count_workers(options),
         pictures=options.pictures,
         autocast=fabric.autocast,
     )
     module.train()
     figures = scores["whole"].figures()
     record.validation(epoch, position.step, figures)
-    if triples:
-        record.picture(
-            epoch, picture_grid(triples, captions=[pair.name for pair in evenly(job.validation, len(triples))])
-        )
+    if shown:
+        grid = picture_grid([images for _, images in shown], captions=[pair.name for pair, _ in shown])
+        record.picture(epoch, grid)
     best = Best(epoch, options.best_by, figures[options.best_by])
-    if not is_better(options.best_by, best.value, position.best.value if position.best else math.nan):
-        return position.best
-    save_best(folder.best, module, best)
-    return best
+    if is_better(options.best_by, best.value, position.best.value if position.best else math.nan):
+        save_best(folder.best, module, best)
+        position.best = best

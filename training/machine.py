@@ -6,9 +6,11 @@ one of these is at work, else by Fabric, which starts the program again for each
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,29 +45,47 @@ class Processes:
         return self.local * self.nodes
 
 
+def launched_processes() -> Processes | None:
+    """The processes that torchrun or SLURM's srun has started, by the tests that Fabric itself makes; None: neither."""
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if TorchElasticEnvironment.detect():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return Processes(local, int(os.environ["WORLD_SIZE"]) // local)
+    if SLURMEnvironment.detect():
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return Processes(int(os.environ["SLURM_NTASKS"]) // nodes, nodes)
+    return None
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or will be the first. Quick: for what is to be said once."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return os.environ.get("RANK", "0") == "0"
+    if "SLURM_NTASKS" in os.environ and "LOCAL_RANK" not in os.environ:
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    return os.environ.get("NODE_RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def count_processes(options: TrainOptions) -> Processes:
     """How many processes will train: what the launcher says, else what the options say.
 
     Raises
     ------
     OptionError
-        If the images of a step cannot be shared out equally.
+        If the images of a step cannot be shared out equally, or lightning-fabric is not installed.
     DeviceError
         If there is no such device.
     """
-    environment = os.environ
     devices = parse_devices(options.device)
-    if "TORCHELASTIC_RUN_ID" in environment:
-        local = int(environment["LOCAL_WORLD_SIZE"])
-        processes = Processes(local, int(environment["WORLD_SIZE"]) // local)
-    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        nodes = int(environment.get("SLURM_NNODES", "1"))
-        processes = Processes(int(environment["SLURM_NTASKS"]) // nodes, nodes)
-    else:
-        local = options.processes if devices[0].type == "cpu" else len(devices)
-        processes = Processes(local, options.nodes)
     if options.processes > 1 and devices[0].type != "cpu":
         raise OptionError("--processes is for the CPU; on GPUs name the devices, as in --device cuda:0,1")
+    with _fabric_needed():
+        processes = launched_processes()
+    if processes is None:
+        local = options.processes if devices[0].type == "cpu" else len(devices)
+        processes = Processes(local, options.nodes)
     if options.batch_size % processes.total:
         raise OptionError(f"--batch-size {options.batch_size} is the number of images over all processes together, and "
                           f"cannot be shared out equally among {processes.total}")  # fmt: skip
@@ -77,24 +97,22 @@ def start_fabric(options: TrainOptions) -> Fabric:
 
     Raises
     ------
-    OptionError
-        If lightning-fabric is not installed, or as `count_processes`.
     DeviceError
-        If there is no such device, or it cannot work in this precision.
+        If there is no such device, it cannot work in this precision, or the processes do not find each other.
+    OptionError
+        As `count_processes`.
     """
-    try:
-        from lightning_fabric import Fabric
-    except ImportError as error:
-        raise OptionError("training needs lightning-fabric: pip install 'wsi2ihc[train]'") from error
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     processes = count_processes(options)
+    from lightning_fabric import Fabric
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     devices = parse_devices(options.device)
     kind = devices[0].type
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or processes.local != len(devices)
+    counted = kind == "cpu" or launched_processes() is not None
     try:
         fabric = Fabric(
             accelerator=kind,
-            devices=processes.local if kind == "cpu" or launched else [one.index or 0 for one in devices],
+            devices=processes.local if counted else [one.index or 0 for one in devices],
             num_nodes=processes.nodes,
             strategy=_strategy(processes),
             precision=_FABRIC_PRECISIONS[choose_precision(options.precision, devices[0])],
@@ -104,9 +122,45 @@ def start_fabric(options: TrainOptions) -> Fabric:
         raise DeviceError(
             f"the training processes cannot be started ({' '.join(str(error).split())!s:.200})"
         ) from error
+    if fabric.world_size != processes.total:
+        raise DeviceError(f"{fabric.world_size} training processes were started instead of {processes.total}; start "
+                          "them by torchrun, or by srun with one task each")  # fmt: skip
     if kind == "cpu" and processes.local > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes.local))
+        torch.set_num_threads(max(1, _cores() // processes.local))
     return fabric
+
+
+def in_first_process(fabric: Fabric, work: Callable[[], object]) -> None:
+    """Do something in the first process only, while the others wait; if it fails there, all processes end.
+
+    Waiting at a barrier instead, the others would hold their GPUs until it times out.
+    """
+    failure: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            work()
+        except Exception as error:
+            failure = error
+    failed = fabric.broadcast(failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:  # the first process says why
+        raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _fabric_needed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise OptionError("training needs lightning-fabric: pip install 'wsi2ihc[train]'") from error
+
+
+def _cores() -> int:
+    """Cores that this process may use: fewer than there are in containers and under SLURM."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def count_workers(options: TrainOptions) -> int:
@@ -116,7 +170,7 @@ def count_workers(options: TrainOptions) -> int:
     """
     if options.workers >= 0:
         return options.workers
-    return max(1, min(8, (os.cpu_count() or 1) // (4 * count_processes(options).local)))
+    return max(1, min(8, _cores() // (4 * count_processes(options).local)))
 
 
 def _strategy(processes: Processes) -> str | Strategy:

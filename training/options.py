@@ -3,12 +3,14 @@
 
 A configuration is flat. Its fields are those of the command line, and the keys of its TOML file. What is not said
 comes from the recipe, and what the recipe does not say from the defaults here, which are the study's hyper-parameters
-(Rehmat et al. 2025, section 4; pyramid pix2pix: Liu et al. 2022).
+(Rehmat et al. 2025, section 4; pyramid pix2pix: Liu et al. 2022), but for one: crops are turned and mirrored in all
+eight ways, where the study flips them left to right (``augmentation = "hflip"``). Tissue has no upright.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -55,6 +57,17 @@ ASSUMED_MPP = 0.5
 DEFAULT_DEPTHS: Mapping[Architecture, int] = {"resnet": 9, "unet": 8}
 
 
+MINIMUM_CROP_PX = 32
+"""The discriminator halves three times and then loses 2 px: below this its answer is empty, or its batch norm has
+next to nothing to normalise."""
+
+_LEAST: Mapping[str, float] = {
+    "depth": 0, "ngf": 1, "ndf": 1, "l1_weight": 0, "octaves": 1, "variance_weight": 0, "epochs": 1, "batch_size": 1,
+    "seed": 0, "overfit": 0, "validate_every": 1, "validation_patches": 0, "checkpoint_every": 1, "log_every": 1,
+    "pictures": 0, "processes": 1, "nodes": 1, "workers": -1,
+}  # fmt: skip
+
+
 def _option(default: Any, text: str, *, affects_result: bool = True) -> Any:
     return field(default=default, metadata={"help": text, "affects_result": affects_result})
 
@@ -92,7 +105,9 @@ class TrainOptions:
     seed: int = _option(0, "Of everything drawn at random.")
     # data
     crop_size: int = _option(256, "Side of the random crops, in px.")
-    augmentation: Augmentation = _option("dihedral", "Flips and right angles, the study's horizontal flip, or none.")
+    augmentation: Augmentation = _option(
+        "dihedral", "Of crops: flips and right angles, the study's horizontal flip (hflip), or none."
+    )
     order: Order = _option("AB", "Of side by side images: AB has the H&E (the input) on the left.")
     group_by: str | None = _option(
         None, "What may not be split: a regular expression with one named group over the names, or a CSV."
@@ -103,13 +118,15 @@ class TrainOptions:
     # what the model says of itself
     mpp: float | None = _option(None, "µm per px of the patches, where the data does not say.")
     stain: str | None = _option(None, "What is made, as in HER2, where the data does not say.")
-    data_name: str | None = _option(None, "Name of the data set (default: its folder's).")
+    data_name: str | None = _option(None, "Name of the data set, which goes into the model (default: its folder's).")
     data_licence: str | None = _option(None, "Licence of the data, which the model file carries.")
     # the run
     validate_every: int = _option(1, "Epochs between validations.")
     validation_patches: int = _option(256, "Validate on a fixed sample of this many at most (0: all).")
     best_by: BestBy = _option("stain_r_blocks", "Validation figure that chooses the best epoch.")
-    checkpoint_every: int = _option(500, "Steps between checkpoints, beside those at each epoch's end.")
+    checkpoint_every: int = _option(
+        500, "Steps between checkpoints, beside those at each epoch's end.", affects_result=False
+    )
     log_every: int = _option(20, "Steps that one row of steps.csv is the mean of.", affects_result=False)
     pictures: int = _option(4, "Validation patches in the picture of every epoch.", affects_result=False)
     tensorboard: bool = _option(True, "Also write TensorBoard events.", affects_result=False)
@@ -135,23 +152,25 @@ class TrainOptions:
                 raise OptionError(f"{flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
         if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
             raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
-        self._check_losses()
         self.spec()  # says what is wrong with the architecture
+        self._check_sizes()
 
-    def _check_losses(self) -> None:
+    def _check_sizes(self) -> None:
         if self.variance_weight > 0 and self.batch_size < 2:
             raise OptionError("the variance term needs at least 2 images per step; raise --batch-size, or set "
                               "--variance-weight 0")  # fmt: skip
-        if self.octaves > 8 or self.crop_size < 2**self.octaves:
-            raise OptionError(f"{self.octaves} octaves need crops of {2**self.octaves} px at least (8 octaves at most);"
-                              f" lower --octaves")  # fmt: skip
-        step = self.size_multiple
-        if self.crop_size % step:
-            raise OptionError(f"--crop-size {self.crop_size} is no multiple of {step}, which {self.network_name} needs"
-                              + ("; or lower --depth" if self.architecture == "unet" else ""))  # fmt: skip
         if self.crop_size < MINIMUM_CROP_PX:
             raise OptionError(f"--crop-size {self.crop_size} is too small: the discriminator needs "
                               f"{MINIMUM_CROP_PX} px")  # fmt: skip
+        if self.crop_size % self.size_multiple:
+            lower = "; or lower --depth" if self.architecture == "unet" else ""
+            raise OptionError(f"--crop-size {self.crop_size} is no multiple of {self.size_multiple}, which "
+                              f"{self.network_name} needs{lower}")  # fmt: skip
+        if self.octaves > 8 or self.crop_size < 2**self.octaves:
+            raise OptionError(f"--octaves {self.octaves} is too many: 8 at most, and crops of {self.crop_size} px have "
+                              f"{self.crop_size.bit_length() - 1}")  # fmt: skip
+        if self.group_by is not None and self.split_by_patch:
+            raise OptionError("--group-by and --split-by-patch contradict each other; leave one out")
 
     @property
     def network_depth(self) -> int:
@@ -180,17 +199,6 @@ class TrainOptions:
             architecture=self.architecture, depth=self.network_depth, width=self.ngf, norm=self.norm,
             dropout=self.dropout, upsampling=self.upsampling, **provenance,
         )  # fmt: skip
-
-
-MINIMUM_CROP_PX = 32
-"""The discriminator halves three times and then loses 2 px: below this its answer is empty, or its batch norm has
-next to nothing to normalise."""
-
-_LEAST: Mapping[str, float] = {
-    "depth": 0, "ngf": 1, "ndf": 1, "l1_weight": 0, "octaves": 1, "variance_weight": 0, "epochs": 1, "batch_size": 1,
-    "seed": 0, "overfit": 0, "validate_every": 1, "validation_patches": 0, "checkpoint_every": 1, "log_every": 1,
-    "pictures": 0, "processes": 1, "nodes": 1, "workers": -1,
-}  # fmt: skip
 
 
 def flag(name: str) -> str:
@@ -222,6 +230,8 @@ def resolve_options(
     for layer in layers:
         if "recipe" in layer:
             merged.update(RECIPES[_known("recipe", layer["recipe"], RECIPES)])
+        if "group_by" in layer:  # says how patches belong together, so a split by patch said elsewhere is obsolete
+            merged["split_by_patch"] = False
         merged.update(layer)
     return TrainOptions(**merged)
 
@@ -240,10 +250,13 @@ def read_config(path: Path) -> dict[str, Any]:
         raise OptionError(f"the configuration {path} cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise OptionError(f"the configuration {path} is no TOML ({error!s:.120})") from error
-    unknown = sorted(values.keys() - {one.name for one in dataclasses.fields(TrainOptions)})
-    if unknown:
-        raise OptionError(f"the configuration {path} has the unknown option {unknown[0]!r}; "
-                          "wsi2ihc train --help lists them")  # fmt: skip
+    hints = get_type_hints(TrainOptions)
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1, 0.75)
+            meant = f"; did you mean {near[0]}?" if near else "; wsi2ihc train --help lists them"
+            raise OptionError(f"the configuration {path} has the unknown option {name!r}{meant}")
+        _check_type(name, value, hints[name], f"the configuration {path}: ")
     return values
 
 
@@ -275,11 +288,11 @@ def _known(kind: str, name: Any, known: Mapping[Any, Any]) -> Any:
     return name
 
 
-def _check_type(name: str, value: Any, hint: Any) -> None:
+def _check_type(name: str, value: Any, hint: Any, where: str = "") -> None:
     """TOML and callers may hand over anything."""
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise OptionError(f"{flag(name)} is one of {', '.join(get_args(hint))}, not {value!r:.40}")
+            raise OptionError(f"{where}{flag(name)} is one of {', '.join(get_args(hint))}, not {value!r:.40}")
         return
     kinds = get_args(hint) or (hint,)
     fits = any(isinstance(value, kind) and (kind is bool) == isinstance(value, bool) for kind in kinds)
@@ -287,6 +300,6 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         fits = True
     if not fits:
         wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        raise OptionError(f"{flag(name)} is {wanted[kinds[0]]}, not {value!r:.40}")
+        raise OptionError(f"{where}{flag(name)} is {wanted[kinds[0]]}, not {value!r:.40}")
     if isinstance(value, float) and not abs(value) < float("inf"):
-        raise OptionError(f"{flag(name)} is a finite number, not {value}")
+        raise OptionError(f"{where}{flag(name)} is a finite number, not {value}")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from wsi2ihc.errors import OutputError, OutputExistsError, TrainingError
 
 from .files import write_whole
+from .history import PICTURES, STEPS, TENSORBOARD, VALIDATION
 from .options import TrainOptions, config_text
+
+if sys.platform != "win32":
+    import fcntl
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +67,21 @@ class RunFolder:
         return self.path / "summary.json"
 
     def check_new(self) -> None:
-        """See that a new run can begin here.
+        """See that a new run can begin here. What a run left that ended before its first checkpoint may be there.
 
         Raises
         ------
         OutputExistsError
-            If the folder holds anything.
+            If the folder holds anything else.
         OutputError
             If it is a file.
         """
-        if self.path.is_file():
+        if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"--out {self.path} is a file; name a folder for the run")
         if self.last.exists():
             raise OutputExistsError(f"{self.path} holds a run; go on with it by --resume, or choose another --out")
-        if self.path.is_dir() and any(not _is_left_by_a_start(entry) for entry in self.path.iterdir()):
+        entries = {entry.name for entry in self.path.iterdir()} - {LOCK} if self.path.is_dir() else set()
+        if entries and not (self.data.name in entries and entries <= _OF_A_START):
             raise OutputExistsError(f"{self.path} is not empty and holds no checkpoint; choose another --out")
 
     def check_resumable(self) -> None:
@@ -84,20 +95,54 @@ class RunFolder:
         if not self.last.is_file():
             raise TrainingError(f"{self.path} holds no run to resume (there is no {self.last.relative_to(self.path)})")
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder, and keep other trainings out of it while the body runs.
+
+        The lock ends with the process however that ends. Where the system has no such locks (Windows, some network file
+        systems), nobody is kept out.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be made, or another process is training in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise OutputError(f"the run's folder {self.path} cannot be written ({error.strerror})") from error
+        with file:
+            _lock(file, self.path)
+            yield
+            (self.path / LOCK).unlink(missing_ok=True)
+
     def begin(self, options: TrainOptions, data: dict[str, Any]) -> None:
-        """Make the folder, and write down what the run starts from.
+        """Write down what the run starts from.
 
         Raises
         ------
         OutputError
             If that cannot be written.
         """
-        try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"the run's folder {self.path} cannot be made ({error.strerror})") from error
-        write_whole(self.config, config_text(options).encode())
         write_json(self.data, data)
+        write_whole(self.config, config_text(options).encode())
+
+
+LOCK = ".lock"
+
+_OF_A_START = {"data.json", "config.toml", "checkpoints", STEPS, VALIDATION, PICTURES, TENSORBOARD}
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(f"another training is at work in {folder}; wait for it, or choose another --out") from error
+    except OSError as error:
+        _log.debug("no file locks in %s: %s", folder, error)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -109,11 +154,3 @@ def write_json(path: Path, value: Any) -> None:
         If it cannot be written.
     """
     write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-_STARTED = {"config.toml", "data.json", "steps.csv", "validation.csv", "pictures", "tensorboard", "checkpoints"}
-
-
-def _is_left_by_a_start(entry: Path) -> bool:
-    """Whether this may be of a run that ended before its first checkpoint, of which there is nothing to lose."""
-    return entry.name in _STARTED

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wsi2ihc.errors import DeviceMemoryError, Wsi2IhcError
+from wsi2ihc.errors import DeviceMemoryError, OutputError, TrainingError, Wsi2IhcError
 from wsi2ihc.progress import ProgressCallback, silent
 
 from .checkpoints import check_same_run, read_state
@@ -17,7 +19,7 @@ from .curves import draw_curves
 from .finishing import finish
 from .job import TrainingJob, describe_data
 from .loop import fit
-from .machine import start_fabric
+from .machine import in_first_process, is_first_process, start_fabric
 from .runs import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -55,34 +57,53 @@ def train(
     if is_first_process():
         _check(job, folder, resume)
     fabric = start_fabric(job.options)
-    if fabric.is_global_zero and not resume:
-        folder.begin(job.options, describe_data(job))
-    try:
+    with ExitStack() as stack, _told_plainly():
+        in_first_process(fabric, lambda: _begin(job, folder, resume, stack))
         position = fit(job, fabric, folder, resume=resume, progress=progress)
-        if not fabric.is_global_zero:
-            return {}
-        summary = finish(job, fabric, folder, position, progress)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, Wsi2IhcError) or not _is_out_of_memory(error):
-            raise
-        raise DeviceMemoryError("out of memory while training; lower --batch-size, --crop-size or --ngf (wsi2ihc train "
-                                "--dry-run estimates what is needed)") from error  # fmt: skip
-    _draw(folder)
+        summary: dict[str, Any] = {}
+        in_first_process(fabric, lambda: summary.update(finish(job, fabric, folder, position, progress)))
+    if fabric.is_global_zero:
+        _draw(folder)
     return summary
-
-
-def is_first_process() -> bool:
-    """Whether this is the first of the processes that a launcher has started, or the only one."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
 
 
 def _check(job: TrainingJob, folder: RunFolder, resume: bool) -> None:
     """Refuse before anything starts what would be refused later."""
+    if folder.path.resolve().is_relative_to(job.data.folder.resolve()):
+        raise OutputError(f"--out {folder.path} lies among the patches, and its pictures would be taken for some; "
+                          "choose a folder elsewhere")  # fmt: skip
     if not resume:
         folder.check_new()
         return
     folder.check_resumable()
     check_same_run(read_state(folder.last), job.options, job.data.fingerprint(), folder.last)
+
+
+def _begin(job: TrainingJob, folder: RunFolder, resume: bool, stack: ExitStack) -> None:
+    stack.enter_context(folder.locked())
+    _check(job, folder, resume)
+    folder.begin(job.options, describe_data(job))
+
+
+@contextlib.contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Make one line of what torch says when memory ends, or when another process has."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, Wsi2IhcError):
+            raise
+        if _is_out_of_memory(error):
+            raise DeviceMemoryError("out of memory while training; lower --batch-size, --crop-size or --ngf (wsi2ihc "
+                                    "train --dry-run estimates what is needed)") from error  # fmt: skip
+        if any(sign in str(error) for sign in _LOST_PEER):
+            raise TrainingError(
+                "another training process has ended, and says why; the last checkpoint is kept"
+            ) from error
+        raise
+
+
+_LOST_PEER = ("closed by peer", "reset by peer", "ncclRemoteError", "Broken pipe")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -62,7 +62,7 @@ def validate(
     views: Mapping[str, View] = WHOLE,
     pictures: int = 0,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> tuple[dict[str, ValidationScores], list[Triple]]:
+) -> tuple[dict[str, ValidationScores], list[tuple[Pair, Triple]]]:
     """Score a generator's answers, in the mode (training or evaluation) that it is in.
 
     Parameters
@@ -89,23 +89,24 @@ def validate(
     Returns
     -------
     scores, pictures
-        scores by the names of ``views``
+        scores by the names of ``views``; pairs with their images, in order
     """
     scores = {name: ValidationScores() for name in views}
-    shown = {pair.name for pair in evenly(pairs, pictures)}
-    triples: list[Triple] = []
+    chosen = set(evenly(pairs, pictures))
+    shown: list[tuple[Pair, Triple]] = []
     for of, batch in whole_patches(pairs, batch_size=batch_size, multiple=multiple, workers=workers):
         with torch.no_grad(), autocast():
             answer: Tensor = module(to_network(batch.he.to(device, non_blocking=True)))
         virtual, reference = to_pixels(answer).contiguous().cpu().numpy(), batch.ihc.numpy()
-        groups = [pair.group or pair.name for pair in of]
+        # without groups a patch stands for itself; names need not be unique in a table
+        groups = [pair.group or str(pair.ihc) for pair in of]
         for name, view in views.items():
             for area in view(*reference.shape[1:3]):
                 scores[name].add(virtual[:, *area], reference[:, *area], groups)
         for index, pair in enumerate(of):
-            if pair.name in shown:
-                triples.append((batch.he[index].numpy(), reference[index], virtual[index]))
-    return scores, triples
+            if pair in chosen:
+                shown.append((pair, (batch.he[index].numpy(), reference[index], virtual[index])))
+    return scores, shown
 
 
 def evenly(pairs: Sequence[Pair], count: int) -> list[Pair]:

@@ -47,6 +47,19 @@ def test_what_is_nearer_to_the_user_wins(tmp_path: Path) -> None:
     assert resolve_options({"recipe": "pix2pix"}, config=config).octaves == 1
 
 
+def test_naming_a_recipe_replaces_that_of_a_run_s_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(config_text(resolve_options({"recipe": "variance", "ngf": 8})))
+    assert resolve_options({"recipe": "pyramid"}, config=config) == resolve_options({"recipe": "pyramid", "ngf": 8})
+
+
+def test_groups_put_an_end_to_a_preset_s_split_by_patch() -> None:
+    assert resolve_options(preset="bci").split_by_patch
+    assert not resolve_options({"group_by": "patients.csv"}, preset="bci").split_by_patch
+    with pytest.raises(OptionError, match="contradict"):
+        resolve_options({"group_by": "patients.csv", "split_by_patch": True})
+
+
 def test_the_bci_preset_states_what_the_data_is() -> None:
     options = resolve_options(preset="bci")
     assert (options.mpp, options.stain, options.split_by_patch) == (0.46, "HER2", True)
@@ -74,13 +87,14 @@ def test_a_configuration_file_gives_the_options_back(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("epoch = 3", "unknown option 'epoch'"),
+        ("epoch = 3", "unknown option 'epoch'; did you mean epochs"),
+        ("[section]", "unknown option 'section'; wsi2ihc train --help lists them"),
         ("epochs = ", "is no TOML"),
         ("epochs = 3.5", "--epochs is a whole number"),
         ("epochs = true", "--epochs is a whole number"),
         ('learning_rate = "fast"', "--learning-rate is a number"),
         ("learning_rate = inf", "finite"),
-        ('recipe = "cyclegan"', "there is no recipe 'cyclegan'; known are pix2pix, pyramid, variance"),
+        ('recipe = "cyclegan"', r"bad\.toml: --recipe is one of pix2pix, pyramid, variance, not 'cyclegan'"),
         ('order = "AC"', "--order is one of AB, BA"),
         ("stain = 3", "--stain is text"),
     ],
@@ -105,7 +119,7 @@ def test_a_missing_file_is_told_of(tmp_path: Path) -> None:
         ({"crop_size": 130}, "no multiple of 4, which ResNet-9 needs"),
         ({"recipe": "pix2pix", "crop_size": 128}, "no multiple of 256, which U-Net-256 needs; or lower --depth"),
         ({"crop_size": 16}, "discriminator needs 32 px"),
-        ({"crop_size": 32, "octaves": 6}, "6 octaves need crops of 64 px"),
+        ({"crop_size": 32, "octaves": 6}, "--octaves 6 is too many: 8 at most, and crops of 32 px have 5"),
         ({"mpp": 0.0}, "--mpp must lie between"),
         ({"validation_share": 1.0}, "--validation-share must lie between 0 and 1"),
         ({"beta1": 1.0}, "--beta1"),

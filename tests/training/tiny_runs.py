@@ -24,6 +24,9 @@ def tiny(**changes: Any) -> TrainOptions:
 
 
 def tiny_pairs(folder: Path) -> Path:
-    """Seven pairs to train on (three steps an epoch), three to validate, two to test."""
+    """Seven pairs to train on (three steps an epoch), three to validate, two to test, which nobody can read."""
     names = {"train": [f"t{i}" for i in range(7)], "val": [f"v{i}" for i in range(3)], "test": ["x0", "x1"]}
-    return side_by_side(folder, names, size=(48, 48))
+    side_by_side(folder, names, size=(48, 48))
+    for path in (folder / "test").iterdir():
+        path.write_text("whoever opens this finds no image")
+    return folder

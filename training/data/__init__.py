@@ -1,20 +1,47 @@
 """Paired H&E and IHC patches: find them, group them, split them, check them, read them.
 
-`load_data` says what there is, `check_images` looks at it, and `read_pair` decodes one. Batches for training are in
-`wsi2ihc.training.data.patches`, the only module here that knows torch.
+`load_data` says what there is, `check_images` looks at it, `decode_pairs` looks at every pixel of it, and `read_pair`
+decodes one. Batches for training are in `wsi2ihc.training.data.patches`, the only module here that knows torch.
 """
 
-from .files import IMAGE_SUFFIXES
-from .groups import assign_groups
-from .images import PatchSizes, check_images, read_pair
-from .layouts import LAYOUTS, Order, find_pairs
-from .pairs import ROLES, Pair, PairedData, Role
-from .split import assign_roles, load_data
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .pairs import ROLES, Augmentation, Order, Pair, PairedData, Role
+
+if TYPE_CHECKING:
+    from .checking import decode_pairs as decode_pairs
+    from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+    from .groups import assign_groups as assign_groups
+    from .images import PatchSizes as PatchSizes
+    from .images import check_images as check_images
+    from .images import read_pair as read_pair
+    from .layouts import LAYOUTS as LAYOUTS
+    from .layouts import find_pairs as find_pairs
+    from .split import assign_roles as assign_roles
+    from .split import load_data as load_data
+
+_HOMES = {
+    "IMAGE_SUFFIXES": ".files",
+    "LAYOUTS": ".layouts",
+    "PatchSizes": ".images",
+    "assign_groups": ".groups",
+    "assign_roles": ".split",
+    "check_images": ".images",
+    "decode_pairs": ".checking",
+    "find_pairs": ".layouts",
+    "load_data": ".split",
+    "read_pair": ".images",
+}
+"""Public names and where they live; imported on first use, so that the options need no decoders for their types."""
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "LAYOUTS",
     "ROLES",
+    "Augmentation",
     "Order",
     "Pair",
     "PairedData",
@@ -23,7 +50,16 @@ __all__ = [
     "assign_groups",
     "assign_roles",
     "check_images",
+    "decode_pairs",
     "find_pairs",
     "load_data",
     "read_pair",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value

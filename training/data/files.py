@@ -41,7 +41,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Raises
     ------
     DatasetError
-        If it is not there, is no text, or has no rows, or a row has more cells than there are columns.
+        If it is not there, is no text, has no rows, is separated by something else than commas, or a row has more
+        cells than there are columns.
     """
     try:
         # utf-8-sig: spreadsheets put a byte-order mark in front
@@ -52,6 +53,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} cannot be read as a CSV file in UTF-8 ({error!s:.80})") from error
     lines = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
+    _check_separator(path, lines)
     if len(lines) < 2:
         raise DatasetError(f"{path} has no rows below its column names")
     names = [name.lower() for name in lines[0]]
@@ -61,3 +63,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         if len(line) > len(names):
             raise DatasetError(f"{path}, row {number}: {len(line)} cells, but {len(names)} columns")
     return [dict.fromkeys(names, "") | dict(zip(names, line, strict=False)) for line in lines[1:]]
+
+
+def _check_separator(path: Path, lines: list[list[str]]) -> None:
+    """Spreadsheets of some countries separate by semicolons: then the names of all columns are one cell."""
+    for character, name in ((";", "semicolons"), ("\t", "tabs")):
+        if lines and len(lines[0]) == 1 and character in lines[0][0]:
+            raise DatasetError(f"the columns of {path} are separated by {name}; separate them by commas")

@@ -111,14 +111,16 @@ def _read_keys(path: Path) -> dict[str, _Row]:
     if group_column is None and "split" not in rows[0]:
         raise DatasetError(f"{path} has none of the columns {', '.join(_GROUP_COLUMNS)}, and no split")
     keys: dict[str, _Row] = {}
+    numbers: dict[str, int] = {}
     for number, row in enumerate(rows, 2):
         where = f"{path}, row {number}"
         key = Path(row[key_column]).stem if is_image(row[key_column]) else row[key_column]
         if not key or (group_column and not row[group_column]):
             raise DatasetError(f"{where}: no {group_column if key else key_column}")
         entry = _Row(row[group_column] if group_column else None, role_in_table(where, row.get("split", "")))
+        first = numbers.setdefault(key, number)
         if keys.setdefault(key, entry) != entry:
-            raise DatasetError(f"{where}: {key} stands there twice, and not the same")
+            raise DatasetError(f"{path}: rows {first} and {number} contradict each other about {key}")
     return keys
 
 
@@ -144,6 +146,6 @@ def _parts(name: str) -> Iterator[str]:
 def _check_matched(pairs: Sequence[Pair], found: Sequence[object], what: str) -> None:
     unmatched = [pair.name for pair, one in zip(pairs, found, strict=True) if not one]
     if unmatched:
-        raise DatasetError(
-            f"{what} matches {len(unmatched)} of {len(pairs)} pairs not, the first of them {unmatched[0]}"
-        )
+        matched = len(pairs) - len(unmatched)
+        some = f"only {matched}" if matched else "none"
+        raise DatasetError(f"{what} matches {some} of {len(pairs)} pairs; the first without a match is {unmatched[0]}")

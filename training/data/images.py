@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +16,13 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from wsi2ihc.arrays import RGBImage
-from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import Size
 
 from .pairs import Pair
 
-_THREADS = 8
-"""That look at headers: they mostly wait for the disk, or for the network behind it."""
+THREADS = 8
+"""That look at files: they mostly wait for the disk, or for the network behind it, or decode without Python's lock."""
 
 _PNG_DEPTH_AT = 24
 """Where a PNG file has its bits per channel: in the header chunk, which is the first (PNG specification, 11.2.1)."""
@@ -52,7 +53,7 @@ class PatchSizes:
         return str(self.smallest) if same else f"{self.smallest} to {self.largest}"
 
 
-def check_images(pairs: Iterable[Pair], *, crop_px: int, multiple: int) -> PatchSizes:
+def check_images(pairs: Iterable[Pair], *, crop_px: int) -> PatchSizes:
     """Look at the headers of all pairs, so that training does not stop hours later at one bad file.
 
     Parameters
@@ -61,22 +62,14 @@ def check_images(pairs: Iterable[Pair], *, crop_px: int, multiple: int) -> Patch
         of train and of validation. Those of role test are not opened: nothing of a test set is read in training.
     crop_px:
         side of the square crops
-    multiple:
-        what sizes have to be multiples of for the network; whole patches are cut to it
 
     Raises
     ------
     DatasetError
         If a file is no 8-bit RGB image, the two sizes of a pair differ, or a patch is smaller than the crop.
-    OptionError
-        If the network cannot take such crops.
     """
-    if crop_px % multiple:
-        raise OptionError(f"--crop-size {crop_px} does not fit the network; take a multiple of {multiple}")
-    opened = sorted((pair for pair in pairs if pair.role != "test"), key=lambda pair: pair.he)
-    if not opened:
-        raise DatasetError("there are no pairs to look at")
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+    opened = pairs_to_open(pairs)
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # Pillow's about damaged files: an error that names the file follows
         sizes = list(pool.map(_check_pair, opened))
     for pair, size in zip(opened, sizes, strict=True):
@@ -86,6 +79,20 @@ def check_images(pairs: Iterable[Pair], *, crop_px: int, multiple: int) -> Patch
             )
     widths, heights = [size.width for size in sizes], [size.height for size in sizes]
     return PatchSizes(Size(min(widths), min(heights)), Size(max(widths), max(heights)), len(opened))
+
+
+def pairs_to_open(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs of train and validation, each once, by path. Those of test stay closed.
+
+    Raises
+    ------
+    DatasetError
+        If there are none.
+    """
+    opened = sorted({pair for pair in pairs if pair.role != "test"}, key=lambda pair: (pair.he, pair.ihc))
+    if not opened:
+        raise DatasetError("there are no pairs to look at")
+    return opened
 
 
 def _check_pair(pair: Pair) -> Size:
@@ -106,15 +113,18 @@ def _check_header(path: Path) -> Size:
 
 
 def _open(file: BinaryIO, path: Path) -> Image.Image:
-    """Parse the header of an image, and refuse all but 8-bit RGB."""
+    """Parse the header of an image, and refuse all but one image of 8-bit RGB."""
     head = file.read(_PNG_DEPTH_AT + 1)
     file.seek(0)
     try:
         image = Image.open(file)
-    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
+        count = getattr(image, "n_frames", 1)
+    except (UnidentifiedImageError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise DatasetError(f"{path} is not an image, or is damaged; replace it, or remove the pair") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(f"{path} is too large for a patch; cut it into patches") from error
+    if count > 1:
+        raise DatasetError(f"{path} holds {count} images; keep one image in a file")
     if problem := _problem(image, head):
         raise DatasetError(f"{path} {problem}; convert it to 8-bit RGB")
     return image
@@ -144,7 +154,7 @@ def read_pair(pair: Pair) -> tuple[RGBImage, RGBImage]:
     Raises
     ------
     DatasetError
-        If a file is gone, damaged or truncated, is no 8-bit RGB image, or the sizes differ.
+        If a file is gone, damaged or truncated, is no single 8-bit RGB image, or the sizes differ.
     """
     he = _read(pair.he)
     if pair.half:

@@ -10,13 +10,13 @@ Where several would fit, the first one in this order is taken:
 6. such images straight in the folder
 
 In 3 and 6 the folder's own name counts if it is ``train``, ``val`` or ``test``, so that a part of a data set can be
-given. Where no folder says the role, BCI's names do. Upper and lower case are the same in names of folders.
+given. Where no folder says the role, BCI's names do; a test image of BCI is never anything else. Upper and lower case
+are the same in names of folders.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,13 +25,8 @@ from typing import Literal
 from wsi2ihc.errors import DatasetError, OptionError
 
 from .files import folders_in, images_in
-from .pairs import ROLE_NAMES, Pair, PairedData, Role
+from .pairs import ROLE_NAMES, Order, Pair, PairedData, Role
 from .table import TABLE_NAME, read_table, with_statement
-
-log = logging.getLogger(__name__)
-
-Order = Literal["AB", "BA"]
-"""Where the H&E lies in a side-by-side image: "AB" to the left, "BA" to the right."""
 
 LAYOUTS = (
     "pairs.csv; HE/ and IHC/, with train/, val/, test/ in them or not; train/, val/, test/ with HE/ and IHC/ in each; "
@@ -58,13 +53,16 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
     Raises
     ------
     DatasetError
-        If there is no such folder, no layout fits, a split is empty, or a file has no partner.
+        If there is no such folder, no layout fits, a split is empty, a file has no partner, or a test image of BCI is
+        meant for another role.
     OptionError
         If ``order`` is given where nothing lies side by side.
     """
     if folder.name == TABLE_NAME and folder.is_file():
         folder = folder.parent
     if not folder.is_dir():
+        if folder.exists():
+            raise DatasetError(f"{folder} is a file; name the folder of the patches")
         raise DatasetError(f"there is no folder {folder}")
     try:
         data = _look(folder, order)
@@ -170,19 +168,34 @@ def _side_by_side(folder: Path, order: Order) -> Iterable[Pair]:
 
 
 def _with_bci_names(data: PairedData) -> PairedData:
-    """Take number, role and HER2 level from BCI's names (00000_train_1+) where nothing else gives them."""
-    matches = [_BCI_NAME.fullmatch(pair.name) for pair in data.pairs]
-    if not all(matches):
+    """Take number, role and HER2 level from BCI's names (00000_train_1+) where nothing else gives them.
+
+    Every name counts by itself: a file of another name among them must not make training images of BCI's test images.
+    """
+    names = [_BCI_NAME.fullmatch(pair.name) for pair in data.pairs]
+    if not any(names):
         return data
-    pairs = tuple(_as_named(pair, match) for pair, match in zip(data.pairs, matches, strict=True) if match)
-    tests = [pair for pair in pairs if "_test_" in pair.name and pair.role != "test"]
-    if tests:
-        log.warning("%s and %d others are test images of BCI by their names, but not by their folders",
-                    tests[0].he, len(tests) - 1)  # fmt: skip
-    return dataclasses.replace(data, pairs=pairs, layout=f"{data.layout}; names as in BCI")
+    pairs = tuple(_as_named(pair, name) for pair, name in zip(data.pairs, names, strict=True))
+    _check_bci_tests(pairs, names)
+    which = "" if all(names) else f"{sum(map(bool, names))} of {len(names)} "
+    return dataclasses.replace(data, pairs=pairs, layout=f"{data.layout}; {which}names as in BCI")
 
 
-def _as_named(pair: Pair, name: re.Match[str]) -> Pair:
+def _check_bci_tests(pairs: Iterable[Pair], names: Iterable[re.Match[str] | None]) -> None:
+    """Folders and tables may keep training images for tests, but not the other way round."""
+    named = zip(pairs, names, strict=True)
+    misplaced = [pair for pair, name in named if name and name["split"] == "test" and pair.role != "test"]
+    if misplaced:
+        more = f", and so are {len(misplaced) - 1} more" if len(misplaced) > 1 else ""
+        raise DatasetError(
+            f"{misplaced[0].he} is a test image of BCI by its name, but meant for {misplaced[0].role}{more}; test is "
+            "never trained on, so give such files to test, or remove them"
+        )
+
+
+def _as_named(pair: Pair, name: re.Match[str] | None) -> Pair:
+    if name is None:
+        return pair
     return dataclasses.replace(
         pair,
         number=int(name["number"]) if pair.number is None else pair.number,

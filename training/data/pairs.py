@@ -1,4 +1,7 @@
-"""What is known of a paired data set: its pairs, and what they are for."""
+"""What is known of a paired data set: its pairs, and what they are for.
+
+The options name some of these types, so nothing is imported here that takes time.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,12 @@ from typing import Any, Literal, get_args
 
 Role = Literal["train", "validation", "test"]
 ROLES: tuple[Role, ...] = get_args(Role)
+
+Order = Literal["AB", "BA"]
+"""Where the H&E lies in a side-by-side image: "AB" to the left, "BA" to the right."""
+
+Augmentation = Literal["none", "hflip", "dihedral"]
+"""Of crops: none; mirrored left to right or not (the study's); or one of all eight flips and right-angled turns."""
 
 ROLE_NAMES: Mapping[str, Role] = {
     "train": "train",
@@ -54,7 +63,7 @@ class PairedData:
 
     folder:      where it was found
     layout:      one line for people, as in "side by side in train/, test/ (H&E left)"
-    pairs:       in the order of their paths, whatever the file system's
+    pairs:       in the table's order; else train, validation, test (by their folders), each by file name
     mpp:         µm per px, as the table or dataset.json states it; None where nothing does
     stain, licence:
                  as dataset.json states them
@@ -86,12 +95,13 @@ class PairedData:
         return counts
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, file names, roles and groups: the same wherever the data set is moved to.
+        """SHA-256 over names, file names, roles and groups, in order: the same wherever the data set is moved to.
 
-        Pixels do not enter: reading them all would take minutes.
+        The order enters, since batches and crops are drawn by a pair's place in it: a run does not resume exactly on
+        a table of which the rows were moved. Pixels do not enter: reading them all would take minutes.
         """
-        facts = sorted(
+        facts = [
             json.dumps([pair.name, pair.he.name, pair.ihc.name, pair.half, pair.role, pair.group])
             for pair in self.pairs
-        )
+        ]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,10 +25,7 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError, TrainingError
 
 from .images import read_pair
-from .pairs import Pair
-
-Augmentation = Literal["none", "hflip", "dihedral"]
-"""Of crops: none; mirrored left to right or not (the study's); or one of all eight flips and right-angled turns."""
+from .pairs import Augmentation, Pair
 
 _SYMMETRIES = {"none": 1, "hflip": 2, "dihedral": 8}
 """How many of the first turns of `turned` an augmentation draws from."""
@@ -77,6 +74,7 @@ def training_batches(
     first_step: int = 0,
     last_step: int,
     workers: int = 0,
+    pin: bool = False,
 ) -> Iterator[PairBatch]:
     """Batches of the steps from ``first_step`` up to, but without, ``last_step``: random crops, randomly turned.
 
@@ -99,6 +97,9 @@ def training_batches(
         which slice of each global batch is given
     workers:
         processes that decode; 0: this one does. They live as long as the iterator.
+    pin:
+        put batches into page-locked memory, which GPUs copy from faster. It opens a CUDA context, so it is left to
+        those who compute on one.
 
     Raises
     ------
@@ -108,15 +109,16 @@ def training_batches(
     per_epoch = steps_per_epoch(pairs, batch_size * processes)
     keys = _Keys(len(pairs), per_epoch, batch_size, seed, process, processes, first_step, last_step)
     crops = _Crops(tuple(pairs), crop_px, augmentation, seed)
-    yield from _load(crops, keys, workers)
+    yield from _load(crops, keys, workers, pin)
 
 
 def whole_patches(
-    pairs: Sequence[Pair], *, batch_size: int, multiple: int, workers: int = 0
+    pairs: Sequence[Pair], *, batch_size: int, multiple: int, workers: int = 0, pin: bool = False
 ) -> Iterator[tuple[tuple[Pair, ...], PairBatch]]:
     """Whole patches in order, cut at the right and at the bottom to a multiple of ``multiple``.
 
     A batch holds neighbours of one size; so it is smaller than ``batch_size`` where sizes change, and at the end.
+    ``pin`` and ``workers`` are those of `training_batches`.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def whole_patches(
     """
     waiting: list[PairBatch] = []
     members: list[Pair] = []
-    singles = _load(_Whole(tuple(pairs), multiple), [[index] for index in range(len(pairs))], workers)
+    singles = _load(_Whole(tuple(pairs), multiple), [[index] for index in range(len(pairs))], workers, pin)
     for pair, single in zip(pairs, singles, strict=True):
         if waiting and (len(waiting) == batch_size or waiting[0].he.shape != single.he.shape):
             yield tuple(members), _join(waiting)
@@ -237,7 +239,7 @@ class _Guarded(Dataset[_Loaded]):
         return batch.he, batch.ihc, batch.names
 
 
-def _load(batches: _Crops | _Whole, keys: Iterable[Any], workers: int) -> Iterator[PairBatch]:
+def _load(batches: _Crops | _Whole, keys: Iterable[Any], workers: int, pin: bool) -> Iterator[PairBatch]:
     """One loader for all keys, so that workers start once."""
     loader: DataLoader[_Loaded] = DataLoader(
         _Guarded(batches),
@@ -245,7 +247,7 @@ def _load(batches: _Crops | _Whole, keys: Iterable[Any], workers: int) -> Iterat
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         worker_init_fn=_set_up_worker,
         multiprocessing_context=_context() if workers else None,
         # Its own, or every start would draw from torch's global generator and change the run.

@@ -12,8 +12,8 @@ from pathlib import Path
 from wsi2ihc.errors import DatasetError, OptionError
 
 from .groups import assign_groups
-from .layouts import Order, find_pairs
-from .pairs import ROLES, Pair, PairedData, Role
+from .layouts import find_pairs
+from .pairs import ROLES, Order, Pair, PairedData, Role
 
 log = logging.getLogger(__name__)
 

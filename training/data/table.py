@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,12 +77,16 @@ def _check_files(path: Path, pairs: tuple[Pair, ...]) -> None:
     missing = [file for pair in pairs for file in (pair.he, pair.ihc) if not file.is_file()]
     if missing:
         raise DatasetError(f"{path} names {missing[0]}, which is not there{and_more(len(missing))}")
-    seen: dict[Path, int] = {}
+    seen: dict[str, tuple[int, str]] = {}
     for number, pair in enumerate(pairs, 2):
-        if pair.he == pair.ihc:
-            raise DatasetError(f"{path}, row {number}: {pair.he.name} is given as H&E and as IHC")
-        if (first := seen.setdefault(pair.he, number)) != number:
-            raise DatasetError(f"{path}: rows {first} and {number} are the same patch {pair.he.name}")
+        for stain, file in (("H&E", pair.he), ("IHC", pair.ihc)):
+            # the real path: a file may be spelt in several ways (a/../b, links), and so pass for several patches
+            first, other = seen.setdefault(os.path.realpath(file), (number, stain))
+            if first != number and other == stain:
+                raise DatasetError(f"{path}: rows {first} and {number} have the same {stain} {file.name}")
+            if other != stain:
+                rows = f"row {number}" if first == number else f"rows {first} and {number}"
+                raise DatasetError(f"{path}, {rows}: {file.name} is given as {other} and as {stain}")
 
 
 def _common_mpp(path: Path, cells: list[str]) -> float | None:

@@ -1,0 +1,133 @@
+"""The train command: what it shows, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from tiny_runs import TINY, tiny_pairs
+
+from wsi2ihc.cli.main import main
+from wsi2ihc.training.options import config_text, resolve_options
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(config_text(resolve_options({**TINY, "epochs": 1})))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_a_dry_run_shows_everything_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], pairs: Path, config: Path, tmp_path: Path
+) -> None:
+    before = set(tmp_path.iterdir())
+    code, out, _ = run(capsys, pairs, "--config", config, "--dry-run", "--variance-weight", "3")
+    assert code == 0
+    assert "variance_weight = 3.0" in out
+    assert "train: 7 pairs; validation: 3 pairs; test: 2 pairs" in out
+    assert "ResNet-1 of width 4" in out
+    assert "3 an epoch, 3 in all" in out
+    assert "memory: about" in out
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path, config: Path) -> None:
+    folder = tiny_pairs(tmp_path / "pairs")
+    for path in (folder / "test").iterdir():
+        path.unlink()
+    (folder / "test").rmdir()
+    code, out, _ = run(capsys, folder, "--config", config, "--dry-run", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["data"]["counts"].keys() == {"train", "validation"}
+    assert facts["forecast"]["memory_bytes"] > 0
+    assert facts["options"]["epochs"] == 1
+
+
+def test_a_dry_run_finds_a_patch_that_cannot_be_decoded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, config: Path
+) -> None:
+    folder = tiny_pairs(tmp_path / "pairs")
+    bad = folder / "val" / "v1.png"
+    bad.write_bytes(bad.read_bytes()[:-200])
+    code, _, err = run(capsys, folder, "--config", config, "--dry-run")
+    assert code == 1
+    assert "v1.png" in err
+
+
+def test_a_run_ends_with_a_summary(
+    capsys: pytest.CaptureFixture[str], pairs: Path, config: Path, tmp_path: Path
+) -> None:
+    code, out, err = run(capsys, pairs, "--config", config, "--out", tmp_path / "run")
+    assert code == 0
+    assert "side by side" in err
+    for said in ("model.safetensors: epoch 1, the best by stain_r_blocks", "in training mode", "translate SLIDE",
+                 "not for diagnosis"):  # fmt: skip
+        assert said in out
+    code, out, _ = run(capsys, pairs, "--out", tmp_path / "run", "--resume", "--json", "-q")
+    assert json.loads(out)["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch-size", "99"], "batch of 99 is larger than the 7"),
+        (["--batch-size", "1"], "variance term needs at least 2"),
+        (["--crop-size", "64"], "smaller than the crop"),
+        (["--group-by", "("], "no regular expression"),
+        (["--order", "AB", "--octaves", "9"], "--octaves 9 is too many"),
+        (["--device", "cuda:77"], "CUDA"),
+        (["--processes", "3"], "equally among 3"),
+        (["--resume"], "no run to resume"),
+        (["--config", "none.toml"], "none.toml cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], pairs: Path, config: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    given = options if "--config" in options else ["--config", str(config), *options]
+    code, _, err = run(capsys, pairs, "--out", tmp_path / "run", "-q", *given)
+    assert code == 1
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+def test_images_of_other_kinds_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, config: Path, mode: str
+) -> None:
+    folder = tiny_pairs(tmp_path / "pairs")
+    if mode == "I;16":
+        Image.fromarray(np.zeros((48, 96), np.uint16)).save(folder / "train" / "t2.png")
+    else:
+        Image.new(mode, (96, 48)).save(folder / "train" / "t2.png")
+    code, _, err = run(capsys, folder, "--config", config, "--out", tmp_path / "run", "-q")
+    assert code == 1
+    assert "t2.png" in err
+    assert "8-bit RGB" in err
+
+
+def test_a_run_needs_a_folder(capsys: pytest.CaptureFixture[str], pairs: Path) -> None:
+    code, _, err = run(capsys, pairs)
+    assert code == 2
+    assert "--out" in err

@@ -1,0 +1,156 @@
+"""Launchers, and that two processes train what one does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import tiny
+from torch import Tensor, nn
+from torch import multiprocessing as mp
+
+from wsi2ihc.errors import OptionError
+from wsi2ihc.training import machine, step
+from wsi2ihc.training.discriminator import PatchDiscriminator
+from wsi2ihc.training.machine import Processes, count_processes, in_first_process, is_first_process, start_fabric
+from wsi2ihc.training.options import TrainOptions
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {"SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_JOB_NAME": "train"}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK",
+                 *(name for name in os.environ if name.startswith("SLURM_"))):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "processes"),
+    [
+        ({}, {}, Processes(1, 1)),
+        ({}, {"processes": 2, "nodes": 2}, Processes(2, 2)),
+        (TORCHRUN, {}, Processes(4, 2)),
+        (SRUN, {}, Processes(2, 3)),
+        ({**SRUN, **TORCHRUN}, {}, Processes(4, 2)),
+        # an interactive job: its tasks are not processes of ours
+        ({**SRUN, "SLURM_JOB_NAME": "bash"}, {"processes": 2}, Processes(2, 1)),
+    ],
+)
+def test_processes_are_counted_as_the_launcher_has_them(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], changes: dict[str, Any], processes: Processes
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert count_processes(tiny(batch_size=24, **changes)) == processes
+
+
+def test_a_batch_is_shared_out_equally() -> None:
+    with pytest.raises(OptionError, match=r"--batch-size 4 .* equally among 3"):
+        count_processes(tiny(batch_size=4, processes=3))
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({**TORCHRUN, "RANK": "4", "LOCAL_RANK": "0"}, False),
+        # torchrun within srun: its rank 0 may be on any node
+        ({**TORCHRUN, "RANK": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, True),
+        ({**SRUN, "SLURM_PROCID": "0"}, True),
+        ({**SRUN, "SLURM_PROCID": "5"}, False),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+    ],
+)
+def test_one_process_is_the_first(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], first: bool) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() == first
+
+
+def test_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_cores", lambda: 64)
+    assert machine.count_workers(tiny(workers=-1)) == 8
+    assert machine.count_workers(tiny(workers=-1, processes=2, batch_size=4)) == 8
+    monkeypatch.setattr(machine, "_cores", lambda: 2)
+    assert machine.count_workers(tiny(workers=-1)) == 1
+    assert machine.count_workers(tiny(workers=0)) == 0
+
+
+class Other:
+    """A process that is not the first, and hears that the first one failed (or not)."""
+
+    is_global_zero = False
+
+    def __init__(self, failed: bool) -> None:
+        self.failed = failed
+
+    def broadcast(self, _: bool) -> bool:
+        return self.failed
+
+
+def test_all_processes_end_when_the_first_one_fails() -> None:
+    def never() -> None:
+        raise AssertionError("only the first process does this")
+
+    in_first_process(Other(False), never)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit):
+        in_first_process(Other(True), never)  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        in_first_process(start_fabric(tiny()), lambda: 1 // 0)
+
+
+class WithoutBatchNorm(PatchDiscriminator):
+    """Batch norm sees each process's own part on the CPU, so that gradients would differ by right."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        for index, layer in enumerate(self.model):
+            if isinstance(layer, nn.BatchNorm2d):
+                self.model[index] = nn.InstanceNorm2d(layer.num_features)
+
+
+def options_of(processes: int) -> TrainOptions:
+    return tiny(processes=processes, batch_size=4, norm="instance", dropout=False, variance_weight=50.0)
+
+
+def momenta_after_a_step(processes: int) -> list[Tensor]:
+    """Adam's first averages after one step: (1 - beta1) times the gradient, parameter by parameter."""
+    step.PatchDiscriminator = WithoutBatchNorm  # type: ignore[misc]
+    options = options_of(processes)
+    fabric = start_fabric(options)
+    networks = step.build_networks(options, fabric)
+    random = torch.Generator().manual_seed(5)
+    he, ihc = torch.randint(0, 256, (2, 4, 32, 32, 3), generator=random, dtype=torch.uint8)
+    share = slice(fabric.global_rank * 4 // processes, (fabric.global_rank + 1) * 4 // processes)
+    step.training_step(fabric, networks, he[share], ihc[share], options)
+    optimisers = (networks.generator_optimiser, networks.discriminator_optimiser)
+    return [state["exp_avg"] for one in optimisers for state in one.state_dict()["state"].values()]
+
+
+def one_of_two(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.save(momenta_after_a_step(2), Path(folder) / f"{rank}.pt")
+
+
+def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.start_processes(one_of_two, (port, str(tmp_path)), nprocs=2, start_method="spawn")
+    monkeypatch.setattr(step, "PatchDiscriminator", step.PatchDiscriminator)  # put back what the next line changes
+    whole = momenta_after_a_step(1)
+    # biases before a norm have no gradient but rounding errors, so errors are seen against the largest gradient
+    allowed = 1e-6 * max(float(one.abs().max()) for one in whole)
+    for rank in range(2):
+        parts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert len(parts) == len(whole) > 20
+        for part, one in zip(parts, whole, strict=True):
+            torch.testing.assert_close(part, one, rtol=2e-5, atol=allowed)
