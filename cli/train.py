@@ -12,7 +12,7 @@ import click
 from wsi2ihc.cli.parameters import echo_json, json_option, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.progress import Progress
-from wsi2ihc.training.options import PRESETS, TrainOptions, config_text, flag, resolve_options
+from wsi2ihc.training.options import PRESETS, RECIPES, TrainOptions, config_text, flag, resolve_options
 from wsi2ihc.translation.report import DISCLAIMER
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _mirrored(command: Command) -> Command:
         hint = hints[one.name]
         kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
         is_choice, is_switch = get_origin(hint) is Literal, hint is bool
-        shown = "" if one.default in (None, "") else f"  [default: {_shown(one.default)}]"
+        shown = "" if one.default is None else f"  [default: {_shown(one.name, one.default)}]"
         command = click.option(
             f"{flag(one.name)}/--no-{flag(one.name)[2:]}" if is_switch else flag(one.name),
             one.name,
@@ -40,7 +40,9 @@ def _mirrored(command: Command) -> Command:
     return command
 
 
-def _shown(default: Any) -> str:
+def _shown(name: str, default: Any) -> str:
+    if any(name in recipe for recipe in RECIPES.values()):
+        return "the recipe's"
     return ("on" if default else "off") if isinstance(default, bool) else str(default)
 
 
@@ -61,7 +63,8 @@ def command(
     """Train a generator on the paired H&E and IHC patches in the folder DATA.
 
     OUT/model.safetensors is what `wsi2ihc translate --model` takes. Of what sets an option, the first in this list
-    wins: the command line, --config, --preset, --recipe, the default. Research use only, not for diagnosis.
+    wins: the command line, --config, --preset, the default. Naming a recipe sets its architecture, losses and weights.
+    Research use only, not for diagnosis.
     """
     from wsi2ihc.training.machine import is_first_process
 
@@ -99,7 +102,7 @@ def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None
         job = prepare(data, options)
         outlook = forecast(job)
         found = decode_pairs(
-            job.data.pairs, lambda done, of: bar(Progress("decoding every patch", done, of, unit="patch"))
+            job.data.pairs, lambda done, of: bar(Progress("decoding every patch", done, of, unit="pair"))
         )
     finally:
         bar.close()

@@ -52,8 +52,9 @@ trap requeue USR1
 
 # The batch is shared out among the 8 processes, and the variance term compares all of it. The study's batch of 8 would
 # leave one image per GPU; 32 keeps them busy, but is another experiment: fewer steps per epoch, more images compared.
-# These options have to be the same at every start. A preempted job loses the steps since the last checkpoint.
-srun --kill-on-bad-exit=1 wsi2ihc train "$scratch" --out "$run" "${how[@]}" \
+# The batch size has to be the same at every start. A preempted job loses the steps since the last checkpoint.
+# srun takes the cores per process from the job by itself only before SLURM 22.05; without them, all get one.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 wsi2ihc train "$scratch" --out "$run" "${how[@]}" \
     --batch-size 32 --checkpoint-every 200 --workers 6 &
 training=$!
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from wsi2ihc.errors import TrainingError
 
 from .files import write_whole
-from .metrics import FIGURES
 from .history import NOT_LOSSES, STEP_KEYS, VALIDATION_KEYS, Columns, read_steps, read_validation
+from .metrics import FIGURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,19 +32,6 @@ LOSSES = {
     "variance": "Variance loss",
 }
 """Panels of the steps, in the order of the study's figures; others follow under the names of their columns."""
-
-SCORES = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "stain_r": "Stain correlation per pixel",
-    "stain_r_blocks": "Stain correlation in blocks",
-    "stain_bias": "Stain bias (OD)",
-    "variance_ratio": "Batch variance / reference's",
-    "checkerboard_2": "Power at 2 px / reference's",
-    "checkerboard_4": "Power at 4 px / reference's",
-    "l1": "L1 (grey levels)",
-}
-"""Panels of the validation, likewise."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers too; without its yellow, which is faint on white."""
@@ -65,6 +52,9 @@ MARKED_ROWS = 12
 
 SHOWN_PERCENTILES = (0.5, 99.5)
 """Single losses rarer than these do not stretch the scale: one spike would flatten all the rest."""
+
+LEAST_SPAN = 0.01
+"""A scale spans at least this share of its largest value: below it are the digits in which constants differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +174,10 @@ def _epoch_steps(steps: Columns, validation: Columns) -> float | None:
 def _panels(runs: Sequence[RunCurves]) -> tuple[list[_Panel], list[_Panel]]:
     """Panels of the losses and of the validation: one per column that any run has a finite value in."""
     losses = _columns_with_values((run.steps for run in runs), LOSSES, NOT_LOSSES | set(STEP_KEYS))
-    scores = _columns_with_values((run.validation for run in runs), SCORES, VALIDATION_KEYS)
+    scores = _columns_with_values((run.validation for run in runs), FIGURES, VALIDATION_KEYS)
     return (
         [_Panel("steps", name, LOSSES.get(name, _plain(name))) for name in losses],
-        [_Panel("validation", name, SCORES.get(name, _plain(name))) for name in scores],
+        [_Panel("validation", name, FIGURES[name].title if name in FIGURES else _plain(name)) for name in scores],
     )
 
 
@@ -267,9 +257,12 @@ def _scale(axes: Axes, span: Line) -> None:
     """Set the scales to show ``span`` with a margin, and the time from 0."""
     known = span[np.isfinite(span)]
     low, high = known.min(), known.max()
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    axes.set_ylim(low - margin, high + margin)
+    height = max(1.12 * (high - low), LEAST_SPAN * max(abs(low), abs(high))) or 1.0
+    axes.set_ylim((low + high - height) / 2, (low + high + height) / 2)
     axes.set_xlim(left=0)
+    axes.ticklabel_format(useOffset=False)
+    # a power of ten stands to the left of the title, which begins at the axis
+    axes.yaxis.get_offset_text().set(x=-0.03, horizontalalignment="right", fontsize=TEXT_POINTS)
 
 
 def _draw_head(figure: Figure, runs: Sequence[RunCurves], smooth: int) -> None:
@@ -278,10 +271,8 @@ def _draw_head(figure: Figure, runs: Sequence[RunCurves], smooth: int) -> None:
 
     recipes = list(dict.fromkeys(run.recipe for run in runs if run.recipe))
     what = f"run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
-    title = f"Training curves of {what}"
-    if recipes:
-        title += f", {'recipe' if len(recipes) == 1 else 'recipes'} {', '.join(recipes)}"
-    figure.suptitle(title, fontsize=TEXT_POINTS + 3)
+    by = f", {'recipe' if len(recipes) == 1 else 'recipes'} {', '.join(recipes)}" if recipes else ""
+    figure.suptitle(f"Training curves of {what}{by}", fontsize=TEXT_POINTS + 3)
     mean = f"running mean of {smooth} rows" if smooth else "running mean of an epoch"
     handles = [Line2D([], [], color="black", **AS_LOGGED, label="as logged")] if smooth != 1 else []
     handles += [Line2D([], [], color="black", linewidth=1.4, label=mean)] if smooth != 1 else []
@@ -291,9 +282,8 @@ def _draw_head(figure: Figure, runs: Sequence[RunCurves], smooth: int) -> None:
         handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=2.0, label=label))
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     columns = max(1, int(figure.get_figwidth() * 72 / (0.6 * (TEXT_POINTS + 1) * (longest + 8))))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, fontsize=TEXT_POINTS + 1, frameon=False
-    )  # fmt: skip
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
+    figure.legend(handles=handles, fontsize=TEXT_POINTS + 1, frameon=False, **place)
 
 
 def _style(number: int) -> tuple[str, tuple[float, Sequence[float]]]:

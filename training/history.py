@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +18,9 @@ import numpy.typing as npt
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import OutputError, TrainingError
 
-from .files import cannot_write, write_whole
+from .events import open_events
+from .files import GrowingFile, make_folder, write_whole
 from .pictures import save_png
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 STEPS = "steps.csv"
 VALIDATION = "validation.csv"
@@ -37,8 +33,6 @@ VALIDATION_KEYS = ("epoch", "step")
 
 NOT_LOSSES = frozenset({"learning_rate", "images_per_s", "seconds"})
 """Columns of the steps that tell how training goes, not what it minimises."""
-
-TENSORBOARD_FLUSH_S = 20
 
 Columns = dict[str, npt.NDArray[np.float64]]
 
@@ -81,12 +75,14 @@ class RunRecord:
         validation_names: Sequence[str],
     ) -> None:
         self._pictures = folder / PICTURES
-        _make_folder(self._pictures)
+        make_folder(self._pictures)
         resumed = first_step > 0
         done = first_epoch if resumed else -1  # a validation before the first step is that of epoch 0
         self._steps = _Table(folder / STEPS, STEP_KEYS, step_names, first_step, resumed)
         self._validation = _Table(folder / VALIDATION, VALIDATION_KEYS, validation_names, done, resumed)
-        self._events = _Events(folder / TENSORBOARD, first_step) if tensorboard else None
+        # of steps that are done again, TensorBoard shows the later event
+        first_shown = first_step + 1 if resumed else 0
+        self._events = open_events(folder / TENSORBOARD, first_shown) if tensorboard else None
         self._step = first_step
 
     def step(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -106,14 +102,15 @@ class RunRecord:
         """Keep the picture of an epoch, (rows, columns, 3)."""
         save_png(self._pictures / f"epoch-{epoch:04d}.png", image)
         if self._events:
-            self._events.image(self._step, image)
+            self._events.image(self._step, "validation/picture", image)
 
     def close(self) -> None:
         """Write what is held back, and close the files."""
-        self._steps.close()
-        self._validation.close()
-        if self._events:
-            self._events.close()
+        with contextlib.ExitStack() as files:  # if one fails, the others are closed all the same
+            files.callback(self._steps.close)
+            files.callback(self._validation.close)
+            if self._events:
+                files.callback(self._events.close)
 
     def __enter__(self) -> RunRecord:
         return self
@@ -153,8 +150,7 @@ class _Table:
         self._last = last
         rows = _rows_to_keep(path, keys, self._header, last) if resumed else []
         write_whole(path, "".join(f"{line}\n" for line in [",".join(self._header), *rows]).encode())
-        # not buffered: a row that cannot be written fails at once, and nothing of it is tried again on closing
-        self._handle = _opened(path)
+        self._file = GrowingFile(path)
 
     def append(self, keys: tuple[int, int], values: Mapping[str, float]) -> None:
         unknown = values.keys() - set(self._names)
@@ -164,63 +160,11 @@ class _Table:
             raise ValueError(f"{self._header[0]} {keys[0]} is not after {self._last} in {self._path.name}")
         cells = [_cell(values.get(name)) for name in self._names]
         row = ",".join([*map(str, keys), *cells]) + "\n"
-        size = os.fstat(self._handle).st_size
-        try:
-            _write_all(self._handle, row.encode())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, size)
-            raise cannot_write(self._path, error) from error
+        self._file.append(row.encode())
         self._last = keys[0]
 
     def close(self) -> None:
-        if self._handle >= 0:
-            handle, self._handle = self._handle, -1
-            try:
-                os.close(handle)
-            except OSError as error:
-                raise cannot_write(self._path, error) from error
-
-
-class _Events:
-    """TensorBoard's side of a run, where the package is installed."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        self._folder = folder
-        self._writer = _summary_writer(folder, first_step)
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for tag, value in values.items():
-            self._call("add_scalar", tag, value, step)
-
-    def image(self, step: int, image: RGBImage) -> None:
-        self._call("add_image", "validation/picture", image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        self._call("close")
-        self._writer = None
-
-    def _call(self, method: str, *arguments: Any, **options: Any) -> None:
-        if self._writer is None:
-            return
-        try:
-            getattr(self._writer, method)(*arguments, **options)
-        except OSError as error:
-            raise cannot_write(self._folder, error) from error
-
-
-def _summary_writer(folder: Path, first_step: int) -> SummaryWriter | None:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        _log.info("TensorBoard is not installed (pip install tensorboard): going on without it")
-        return None
-    try:
-        # events of steps that are done again are hidden
-        purge_step = first_step + 1 if first_step else 0
-        return SummaryWriter(str(folder), purge_step=purge_step, flush_secs=TENSORBOARD_FLUSH_S)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+        self._file.close()
 
 
 def _step_tag(name: str) -> str:
@@ -276,22 +220,3 @@ def _are_numbers(row: list[str]) -> bool:
 def _cell(value: float | None) -> str:
     """The shortest text that reads back as the same float."""
     return "" if value is None else repr(float(value))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-
-
-def _opened(path: Path) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def _write_all(handle: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(handle, content) :]

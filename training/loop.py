@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +15,12 @@ from wsi2ihc.progress import Progress, ProgressCallback
 
 from .checkpoints import Best, Position, check_finite, load_state, save_best, save_state
 from .data.patches import training_batches
+from .history import RunRecord
 from .job import TrainingJob
 from .log import STEP_COLUMNS, LossLog
 from .machine import count_workers, in_first_process
 from .metrics import FIGURES, is_better
 from .pictures import picture_grid
-from .history import RunRecord
 from .runs import RunFolder
 from .schedule import is_validated, rate_factor, step_seed
 from .step import Networks, build_networks, training_step
@@ -58,11 +59,21 @@ def fit(job: TrainingJob, fabric: Fabric, folder: RunFolder, *, resume: bool, pr
         first_step=position.step,
         last_step=job.steps,
         workers=count_workers(options),
+        pin=fabric.device.type == "cuda",
     )
     began = time.monotonic() - position.seconds
     with ExitStack() as stack:
         record = stack.enter_context(_record(job, folder, position)) if fabric.is_global_zero else None
         log = LossLog(options, job.steps_per_epoch, job.steps, record, progress, lambda x: _mean(fabric, x))
+
+        def keep(epoch: int | None) -> None:
+            """In the first process: validate after this epoch, if any, and save the state."""
+            if epoch is not None and record is not None:
+                progress(Progress(f"validating epoch {epoch}"))
+                _validate(job, fabric, networks, folder, record, position, epoch)
+            position.seconds = time.monotonic() - began
+            save_state(folder.last, networks, fabric, position, options, fingerprint)
+
         for batch in batches:
             epoch = position.step // job.steps_per_epoch
             rate = options.learning_rate * rate_factor(epoch, options.epochs)
@@ -74,20 +85,12 @@ def fit(job: TrainingJob, fabric: Fabric, folder: RunFolder, *, resume: bool, pr
             log.add(losses, position.step, rate)
 
             ends_epoch = position.step % job.steps_per_epoch == 0
-            if not ends_epoch and position.step % options.checkpoint_every:
-                continue
-            log.write()
-            check_finite(networks, position.step)
-
-            def keep(ends_epoch: bool = ends_epoch, epoch: int = epoch) -> None:
-                if ends_epoch and is_validated(epoch, options.epochs, options.validate_every):
-                    progress(Progress(f"validating epoch {epoch + 1}"))
-                    _validate(job, fabric, networks, folder, record, position, epoch + 1)
-                position.seconds = time.monotonic() - began
-                save_state(folder.last, networks, fabric, position, options, fingerprint)
-
-            in_first_process(fabric, keep)
-            log.restart_clock()
+            if ends_epoch or position.step % options.checkpoint_every == 0:
+                log.write()
+                check_finite(networks, position.step)
+                validated = ends_epoch and is_validated(epoch, options.epochs, options.validate_every)
+                in_first_process(fabric, partial(keep, epoch + 1 if validated else None))
+                log.restart_clock()
     return position
 
 
@@ -109,11 +112,10 @@ def _mean(fabric: Fabric, values: Tensor) -> Tensor:
 
 
 def _validate(
-    job: TrainingJob, fabric: Fabric, networks: Networks, folder: RunFolder, record: RunRecord | None,
-    position: Position, epoch: int,
+    job: TrainingJob, fabric: Fabric, networks: Networks, folder: RunFolder, record: RunRecord, position: Position,
+    epoch: int,
 ) -> None:  # fmt: skip
     """Score the generator, keep the picture and, if it is the best so far, the weights."""
-    assert record is not None  # the first process has one
     options, module = job.options, networks.generator_module
     module.eval()
     scores, shown = validate(

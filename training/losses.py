@@ -14,7 +14,6 @@ import functools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ from torch.nn import functional
 
 from wsi2ihc.errors import DatasetError, OptionError
 
-VarianceKind: TypeAlias = Literal["unbiased", "biased"]
-"""Divide the sum of squares by N - 1 or by N."""
+from .options import VarianceKind
 
 _BLURS_PER_OCTAVE = 4
 
@@ -137,13 +135,11 @@ def variance_loss(
 def _octave_step(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The step to the next octave along one axis: (ceil(size / 2), size)."""
     side = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
-    # a tensor made in inference mode, as in validation, could not take part in training later
-    with torch.inference_mode(False), torch.no_grad():
-        blur = torch.zeros(size, size, dtype=torch.float64)
-        for offset, weight in ((-1, side), (0, 1 - 2 * side), (1, side)):
-            for row in range(size):
-                blur[row, _reflected(row + offset, size)] += weight
-        step: Tensor = torch.linalg.matrix_power(blur, _BLURS_PER_OCTAVE)[::2].to(dtype).to(device)
+    blur = torch.zeros(size, size, dtype=torch.float64)
+    for offset, weight in ((-1, side), (0, 1 - 2 * side), (1, side)):
+        for row in range(size):
+            blur[row, _reflected(row + offset, size)] += weight
+    step: Tensor = torch.linalg.matrix_power(blur, _BLURS_PER_OCTAVE)[::2].to(dtype).to(device)
     return step
 
 

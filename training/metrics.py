@@ -29,7 +29,7 @@ BLOCK_PX = 64
 class Figure:
     """What a validation figure is.
 
-    label:             for an axis or a table
+    label:             short, for a panel or a column
     unit:              "" for a pure number
     higher_is_better:  None where the figure should be near ``ideal``
     ideal:             of equal images; infinite for PSNR
@@ -40,17 +40,22 @@ class Figure:
     higher_is_better: bool | None
     ideal: float
 
+    @property
+    def title(self) -> str:
+        """The label with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
 
 FIGURES: dict[str, Figure] = {
     "psnr": Figure("PSNR", "dB", True, float("inf")),
     "ssim": Figure("SSIM", "", True, 1.0),
-    "l1": Figure("mean absolute difference", "grey levels", False, 0.0),
-    "stain_r": Figure("stain correlation per pixel", "", True, 1.0),
-    "stain_r_blocks": Figure("stain correlation in blocks", "", True, 1.0),
-    "stain_bias": Figure("stain bias", "OD", None, 0.0),
-    "variance_ratio": Figure("batch variance over reference's", "", None, 1.0),
-    "checkerboard_2": Figure("power at a period of 2 px over reference's", "", None, 1.0),
-    "checkerboard_4": Figure("power at a period of 4 px over reference's", "", None, 1.0),
+    "l1": Figure("L1", "grey levels", False, 0.0),
+    "stain_r": Figure("Stain correlation per pixel", "", True, 1.0),
+    "stain_r_blocks": Figure("Stain correlation in blocks", "", True, 1.0),
+    "stain_bias": Figure("Stain bias", "OD", None, 0.0),
+    "variance_ratio": Figure("Batch variance / reference's", "", None, 1.0),
+    "checkerboard_2": Figure("Power at 2 px / reference's", "", None, 1.0),
+    "checkerboard_4": Figure("Power at 4 px / reference's", "", None, 1.0),
 }
 """All validation figures by name, in the order of tables."""
 
@@ -111,14 +116,6 @@ class ValidationScores:
             pooled += np.stack([scores.pixels, scores.blocks])
         if len(virtual) > 1:
             self._variances += [_summed_variance(virtual), _summed_variance(reference)]
-
-    def merge(self, other: ValidationScores) -> None:
-        """Add what another has summed up, as of another process."""
-        self.images += other.images
-        self._sums += other._sums
-        self._variances += other._variances
-        for group, moments in other._groups.items():
-            self._groups[group] = self._groups.get(group, np.zeros((2, 6))) + moments
 
     def figures(self) -> dict[str, float]:
         """The figures, by the names in `FIGURES`; NaN where one is not defined.

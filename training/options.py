@@ -21,13 +21,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from wsi2ihc.errors import OptionError
 from wsi2ihc.generator.spec import MPP_RANGE, GeneratorSpec
 
+from .data import Augmentation, Order
+
 Recipe = Literal["pix2pix", "pyramid", "variance"]
 Architecture = Literal["resnet", "unet"]
 Norm = Literal["batch", "instance"]
 Upsampling = Literal["transposed", "resize"]
 VarianceKind = Literal["unbiased", "biased"]
-Augmentation = Literal["none", "hflip", "dihedral"]
-Order = Literal["AB", "BA"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 BestBy = Literal["stain_r_blocks", "stain_r", "psnr", "ssim"]
 

@@ -114,8 +114,11 @@ class RunFolder:
             raise OutputError(f"the run's folder {self.path} cannot be written ({error.strerror})") from error
         with file:
             _lock(file, self.path)
-            yield
-            (self.path / LOCK).unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    (self.path / LOCK).unlink(missing_ok=True)
 
     def begin(self, options: TrainOptions, data: dict[str, Any]) -> None:
         """Write down what the run starts from.

@@ -94,7 +94,8 @@ def validate(
     scores = {name: ValidationScores() for name in views}
     chosen = set(evenly(pairs, pictures))
     shown: list[tuple[Pair, Triple]] = []
-    for of, batch in whole_patches(pairs, batch_size=batch_size, multiple=multiple, workers=workers):
+    batches = whole_patches(pairs, batch_size=batch_size, multiple=multiple, workers=workers, pin=device.type == "cuda")
+    for of, batch in batches:
         with torch.no_grad(), autocast():
             answer: Tensor = module(to_network(batch.he.to(device, non_blocking=True)))
         virtual, reference = to_pixels(answer).contiguous().cpu().numpy(), batch.ihc.numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_there_is_a_panel_for_what_any_run_has(tmp_path: Path) -> None:
     variance = make_run(tmp_path / "variance", losses=("variance", "generator"), scores=("stain_r", "other", "psnr"))
     losses, scores = curves._panels(read_runs([pyramid, variance]))
     assert [panel.title for panel in losses] == ["Generator loss", "L1 loss", "Variance loss", "Own loss"]
-    assert [panel.column for panel in scores] == ["psnr", "ssim", "stain_r", "other"]
+    assert [panel.title for panel in scores] == ["PSNR (dB)", "SSIM", "Stain correlation per pixel", "Other"]
     assert draw_curves([pyramid, variance], tmp_path / "both.png") == 8
     assert draw_curves([variance], tmp_path / "one.png") == 5
 
@@ -154,6 +155,27 @@ def test_a_constant_and_a_single_value_can_be_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", epochs=1, epoch_steps=1)
     (run / "validation.csv").write_text("epoch,step,psnr\n1,1,0.0\n")
     assert draw_curves([run], tmp_path / "curves.png") == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "power"), [((12.127293, 12.1272931), ""), ((-7.0, -7.0), ""), ((1e-7, 3e-7), "1e−7"), ((0.0, 0.0), "")]
+)
+def test_powers_and_labels_of_an_axis_keep_to_its_left(tmp_path: Path, values: tuple[float, float], power: str) -> None:
+    run = make_run(tmp_path / "run", epochs=2)
+    (run / "validation.csv").write_text(f"epoch,step,ssim\n1,8,{values[0]}\n2,16,{values[1]}\n")
+    runs = read_runs([run])
+    figure = curves._figure(runs, *curves._panels(runs), smooth=1)
+    figure.savefig(io.BytesIO())
+    axes = figure.axes[-1]
+    text = axes.yaxis.get_offset_text()
+    assert text.get_text() == power
+    assert not power or text.get_window_extent().x1 < axes.bbox.x0  # where the title begins
+    low, high = axes.get_ylim()
+    assert low < min(values) <= max(values) < high
+    assert high - low >= 0.01 * max(map(abs, values))
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(set(labels)) == len(labels) > 2
+    assert max(map(len, labels)) <= 6
 
 
 def test_a_run_in_progress_can_be_drawn(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -131,10 +130,37 @@ def test_bci_names_say_the_role_where_no_folder_does(tmp_path: Path) -> None:
     assert [pair.role for pair in data.pairs] == ["test", "train", "train", "train"]
 
 
-def test_bci_test_images_elsewhere_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        find_pairs(side_by_side(tmp_path, {"train": BCI["test"]}))
-    assert "00000_test_2+.png and 0 others are test images of BCI" in caplog.text
+def test_a_file_of_another_name_takes_no_role_from_the_rest(tmp_path: Path) -> None:
+    data = find_pairs(kinds_first(tmp_path, {"": [*BCI["train"], *BCI["test"], "extra"]}))
+    assert [(pair.name, pair.role, pair.number) for pair in data.pairs] == [
+        ("00000_test_2+", "test", 0),
+        ("00000_train_1+", "train", 0),
+        ("00001_train_3+", "train", 1),
+        ("00007_train_0", "train", 7),
+        ("extra", None, None),
+    ]
+    assert data.layout == "HE/ and IHC/; 4 of 5 names as in BCI"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("make", [kinds_first, splits_first, side_by_side])
+def test_bci_test_images_are_for_nothing_else(tmp_path: Path, split: str, make: Callable[..., Path]) -> None:
+    make(tmp_path, {split: ["00000_test_2+", "00001_test_0", "00002_train_0", "extra"]})
+    check_error(
+        tmp_path,
+        f"00000_test_2+.png is a test image of BCI by its name, but meant for {ROLES[split]}, and so are 1 more; "
+        "test is never trained on",
+    )
+
+
+def test_bci_test_images_that_a_table_gives_to_train(tmp_path: Path) -> None:
+    table(tmp_path, rows({"train": ["00000_test_2+"]}))
+    check_error(tmp_path, "00000_test_2+.png is a test image of BCI by its name, but meant for train; test is")
+
+
+def test_bci_training_images_may_serve_as_validation_and_test(tmp_path: Path) -> None:
+    data = find_pairs(side_by_side(tmp_path, {"val": BCI["train"][:1], "test": BCI["train"][1:]}))
+    assert [pair.role for pair in data.pairs] == ["validation", "test", "test"]
 
 
 def test_the_first_layout_of_several_is_taken(tmp_path: Path) -> None:
@@ -203,8 +229,12 @@ def test_bad_dataset_json(tmp_path: Path, statement: str, message: str) -> None:
         ({"mpp": "0.25"}, "pairs.csv: patches of 0.25 and of 0.46 µm/px; bring them to one mpp"),
         ({"he": ""}, "pairs.csv, row 3: no file in the column he"),
         ({"he": "a/gone.png"}, "a/gone.png, which is not there (nor are 1 more)"),
-        ({"he": "a/p.png", "ihc": "b/q.png"}, "pairs.csv: rows 2 and 3 are the same patch p.png"),
-        ({"he": "b/q.png", "ihc": "b/q.png"}, "pairs.csv, row 3: q.png is given as H&E and as IHC"),
+        ({"he": "a/p.png", "ihc": "b/q.png"}, "pairs.csv: rows 2 and 3 have the same H&E p.png"),
+        ({"he": "b/../a/p.png"}, "pairs.csv: rows 2 and 3 have the same H&E p.png"),
+        ({"ihc": "b/q.png"}, "pairs.csv: rows 2 and 3 have the same IHC q.png"),
+        ({"ihc": "a/../b/q.png"}, "pairs.csv: rows 2 and 3 have the same IHC q.png"),
+        ({"he": "b/q.png"}, "pairs.csv, rows 2 and 3: q.png is given as IHC and as H&E"),
+        ({"he": "a/r.png", "ihc": "b/../a/r.png"}, "pairs.csv, row 3: r.png is given as H&E and as IHC"),
     ],
 )
 def test_bad_table(tmp_path: Path, change: dict[str, str], message: str) -> None:
@@ -223,6 +253,8 @@ def test_bad_table(tmp_path: Path, change: dict[str, str], message: str) -> None
         (b"he,ihc\n", "pairs.csv has no rows below its column names"),
         (b"he,stain\na,b\n", "pairs.csv has no column ihc (it needs he and ihc)"),
         (b"he,ihc\na,b,c\n", "pairs.csv, row 2: 3 cells, but 2 columns"),
+        (b"he;ihc;mpp\na;b;0,46\n", "pairs.csv are separated by semicolons; separate them by commas"),
+        (b"he\tihc\na\tb\n", "pairs.csv are separated by tabs; separate them by commas"),
         (b"he,ihc,he\na,b,c\n", "pairs.csv has the column 'he' twice"),
         (b"he,ihc\n\xff,b\n", "pairs.csv cannot be read as a CSV file in UTF-8"),
     ],
@@ -238,6 +270,13 @@ def test_csv_of_a_spreadsheet(tmp_path: Path) -> None:
         "\ufeffHE, IHC ,Split\r\nhe/a.png , ihc/a.png\r\n,,\r\nhe/b.png,ihc/b.png,Test\r\n".encode()
     )
     assert [(pair.name, pair.role) for pair in find_pairs(tmp_path).pairs] == [("a", None), ("b", "test")]
+
+
+def test_links_to_one_file_are_one_patch(tmp_path: Path) -> None:
+    table(tmp_path, [FULL])
+    (tmp_path / "linked").symlink_to(tmp_path / "a", target_is_directory=True)
+    write_csv(tmp_path / "pairs.csv", [FULL, {**FULL, "he": "linked/p.png"}])
+    check_error(tmp_path, "pairs.csv: rows 2 and 3 have the same H&E p.png")
 
 
 # faults in folders
@@ -304,6 +343,11 @@ def test_empty_split(tmp_path: Path) -> None:
 
 def test_no_folder(tmp_path: Path) -> None:
     check_error(tmp_path / "nowhere", f"there is no folder {tmp_path / 'nowhere'}")
+
+
+def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "slide.svs").write_bytes(b"x")
+    check_error(tmp_path / "slide.svs", f"{tmp_path / 'slide.svs'} is a file; name the folder of the patches")
 
 
 def test_failures_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

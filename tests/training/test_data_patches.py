@@ -222,6 +222,24 @@ def test_whole_patch_smaller_than_the_multiple(mixed: tuple[Pair, ...]) -> None:
         list(whole_patches(mixed, batch_size=2, multiple=32))
 
 
+@pytest.mark.parametrize("pin", [False, True])
+def test_pinning_is_asked_for(pairs: tuple[Pair, ...], pin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since it opens a CUDA context, nothing may pin by itself, GPU or not."""
+    asked: list[bool] = []
+
+    class Loader(torch.utils.data.DataLoader[Any]):
+        def __init__(self, *arguments: Any, pin_memory: bool, **others: Any) -> None:
+            asked.append(pin_memory)
+            super().__init__(*arguments, **others)
+
+    monkeypatch.setattr(patches, "DataLoader", Loader)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = {"pin": True} if pin else {}
+    assert len(stream(pairs, last_step=1, **chosen)) == 1
+    assert len(list(whole_patches(pairs[:1], batch_size=1, multiple=4, **chosen))) == 1
+    assert asked == [pin, pin]
+
+
 # failures
 
 
@@ -322,6 +340,24 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_torch_is_not_needed_to_look_at_data() -> None:
-    code = "import sys, wsi2ihc.training.data; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("from wsi2ihc.training.data import load_data, check_images, decode_pairs", {"torch"}),
+        ("from wsi2ihc.training.data import Augmentation, Order, Pair", {"torch", "PIL", "imagecodecs", "numpy"}),
+        ("import wsi2ihc.training.options", {"torch", "PIL", "imagecodecs"}),
+    ],
+)
+def test_what_is_not_imported(statement: str, unwanted: set[str]) -> None:
+    """Looking at data needs no torch, and naming its types no decoders."""
+    code = f"import sys; {statement}; sys.exit(' '.join({unwanted} & sys.modules.keys()) or 0)"
+    found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_all_public_names_are_there() -> None:
+    from wsi2ihc.training import data
+
+    assert all(getattr(data, name) is not None for name in data.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = data.nothing

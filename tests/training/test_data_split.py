@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from make_pairs import kinds_first, rows, side_by_side, table
+from make_pairs import kinds_first, rows, side_by_side, splits_first, table
 
 from wsi2ihc.errors import DatasetError, OptionError
 from wsi2ihc.training.data import Pair, PairedData, Role, assign_roles, load_data
@@ -159,6 +160,21 @@ def test_counts(tmp_path: Path) -> None:
     assert counts["test"] == {"pairs": 1, "groups": 0, "her2": {"3+": 1}}
     assert counts["train"]["pairs"] + counts["validation"]["pairs"] == 3
     assert load_data(kinds_first(tmp_path / "plain"), group_by=BY_LETTER).counts()["train"] == {"pairs": 7, "groups": 4}
+
+
+def test_fingerprint_is_of_the_order(tmp_path: Path) -> None:
+    """Batches are drawn by places in it, so a run must not go on after rows were moved."""
+    own = rows()
+    first = load_data(table(tmp_path, own)).fingerprint()
+    assert load_data(table(tmp_path, own)).fingerprint() == first
+    assert load_data(table(tmp_path, [own[1], own[0], *own[2:]])).fingerprint() != first
+
+
+@pytest.mark.parametrize("make", [kinds_first, splits_first, side_by_side])
+def test_order_of_folders_is_that_of_roles_and_names(tmp_path: Path, make: Callable[..., Path]) -> None:
+    shuffled = {"test": ["b", "a"], "val": ["c", "B"], "train": ["z", "a_2", "a_10"]}
+    data = load_data(make(tmp_path, shuffled))
+    assert [pair.name for pair in data.pairs] == ["a_10", "a_2", "z", "B", "c", "a", "b"]
 
 
 def test_fingerprint_is_of_the_data_not_of_the_place(tmp_path: Path) -> None:

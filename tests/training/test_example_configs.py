@@ -99,6 +99,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "CALLS": str(tmp_path / "calls"),
         "SLURM_JOB_ID": "77",
         "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "8",
         "SLURM_TMPDIR": str(tmp_path / "scratch"),
     }
 
@@ -117,6 +118,7 @@ def test_the_slurm_script_unpacks_trains_and_tidies_up(tmp_path: Path, slurm: di
     scratch = tmp_path / "scratch" / "wsi2ihc-77"
     call = call_of_training(tmp_path)
     assert f"wsi2ihc train {scratch} --out {tmp_path / 'run'} --config bci.toml" in call
+    assert call.startswith("srun --cpus-per-task=8 ")
     assert "\nHE\n" in (tmp_path / "calls").read_text()  # the data set, without the archive's own folder
     assert not scratch.exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import subprocess
@@ -237,55 +236,6 @@ def test_pictures_are_named_by_epoch(tmp_path: Path) -> None:
     with opened(tmp_path) as record:
         record.picture(12, image)
     np.testing.assert_array_equal(read(tmp_path / "pictures" / "epoch-0012.png"), image)
-
-
-def test_tensorboard_shows_a_resumed_run_as_one(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    def record(first_step: int) -> RunRecord:
-        names = (*LOSSES, "learning_rate")
-        return RunRecord(tmp_path, first_step, first_step // 4, step_names=names, validation_names=SCORES)
-
-    with record(0) as before:
-        for step in range(1, 7):
-            before.step(step, 1, {"generator": 100.0 + step, "learning_rate": 0.5})
-        before.validation(1, 6, {"psnr": 21.0})
-        before.picture(1, np.zeros((8, 8, 3), np.uint8))
-    with record(4) as after:
-        for step in range(5, 8):
-            after.step(step, 1, {"generator": step, "learning_rate": 0.5})
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) >= {"loss/generator", "progress/learning_rate"}
-    shown = {event.step: event.value for event in events.Scalars("loss/generator")}
-    assert shown == {1: 101, 2: 102, 3: 103, 4: 104, 5: 5, 6: 6, 7: 7}
-
-
-def test_tensorboard_shows_pictures_and_validation(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with opened(tmp_path, tensorboard=True) as record:
-        train(record, 1, 4)
-        record.picture(1, np.zeros((8, 6, 3), np.uint8))
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    (picture,) = events.Images("validation/picture")
-    assert (picture.step, picture.width, picture.height) == (4, 6, 8)
-    (score,) = events.Scalars("validation/psnr")
-    assert score.step == 4
-    assert score.value == pytest.approx(20.25)
-
-
-def test_without_tensorboard_the_run_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it fails
-    with caplog.at_level(logging.INFO, logger="wsi2ihc"), opened(tmp_path, tensorboard=True) as record:
-        train(record, 1, 4)
-        record.picture(1, np.zeros((8, 8, 3), np.uint8))
-    assert "TensorBoard is not installed" in caplog.text
-    assert not (tmp_path / "tensorboard").exists()
-    assert len(read_steps(tmp_path)["step"]) == 4
 
 
 def test_what_went_wrong_first_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

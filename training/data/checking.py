@@ -1,4 +1,4 @@
-"""Every pixel of train and validation, once, before a long run: is all of it readable, and is none of it there twice?"""
+"""Every pixel of train and validation, before a long run: is all of it readable, and nothing of it there twice?"""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _hash_of(image: RGBImage) -> bytes | None:
     """None for an image of one colour: that is empty glass, and alike without being the same."""
     if (image == image[0, 0]).all():
         return None
-    content = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
+    content = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
     content.update(repr(image.shape).encode())
     return content.digest()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
@@ -119,10 +118,12 @@ def _open(file: BinaryIO, path: Path) -> Image.Image:
     try:
         image = Image.open(file)
         count = getattr(image, "n_frames", 1)
-    except (UnidentifiedImageError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise DatasetError(f"{path} is not an image, or is damaged; replace it, or remove the pair") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(f"{path} is too large for a patch; cut it into patches") from error
+    except Exception as error:  # Pillow raises whatever it likes on damaged headers
+        if isinstance(error, OSError) and error.errno:  # the disk's
+            raise
+        raise DatasetError(f"{path} is not an image, or is damaged; replace it, or remove the pair") from error
     if count > 1:
         raise DatasetError(f"{path} holds {count} images; keep one image in a file")
     if problem := _problem(image, head):
