@@ -12,8 +12,8 @@ from torch import Tensor
 from wsi2ihc.errors import TrainingError
 from wsi2ihc.progress import Progress, ProgressCallback
 
-from .options import TrainOptions
 from .history import RunRecord
+from .options import TrainOptions
 from .step import LOSSES
 
 STEP_COLUMNS = (*LOSSES, "learning_rate", "images_per_s")
