@@ -51,13 +51,13 @@ RUNS: Mapping[str, Run] = {
         "variance-10": "--recipe variance --variance-weight 10",
         "variance-100": "--recipe variance --variance-weight 100",
         "variance-1": "--recipe variance --variance-weight 1",
+        "variance-300": "--recipe variance --variance-weight 300",
     }.items()
 } | {
     f"facades-{recipe}-seed0": Run("facades", f"{FACADES} --recipe {recipe} --seed 0")
     for recipe in ("pyramid", "variance")
 } | {
-    "unet-seed0": Run("hemit256", f"{HEMIT} --seed 0 --recipe pix2pix --depth 7"),
-    "resize-seed0": Run("hemit256", f"{HEMIT} --seed 0 --recipe variance --upsampling resize"),
+    "resize-seed0": Run("hemit256", f"{HEMIT} --seed 0 --recipe variance --variance-weight 10 --upsampling resize"),
 }  # fmt: skip
 
 
