@@ -114,18 +114,19 @@ def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None
 def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bool, quiet: bool) -> None:
     from wsi2ihc.training.forecast import forecast
     from wsi2ihc.training.job import prepare
+    from wsi2ihc.training.machine import is_first_process
     from wsi2ihc.training.runs import RunFolder
     from wsi2ihc.training.trainer import train
 
     folder, bar = RunFolder(out), ProgressBar(quiet)
-    if not resume:
+    if not resume and is_first_process():
         folder.check_new()
-    job = prepare(data, options)
-    if not quiet:
-        click.echo(_describe_data(job), err=True)
-        if warning := _too_large(forecast(job)):
-            click.echo(f"WARNING: {warning}", err=True)
     try:
+        job = prepare(data, options)
+        if not quiet:
+            click.echo(_describe_data(job), err=True)
+            if warning := _too_large(forecast(job)):
+                click.echo(f"WARNING: {warning}", err=True)
         summary = train(job, out, resume=resume, progress=bar)
     except (KeyboardInterrupt, SystemExit):
         bar.close()
@@ -137,21 +138,21 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
     if json and summary:
         echo_json(summary)
     elif summary and not quiet:
-        click.echo(_summary(out, summary))
+        click.echo(_summary(out, summary, job))
 
 
 def _too_large(outlook: TrainingForecast) -> str:
     """Whether the run will hardly fit into memory; "" if it will, or if nobody can tell."""
     if outlook.available_bytes is None or outlook.memory_bytes <= outlook.available_bytes:
         return ""
-    needed, free = _gigabytes(outlook.memory_bytes), _gigabytes(outlook.available_bytes)
+    needed, free = _amount(outlook.memory_bytes), _amount(outlook.available_bytes)
     return (
         f"this takes about {needed} on {outlook.device}, where {free} is free; lower --batch-size, --crop-size or --ngf"
     )
 
 
-def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB"
+def _amount(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.0f} MB"
 
 
 def _describe_data(job: TrainingJob) -> str:
@@ -172,22 +173,24 @@ def _describe(job: TrainingJob, outlook: TrainingForecast, found: Sequence[str])
     lines = [
         config_text(job.options).rstrip(),
         "",
-        f"{_describe_data(job)} (validated {validated}; test is never read; all others were decoded)",
+        f"{_describe_data(job)} (validated {validated}; all were decoded but test, which is never read)",
         *(f"note: {note}" for note in found),
         f"model: {job.options.network_name} of width {job.spec.width}, {outlook.generator_parameters:,} parameters; "
         f"discriminator {outlook.discriminator_parameters:,}; {job.spec.stain} at {job.spec.mpp:g} µm/px",
         f"steps: {job.steps_per_epoch} an epoch, {job.steps} in all",
-        f"memory: about {_gigabytes(outlook.memory_bytes)} in each of {outlook.processes} process(es) on "
-        f"{outlook.device} in {outlook.precision}: {_gigabytes(outlook.weights_bytes)} of weights, gradients and "
-        f"Adam's averages, {_gigabytes(outlook.activations_bytes)} kept for the gradients; libraries come on top",
+        f"memory: about {_amount(outlook.memory_bytes)} in each of {outlook.processes} process(es) on "
+        f"{outlook.device} in {outlook.precision}: {_amount(outlook.weights_bytes)} of weights, gradients and "
+        f"Adam's averages, {_amount(outlook.activations_bytes)} kept for the gradients; libraries come on top",
     ]
     warning = _too_large(outlook)
     return "\n".join([*lines, f"WARNING: {warning}"] if warning else lines)
 
 
-def _summary(out: Path, summary: dict[str, Any]) -> str:
+def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> str:
     figures, best = summary["validation"], summary["best"]
-    chosen = f"epoch {best['epoch']}, the best by {best['by']}" if best else "the last epoch"
+    chosen = f"the last epoch, since {job.options.best_by} has no value for any"
+    if best:
+        chosen = f"epoch {best['epoch']}, the best by {best['by']}"
     rows = [
         ("model (statistics re-estimated)", figures),
         ("with running statistics", summary["running_statistics"]),
@@ -201,6 +204,7 @@ def _summary(out: Path, summary: dict[str, Any]) -> str:
         f"{out}/model.safetensors: {chosen}, after {summary['steps']} steps in {duration(summary['seconds'])}",
         f"  {'validation':{width}}  " + "  ".join(f"{name:>14}" for name in columns),
         *(f"  {name:{width}}  " + "  ".join(_number(row[one]) for one in columns) for name, row in rows if row),
+        *(f"  note: {note}" for note in job.notes),
         f"  next: wsi2ihc translate SLIDE OUT.ome.tiff --model {out}/model.safetensors",
         f"  {DISCLAIMER}",
     ]

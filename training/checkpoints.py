@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ def load_state(path: Path, networks: Networks, fabric: Fabric, options: TrainOpt
         best = Best(**state["best"]) if state["best"] else None
         return Position(int(state["step"]), best, float(state["seconds"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path) from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -117,11 +118,16 @@ def read_state(path: Path) -> dict[str, Any]:
         If there is none, or it is damaged.
     """
     try:
+        with zipfile.ZipFile(path) as file:  # torch does not look at the checksums
+            if file.testzip() is not None:
+                raise _damaged(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"there is no checkpoint {path} to resume from") from error
+    except TrainingError:
+        raise
     except Exception as error:  # torch raises nearly anything on a damaged file
-        raise _damaged(path, error) from error
+        raise _damaged(path) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path} is no checkpoint of this version's training")
     return state
@@ -132,7 +138,7 @@ def stored_options(state: Mapping[str, Any], path: Path) -> TrainOptions:
     try:
         return TrainOptions(**state["options"])
     except (KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path) from error
 
 
 def check_same_run(state: Mapping[str, Any], options: TrainOptions, fingerprint: str, path: Path) -> None:
@@ -165,9 +171,10 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
         with published(path, overwrite=True) as partial:
             torch.save(dict(state), partial)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        kept = "; the one before it is kept" if path.exists() else ""
-        raise OutputError(f"the checkpoint {path} cannot be written ({' '.join(str(error).split())!s:.160}){kept}: "
-                          "free some space, then go on with --resume") from error  # fmt: skip
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full, or failed"
+        then = "the one before it is kept: free some space, then go on with --resume" if path.exists() else (
+            "free some space, or choose another --out")  # fmt: skip
+        raise OutputError(f"the checkpoint {path} cannot be written ({why}); {then}") from error
 
 
 def check_finite(networks: Networks, step: int) -> None:
@@ -200,6 +207,5 @@ def _check_same_arithmetic(state: Mapping[str, Any], fabric: Fabric, path: Path)
                      "be what they would have been", state.get("processes"), fabric.world_size)  # fmt: skip
 
 
-def _damaged(path: Path, error: Exception) -> TrainingError:
-    return TrainingError(f"the checkpoint {path} is damaged ({type(error).__name__}); put a copy of it in its place, "
-                         "or begin another run")  # fmt: skip
+def _damaged(path: Path) -> TrainingError:
+    return TrainingError(f"the checkpoint {path} is damaged, or is none; put a copy in its place, or begin another run")

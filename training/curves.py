@@ -230,7 +230,8 @@ def _draw_panel(axes: Axes, panel: _Panel, runs: Sequence[RunCurves], smooth: in
         if panel.table == "steps":
             mean = running_mean(values, smooth or _rows_of_an_epoch(run))
             axes.plot(at, values, color=colour, **AS_LOGGED)
-            axes.plot(at, mean, color=colour, linestyle=dashes, linewidth=1.4, zorder=3)
+            marker = "o" if len(values) == 1 else ""  # a line through one point cannot be seen
+            axes.plot(at, mean, color=colour, linestyle=dashes, linewidth=1.4, zorder=3, marker=marker, markersize=3)
             spans += [np.percentile(values[np.isfinite(values)], SHOWN_PERCENTILES), mean]
         else:
             marker = "o" if len(values) <= MARKED_ROWS else ""

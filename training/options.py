@@ -252,6 +252,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise OptionError(f"the configuration {path} is no TOML ({error!s:.120})") from error
     hints = get_type_hints(TrainOptions)
     for name, value in values.items():
+        if isinstance(value, dict):
+            raise OptionError(
+                f"the configuration {path} has a table [{name}]; all options stand at the top, without one"
+            )
         if name not in hints:
             near = difflib.get_close_matches(name, hints, 1, 0.75)
             meant = f"; did you mean {near[0]}?" if near else "; wsi2ihc train --help lists them"

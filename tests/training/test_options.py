@@ -88,7 +88,8 @@ def test_a_configuration_file_gives_the_options_back(
     ("text", "said"),
     [
         ("epoch = 3", "unknown option 'epoch'; did you mean epochs"),
-        ("[section]", "unknown option 'section'; wsi2ihc train --help lists them"),
+        ("[train]\nepochs = 3", r"has a table \[train\]"),
+        ("zzz = 1", "unknown option 'zzz'; wsi2ihc train --help lists them"),
         ("epochs = ", "is no TOML"),
         ("epochs = 3.5", "--epochs is a whole number"),
         ("epochs = true", "--epochs is a whole number"),
