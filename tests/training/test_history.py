@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -189,28 +190,39 @@ def test_a_table_saved_by_a_spreadsheet_reads_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_steps(tmp_path)["l1"], [2.5, np.nan])
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """No file of this process can be larger than this; the closest to a full disk that needs no disk."""
-    limit = 4096
+SMALL_BYTES = 4096
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """No file of this process can grow beyond some bytes: the closest to a full disk that needs no disk.
+
+    Not a fixture, which would still hold when pytest writes the test's result, perhaps to a large file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_BYTES, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_told_and_leaves_whole_rows(tmp_path: Path, small_files: int) -> None:
-    with pytest.raises(OutputError, match=r"cannot write .*steps\.csv: .*free some space"), opened(tmp_path) as record:
+def test_a_full_disk_is_told_and_leaves_whole_rows(tmp_path: Path) -> None:
+    with (
+        small_files(),
+        pytest.raises(OutputError, match=r"cannot write .*steps\.csv: .*free some space"),
+        opened(tmp_path) as record,
+    ):
         train(record, 1, 1000, per_epoch=2000)
     content = (tmp_path / "steps.csv").read_bytes()
     assert content.endswith(b"\n")
-    assert small_files - 60 < len(content) <= small_files
+    assert SMALL_BYTES - 60 < len(content) <= SMALL_BYTES
     assert len(read_steps(tmp_path)["step"]) > 50
 
 
-def test_pictures_that_do_not_fit_leave_the_older_one(tmp_path: Path, small_files: int) -> None:
+def test_pictures_that_do_not_fit_leave_the_older_one(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    with opened(tmp_path) as record:
+    with small_files(), opened(tmp_path) as record:
         record.picture(1, np.zeros((8, 8, 3), np.uint8))
         with pytest.raises(OutputError, match=r"epoch-0001\.png"):
             record.picture(1, noise)
