@@ -160,7 +160,7 @@ def _overhead(job: TrainingJob) -> list[Row]:
     def loop() -> float:
         started = time.perf_counter()
         batch = next(batches)
-        log.add(own.training_step(fabric, networks, batch.he, batch.ihc, options), next(count))
+        log.add(own.training_step(fabric, networks, batch.he, batch.ihc, options), next(count), 2e-4)
         return time.perf_counter() - started
 
     def networks_alone() -> float:

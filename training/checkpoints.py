@@ -66,6 +66,7 @@ def save_state(
         "best": dataclasses.asdict(position.best) if position.best else None,
         "precision": str(fabric.strategy.precision.precision),
         "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
         "generator": networks.generator_module.state_dict(),
         "discriminator": networks.discriminator_module.state_dict(),
         "generator_optimiser": networks.generator_optimiser.state_dict(),
@@ -205,6 +206,13 @@ def _check_same_arithmetic(state: Mapping[str, Any], fabric: Fabric, path: Path)
     if state.get("processes") != fabric.world_size:
         _log.warning("the run was begun by %s processes and goes on with %d: dropout, and batch norm on CPUs, will not "
                      "be what they would have been", state.get("processes"), fabric.world_size)  # fmt: skip
+    if fabric.device.type == "cpu" and state.get("threads") != torch.get_num_threads():
+        _log.warning(
+            "the run was begun with %s threads and goes on with %d: sums are added up in another order, so the "
+            "weights will differ in their last bits",
+            state.get("threads"),
+            torch.get_num_threads(),
+        )
 
 
 def _damaged(path: Path) -> TrainingError:

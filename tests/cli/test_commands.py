@@ -180,6 +180,8 @@ def _start(slide: Path, out: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "wsi2ihc.cli.main", "translate", str(slide), str(out), "--core-size", "16",
          "--tissue", "none", "--model", "counterstain"],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # where the tests run in a shell's background, SIGINT is ignored, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

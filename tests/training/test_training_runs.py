@@ -175,7 +175,12 @@ def test_a_killed_process_goes_on_exactly(pairs: Path, tmp_path: Path) -> None:
     options = tiny(epochs=30, validate_every=30, checkpoint_every=4, workers=1)
     (tmp_path / "c.toml").write_text(config_text(options))
     command = [sys.executable, "-m", "wsi2ihc.cli.main", "train", str(pairs), "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen([*command, "--config", str(tmp_path / "c.toml")], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--config", str(tmp_path / "c.toml")],
+        stderr=subprocess.DEVNULL,
+        # another number of threads would add up in another order; some test before may have changed it here
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
     last = tmp_path / "killed" / "checkpoints" / "last.pt"
     deadline = time.monotonic() + 90
     while not last.exists() and time.monotonic() < deadline:
