@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -50,11 +52,19 @@ def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
     if json:
         echo_json(facts)
         return
-    width = 20
+    for depth, name, value in _outline(facts):
+        click.echo(f"{'  ' * depth + name:<20}  {value}".rstrip())
+
+
+def _outline(facts: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, str, str]]:
+    """Lines of nested facts: how deep, the name, and the value; what is not known is empty."""
     for name, value in facts.items():
-        for key, part in value.items() if isinstance(value, dict) else [("", value)]:
-            label = f"{name} {key}".strip()
-            click.echo(f"{label:<{width}}  {'' if part is None else part}")
+        if isinstance(value, Mapping):
+            yield depth, name, ""
+            yield from _outline(value, depth + 1)
+        else:
+            shown = f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
+            yield depth, name, shown
 
 
 @command.command("import")

@@ -154,3 +154,23 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.
         assert len(parts) == len(whole) > 20
         for part, one in zip(parts, whole, strict=True):
             torch.testing.assert_close(part, one, rtol=2e-5, atol=allowed)
+
+
+def test_half_precision_with_one_loss_scale_for_two_optimisers() -> None:
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision.amp import MixedPrecision
+
+    options = tiny(batch_size=2)
+    # far too large a scale: the first steps overflow, are left out, and the scale is lowered
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    networks = step.build_networks(options, fabric)
+    before = [one.clone() for one in networks.generator_module.parameters()]
+    he, ihc = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8)
+    for _ in range(40):
+        losses = step.training_step(fabric, networks, he, ihc, options)
+    assert bool(torch.isfinite(losses).all())
+    assert scaler.get_scale() < 2.0**40
+    after = list(networks.generator_module.parameters())
+    assert all(bool(torch.isfinite(one).all()) for one in after)
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))

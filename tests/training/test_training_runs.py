@@ -17,21 +17,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from make_pairs import side_by_side
 from PIL import Image
 from tiny_runs import STEPS_PER_EPOCH, TINY, tiny, tiny_pairs
-from torch import Tensor
+from torch import Tensor, nn
 
 import wsi2ihc
+from wsi2ihc.cli.main import main
 from wsi2ihc.errors import DatasetError, DeviceMemoryError, OutputError, OutputExistsError, TrainingError
 from wsi2ihc.generator.checkpoint import load_checkpoint
 from wsi2ihc.progress import Progress
 from wsi2ihc.training import checkpoints, loop, trainer
 from wsi2ihc.training.checkpoints import read_state
+from wsi2ihc.training.data import Pair
 from wsi2ihc.training.history import read_steps, read_validation
 from wsi2ihc.training.job import prepare
 from wsi2ihc.training.options import TrainOptions, config_text, flag, read_config
 from wsi2ihc.training.runs import RunFolder
 from wsi2ihc.training.trainer import train
+from wsi2ihc.training.validation import validate
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,28 @@ def test_the_model_is_what_translate_takes(finished: Path) -> None:
     assert provenance["results"]["steps"] == 3 * STEPS_PER_EPOCH
     assert provenance["results"]["validation"].keys() == loop.FIGURES.keys()
     assert torch.__version__.startswith(provenance["versions"]["torch"].split("+")[0])
+
+
+def test_what_was_trained_can_be_read(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["models", "show", str(finished / "model.safetensors")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ended.value.code == 0
+    assert ["recipe", "variance"] in lines
+    assert ["pairs", "7"] in lines
+    assert ["epochs", "3"] in lines
+
+
+def test_pictures_are_of_pairs_not_of_names(tmp_path: Path) -> None:
+    side_by_side(tmp_path, {"a": ["0", "1"], "b": ["0", "1"]}, size=(32, 32))
+    pairs = [Pair(f"{name}", path := tmp_path / slide / f"{name}.png", path, "left", "validation", slide)
+             for slide in "ab" for name in "01"]  # fmt: skip
+    scores, shown = validate(nn.Identity(), pairs, torch.device("cpu"), batch_size=3, multiple=4, pictures=2)
+    assert [pair for pair, _ in shown] == [pairs[0], pairs[2]]
+    assert scores["whole"].groups == ("a", "b")
+    for pair, (he, _, virtual) in shown:
+        np.testing.assert_array_equal(he, np.asarray(Image.open(pair.he))[:, :32])
+        np.testing.assert_array_equal(he, virtual)
 
 
 def test_the_model_names_no_folder(pairs: Path, finished: Path) -> None:
