@@ -11,8 +11,9 @@ networks on it with the `losses` of the `options`; `log` and `history` write dow
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wsi2ihc.lazy import lazily
 
 if TYPE_CHECKING:
     from .job import prepare as prepare
@@ -25,10 +26,4 @@ _HOMES = {"TrainOptions": ".options", "prepare": ".job", "resolve_options": ".op
 
 __all__ = ["TrainOptions", "prepare", "resolve_options", "train"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES)

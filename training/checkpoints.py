@@ -172,7 +172,7 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
         with published(path, overwrite=True) as partial:
             torch.save(dict(state), partial)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full, or failed"
+        why = error.strerror or str(error) if isinstance(error, OSError) else "the disk is full, or failed"
         then = "the one before it is kept: free some space, then go on with --resume" if path.exists() else (
             "free some space, or choose another --out")  # fmt: skip
         raise OutputError(f"the checkpoint {path} cannot be written ({why}); {then}") from error

@@ -19,7 +19,7 @@ from .curves import draw_curves
 from .finishing import finish
 from .job import TrainingJob, describe_data
 from .loop import fit
-from .machine import in_first_process, is_first_process, start_fabric
+from .machine import in_first_process, start_fabric
 from .runs import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -54,8 +54,6 @@ def train(
         One of its leaves, with one line that says what is wrong. Checkpoints written before stay.
     """
     folder = RunFolder(Path(out))
-    if is_first_process():
-        _check(job, folder, resume)
     fabric = start_fabric(job.options)
     with ExitStack() as stack, _told_plainly():
         in_first_process(fabric, lambda: _begin(job, folder, resume, stack))
@@ -68,7 +66,7 @@ def train(
 
 
 def _check(job: TrainingJob, folder: RunFolder, resume: bool) -> None:
-    """Refuse before anything starts what would be refused later."""
+    """Refuse before anything is written, and in one process, what each would refuse later."""
     if folder.path.resolve().is_relative_to(job.data.folder.resolve()):
         raise OutputError(f"--out {folder.path} lies among the patches, and its pictures would be taken for some; "
                           "choose a folder elsewhere")  # fmt: skip
@@ -80,8 +78,10 @@ def _check(job: TrainingJob, folder: RunFolder, resume: bool) -> None:
 
 
 def _begin(job: TrainingJob, folder: RunFolder, resume: bool, stack: ExitStack) -> None:
-    stack.enter_context(folder.locked())
     _check(job, folder, resume)
+    stack.enter_context(folder.locked())  # makes the folder
+    if not resume:
+        folder.check_new()  # another training may have begun since
     folder.begin(job.options, describe_data(job))
 
 

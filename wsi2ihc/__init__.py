@@ -9,9 +9,10 @@ Research use only, not for diagnosis.
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import lazily
 
 if TYPE_CHECKING:
     from .generator.registry import load_generator as load_generator
@@ -31,10 +32,4 @@ _HOMES = {
 
 __all__ = ["TranslateOptions", "__version__", "load_generator", "open_slide", "translate"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES)

@@ -6,8 +6,9 @@ decodes one. Batches for training are in `wsi2ihc.training.data.patches`, the on
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wsi2ihc.lazy import lazily
 
 from .pairs import ROLES, Augmentation, Order, Pair, PairedData, Role
 
@@ -56,10 +57,4 @@ __all__ = [
     "read_pair",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES)

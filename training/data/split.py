@@ -15,7 +15,7 @@ from .groups import assign_groups
 from .layouts import find_pairs
 from .pairs import ROLES, Order, Pair, PairedData, Role
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _HOW_TO_GROUP = (
     "give the groups (--group-by with a regular expression such as '(?P<patient>[^_]+)_', or a CSV file), or ask for "
@@ -75,7 +75,7 @@ def assign_roles(
     if data.of("validation"):
         return data
     if split_by_patch:
-        log.warning(
+        _log.warning(
             "validation is split off by patch: patches of one slide or patient on both sides flatter every figure"
         )
         data = dataclasses.replace(data, grouped_by="patch")
@@ -138,7 +138,7 @@ def _check_groups(data: PairedData, tolerated: bool) -> None:
         raise DatasetError(
             f"the group {parted[0]!r} is in {named}{more}; keep groups whole, or ask for --split-by-patch"
         )
-    log.warning(
+    _log.warning(
         "the group %r is in %s%s: patches of one group on both sides flatter every figure", parted[0], named, more
     )
 
