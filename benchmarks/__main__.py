@@ -24,6 +24,8 @@ MEASUREMENTS = {
     "against_libvips": "identity through the whole path against libvips",
     "memory": "peak memory on a slide of 100,000² px",
     "redundancy": "work per kept pixel",
+    "registration": "registered slides against landmarks, against known truth, and against strangers",
+    "pairs": "two slides of 20,000² px to a data set: time and memory",
     "training_step": "a training step against the same written plainly",
     "training_study": "the three recipes under one budget, λ, and another task (some hours)",
 }

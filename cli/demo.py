@@ -20,13 +20,32 @@ Free real H&E slides
   (camelyon17.grand-challenge.org); then: wsi2ihc translate slide.svs out.ome.tiff
 """
 
+HOW_TO_REGISTER = """
+{he} and {ihc} show the same synthetic section, the second one turned and warped; the CSV files hold places that
+belong together. Now:
+  wsi2ihc register {he} {ihc} {out} --landmarks {he_landmarks} {ihc_landmarks}
+"""
+
 
 @click.command("demo")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--pair", is_flag=True, help="Make an H&E slide and its IHC slide instead, to try `register` on.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left.")
 @verbosity_options
-def command(folder: Path, overwrite: bool, verbose: int, quiet: bool) -> None:
+def command(folder: Path, pair: bool, overwrite: bool, verbose: int, quiet: bool) -> None:
     """Make a synthetic H&E slide in FOLDER, translate it, and say how to look at the result."""
+    set_up_logging(verbose, quiet)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror})") from error
+    if pair:
+        _make_pair(folder, overwrite, quiet)
+    else:
+        _make_and_translate(folder, overwrite, quiet)
+
+
+def _make_and_translate(folder: Path, overwrite: bool, quiet: bool) -> None:
     from wsi2ihc.demo import make_demo_slide
     from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
     from wsi2ihc.pyramid import check_output
@@ -34,12 +53,7 @@ def command(folder: Path, overwrite: bool, verbose: int, quiet: bool) -> None:
     from wsi2ihc.translation.options import TranslateOptions
     from wsi2ihc.translation.pipeline import translate
 
-    set_up_logging(verbose, quiet)
     slide, virtual, picture = (folder / name for name in ("he.tiff", "virtual.ome.tiff", "side-by-side.png"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror})") from error
     for path in (slide, virtual, picture):
         check_output(path, overwrite, suffixes=(path.suffix,))
     bar = ProgressBar(quiet)
@@ -53,3 +67,25 @@ def command(folder: Path, overwrite: bool, verbose: int, quiet: bool) -> None:
     if not quiet:
         click.echo(summary(report))
         click.echo(HOW_TO_LOOK.format(picture=picture, virtual=virtual, slide=slide))
+
+
+def _make_pair(folder: Path, overwrite: bool, quiet: bool) -> None:
+    from wsi2ihc.demo.pair import HE_LANDMARKS_NAME, HE_NAME, IHC_LANDMARKS_NAME, IHC_NAME, make_demo_pair
+    from wsi2ihc.pyramid import check_output
+
+    he, ihc, he_landmarks, ihc_landmarks = (
+        folder / name for name in (HE_NAME, IHC_NAME, HE_LANDMARKS_NAME, IHC_LANDMARKS_NAME)
+    )
+    for path in (he, ihc, he_landmarks, ihc_landmarks):
+        check_output(path, overwrite, suffixes=(path.suffix,))
+    bar = ProgressBar(quiet)
+    try:
+        make_demo_pair(folder, on_progress=bar)
+    finally:
+        bar.close()
+    if not quiet:
+        click.echo(
+            HOW_TO_REGISTER.format(
+                he=he, ihc=ihc, he_landmarks=he_landmarks, ihc_landmarks=ihc_landmarks, out=folder / "registration"
+            ).strip()
+        )

@@ -1,6 +1,7 @@
 """Entry point of the ``wsi2ihc`` command: finds the subcommands, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 done but for some of several pairs of slides, 130 interrupted,
+143 terminated.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ COMMANDS = {
     "translate": "Turn an H&E slide into a virtual IHC slide.",
     "info": "Show what a slide is, and what is wrong with it.",
     "tissue": "Find the tissue of a slide and save it as a mask.",
+    "register": "Register an IHC slide onto its H&E slide.",
+    "warp": "Write an IHC slide as it lies on its H&E slide.",
+    "pairs": "Make a paired dataset from H&E and IHC slides.",
     "models": "List, show and import generators.",
     "doctor": "Check what works in this environment.",
     "train": "Train a generator on paired patches.",
@@ -31,6 +35,7 @@ COMMANDS = {
 }
 """Each subcommand lives in the module of its name; its help is here so that ``--help`` imports none of them."""
 
+EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from wsi2ihc.errors import OutputError, OutputExistsError, TrainingError
 
 from .files import write_whole
 from .history import PICTURES, STEPS, TENSORBOARD, VALIDATION
+from .locks import LOCK, locked
 from .options import TrainOptions, config_text
-
-if sys.platform != "win32":
-    import fcntl
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +101,8 @@ class RunFolder:
         OutputError
             If the folder cannot be made, or another process is training in it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("w")
-        except OSError as error:
-            raise OutputError(f"the run's folder {self.path} cannot be written ({error.strerror})") from error
-        with file:
-            _lock(file, self.path)
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    (self.path / LOCK).unlink(missing_ok=True)
+        with locked(self.path, f"another training is at work in {self.path}; wait for it, or choose another --out"):
+            yield
 
     def begin(self, options: TrainOptions, data: dict[str, Any]) -> None:
         """Write down what the run starts from.
@@ -132,20 +116,7 @@ class RunFolder:
         write_whole(self.config, config_text(options).encode())
 
 
-LOCK = ".lock"
-
 _OF_A_START = {"data.json", "config.toml", "checkpoints", STEPS, VALIDATION, PICTURES, TENSORBOARD}
-
-
-def _lock(file: TextIO, folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(f"another training is at work in {folder}; wait for it, or choose another --out") from error
-    except OSError as error:
-        _log.debug("no file locks in %s: %s", folder, error)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -47,12 +47,17 @@ def dab_density(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.asarray(density, np.float32).reshape(images.shape[:-1])
 
 
-@functools.cache
-def _terms() -> tuple[npt.NDArray[np.float32], ...]:
-    """What each level of each channel adds to the amount of DAB: three tables of 256."""
-    stains = np.array([HAEMATOXYLIN, DAB])
+def stain_terms(first: tuple[float, float, float], second: tuple[float, float, float]) -> npt.NDArray[np.float64]:
+    """What each level of each channel adds to the amounts of two stains, given by their vectors: (2, 3, 256)."""
+    stains = np.array([first, second])
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
     third = np.cross(*stains)
     unmixing = np.linalg.inv(np.vstack([stains, third / np.linalg.norm(third)]))
     densities = -np.log10(np.maximum(np.arange(256), 1) / WHITE_LEVEL)
-    return tuple((unmixing[:, 1:2] * densities).astype(np.float32))
+    return np.stack([unmixing[:, index, np.newaxis] * densities for index in (0, 1)])
+
+
+@functools.cache
+def _terms() -> tuple[npt.NDArray[np.float32], ...]:
+    """What each level of each channel adds to the amount of DAB: three tables of 256."""
+    return tuple(stain_terms(HAEMATOXYLIN, DAB)[1].astype(np.float32))

@@ -33,6 +33,14 @@ class MaskError(Wsi2IhcError, ValueError):
     """A tissue mask file cannot be read or does not fit the slide."""
 
 
+class TransformError(Wsi2IhcError, ValueError):
+    """A transform cannot be read or does not fit the slides."""
+
+
+class RegistrationError(Wsi2IhcError, ValueError):
+    """Two slides could not be registered."""
+
+
 class ModelNotFoundError(Wsi2IhcError, FileNotFoundError):
     """There is no model of this name and no file under this path."""
 

@@ -167,13 +167,6 @@ class TestNoSlides:
         (tmp_path / "a.svs").write_bytes(content)
         assert refused(tmp_path / "a.svs").startswith("a.svs: ")
 
-    def test_pictures(self, tmp_path: Path) -> None:
-        from PIL import Image
-
-        for kind in ("png", "jpeg", "bmp"):
-            Image.fromarray(PYRAMID[0]).save(tmp_path / f"a.{kind}")
-            assert "no slide" in refused(tmp_path / f"a.{kind}")
-
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
     def test_pipes_do_not_hang(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.svs")

@@ -125,6 +125,15 @@ def test_bci_names(tmp_path: Path, make: Callable[..., Path]) -> None:
     assert (data.mpp, data.stain, data.licence) == (None, None, None)
 
 
+def test_bci_names_with_validation(tmp_path: Path) -> None:
+    data = find_pairs(kinds_first(tmp_path, {"": ["00000_train_1+", "00001_val_2+", "00002_test_0"]}))
+    assert [(pair.number, pair.role, pair.her2) for pair in data.pairs] == [
+        (0, "train", "1+"),
+        (1, "validation", "2+"),
+        (2, "test", "0"),
+    ]
+
+
 def test_bci_names_say_the_role_where_no_folder_does(tmp_path: Path) -> None:
     data = find_pairs(kinds_first(tmp_path, {"": [*BCI["train"], *BCI["test"]]}))
     assert [pair.role for pair in data.pairs] == ["test", "train", "train", "train"]
@@ -191,6 +200,47 @@ def test_full_table(tmp_path: Path) -> None:
     assert (pair.name, pair.he, pair.ihc) == ("p", tmp_path / "a" / "p.png", tmp_path / "b" / "q.png")
     assert (pair.number, pair.role, pair.patient, pair.slide, pair.her2) == (4, "validation", "P1", "S1", "2+")
     assert (data.folder, data.mpp) == (tmp_path, 0.46)
+
+
+def halves(folder: Path, half: str) -> Path:
+    """A table of side-by-side images, with the H&E in this half."""
+    side_by_side(folder, {"images": ["a", "b"]}, order="AB" if half == "left" else "BA")
+    names = ("images/a.png", "images/b.png")
+    write_csv(folder / "pairs.csv", [{"he": name, "ihc": name, "half": half, "patient": "P"} for name in names])
+    return folder
+
+
+@pytest.mark.parametrize("half", ["left", "Right"])
+def test_table_of_side_by_side_images(tmp_path: Path, half: str) -> None:
+    pairs = find_pairs(halves(tmp_path, half.lower())).pairs
+    assert [(pair.name, pair.half, pair.patient) for pair in pairs] == [
+        ("a", half.lower(), "P"),
+        ("b", half.lower(), "P"),
+    ]
+    he, ihc = read_pair(pairs[1])
+    np.testing.assert_array_equal(he, he_pixels("b"))
+    np.testing.assert_array_equal(ihc, ihc_pixels("b"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"half": "top"}, "pairs.csv, row 3: the half is 'top', not left or right (the side of the H&E)"),
+        ({"ihc": "images/a.png"}, "row 3: a half is for one image of both stains, but he and ihc are two files"),
+        ({"half": ""}, "pairs.csv, row 3: b.png is given as H&E and as IHC"),
+        ({"he": "images/a.png", "ihc": "images/a.png"}, "rows 2 and 3 have the same side-by-side image a.png"),
+    ],
+)
+def test_bad_halves(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    halves(tmp_path, "left")
+    row = {"he": "images/a.png", "ihc": "images/a.png", "half": "left"}
+    write_csv(tmp_path / "pairs.csv", [row, {"he": "images/b.png", "ihc": "images/b.png", "half": "left"} | change])
+    check_error(tmp_path, message)
+
+
+def test_a_table_says_the_order_by_itself(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"an order BA is for side-by-side images in folders; .*pairs.csv says it"):
+        find_pairs(halves(tmp_path, "left"), order="BA")
 
 
 def test_dataset_json(tmp_path: Path) -> None:

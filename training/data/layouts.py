@@ -37,7 +37,7 @@ LAYOUTS = (
 _HE_NAMES = ("he", "h&e")
 _IHC_NAME = "ihc"
 _FOLDER_NAMES = frozenset({*_HE_NAMES, _IHC_NAME, *ROLE_NAMES})
-_BCI_NAME = re.compile(r"(?P<number>\d+)_(?P<split>train|test)_(?P<her2>0|[123]\+)")
+_BCI_NAME = re.compile(r"(?P<number>\d+)_(?P<split>train|val|test)_(?P<her2>0|[123]\+)")
 
 
 def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
@@ -77,6 +77,8 @@ def _look(folder: Path, order: Order) -> PairedData:
     """Try the layouts in their order."""
     table = folder / TABLE_NAME
     if table.is_file():
+        if order != "AB":
+            raise OptionError(f"an order {order} is for side-by-side images in folders; {table} says it by itself")
         pairs, mpp = read_table(table)
         return PairedData(folder, f"a table {TABLE_NAME}", pairs, mpp=mpp)
     folders = folders_in(folder, _FOLDER_NAMES)
@@ -169,6 +171,8 @@ def _side_by_side(folder: Path, order: Order) -> Iterable[Pair]:
 
 def _with_bci_names(data: PairedData) -> PairedData:
     """Take number, role and HER2 level from BCI's names (00000_train_1+) where nothing else gives them.
+
+    BCI itself has train and test; data sets that are cut in its manner have val as well.
 
     Every name counts by itself: a file of another name among them must not make training images of BCI's test images.
     """

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from wsi2ihc.errors import DatasetError
 
@@ -26,7 +27,8 @@ def read_table(path: Path) -> tuple[tuple[Pair, ...], float | None]:
     """The pairs of a ``pairs.csv``, in its order, and their µm per px (None if it does not say).
 
     Columns: ``he`` and ``ihc``, paths relative to the table; and where wanted ``number``, ``split`` (train, val, valid,
-    validation, test), ``group``, ``patient``, ``slide``, ``her2``, ``mpp``. Others are left alone.
+    validation, test), ``group``, ``patient``, ``slide``, ``her2``, ``mpp``, and ``half``: where the H&E lies ("left",
+    "right") in an image that holds both; ``he`` and ``ihc`` are then the same file. Others are left alone.
 
     Raises
     ------
@@ -55,6 +57,7 @@ def _pair(path: Path, row_number: int, row: Mapping[str, str]) -> Pair:
         name=he.stem,
         he=he,
         ihc=ihc,
+        half=_half(where, row),
         role=role_in_table(where, row.get("split", "")),
         group=row.get("group") or None,
         patient=row.get("patient") or None,
@@ -62,6 +65,15 @@ def _pair(path: Path, row_number: int, row: Mapping[str, str]) -> Pair:
         her2=her2 and _LEVELS.get(her2, her2),
         number=int(number) if number else None,
     )
+
+
+def _half(where: str, row: Mapping[str, str]) -> Literal["", "left", "right"]:
+    text = row.get("half", "").lower()
+    if text not in ("", "left", "right"):
+        raise DatasetError(f"{where}: the half is {text!r:.40}, not left or right (the side of the H&E)")
+    if text and row["he"] != row["ihc"]:
+        raise DatasetError(f"{where}: a half is for one image of both stains, but he and ihc are two files")
+    return text  # type: ignore[return-value]
 
 
 def role_in_table(where: str, text: str) -> Role | None:
@@ -79,7 +91,8 @@ def _check_files(path: Path, pairs: tuple[Pair, ...]) -> None:
         raise DatasetError(f"{path} names {missing[0]}, which is not there{and_more(len(missing))}")
     seen: dict[str, tuple[int, str]] = {}
     for number, pair in enumerate(pairs, 2):
-        for stain, file in (("H&E", pair.he), ("IHC", pair.ihc)):
+        files = (("side-by-side image", pair.he),) if pair.half else (("H&E", pair.he), ("IHC", pair.ihc))
+        for stain, file in files:
             # the real path: a file may be spelt in several ways (a/../b, links), and so pass for several patches
             first, other = seen.setdefault(os.path.realpath(file), (number, stain))
             if first != number and other == stain:

@@ -74,36 +74,66 @@ def make_demo_slide(
     if min(width, height) < MIN_SIDE_PX:
         raise OptionError(f"a demo slide needs at least {MIN_SIDE_PX} px each way, not {width}×{height}")
     scene = synthetic_scene(Size(width, height), seed)
-    with published(path, overwrite=True) as partial:
-        try:
-            with (
-                ThreadPoolExecutor(WORKERS) as workers,
-                tifffile.TiffWriter(partial, ome=False, shaped=False) as writer,
-            ):
-                _write_levels(writer, scene, workers, on_progress or silent)
-        except OSError as error:
-            raise OutputError(f"{path}: the demo slide cannot be written ({error.strerror or error})") from error
+    with ThreadPoolExecutor(WORKERS) as workers:
+        write_slide_file(path, scene.layout.size, _painted(scene, workers, on_progress or silent), workers, TITLE)
     logger.info("wrote %s: %s×%s px, %s nuclei", path.name, width, height, len(scene.nuclei.values))
 
 
-def _write_levels(writer: tifffile.TiffWriter, scene: Scene, workers: Executor, on_progress: ProgressCallback) -> None:
-    reduced: list[RGBImage] = []
-    size = scene.layout.size
+def write_slide_file(path: Path, size: Size, bands: Iterator[RGBImage], workers: Executor, title: str) -> None:
+    """Write bands of pixels, at 0.5 µm/px, as a pyramid in the layout of Aperio's scanners.
 
-    def bands() -> Iterator[RGBImage]:
-        for y in range(0, size.height, BAND_PX):
-            band = _paint_band(scene, y, workers)
+    Parameters
+    ----------
+    path
+        File to write; it appears when it is complete, and replaces a file that is there.
+    size
+        Of all bands together.
+    bands
+        From top to bottom, each (`BAND_PX`, width, 3), the last one as high as is left. Taken as they are needed.
+    workers
+        For the encoding of tiles.
+    title
+        What the file says that it shows, in ASCII.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    with published(path, overwrite=True) as partial:
+        try:
+            with tifffile.TiffWriter(partial, ome=False, shaped=False) as writer:
+                _write_levels(writer, bands, size, workers, title)
+        except OSError as error:
+            raise OutputError(f"{path}: the demo slide cannot be written ({error.strerror or error})") from error
+
+
+def _painted(scene: Scene, workers: Executor, on_progress: ProgressCallback) -> Iterator[RGBImage]:
+    size = scene.layout.size
+    for y in range(0, size.height, BAND_PX):
+        band = _paint_band(scene, y, workers)
+        on_progress(Progress(STAGE, min(y + BAND_PX, size.height) * size.width, size.area_px))
+        yield band
+
+
+def _write_levels(
+    writer: tifffile.TiffWriter, bands: Iterator[RGBImage], size: Size, workers: Executor, title: str
+) -> None:
+    reduced: list[RGBImage] = []
+
+    def noted() -> Iterator[RGBImage]:
+        for band in bands:
             reduced.append(_reduced(band))
-            on_progress(Progress(STAGE, min(y + BAND_PX, size.height) * size.width, size.area_px))
             # last: tifffile asks for no more after the tile that it needs
             yield band
 
-    _write_level(writer, bands(), size, 0, size, workers)
+    _write_level(writer, noted(), size, 0, _description(size, 0, size, title), workers)
     levels = [np.concatenate(reduced)]
     levels.append(_reduced(levels[0]))
-    _write_thumbnail(writer, levels[-1], size)
+    _write_thumbnail(writer, levels[-1], size, title)
     for number, level in enumerate(levels, start=1):
-        _write_level(writer, iter([level]), Size(level.shape[1], level.shape[0]), number, size, workers)
+        small = Size(level.shape[1], level.shape[0])
+        _write_level(writer, iter([level]), small, number, _description(small, number, size, title), workers)
 
 
 def _paint_band(scene: Scene, y: int, workers: Executor) -> RGBImage:
@@ -124,7 +154,12 @@ def _reduced(image: RGBImage) -> RGBImage:
 
 
 def _write_level(
-    writer: tifffile.TiffWriter, bands: Iterator[RGBImage], level: Size, number: int, size: Size, workers: Executor
+    writer: tifffile.TiffWriter,
+    bands: Iterator[RGBImage],
+    level: Size,
+    number: int,
+    description: str,
+    workers: Executor,
 ) -> None:
     per_cm = 1e4 / (MPP * LEVEL_FACTOR**number)
     writer.write(
@@ -138,20 +173,20 @@ def _write_level(
         subfiletype=0,
         resolution=(per_cm, per_cm),
         resolutionunit="CENTIMETER",
-        description=_description(level, number, size),
+        description=description,
         metadata=None,
         software="wsi2ihc",
     )
 
 
-def _write_thumbnail(writer: tifffile.TiffWriter, image: RGBImage, size: Size) -> None:
+def _write_thumbnail(writer: tifffile.TiffWriter, image: RGBImage, size: Size, title: str) -> None:
     """The overview in strips. Readers take the second image of this layout for it, so it must be there."""
     small = Size(image.shape[1], image.shape[0])
     writer.write(
         image,
         photometric="rgb",
         compression="deflate",
-        description=f"{_head(size)} -> {small.width}x{small.height} - ",
+        description=f"{_head(size, title)} -> {small.width}x{small.height} - ",
         metadata=None,
         software="wsi2ihc",
     )
@@ -182,14 +217,14 @@ def _encoded(tile: RGBImage) -> bytes:
     )
 
 
-def _head(size: Size) -> str:
+def _head(size: Size, title: str) -> str:
     # plain ASCII, as the TIFF specification asks
-    return f"Aperio layout, {TITLE} (no scanner, no patient)\r\n{size.width}x{size.height}"
+    return f"Aperio layout, {title} (no scanner, no patient)\r\n{size.width}x{size.height}"
 
 
-def _description(level: Size, number: int, size: Size) -> str:
+def _description(level: Size, number: int, size: Size, title: str) -> str:
     """The ImageDescription: readers know the layout by its first word and look up ``AppMag`` and ``MPP``."""
     storage = f"({TILE_PX}x{TILE_PX}) JPEG/YCC Q={JPEG_QUALITY}"
     if number == 0:
-        return f"{_head(size)} {storage}|AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}|Title = {TITLE}"
-    return f"{_head(size)} -> {level.width}x{level.height} {storage}"
+        return f"{_head(size, title)} {storage}|AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}|Title = {title}"
+    return f"{_head(size, title)} -> {level.width}x{level.height} {storage}"

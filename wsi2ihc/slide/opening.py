@@ -15,7 +15,7 @@ from .tiff_facts import TiffFacts, read_tiff_facts
 
 
 def open_slide(path: str | os.PathLike[str], *, mpp: float | Sequence[float] | None = None) -> Slide:
-    """Open a slide: with OpenSlide, else with tiffslide.
+    """Open a slide: with OpenSlide, else with tiffslide; a plain image (PNG, JPEG, BMP, WebP) with Pillow.
 
     Parameters
     ----------
@@ -58,6 +58,8 @@ def _open_file(file: Path, facts: TiffFacts | None, stated: Mpp | None) -> Slide
         slide = OpenSlideReader(file, facts, stated)
     except UnreadableSlideError as refusal:
         if facts is None:
+            if isinstance(refusal, FormatUnknownError) and (image := _open_image(file, stated)) is not None:
+                return image
             raise
         try:
             return _open_with_tiffslide(file, stated)
@@ -87,6 +89,13 @@ def _open_with_tiffslide(path: str | Path, stated: Mpp | None) -> Slide:
     from .tiffslide_reader import TiffSlideReader
 
     return TiffSlideReader(path, stated)
+
+
+def _open_image(file: Path, stated: Mpp | None) -> Slide | None:
+    """A plain image; None where the file is of another kind."""
+    from .image_reader import ImageReader, is_plain_image
+
+    return ImageReader(file, stated) if is_plain_image(file) else None
 
 
 def _check_file(file: Path) -> None:

@@ -3,6 +3,7 @@
 from .detect import Finding, find_tissue
 from .files import load_mask, read_mask, save_mask
 from .mask import TissueMask
+from .placing import place_mask, without_margin
 from .staining import green_excess, staining_warning
 from .survey import detect_tissue, measure_glass, whole_slide
 
@@ -14,8 +15,10 @@ __all__ = [
     "green_excess",
     "load_mask",
     "measure_glass",
+    "place_mask",
     "read_mask",
     "save_mask",
     "staining_warning",
     "whole_slide",
+    "without_margin",
 ]

@@ -11,7 +11,7 @@ from ..errors import MissingResolutionError, NoTissueError, OptionError
 from ..geometry import Region
 from ..plan import TissueGrid
 from ..slide import Slide, WorkingGrid, to_srgb_transform, working_grid
-from ..tissue import TissueMask, detect_tissue, load_mask, whole_slide
+from ..tissue import TissueMask, detect_tissue, load_mask, place_mask, whole_slide
 from .options import TranslateOptions
 from .reading import ForgivingSlide, RegionReader
 
@@ -82,7 +82,7 @@ def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) 
     if options.icc == "srgb" and slide.info.icc_profile is not None:
         colour = to_srgb_transform(slide.info.icc_profile)
     reader = RegionReader(slide, grid, mask.glass, colour)
-    return Scene(grid, extent, mask, _on_grid(mask, grid), reader, warnings)
+    return Scene(grid, extent, mask, place_mask(mask, grid), reader, warnings)
 
 
 def find_mask(slide: Slide, options: TranslateOptions) -> TissueMask:
@@ -99,9 +99,3 @@ def find_mask(slide: Slide, options: TranslateOptions) -> TissueMask:
             "or translate everything (--tissue none)"
         )
     return mask
-
-
-def _on_grid(mask: TissueMask, grid: WorkingGrid) -> TissueGrid:
-    origin = [(mask.origin[axis] - grid.level0_origin[axis]) / grid.downsample[axis] for axis in (0, 1)]
-    size = [mask.pixel_size[axis] / grid.downsample[axis] for axis in (0, 1)]
-    return TissueGrid(mask.pixels, (origin[0], origin[1]), (size[0], size[1]))

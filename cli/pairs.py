@@ -1,0 +1,212 @@
+"""``wsi2ihc pairs``: from H&E and IHC slides to a paired data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+import click
+
+from wsi2ihc.cli.main import EXIT_SOME_FAILED
+from wsi2ihc.cli.parameters import echo_json, json_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.training.pairing.filters import Limits
+from wsi2ihc.training.pairing.options import PairsOptions
+
+if TYPE_CHECKING:
+    from wsi2ihc.training.pairing.checking import CheckReport
+    from wsi2ihc.training.pairing.summary import BuildReport, FailedPair, Preview, SlideTally
+
+Command = TypeVar("Command", bound=Any)
+
+_LIMITS = [one.name for one in dataclasses.fields(Limits)]
+
+
+def _mirrored(command: Command) -> Command:
+    """One option per field of `PairsOptions` and of its `Limits`."""
+    for owner in (Limits, PairsOptions):
+        hints = get_type_hints(owner)
+        for one in reversed(dataclasses.fields(owner)):
+            if one.name == "limits":
+                continue
+            kinds = [kind for kind in get_args(hints[one.name]) if kind is not type(None)] or [hints[one.name]]
+            flag, is_switch = f"--{one.name.replace('_', '-')}", kinds[0] is bool
+            command = click.option(
+                f"{flag}/--no-{flag[2:]}" if is_switch else flag,
+                one.name,
+                type=None if is_switch else kinds[0],
+                default=one.default,
+                show_default=one.default is not None,
+                help=one.metadata["help"],
+            )(command)
+    return command
+
+
+@click.command("pairs")
+@click.argument("manifest", type=click.Path(path_type=Path), required=False)
+@click.argument("dataset", type=click.Path(path_type=Path), required=False)
+@click.option("--check", type=click.Path(path_type=Path), metavar="DATASET",
+              help="Verify a data set instead: partners, sizes, splits by patient, checksums.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show splits and what is wrong with the manifest; write nothing.")
+@_mirrored
+@json_option
+@verbosity_options
+def command(
+    manifest: Path | None, dataset: Path | None, check: Path | None, dry_run: bool, json: bool, verbose: int,
+    quiet: bool, **choices: Any,
+) -> int:  # fmt: skip
+    """Register the IHC slides of a MANIFEST onto their H&E slides, and cut both into the folder DATASET.
+
+    MANIFEST is a CSV file with the columns patient_id, slide_id, he_path and ihc_path; and where wanted her2, he_mpp,
+    ihc_mpp, split, landmarks ("he.csv;ihc.csv") and transform (identity, six numbers, or a saved transform; without
+    one the slides are registered). DATASET is what `wsi2ihc train` takes. Run the same again to go on after an
+    interruption, or to try again what failed.
+
+    Exit code 3: some pairs failed, the others are in DATASET.
+    """
+    set_up_logging(verbose, quiet)
+    if check is not None:
+        if manifest is not None:
+            raise click.UsageError("--check takes the folder of a data set, and nothing else")
+        return _check(check, json=json, quiet=quiet)
+    if manifest is None or dataset is None:
+        raise click.UsageError("name a manifest and the folder of the data set, or a data set to --check")
+    options = _options(choices)
+    if dry_run:
+        return _preview(manifest, dataset, options, json=json, quiet=quiet)
+    return _build(manifest, dataset, options, json=json, quiet=quiet)
+
+
+def _options(choices: Mapping[str, Any]) -> PairsOptions:
+    limits = Limits(**{name: choices[name] for name in _LIMITS})
+    return PairsOptions(limits=limits, **{name: value for name, value in choices.items() if name not in _LIMITS})
+
+
+def _check(dataset: Path, *, json: bool, quiet: bool) -> int:
+    from wsi2ihc.training.pairing.checking import check_dataset
+
+    bar = ProgressBar(quiet)
+    try:
+        report = check_dataset(dataset, bar)
+    finally:
+        bar.close()
+    if json:
+        echo_json({"patches": report.patches, "problems": report.problems})
+    else:
+        _tell_check(dataset, report, quiet=quiet)
+    return 1 if report.problems else 0
+
+
+def _tell_check(dataset: Path, report: CheckReport, *, quiet: bool) -> None:
+    for problem in report.shown():
+        click.echo(f"Error: {problem}", err=True)
+    if not quiet and not report.problems:
+        click.echo(f"{dataset}: {report.patches:,} pairs, nothing wrong")
+
+
+def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
+    from wsi2ihc.training.pairing.building import preview_pairs
+
+    bar = ProgressBar(quiet)
+    try:
+        preview = preview_pairs(manifest, dataset, options, bar)
+    finally:
+        bar.close()
+    if json:
+        echo_json(preview.to_json())
+    elif not quiet:
+        click.echo(_describe(preview))
+    return _tell_failures(preview.failed)
+
+
+def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
+    from wsi2ihc.training.pairing.building import build_pairs
+
+    bar = ProgressBar(quiet)
+    try:
+        report = build_pairs(manifest, dataset, options, bar)
+    except (KeyboardInterrupt, SystemExit):
+        bar.close()
+        if not quiet:
+            click.echo("Stopped. Run the same command again to go on; pairs that are done stay as they are.", err=True)
+        raise
+    finally:
+        bar.close()
+    if json:
+        echo_json(report.to_json())
+    elif not quiet:
+        click.echo(summary(report, dataset))
+    return _tell_failures(report.failed)
+
+
+def _tell_failures(failed: Sequence[FailedPair]) -> int:
+    for failure in failed:
+        click.echo(f"Error: {failure}", err=True)
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def _describe(preview: Preview) -> str:
+    """The dry run: who goes where."""
+    lines = [f"{len(preview.slides)} pairs of slides can be used"]
+    for role, own in _by_role(preview.slides).items():
+        patients = len({slide.patient for slide in own})
+        done = sum(not slide.is_new for slide in own)
+        lines.append(f"  {role}: {len(own)} of {patients} patients{_levels(own)}{f', {done} done' if done else ''}")
+        lines.append(f"    {', '.join(slide.slide for slide in own)}")
+    return "\n".join([*lines, *(f"  note: {warning}" for warning in preview.warnings)])
+
+
+def _by_role(slides: Sequence[SlideTally]) -> dict[str, list[SlideTally]]:
+    return {
+        role: own
+        for role in ("train", "validation", "test")
+        if (own := [slide for slide in slides if slide.role == role])
+    }
+
+
+def _levels(slides: Sequence[SlideTally]) -> str:
+    levels = sorted({slide.her2 for slide in slides if slide.her2 is not None})
+    listed = ", ".join(f"{level}: {sum(slide.her2 == level for slide in slides)}" for level in levels)
+    return f" (HER2 {listed})" if listed else ""
+
+
+def summary(report: BuildReport, dataset: Path) -> str:
+    """What is in the data set, what was left out and why, and what to do next."""
+    if report.unchanged:
+        return f"{dataset}: complete already, {report.kept:,} pairs; nothing was done"
+    new = [slide for slide in report.slides if slide.is_new]
+    lines = [
+        f"{dataset}: {report.kept:,} pairs of patches from {len(report.slides)} pairs of slides, {len(new)} of them "
+        f"cut now, in {duration(report.seconds)}"
+    ]
+    for split, counts in report.counts.items():
+        levels = ", ".join(f"{level}: {number:,}" for level, number in counts.get("her2", {}).items())
+        lines.append(
+            f"  {split:8} {counts['pairs']:,} pairs, {counts['slides']} slides, {counts['patients']} patients"
+            + (f" (HER2 {levels})" if levels else "")
+        )
+    lines += _rejection_table(report)
+    lines += [f"  note: {warning}" for warning in report.warnings]
+    if report.failed:
+        lines.append(f"  {len(report.failed)} pairs of slides failed; mend them and run the same again")
+    if "train" in report.counts:
+        lines.append(f"  next: wsi2ihc train {dataset} --out RUN")
+    return "\n".join(lines)
+
+
+def _rejection_table(report: BuildReport) -> list[str]:
+    """Patches left out, one row per reason, one column per HER2 level."""
+    reasons, levels = report.rejected.get("reasons", {}), report.rejected.get("her2", {})
+    if not reasons:
+        return []
+    known = sorted(level for level in levels if level)
+    head = f"  {'left out':14}{'patches':>9}" + "".join(f"{f'HER2 {level}':>10}" for level in known)
+    return [
+        head,
+        *(
+            f"    {reason:12}{number:9,}" + "".join(f"{levels[level].get(reason, 0):10,}" for level in known)
+            for reason, number in reasons.items()
+        ),
+    ]

@@ -1,0 +1,144 @@
+"""``wsi2ihc register``: find where each place of an H&E slide lies on an IHC slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsi2ihc.cli.parameters import (
+    PositiveFloat,
+    echo_json,
+    json_option,
+    set_up_logging,
+    verbosity_options,
+)
+from wsi2ihc.cli.progress import ProgressBar
+from wsi2ihc.errors import MissingResolutionError, OptionError, RegistrationError
+from wsi2ihc.slide import Slide, open_slide
+
+if TYPE_CHECKING:
+    from wsi2ihc.registration.landmarks import LandmarkErrors, MatchedLandmarks
+    from wsi2ihc.registration.report import RegistrationReport
+
+
+@click.command("register")
+@click.argument("he")
+@click.argument("ihc")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--mpp", type=PositiveFloat(),
+              help="Resolution of the H&E slide in µm per pixel, where it is missing or wrong.")  # fmt: skip
+@click.option("--moving-mpp", type=PositiveFloat(), help="The same for the IHC slide.")  # fmt: skip
+@click.option("--landmarks", nargs=2, type=click.Path(path_type=Path), default=None, metavar="HE.csv IHC.csv",
+              help="Landmarks on both slides in level-0 px (id, X, Y), to measure the errors with.")  # fmt: skip
+@click.option("--mirror/--no-mirror", default=False, show_default=True,
+              help="Also consider that one of the sections lies upside down.")  # fmt: skip
+@click.option("--local/--no-local", default=True, show_default=True,
+              help="Estimate local displacements after the affine map.")  # fmt: skip
+@click.option("--spacing-um", type=PositiveFloat(), default=None,
+              help="Distance of the control points of local displacements in µm.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an earlier registration in OUT.")
+@json_option
+@verbosity_options
+def command(
+    he: str,
+    ihc: str,
+    out: Path,
+    mpp: float | None,
+    moving_mpp: float | None,
+    landmarks: tuple[Path, Path] | None,
+    mirror: bool,
+    local: bool,
+    spacing_um: float | None,
+    overwrite: bool,
+    json: bool,
+    verbose: int,
+    quiet: bool,
+) -> None:
+    """Register the slide IHC onto the slide HE, and write figures, pictures and the transform to the folder OUT.
+
+    A registration that cannot be trusted is reported as failed (exit code 1), without a transform.
+    """
+    from wsi2ihc.registration.options import RegistrationOptions
+    from wsi2ihc.registration.registering import register
+    from wsi2ihc.registration.report import check_folder, report_of, write_registration
+    from wsi2ihc.registration.transform import frame_of
+
+    set_up_logging(verbose, quiet)
+    check_folder(out, overwrite)
+    options = RegistrationOptions(
+        mirror=mirror, local=local, **({} if spacing_um is None else {"spacing_um": spacing_um})
+    )
+    with _opened(he, mpp, "--mpp") as fixed, _opened(ihc, moving_mpp, "--moving-mpp") as moving:
+        frames = frame_of(fixed.info), frame_of(moving.info)
+        matched = None if landmarks is None else _matched(landmarks, frames[0].mpp, frames[1].mpp)
+        bar = ProgressBar(quiet)
+        try:
+            found = register(fixed, moving, options, bar)
+        finally:
+            bar.close()
+        report = report_of(*frames, options, found, matched)
+        write_registration(out, fixed, moving, report)
+    if json:
+        echo_json(report.to_json())
+    if found.transform is None:
+        raise RegistrationError(
+            f"{frames[1].name} could not be registered to {frames[0].name}: {found.reason.rstrip('.')}; "
+            f"see {out / 'before.png'}"
+        )
+    if not json and not quiet:
+        click.echo(summary(report))
+        click.echo(f"  written to {out}: transform.json, registration.json, before.png, after.png, deformation.png")
+
+
+def summary(report: RegistrationReport) -> str:
+    """A registration in a few lines: what was found, how well, and the landmarks' errors after each stage."""
+    found = report.registration
+    turn_deg = (found.angle_deg + 180) % 360 - 180
+    residual = "unknown" if found.residual_um is None else f"{found.residual_um:.3g} µm"
+    lines = [
+        f"{report.moving.name} lies on {report.fixed.name}",
+        f"  turned by      {turn_deg:.2f}°{', mirrored' if found.mirrored else ''}",
+        f"  scale          {found.scale:.4f}",
+        f"  score          {found.score:.2f} (share of tissue blocks that are where the affine map puts them)",
+        f"  residual       {residual} (median distance of blocks from a fit that left them out)",
+        f"  seconds        {', '.join(f'{stage.name} {stage.seconds:.1f}' for stage in found.stages)}",
+    ]
+    if report.matched is not None and report.before is not None:
+        lines += _landmark_table(report, report.matched, report.before)
+    return "\n".join([*lines, *(f"  note: {warning}" for warning in found.warnings)])
+
+
+def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, before: LandmarkErrors) -> list[str]:
+    alone = matched.unmatched_fixed + matched.unmatched_moving
+    rows = [("before", before), *((stage.name, errors) for stage, errors in report.stages if errors is not None)]
+    return [
+        f"  landmarks      {len(matched.ids)} pairs{f', {alone} without a partner' if alone else ''}; errors in µm",
+        f"    {'':10}{'median':>9}{'90 %':>9}{'most':>9}{'median rTRE':>14}",
+        *(
+            f"    {name:10}{errors.median_um:9.1f}{errors.p90_um:9.1f}{errors.max_um:9.1f}{errors.median_rtre:14.3%}"
+            for name, errors in rows
+        ),
+    ]
+
+
+def _opened(path: str, mpp: float | None, option: str) -> Slide:
+    """An open slide whose resolution is known; errors name the option that belongs to this slide."""
+    try:
+        slide = open_slide(path, mpp=mpp)
+    except OptionError as error:
+        raise OptionError(str(error).replace("--mpp", option, 1)) from error
+    if slide.info.mpp is None:
+        slide.close()
+        raise MissingResolutionError(
+            f"{slide.info.name}: the slide does not state its resolution; give it with {option} (µm per pixel, about "
+            "0.25 at 40x and 0.5 at 20x)"
+        )
+    return slide
+
+
+def _matched(files: tuple[Path, Path], mpp: tuple[float, float], moving_mpp: tuple[float, float]) -> MatchedLandmarks:
+    from wsi2ihc.registration.landmarks import match_landmarks, read_landmarks
+
+    return match_landmarks(read_landmarks(files[0], mpp), read_landmarks(files[1], moving_mpp))

@@ -1,0 +1,314 @@
+"""``wsi2ihc register``: what is written and said, with a registration that is known beforehand."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_slides import halves, write_slide
+from PIL import Image
+
+from wsi2ihc.cli.main import main
+from wsi2ihc.demo import synthetic_tissue
+from wsi2ihc.errors import UnreadableSlideError
+from wsi2ihc.progress import Progress, ProgressCallback
+from wsi2ihc.registration import registering
+from wsi2ihc.registration.files import load_facts, load_transform
+from wsi2ihc.registration.options import RegistrationOptions
+from wsi2ihc.registration.result import Registration, Stage
+from wsi2ihc.registration.transform import LocalField, Transform, affine, frame_of, to_moving
+from wsi2ihc.slide import Slide
+
+MATRIX = [[1.0, 0.0, 20.0], [0.0, 1.0, -10.0]]
+WITH_TRANSFORM = ["after.png", "before.png", "deformation.png", "registration.json", "transform.json", "transform.npz"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """What a command changes in the process, undone."""
+    loggers = [logging.getLogger(name) for name in ("", "wsi2ihc")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    terminate = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, terminate)
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    tissue = synthetic_tissue(640, 512, seed=1)
+    he = write_slide(folder / "he.svs", halves(tissue, 2), style="aperio", compression="jpeg", tile=256, mpp=0.5)
+    ihc = write_slide(
+        folder / "ihc.svs", halves(tissue[:480], 2), style="aperio", compression="jpeg", tile=256, mpp=0.5
+    )
+    return he, ihc
+
+
+@pytest.fixture
+def landmarks(tmp_path: Path) -> tuple[Path, Path]:
+    fixed = np.array([[10, 20], [100, 50], [300, 200]], np.float64)
+    files = tmp_path / "he.csv", tmp_path / "ihc.csv"
+    for path, points, last in zip(
+        files, (fixed, fixed + np.array([40, -20])), ("only here", "only there"), strict=True
+    ):
+        rows = [f"{number},{x},{y}" for number, (x, y) in enumerate(points, start=1)]
+        path.write_text("\n".join([",X,Y", *rows, f"{last},1,1"]), encoding="utf-8")
+    return files
+
+
+def found(fixed: Slide, moving: Slide, options: RegistrationOptions, progress: ProgressCallback) -> Registration:
+    progress(Progress("registering", 1, 1))
+    rough = affine([[1, 0, 0], [0, 1, 0]])
+    field = LocalField((-50, -50), 100, np.zeros((6, 6, 2)))
+    last = Transform(np.array(MATRIX), field, frame_of(fixed.info), frame_of(moving.info))
+    return Registration(
+        status="registered",
+        reason="",
+        score=0.91,
+        residual_um=2.5,
+        mirrored=False,
+        angle_deg=358.75,
+        scale=1.01,
+        stages=(Stage("coarse", rough, 0.4, 0.1), Stage("local", last, 0.91, 0.2)),
+        transform=last,
+        warnings=("The slides differ in scale by 1 %.",),
+    )
+
+
+def failed(fixed: Slide, moving: Slide, options: RegistrationOptions, progress: ProgressCallback) -> Registration:
+    return Registration(
+        status="failed",
+        reason="No turn of the IHC slide stands out.",
+        score=0.1,
+        residual_um=None,
+        mirrored=False,
+        angle_deg=float("nan"),
+        scale=1.0,
+        stages=(),
+        transform=None,
+    )
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> list[RegistrationOptions]:
+    """A registration that finds `MATRIX`; collects the options that it is given."""
+    seen: list[RegistrationOptions] = []
+
+    def noted(fixed: Slide, moving: Slide, options: RegistrationOptions, progress: ProgressCallback) -> Registration:
+        seen.append(options)
+        return found(fixed, moving, options, progress)
+
+    monkeypatch.setattr(registering, "register", noted)
+    return seen
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def report(folder: Path) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads((folder / "registration.json").read_text(encoding="utf-8"))
+    return plain
+
+
+@pytest.mark.usefixtures("register")
+def test_all_that_is_promised_is_written_and_told(
+    slides: tuple[Path, Path], landmarks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    code, stdout, stderr = run(capsys, "register", *slides, out, "--landmarks", *landmarks)
+    assert code == 0, stderr
+    assert names(out) == WITH_TRANSFORM
+    for fact in ("ihc.svs", "he.svs", "-1.25°", "1.0100", "0.91", "2.5 µm", "3 pairs, 2 without", "note: The slides"):
+        assert fact in stdout
+    assert "registering" in stderr
+    transform = load_transform(out)
+    assert np.allclose(to_moving(transform, [[0, 0]]), [[20, -10]])
+    assert transform.fixed is not None
+    assert transform.fixed.name == "he.svs"
+    assert load_facts(out) == {"status": "registered", "score": 0.91, "residual_um": 2.5}
+    for picture in ("before.png", "after.png", "deformation.png"):
+        with Image.open(out / picture) as opened:
+            opened.load()
+            assert opened.width == 640
+
+
+@pytest.mark.usefixtures("register")
+def test_the_report_holds_every_stage_and_its_landmarks(
+    slides: tuple[Path, Path], landmarks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, stdout, _ = run(capsys, "register", *slides, tmp_path / "out", "--landmarks", *landmarks, "--json")
+    assert code == 0
+    facts = report(tmp_path / "out")
+    assert json.loads(stdout) == {**facts, "created": json.loads(stdout)["created"]}
+    assert (facts["status"], facts["score"], facts["residual_um"], facts["mirrored"]) == (
+        "registered",
+        0.91,
+        2.5,
+        False,
+    )
+    assert [stage["name"] for stage in facts["stages"]] == ["coarse", "local"]
+    assert facts["stages"][1]["matrix"] == MATRIX
+    assert facts["stages"][1]["control_points"] == [6, 6]
+    assert facts["landmarks"]["pairs"] == 3
+    assert (facts["landmarks"]["unmatched_fixed"], facts["landmarks"]["unmatched_moving"]) == (1, 1)
+    # 40 × -20 px of 0.5 µm apart; the last stage knows it
+    assert facts["landmarks"]["before"]["median_um"] == pytest.approx(500**0.5)
+    assert facts["stages"][0]["landmarks"]["median_rtre"] == pytest.approx(500**0.5 / 400)
+    assert facts["landmarks"]["after"]["max_um"] == pytest.approx(0, abs=1e-9)
+    assert facts["fixed"]["name"] == "he.svs"
+    assert "scipy" in facts["versions"]
+    assert str(tmp_path) not in json.dumps(facts)
+
+
+def test_options_are_passed_on(
+    slides: tuple[Path, Path],
+    register: list[RegistrationOptions],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(capsys, "register", *slides, tmp_path / "a", "-q") == (0, "", "")
+    arguments = ("--mirror", "--no-local", "--spacing-um", "250")
+    assert run(capsys, "register", *slides, tmp_path / "b", "-q", *arguments)[0] == 0
+    assert register == [RegistrationOptions(), RegistrationOptions(mirror=True, local=False, spacing_um=250)]
+
+
+def test_a_failure_keeps_the_report_and_the_picture_before(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering, "register", failed)
+    code, stdout, stderr = run(capsys, "register", *slides, tmp_path / "out", "-q")
+    assert (code, stdout) == (1, "")
+    assert stderr.startswith("Error: ihc.svs could not be registered to he.svs: No turn of the IHC slide stands out; ")
+    assert stderr.count("\n") == 1
+    assert names(tmp_path / "out") == ["before.png", "registration.json"]
+    facts = report(tmp_path / "out")
+    assert (facts["status"], facts["angle_deg"]) == ("failed", None)
+    code, stdout, _ = run(capsys, "register", *slides, tmp_path / "out", "--json", "--overwrite")
+    assert code == 1
+    assert json.loads(stdout)["status"] == "failed"
+
+
+@pytest.mark.usefixtures("register")
+def test_an_earlier_registration_is_replaced_only_when_asked(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run(capsys, "register", *slides, out)[0] == 0
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    code, _, stderr = run(capsys, "register", *slides, out)
+    assert code == 1
+    assert "--overwrite" in stderr
+    monkeypatch.setattr(registering, "register", failed)
+    assert run(capsys, "register", *slides, out, "--overwrite")[0] == 1
+    # nothing of the earlier one that contradicts the report, and nothing of somebody else's touched
+    assert names(out) == ["before.png", "notes.txt", "registration.json"]
+
+
+@pytest.mark.usefixtures("register")
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_a_folder_with_other_files_is_refused(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    code, _, stderr = run(capsys, "register", *slides, tmp_path, *options)
+    assert code == 1
+    assert "thesis.txt" in stderr
+    assert names(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.usefixtures("register")
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    slides: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = slides[1].stat().st_size
+    code, _, stderr = run(capsys, "register", *slides, slides[1], "--overwrite")
+    assert code == 1
+    assert "no folder" in stderr
+    assert slides[1].stat().st_size == size
+
+
+def test_nothing_is_written_where_a_slide_turns_out_damaged(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(fixed: Slide, moving: Slide, options: RegistrationOptions, progress: ProgressCallback) -> Registration:
+        raise UnreadableSlideError("he.svs: damaged at (0, 0)")
+
+    monkeypatch.setattr(registering, "register", broken)
+    code, _, stderr = run(capsys, "register", *slides, tmp_path / "out")
+    assert (code, stderr) == (1, "Error: he.svs: damaged at (0, 0)\n")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("register")
+def test_an_unknown_resolution_names_the_option_of_its_slide(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = write_slide(tmp_path / "bare.tiff", [synthetic_tissue(512, 512, seed=2)], mpp=None)
+    code, _, stderr = run(capsys, "register", slides[0], bare, tmp_path / "out")
+    assert code == 1
+    assert "bare.tiff" in stderr
+    assert "give it with --moving-mpp (" in stderr
+    assert "give it with --mpp (" in run(capsys, "register", bare, slides[1], tmp_path / "out")[2]
+    assert "--moving-mpp 100" in run(capsys, "register", *slides, tmp_path / "out", "--moving-mpp", "100")[2]
+    assert run(capsys, "register", bare, bare, tmp_path / "out", "--mpp", ".5", "--moving-mpp", ".5", "-q")[0] == 0
+
+
+@pytest.mark.usefixtures("register")
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(("content", "message"), [(None, "no such file"), (b"no slide at all", "broken.svs")])
+def test_slides_that_cannot_be_read(
+    slides: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    place: int,
+    content: bytes | None,
+    message: str,
+) -> None:
+    pair = list(slides)
+    pair[place] = tmp_path / "broken.svs"
+    if content is not None:
+        pair[place].write_bytes(content)
+    code, _, stderr = run(capsys, "register", *pair, tmp_path / "out")
+    assert code == 1
+    assert message in stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(",X,Y\nz,1,2\n", "no id in common"), (",X,Y\n1,two,3\n", "ihc.csv, line 2: 'two' is no coordinate")],
+)
+def test_landmarks_are_looked_at_before_the_work(
+    slides: tuple[Path, Path],
+    landmarks: tuple[Path, Path],
+    register: list[RegistrationOptions],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    message: str,
+) -> None:
+    landmarks[1].write_text(text, encoding="utf-8")
+    code, _, stderr = run(capsys, "register", *slides, tmp_path / "out", "--landmarks", *landmarks)
+    assert code == 1
+    assert message in stderr
+    assert register == []
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,164 @@
+"""Two slides to a transform, and never a guess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi2ihc.demo.restained import Distortion, distorted, restain
+from wsi2ihc.demo.synthetic import synthetic_tissue
+from wsi2ihc.errors import MissingResolutionError, OptionError
+from wsi2ihc.progress import Progress
+from wsi2ihc.registration.landmarks import landmark_errors, match_landmarks, read_landmarks
+from wsi2ihc.registration.options import RegistrationOptions
+from wsi2ihc.registration.placement import LEAST_SCORE
+from wsi2ihc.registration.registering import register
+from wsi2ihc.registration.result import Registration, orientation
+from wsi2ihc.registration.transform import to_fixed, to_moving
+from wsi2ihc.slide import open_slide
+from wsi2ihc.slide.memory_slide import MemorySlide
+
+MPP = 1.0
+WITH_MIRRORS = RegistrationOptions(mirror=True)
+
+
+def on_glass(seed: int) -> np.ndarray:
+    canvas = np.full((1000, 1300, 3), 243, np.uint8)
+    canvas[100:900, 150:1150] = synthetic_tissue(1000, 800, seed)
+    canvas[100:260, 150:500] = 243
+    return canvas
+
+
+@pytest.fixture(scope="module")
+def tissue() -> np.ndarray:
+    return on_glass(3)
+
+
+def slide(pixels: np.ndarray, mpp: float = MPP) -> MemorySlide:
+    return MemorySlide(pixels, "memory.tiff", (mpp, mpp))
+
+
+def errors_um(found: Registration, truth) -> np.ndarray:
+    assert found.transform is not None
+    points = np.random.default_rng(0).uniform((200, 300), (1100, 850), (300, 2))
+    return np.hypot(*(to_moving(found.transform, points) - truth.to_moving(points)).T)
+
+
+@pytest.mark.parametrize(("angle_deg", "scale", "mirrored"), [(200.0, 1.06, False), (35.0, 0.95, True)])
+def test_a_warped_restained_slide_is_found_to_a_px(
+    tissue: np.ndarray, angle_deg: float, scale: float, mirrored: bool
+) -> None:
+    how = Distortion(angle_deg, scale, mirrored, warp_um=20, wavelength_um=600, seed=1)
+    partner, truth = distorted(restain(tissue, 1, 2.0, mpp=MPP), MPP, how)
+    found = register(slide(tissue), slide(partner), WITH_MIRRORS)
+    assert (found.status, found.reason, found.mirrored) == ("registered", "", mirrored)
+    assert abs((found.angle_deg - angle_deg + 180) % 360 - 180) < 3
+    assert found.scale == pytest.approx(scale, abs=0.03)
+    errors = errors_um(found, truth)
+    assert np.median(errors) <= 1.0
+    assert np.percentile(errors, 90) <= 3.0
+    assert found.residual_um is not None
+    assert found.residual_um < 2.0
+    assert [stage.name for stage in found.stages[:3]] == ["coarse", "affine", "local"]
+    assert found.transform is found.stages[-1].transform
+    back = to_fixed(found.transform, to_moving(found.transform, [[600.0, 500.0]]))
+    np.testing.assert_allclose(back, [[600, 500]], atol=0.01)
+
+
+def test_another_resolution_of_the_partner(tissue: np.ndarray) -> None:
+    partner, truth = distorted(restain(tissue, 2, 1.0, mpp=MPP), MPP, Distortion(90.0))
+    coarse = partner[::2, ::2].copy()
+    found = register(slide(tissue), slide(coarse, 2 * MPP), RegistrationOptions(local=False))
+    assert found.status == "registered"
+    assert [stage.name for stage in found.stages] == ["coarse", "affine"]
+    # every second px was taken, so that the picture lies half a px off
+    assert np.median(errors_um(found, truth)) < 2.0
+
+
+def test_threads_do_not_matter(tissue: np.ndarray) -> None:
+    partner = restain(tissue, 1, 2.0, mpp=MPP)
+    one, several = (register(slide(tissue), slide(partner), workers=count) for count in (1, 3))
+    assert one.transform is not None
+    assert several.transform is not None
+    np.testing.assert_array_equal(one.transform.matrix, several.transform.matrix)
+    assert one.score == several.score
+
+
+def test_a_mirrored_section_fails_where_mirrors_are_not_allowed(tissue: np.ndarray) -> None:
+    partner = restain(tissue[:, ::-1].copy(), 1, 2.0, mpp=MPP)
+    found = register(slide(tissue), slide(partner))
+    assert found.status == "failed"
+    assert found.transform is None
+    assert "face down" in found.reason
+    assert "--mirror" in found.reason
+
+
+def test_slides_that_do_not_belong_together_fail(tissue: np.ndarray) -> None:
+    found = register(slide(tissue), slide(restain(on_glass(8), 1, 2.0, mpp=MPP)), WITH_MIRRORS)
+    assert (found.status, found.transform, found.residual_um) == ("failed", None, None)
+    assert "does not match" in found.reason
+    assert found.score < LEAST_SCORE
+
+
+@pytest.mark.parametrize("which", ["H&E", "IHC"])
+def test_glass_fails(tissue: np.ndarray, which: str) -> None:
+    glass = np.random.default_rng(0).normal(240, 2, tissue.shape).clip(0, 255).astype(np.uint8)
+    pair = (glass, tissue) if which == "H&E" else (tissue, glass)
+    found = register(slide(pair[0]), slide(pair[1]))
+    assert found.status == "failed"
+    assert f"no tissue was found on the {which} slide" in found.reason
+
+
+def test_progress_is_told(tissue: np.ndarray) -> None:
+    told: list[Progress] = []
+    register(slide(tissue), slide(restain(tissue, 1, 2.0, mpp=MPP)), progress=told.append)
+    assert [one.done for one in told] == list(range(len(told)))
+    assert all(one.done < one.total for one in told)
+    assert {"looking at both slides", "searching the placement"} <= {one.note for one in told}
+
+
+def test_an_unknown_resolution_names_the_option_of_its_slide(tissue: np.ndarray, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(tissue).save(tmp_path / "plain.png")
+    with open_slide(tmp_path / "plain.png") as plain:
+        with pytest.raises(MissingResolutionError, match=r"plain\.png.*--moving-mpp"):
+            register(slide(tissue), plain)
+        with pytest.raises(MissingResolutionError, match=r"plain\.png.* --mpp"):
+            register(plain, slide(tissue))
+
+
+def test_options_are_checked() -> None:
+    for spacing in (0.0, 5000.0, float("nan")):
+        with pytest.raises(OptionError, match="--spacing-um"):
+            RegistrationOptions(spacing_um=spacing)
+
+
+def test_the_orientation_of_a_matrix() -> None:
+    angle = np.radians(70)
+    turn = 1.05 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    assert orientation(np.column_stack([turn, [1, 2]])) == (False, pytest.approx(70), pytest.approx(1.05))
+    mirrored = turn @ np.diag([-1.0, 1.0])
+    assert orientation(np.column_stack([mirrored, [1, 2]])) == (True, pytest.approx(70), pytest.approx(1.05))
+
+
+@pytest.mark.parametrize(
+    ("folder", "he", "ihc", "mpp", "bar"),
+    [
+        ("rat-kidney_", "Rat-Kidney_HE", "Rat-Kidney_PanCytokeratin", 5.0, 0.0035),
+        ("lesions_", "Izd2-29-041-w35_HE", "Izd2-29-041-w35_proSPC", 3.5, 0.006),
+    ],
+)
+def test_serial_sections_with_landmarks(dev_data: Path, folder: str, he: str, ihc: str, mpp: float, bar: float) -> None:
+    at = dev_data / "registration" / folder
+    with open_slide(at / f"{he}.jpg", mpp=mpp) as fixed, open_slide(at / f"{ihc}.jpg", mpp=mpp) as moving:
+        found = register(fixed, moving)
+        size = moving.info.size
+    marks = match_landmarks(*(read_landmarks(at / f"{name}.csv", (mpp, mpp)) for name in (he, ihc)))
+    diagonal_um = float(np.hypot(size.width, size.height)) * mpp
+    rtre = {stage.name: landmark_errors(stage.transform, marks, diagonal_um).median_rtre for stage in found.stages}
+    assert found.transform is not None
+    assert landmark_errors(found.transform, marks, diagonal_um).median_rtre <= bar
+    assert rtre["local"] <= rtre["affine"] + 0.0005

@@ -1,0 +1,184 @@
+"""Plain images as slides."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_slides import texture
+from PIL import Image
+
+from wsi2ihc.errors import UnreadableSlideError
+from wsi2ihc.geometry import Region, Size
+from wsi2ihc.slide import image_reader as module
+from wsi2ihc.slide import open_slide, read_region, srgb_profile, working_grid
+from wsi2ihc.tissue import detect_tissue
+
+PICTURE = texture(500, 400)
+
+
+def saved(path: Path, image: Image.Image | None = None, **how: object) -> Path:
+    (Image.fromarray(PICTURE) if image is None else image).save(path, **how)
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UnreadableSlideError) as caught:
+        open_slide(path)
+    text = str(caught.value)
+    assert path.name in text
+    assert str(path.parent) not in text
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "webp", "jpg"])
+def test_pixels_and_facts(tmp_path: Path, kind: str) -> None:
+    path = saved(tmp_path / f"a.{kind}", **({"lossless": True} if kind == "webp" else {}))
+    with open_slide(path, mpp=3.5) as slide:
+        info = slide.info
+        assert (info.name, info.reader, info.vendor) == (f"a.{kind}", "pillow", "plain image")
+        assert (info.size, info.mpp, info.mpp_source) == (Size(500, 400), (3.5, 3.5), "stated")
+        assert info.bounds == Region(0, 0, 500, 400)
+        assert info.quickhash.startswith("sha256:")
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), expected)
+        part = slide.read_level(0, Region(-10, 390, 30, 20), (1, 2, 3))
+        np.testing.assert_array_equal(part[:10, 10:], expected[390:, :20])
+        assert (part[10:] == (1, 2, 3)).all()
+        assert (part[:, :10] == (1, 2, 3)).all()
+
+
+def test_the_name_does_not_matter(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.svs", format="PNG")
+    with open_slide(path) as slide:
+        assert slide.info.reader == "pillow"
+
+
+def test_resolution_has_to_be_stated(tmp_path: Path) -> None:
+    with open_slide(saved(tmp_path / "a.jpg", dpi=(72, 72))) as slide:
+        assert (slide.info.mpp, slide.info.mpp_source) == (None, "")
+        assert any("--mpp" in problem for problem in slide.info.problems)
+    with open_slide(saved(tmp_path / "a.png", dpi=(50_800, 50_800))) as slide:  # 0.5 µm/px: nobody means it
+        assert slide.info.mpp is None
+
+
+def test_the_rest_of_the_program_reads_it(tmp_path: Path) -> None:
+    with open_slide(saved(tmp_path / "a.png"), mpp=1) as slide:
+        grid = working_grid(slide.info, 2.3)
+        assert read_region(slide, grid, Region(-5, -5, 100, 100)).shape == (100, 100, 3)
+        assert detect_tissue(slide).pixels.any()
+
+
+def test_palettes_and_transparency(tmp_path: Path) -> None:
+    palette = Image.fromarray(PICTURE).quantize(64)
+    with open_slide(saved(tmp_path / "p.png", palette)) as slide:
+        np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), np.asarray(palette.convert("RGB")))
+        assert not any("alpha" in problem for problem in slide.info.problems)
+    see_through = np.dstack([PICTURE, np.full((400, 500), 255, np.uint8)])
+    see_through[100:200, :, 3] = 0
+    with open_slide(saved(tmp_path / "a.png", Image.fromarray(see_through))) as slide:
+        pixels = slide.read_level(0, Region(0, 0, 500, 400))
+        np.testing.assert_array_equal(pixels[:100], PICTURE[:100])
+        assert (pixels[100:200] == 255).all()
+        assert any("alpha" in problem for problem in slide.info.problems)
+
+
+def test_orientation_is_told_and_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with open_slide(saved(tmp_path / "a.jpg", exif=exif)) as slide:
+        assert slide.info.size == Size(500, 400)
+        assert any("orientation" in problem for problem in slide.info.problems)
+    exif[0x0112] = 1
+    with open_slide(saved(tmp_path / "b.jpg", exif=exif)) as slide:
+        assert not any("orientation" in problem for problem in slide.info.problems)
+
+
+def test_profile(tmp_path: Path) -> None:
+    with open_slide(saved(tmp_path / "a.png", icc_profile=srgb_profile())) as slide:
+        assert slide.info.icc_profile == srgb_profile()
+    with open_slide(saved(tmp_path / "b.jpg", icc_profile=b"none" * 50)) as slide:
+        assert slide.info.icc_profile is None
+        assert any("profile" in problem for problem in slide.info.problems)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16"])
+def test_other_pixels(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(PICTURE[..., 0])
+    image = Image.fromarray(PICTURE[..., 0].astype(np.uint16)) if mode == "I;16" else image.convert(mode)
+    assert "not 8-bit RGB" in refused(saved(tmp_path / "a.png", image))
+
+
+def test_grey_and_cmyk_jpeg(tmp_path: Path) -> None:
+    assert "1 sample of 8 bits" in refused(saved(tmp_path / "a.jpg", Image.fromarray(PICTURE[..., 0])))
+    assert "4 samples of 8 bits" in refused(saved(tmp_path / "b.jpg", Image.fromarray(PICTURE).convert("CMYK")))
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int, bits: int = 8, data: bytes = b"") -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bits_of_colour(tmp_path: Path) -> None:
+    """Pillow would reduce them to 8 without a word."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 1, 16, zlib.compress(bytes(13))))
+    assert "16 bits" in refused(path)
+
+
+def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(100_000, 100_000))
+    assert "pyramidal TIFF" in refused(path)
+    monkeypatch.setattr(module, "LARGEST_PX", 199_999)
+    assert "500×400" in refused(saved(tmp_path / "b.jpg"))
+
+
+def test_larger_than_pillow_allows_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), PICTURE)
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "webp", "jpg"])
+def test_damage_is_told(tmp_path: Path, kind: str) -> None:
+    content = saved(tmp_path / f"a.{kind}").read_bytes()
+    path = tmp_path / f"b.{kind}"
+    rng = np.random.default_rng(0)
+    for size in (20, 60, len(content) // 2, len(content) - 50):
+        path.write_bytes(content[:size])
+        refused(path)
+    for _ in range(40):
+        changed = bytearray(content)
+        for at in rng.integers(0, min(len(content), 700), 3):
+            changed[at] = rng.integers(256)
+        path.write_bytes(changed)
+        with contextlib.suppress(UnreadableSlideError):  # and nothing else
+            open_slide(path).close()
+
+
+def test_threads_and_closing(tmp_path: Path) -> None:
+    slide = open_slide(saved(tmp_path / "a.png"))
+    regions = [Region(x, y, 200, 100) for x in (-50, 0, 123, 400) for y in (-20, 7, 350)]
+    alone = [slide.read_level(0, region) for region in regions]
+    with ThreadPoolExecutor(8) as pool:
+        for one, other in zip(alone, pool.map(lambda region: slide.read_level(0, region), regions), strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(IndexError, match="levels 0 to 0"):
+        slide.read_level(1, regions[0])
+    slide.close()
+    slide.close()
+    with pytest.raises(ValueError, match="is closed"):
+        slide.read_level(0, regions[0])

@@ -1,0 +1,70 @@
+"""What a child's end tells, however it comes about."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+
+import pytest
+
+from wsi2ihc.errors import DatasetError, OutputError
+from wsi2ihc.training.pairing.children import Ended, Tell, run_in_children
+
+NAMES = ("well", "refused", "crashed", "killed", "full", "short", "odd", "left")
+
+
+def work(job: str, threads: int, tell: Tell) -> None:
+    """One of the ways to end."""
+    tell((job, threads, threading.current_thread() is threading.main_thread()))
+    logging.getLogger("wsi2ihc.work").warning("this is %s", job)
+    if job == "crashed":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == "left":
+        os._exit(7)
+    errors = {
+        "refused": DatasetError("two\nlines"),
+        "full": OutputError("the disk is full"),
+        "short": MemoryError(),
+        "odd": KeyError("x"),
+    }
+    if job in errors:
+        raise errors[job]
+
+
+def test_every_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "wsi2ihc"):
+        messages = list(run_in_children(work, NAMES, NAMES, 2))
+    heard = {NAMES[number]: message for number, message in messages if not isinstance(message, Ended)}
+    assert [heard[name][0] for name in NAMES] == list(NAMES)  # type: ignore[index]
+    ended = {NAMES[number]: message for number, message in messages if isinstance(message, Ended)}
+    assert ended["well"] == Ended()
+    assert ended["refused"] == Ended("two lines")
+    assert ended["full"] == Ended("the disk is full", fatal=True)
+    assert "fewer --workers" in ended["short"].failure
+    assert "unexpected KeyError: 'x'" in ended["odd"].failure
+    assert "crashed (SIGSEGV)" in ended["crashed"].failure
+    assert "was killed (SIGKILL)" in ended["killed"].failure
+    assert "ended with code 7" in ended["left"].failure
+    assert not any(end.fatal for name, end in ended.items() if name != "full")
+    texts = {record.getMessage() for record in caplog.records if record.name == "wsi2ihc.work"}
+    assert texts == {f"{name}: this is {name}" for name in NAMES}
+
+
+def wait(job: str, threads: int, tell: Tell) -> None:
+    """Tell the process, and never end."""
+    tell(os.getpid())
+    threading.Event().wait()
+
+
+def test_who_stops_listening_ends_the_children() -> None:
+    messages = run_in_children(wait, ["a", "b"], ["a", "b"], 2)
+    first = next(messages)
+    second = next(messages)
+    messages.close()
+    for _, number in (first, second):
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+"""Cutting two slides: where patches lie, which pixels they have, what is left out, and in which order they come."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_slides import halves, write_slide
+from make_tissue import cells, he_of, ihc_of
+
+from wsi2ihc.errors import MissingResolutionError, OptionError
+from wsi2ihc.geometry import Region
+from wsi2ihc.registration.transform import Transform, affine, identity
+from wsi2ihc.slide import Slide, open_slide, read_region, working_grid
+from wsi2ihc.training.pairing import cutting
+from wsi2ihc.training.pairing.cutting import CutOptions, CutPatch, cut_patches, plan_cuts
+from wsi2ihc.training.pairing.filters import Limits
+
+MPP, SIDE_PX = 0.5, 1200
+SHIFT_UM = (30.0, 20.0)
+GLASS_PX = 500
+"""Glass to the right of the tissue."""
+
+ANYTHING = Limits(
+    min_tissue=0, min_valid=0, max_residual_um=0, min_correlation=-1, min_sharpness=0, max_folds=1, max_pen=1
+)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Slide, Slide]]:
+    """The same tissue in both stains; the IHC lies `SHIFT_UM` further down and to the right."""
+    folder: Path = tmp_path_factory.mktemp("pair")
+    nuclei = cells(SIDE_PX * MPP)
+    with_glass = ((0, 0), (0, GLASS_PX), (0, 0))
+    he = np.pad(he_of(nuclei, SIDE_PX, MPP), with_glass, constant_values=245)
+    ihc = np.pad(ihc_of(nuclei, SIDE_PX, MPP, SHIFT_UM, "2+"), with_glass, constant_values=245)
+    write_slide(folder / "he.tiff", halves(he, 3), mpp=MPP, compression="deflate")
+    write_slide(folder / "ihc.tiff", halves(ihc, 3), mpp=MPP, compression="deflate")
+    with open_slide(folder / "he.tiff") as one, open_slide(folder / "ihc.tiff") as other:
+        yield one, other
+
+
+@pytest.fixture
+def truth() -> Transform:
+    return affine([[1, 0, SHIFT_UM[0]], [0, 1, SHIFT_UM[1]]])
+
+
+def options(**changes: Any) -> CutOptions:
+    return CutOptions(**{"patch_px": 256, "mpp": MPP, **changes})
+
+
+def corners(patches: list[CutPatch]) -> list[tuple[int, int]]:
+    return [(patch.region.x, patch.region.y) for patch in patches]
+
+
+def on_tissue(patches: Iterable[CutPatch]) -> list[CutPatch]:
+    """Those that do not lie partly on glass."""
+    return [patch for patch in patches if patch.region.right <= SIDE_PX]
+
+
+def test_pairs_of_the_true_transform_are_kept(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    patches = on_tissue(cut_patches(*slides, truth, options(), workers=2))
+    assert [(patch.region, patch.rejected) for patch in patches if patch.rejected] == []
+    assert corners(patches)[:4] == [(0, 0), (256, 0), (512, 0), (768, 0)]
+    for patch in patches:
+        assert patch.figures.residual_um == pytest.approx(0, abs=0.5)
+        assert patch.figures.correlation is not None
+        assert patch.figures.correlation > 0.6
+        assert patch.he.shape == patch.ihc.shape == (256, 256, 3)
+        assert patch.valid.all()
+
+
+def test_pixels_are_those_of_the_readers(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    he, ihc = slides
+    patch = on_tissue(cut_patches(he, ihc, truth, options()))[5]
+    assert (patch.x_um, patch.y_um) == (patch.region.x * MPP, patch.region.y * MPP)
+    np.testing.assert_array_equal(patch.he, read_region(he, working_grid(he.info, MPP), patch.region))
+    # 30 and 20 µm are whole px
+    moved = patch.region.shifted(60, 40)
+    np.testing.assert_array_equal(patch.ihc, ihc.read_level(0, moved))
+
+
+def test_a_wrong_transform_is_seen(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    off = affine([[1, 0, SHIFT_UM[0] + 9], [0, 1, SHIFT_UM[1] - 9]])
+    for patch in on_tissue(cut_patches(*slides, off, options())):
+        if patch.rejected != "outside":
+            assert patch.rejected == "residual"
+            assert patch.figures.residual_um == pytest.approx(9 * math.sqrt(2), abs=0.7)
+
+
+def test_outside_is_told_without_reading(slides: tuple[Slide, Slide], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutting, "read_region", None)
+    far = affine([[1, 0, 5000], [0, 1, 0]])
+    patches = on_tissue(cut_patches(*slides, far, options(limits=Limits(min_valid=0.5))))
+    assert patches
+    for patch in patches:
+        assert patch.rejected == "outside"
+        assert patch.he.shape == patch.ihc.shape == (0, 0, 3)
+        assert patch.valid.shape == (0, 0)
+        assert (patch.figures.valid, patch.figures.tissue_ihc, patch.figures.correlation) == (0, 0, None)
+
+
+def test_partly_outside(slides: tuple[Slide, Slide]) -> None:
+    up = affine([[1, 0, 0], [0, 1, -32]])
+    first = next(iter(cut_patches(*slides, up, options())))
+    assert first.rejected == "outside"
+    read = next(iter(cut_patches(*slides, up, options(limits=ANYTHING))))
+    assert read.rejected == ""
+    assert read.figures.valid == pytest.approx(0.75)
+    assert not read.valid[:64].any()
+    assert read.valid[64:].all()
+    assert (read.ihc[:50].reshape(-1, 3) == read.ihc[0, 0]).all(), "the IHC's glass"
+
+
+def test_glass_is_no_candidate_and_its_rim_is_rejected(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    patches = list(cut_patches(*slides, truth, options(stride_px=64)))
+    assert max(x for x, _ in corners(patches)) < SIDE_PX + 2 * 64 < SIDE_PX + GLASS_PX - 256
+    rim = [patch for patch in patches if patch.region.x > SIDE_PX]
+    assert rim
+    assert {patch.rejected for patch in rim if patch.region.y < 700} == {"tissue"}
+    shares = [patch.figures.tissue_he for patch in patches]
+    assert all(cutting.CANDIDATE_SHARE <= share <= 1 for share in shares)
+
+
+def test_the_lattice_has_whole_patches_only(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    patches = list(cut_patches(*slides, truth, options(patch_px=300, stride_px=200, limits=ANYTHING)))
+    assert corners(patches) == sorted(corners(patches), key=lambda corner: (corner[1], corner[0]))
+    assert {x % 200 for x, _ in corners(patches)} == {y % 200 for _, y in corners(patches)} == {0}
+    assert max(y for _, y in corners(patches)) == 800  # 1000 + 300 is more than 1200
+    assert list(cut_patches(*slides, truth, options(patch_px=1201))) == []
+
+
+def test_a_level_close_by_is_taken_as_it_is(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    plan = plan_cuts(*slides, truth, options(mpp=0.98))
+    assert plan.mpp == (1.0, 1.0)
+    resampled = plan_cuts(*slides, truth, options(mpp=0.7))
+    assert resampled.mpp == pytest.approx((0.7, 0.7), abs=0.001)
+    patch = next(iter(cutting.cut(resampled)))
+    assert patch.figures.residual_um == pytest.approx(0, abs=0.5)
+
+
+def test_any_number_of_workers_gives_the_same(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    one, three = (list(cut_patches(*slides, truth, options(), workers=workers)) for workers in (1, 3))
+    for first, other in zip(one, three, strict=True):
+        assert (first.region, first.figures, first.rejected) == (other.region, other.figures, other.rejected)
+        np.testing.assert_array_equal(first.he, other.he)
+        np.testing.assert_array_equal(first.ihc, other.ihc)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_memory_is_bounded_by_the_workers(
+    slides: tuple[Slide, Slide], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    lock, begun, most = threading.Lock(), itertools.count(1), [0]
+    taken, cut_one = [0], cutting._cut_one
+
+    def counted(*arguments: Any) -> CutPatch:
+        with lock:
+            most[0] = max(most[0], next(begun) - taken[0])
+        return cut_one(*arguments)
+
+    monkeypatch.setattr(cutting, "_cut_one", counted)
+    for _ in cut_patches(*slides, identity(), options(stride_px=128), workers=workers):
+        with lock:
+            taken[0] += 1
+    assert 1 <= most[0] <= workers + 2
+
+
+def test_stopping_early_stops_the_threads(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    patches = cut_patches(*slides, truth, options(), workers=2)
+    next(patches)
+    patches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cut")]
+
+
+def test_unknown_resolution(slides: tuple[Slide, Slide], tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "unknown.tiff", np.full((300, 300, 3), 245, np.uint8), mpp=None)
+    with open_slide(path) as unknown:
+        for pair in ((unknown, slides[1]), (slides[0], unknown)):
+            with pytest.raises(MissingResolutionError, match=r"unknown\.tiff"):
+                plan_cuts(*pair, identity(), options())
+
+
+@pytest.mark.parametrize("changes", [{"patch_px": 63}, {"stride_px": -1}, {"mpp": 0}, {"mpp": math.nan}])
+def test_impossible_options(changes: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=r"^--(patch|stride|mpp)"):
+        options(**changes)
+
+
+def test_masks_are_looked_up_on_the_slide_they_belong_to(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    plan = plan_cuts(*slides, truth, options())
+    right = SIDE_PX * MPP
+    places_um = np.array([[[100.0, 100.0], [right + 200, 100], [-5, 100], [100, 1e6]]])
+    assert cutting._holds(plan.ihc_mask, slides[1], places_um).tolist() == [[True, False, False, False]]
+
+
+def test_bounds_of_patches(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    plan = plan_cuts(*slides, truth, options())
+    whole = Region(0, 0, plan.grid.size.width, plan.grid.size.height)
+    assert all(whole.contains(region) for region in plan.regions)
+    assert len(plan.regions) == len(plan.shares)

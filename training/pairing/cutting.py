@@ -1,0 +1,287 @@
+"""From two slides and a transform to aligned patches.
+
+The H&E is read as a translation reads it: the same working grid, the same pixels. The IHC is read once per patch, at
+the places that the transform gives to the pixels of the H&E. What can be told from the tissue masks and the transform
+alone (too little tissue, outside of the IHC slide) is told without reading a pixel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi2ihc.arrays import BoolImage, RGBImage
+from wsi2ihc.errors import MissingResolutionError, OptionError
+from wsi2ihc.geometry import Region
+from wsi2ihc.registration.transform import Transform, moving_grid
+from wsi2ihc.registration.warping import read_warped
+from wsi2ihc.slide import Slide, WorkingGrid, read_overview, read_region, working_grid
+from wsi2ihc.slide.resolution import MPP_RANGE
+from wsi2ihc.tissue import TissueMask, detect_tissue, place_mask, without_margin
+from wsi2ihc.tissue.survey import mask_grid
+from wsi2ihc.translation.stages import ordered_map
+
+from .filters import Limits, PatchFigures, why_rejected
+from .matching import agreement
+from .measuring import Thickness, fold_density, looks
+
+LEAST_PATCH_PX = 64
+"""Smaller patches hold too few cells for anything to be measured."""
+
+CANDIDATE_SHARE = 0.05
+"""Places with less tissue in the H&E are glass, and are not counted as patches."""
+
+SAMPLES = 33
+"""Points along each side of a patch at which the masks are looked up; the first and last are its outermost px."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutOptions:
+    """How patches are cut.
+
+    patch_px:  side of a patch in working px
+    mpp:       µm per working px that are asked for; a level within 5 % is taken as it is
+    stride_px: distance of patches; 0 for `patch_px`, less for patches that overlap
+    limits:    what a patch must fulfil
+
+    Raises
+    ------
+    OptionError
+        If a value is impossible.
+    """
+
+    patch_px: int = 1024
+    mpp: float = 0.46
+    stride_px: int = 0
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.patch_px < LEAST_PATCH_PX:
+            raise OptionError(f"--patch-px must be at least {LEAST_PATCH_PX}, not {self.patch_px}")
+        if self.stride_px < 0:
+            raise OptionError(f"--stride-px must be at least 0 (0: the side of a patch), not {self.stride_px}")
+        if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
+            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
+
+    @property
+    def step_px(self) -> int:
+        """Distance of patches, the default filled in."""
+        return self.stride_px or self.patch_px
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CutPatch:
+    """A pair of patches, or the place of one that was not read.
+
+    region:   in working px of the H&E slide
+    x_um, y_um: top left corner on the H&E slide
+    he, ihc:  pixels (rows, columns, 3); (0, 0, 3) where the masks alone left the patch out
+    valid:    (rows, columns) bool, whether the px lies on the IHC slide; (0, 0) if nothing was read
+    figures:  what was measured
+    rejected: why it is left out, one of `filters.REASONS`; "" if it is kept
+    """
+
+    region: Region
+    x_um: float
+    y_um: float
+    he: RGBImage
+    ihc: RGBImage
+    valid: BoolImage
+    figures: PatchFigures
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CutPlan:
+    """A pair of slides made ready to be cut.
+
+    grid:      the working grid of the H&E slide
+    mpp:       µm per working px along (x, y), as it is; patches carry this
+    regions:   places of patches with some tissue in the H&E, in raster order
+    shares:    how much of each is tissue of the H&E, 0 to 1
+    he_mask, ihc_mask: the tissue of both slides, each in its own level-0 px
+    thickness: from which density on tissue is a fold
+    """
+
+    he: Slide
+    ihc: Slide
+    transform: Transform
+    options: CutOptions
+    grid: WorkingGrid
+    mpp: tuple[float, float]
+    regions: tuple[Region, ...]
+    shares: tuple[float, ...]
+    he_mask: TissueMask
+    ihc_mask: TissueMask
+    thickness: Thickness
+
+
+def cut_patches(
+    he: Slide, ihc: Slide, transform: Transform, options: CutOptions, *, workers: int = 1
+) -> Iterator[CutPatch]:
+    """Cut both slides into patches: `plan_cuts`, then `cut`."""
+    return cut(plan_cuts(he, ihc, transform, options), workers=workers)
+
+
+def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: CutOptions) -> CutPlan:
+    """Find the tissue of both slides and the places of patches.
+
+    Parameters
+    ----------
+    he, ihc
+        Open slides.
+    transform
+        From µm of the H&E to µm of the IHC.
+    options
+        Size, resolution and distance of patches, and what they must fulfil.
+
+    Raises
+    ------
+    MissingResolutionError
+        If the resolution of a slide is unknown.
+    OptionError
+        If ``options.mpp`` is more than four times finer than a slide's.
+    UnreadableSlideError
+        If a file is damaged.
+    """
+    grid = working_grid(he.info, options.mpp)
+    working_grid(ihc.info, options.mpp)  # says what is wrong with it before anything is read
+    he_mask, ihc_mask = (without_margin(detect_tissue(slide), _mpp(slide)) for slide in (he, ihc))
+    thickness = Thickness(_fold_density(he, he_mask, "he"), _fold_density(ihc, ihc_mask, "ihc"))
+    tissue = place_mask(he_mask, grid)
+    side, step = options.patch_px, options.step_px
+    places = [
+        Region(x, y, side, side)
+        for y in range(0, grid.size.height - side + 1, step)
+        for x in range(0, grid.size.width - side + 1, step)
+    ]
+    shares = [min(1.0, tissue.area_in(place) / place.area_px) for place in places]
+    found = [index for index, share in enumerate(shares) if share >= CANDIDATE_SHARE]
+    return CutPlan(
+        he, ihc, transform, options, grid, grid.mpp,
+        tuple(places[index] for index in found), tuple(shares[index] for index in found),
+        he_mask, ihc_mask, thickness,
+    )  # fmt: skip
+
+
+def cut(plan: CutPlan, *, workers: int = 1) -> Iterator[CutPatch]:
+    """The patches of a plan, in raster order, kept or not; read and measured by ``workers`` threads.
+
+    Memory bound: at most ``workers + 2`` patches and what a thread needs to make one, however large the slides. It is
+    broken by whoever keeps the patches.
+
+    Raises
+    ------
+    UnreadableSlideError
+        Where a file is damaged.
+    """
+    items = zip(plan.regions, plan.shares, strict=True)
+    with ThreadPoolExecutor(max(1, workers), "cut") as pool:
+        patches = ordered_map(pool, lambda item: _cut_one(plan, *item), items, max(1, workers) + 1)
+        with closing(patches):
+            yield from patches
+
+
+def _cut_one(plan: CutPlan, region: Region, tissue_he: float) -> CutPatch:
+    places_um = moving_grid(plan.transform, *_sampled(plan, region))
+    inside = _inside(plan.ihc, places_um)
+    tissue_ihc = float(_holds(plan.ihc_mask, plan.ihc, places_um).mean())
+    figures = PatchFigures(tissue_he=tissue_he, tissue_ihc=tissue_ihc, valid=float(inside.mean()))
+    limits = plan.options.limits
+    # A sample outside is a px outside, but a share of the samples only nearly a share of the px.
+    certain = not inside.any() or limits.min_valid == 1
+    if (rejected := why_rejected(figures, limits)) and (rejected == "tissue" or certain):
+        nothing = np.zeros((0, 0, 3), np.uint8)
+        return CutPatch(region, *_corner_um(plan, region), nothing, nothing, nothing[..., 0] > 0, figures, rejected)
+    he = read_region(plan.he, plan.grid, region, plan.he_mask.glass)
+    x_um, y_um = _centres_um(plan, region)
+    warped = read_warped(plan.ihc, plan.transform, _mean(plan.mpp), x_um, y_um, plan.ihc_mask.glass)
+    figures = _measured(figures, he, warped.pixels, warped.valid, plan)
+    return CutPatch(
+        region, *_corner_um(plan, region), he, warped.pixels, warped.valid, figures, why_rejected(figures, limits)
+    )
+
+
+def _measured(figures: PatchFigures, he: RGBImage, ihc: RGBImage, valid: BoolImage, plan: CutPlan) -> PatchFigures:
+    """The figures with what is told from pixels."""
+    mpp = _mean(plan.mpp)
+    agree = agreement(he, ihc, mpp)
+    look = looks(he, ihc, valid, mpp, plan.thickness)
+    return dataclasses.replace(
+        figures,
+        valid=float(valid.mean()),
+        correlation=agree.correlation,
+        residual_um=agree.residual_um,
+        sharpness_he=look.sharpness_he,
+        sharpness_ihc=look.sharpness_ihc,
+        folds=look.folds,
+        pen=look.pen,
+        stained=look.stained,
+    )
+
+
+def _centres_um(plan: CutPlan, region: Region) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Centres of the columns and rows of a region on the H&E slide, in µm."""
+    return tuple(  # type: ignore[return-value]
+        (plan.grid.level0_origin[axis] + (np.arange(start, start + count) + 0.5) * plan.grid.downsample[axis]) * mpp
+        for axis, (start, count, mpp) in enumerate(
+            zip((region.x, region.y), (region.width, region.height), _mpp(plan.he), strict=True)
+        )
+    )
+
+
+def _sampled(plan: CutPlan, region: Region) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Some of the centres, the outermost among them."""
+    x_um, y_um = _centres_um(plan, region)
+    return np.linspace(x_um[0], x_um[-1], SAMPLES), np.linspace(y_um[0], y_um[-1], SAMPLES)
+
+
+def _corner_um(plan: CutPlan, region: Region) -> tuple[float, float]:
+    x, y = (
+        (plan.grid.level0_origin[axis] + start * plan.grid.downsample[axis]) * _mpp(plan.he)[axis]
+        for axis, start in enumerate((region.x, region.y))
+    )
+    return x, y
+
+
+def _inside(slide: Slide, places_um: npt.NDArray[np.float64]) -> BoolImage:
+    """Whether places lie on the scanned area of a slide."""
+    bounds, (mpp_x, mpp_y) = slide.info.bounds, _mpp(slide)
+    x, y = places_um[..., 0], places_um[..., 1]
+    across, down = x / mpp_x, y / mpp_y
+    inside: BoolImage = (across >= bounds.x) & (across <= bounds.right) & (down >= bounds.y) & (down <= bounds.bottom)
+    return inside
+
+
+def _holds(mask: TissueMask, slide: Slide, places_um: npt.NDArray[np.float64]) -> BoolImage:
+    """Whether places on a slide lie in its tissue mask."""
+    at = np.floor((places_um / _mpp(slide) - mask.origin) / mask.pixel_size)
+    rows, columns = mask.pixels.shape
+    within = np.all((at >= 0) & (at < (columns, rows)), axis=-1)
+    column, row = np.moveaxis(np.where(within[..., np.newaxis], at, 0).astype(np.intp), -1, 0)
+    held: BoolImage = within & mask.pixels[row, column]
+    return held
+
+
+def _fold_density(slide: Slide, mask: TissueMask, stain: str) -> float:
+    """From which density on tissue of a slide is a fold, from an overview."""
+    grid = mask_grid(slide.info)  # on which the mask was found
+    overview = read_overview(slide, grid, mask.glass)
+    return fold_density(overview, _mean(grid.mpp), mask.pixels, stain)
+
+
+def _mpp(slide: Slide) -> tuple[float, float]:
+    if slide.info.mpp is None:  # what working_grid has refused already
+        raise MissingResolutionError(f"{slide.info.name}: the slide does not state its resolution")
+    return slide.info.mpp
+
+
+def _mean(pair: tuple[float, float]) -> float:
+    return math.sqrt(pair[0] * pair[1])

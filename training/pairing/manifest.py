@@ -1,0 +1,223 @@
+"""The manifest: a table of which IHC slide belongs to which H&E slide.
+
+What is wrong with a row is a problem of that row, and the others go on. Nothing is opened here but the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from wsi2ihc.errors import DatasetError
+
+from ..data.files import read_csv
+from ..data.pairs import ROLE_NAMES, Role
+from . import cells
+from .cells import BadCellError, Matrix
+
+_COLUMNS = {
+    "patient": ("patient_id", "patient"),
+    "slide": ("slide_id", "slide"),
+    "he": ("he_path", "he"),
+    "ihc": ("ihc_path", "ihc"),
+    "her2": ("her2",),
+    "he_mpp": ("he_mpp",),
+    "ihc_mpp": ("ihc_mpp",),
+    "split": ("split",),
+    "landmarks": ("landmarks",),
+    "he_landmarks": ("he_landmarks",),
+    "ihc_landmarks": ("ihc_landmarks",),
+    "transform": ("transform",),
+}
+"""What each column may be called. The first four are needed."""
+
+_T = TypeVar("_T")
+
+_NEEDED = ("patient", "slide", "he", "ihc")
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePair:
+    """One row of the manifest.
+
+    row:       its number in the file; 2 is the first below the head
+    patient, slide:
+               ids. Slides of one patient stay in one split; the slide's id names its folder.
+    he, ihc:   the slides, relative to the manifest's folder where they were so written
+    her2:      "0", "1+", "2+", "3+", or None where the manifest does not say
+    he_mpp, ihc_mpp:
+               µm per level-0 px that replace what the slide says
+    role:      what the row's split asks for; None to have it drawn
+    he_landmarks, ihc_landmarks:
+               tables of points, both or none
+    transform: H&E µm to IHC µm: a matrix, the path of a saved transform, or None to have the slides registered
+    """
+
+    row: int
+    patient: str
+    slide: str
+    he: Path
+    ihc: Path
+    her2: str | None = None
+    he_mpp: float | None = None
+    ihc_mpp: float | None = None
+    role: Role | None = None
+    he_landmarks: Path | None = None
+    ihc_landmarks: Path | None = None
+    transform: Matrix | Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """Why a row cannot be used: its number, the slide's id ("" if it has none), and one line for people."""
+
+    row: int
+    slide: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest as it was read.
+
+    path:     of the table
+    rows:     those that can be used, in its order
+    problems: of the others, by row
+    sha256:   of the table's bytes
+    ignored:  columns that mean nothing here, as they are called in lower case
+    """
+
+    path: Path
+    rows: tuple[SlidePair, ...]
+    problems: tuple[RowProblem, ...]
+    sha256: str
+    ignored: tuple[str, ...] = ()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest.
+
+    Columns: ``patient_id``, ``slide_id``, ``he_path``, ``ihc_path`` (also without what follows the underscore); and
+    where wanted ``her2``, ``he_mpp``, ``ihc_mpp``, ``split``, ``landmarks`` (two tables separated by ";", the H&E's
+    first) or ``he_landmarks`` and ``ihc_landmarks``, and ``transform``. That is empty (the slides are registered),
+    "identity", six numbers (the matrix from H&E µm to IHC µm, row by row), or the path of a saved transform. Relative
+    paths start at the manifest's folder.
+
+    Raises
+    ------
+    DatasetError
+        If the table cannot be read, has no rows, or lacks a column or has it under two names.
+    """
+    table = read_csv(path)
+    names = _column_names(path, table[0].keys())
+    rows = {
+        number: {column: line[names[column]] if column in names else "" for column in _COLUMNS}
+        for number, line in enumerate(table, 2)
+    }
+    pairs: list[SlidePair] = []
+    problems = list(_contradictions(path.parent, rows))
+    for number, row in rows.items():
+        pair, found = _read_row(path.parent, number, row)
+        pairs += [pair] if pair else []
+        problems += [RowProblem(number, row["slide"], message) for message in found]
+    bad = {problem.row for problem in problems}
+    return Manifest(
+        path,
+        tuple(pair for pair in pairs if pair.row not in bad),
+        tuple(sorted(problems, key=lambda problem: problem.row)),
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        tuple(sorted(name for name in table[0] if name and name not in names.values())),
+    )
+
+
+def _column_names(path: Path, found: Iterable[str]) -> dict[str, str]:
+    """How the table calls the columns that it has."""
+    present = set(found)
+    names: dict[str, str] = {}
+    for column, spellings in _COLUMNS.items():
+        used = [name for name in spellings if name in present]
+        if len(used) > 1:
+            raise DatasetError(f"{path} has both columns {used[0]} and {used[1]}; keep one of them")
+        if used:
+            names[column] = used[0]
+    if lacking := [_COLUMNS[column][0] for column in _NEEDED if column not in names]:
+        needed = ", ".join(_COLUMNS[column][0] for column in _NEEDED)
+        raise DatasetError(f"{path} has no column {', '.join(lacking)} (it needs {needed})")
+    return names
+
+
+def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> tuple[SlidePair | None, list[str]]:
+    """The pair of a row, or all that is wrong with it."""
+    problems: list[str] = []
+
+    def tried(read: Callable[[], _T]) -> _T | None:
+        try:
+            return read()
+        except BadCellError as error:
+            problems.append(str(error))
+            return None
+
+    patient = tried(lambda: cells.patient(row["patient"]))
+    slide = tried(lambda: cells.slide_id(row["slide"]))
+    he = tried(lambda: cells.file(folder, row["he"], "H&E slide"))
+    ihc = tried(lambda: cells.file(folder, row["ihc"], "IHC slide"))
+    her2 = tried(lambda: cells.level(row["her2"]))
+    he_mpp = tried(lambda: cells.mpp("he_mpp", row["he_mpp"]))
+    ihc_mpp = tried(lambda: cells.mpp("ihc_mpp", row["ihc_mpp"]))
+    role = tried(lambda: cells.role(row["split"]))
+    he_landmarks, ihc_landmarks = tried(lambda: cells.landmarks(folder, row)) or (None, None)
+    transform = tried(lambda: cells.transform(folder, row["transform"]))
+    if problems or patient is None or slide is None or he is None or ihc is None:
+        return None, problems
+    pair = SlidePair(
+        number, patient, slide, he, ihc, her2, he_mpp, ihc_mpp, role, he_landmarks, ihc_landmarks, transform
+    )
+    return pair, []
+
+
+def _contradictions(folder: Path, rows: Mapping[int, Mapping[str, str]]) -> Iterator[RowProblem]:
+    """What rows say against each other. All rows concerned are at fault: nobody can tell which one is right."""
+
+    def at_fault(numbers: Iterable[int], message: str) -> Iterator[RowProblem]:
+        return (RowProblem(number, rows[number]["slide"], message) for number in numbers)
+
+    # Folders are named by the ids, and some file systems do not tell upper from lower case.
+    for numbers in _shared({number: row["slide"].casefold() for number, row in rows.items()}):
+        slide = rows[numbers[0]]["slide"]
+        yield from at_fault(numbers, f"rows {_listed(numbers)} have the slide_id {slide!r:.60}; give each its own")
+    for column, stain in (("he", "H&E"), ("ihc", "IHC")):
+        for numbers in _shared({number: _real(folder, row[column]) for number, row in rows.items()}):
+            name = Path(rows[numbers[0]][column]).name
+            yield from at_fault(numbers, f"rows {_listed(numbers)} have the same {stain} slide {name}; keep one")
+    for number, row in rows.items():
+        if (he := _real(folder, row["he"])) and he == _real(folder, row["ihc"]):
+            yield from at_fault([number], f"{Path(he).name} is given as H&E and as IHC")
+    for numbers in _shared({number: row["patient"] for number, row in rows.items()}):
+        roles = {ROLE_NAMES.get(rows[number]["split"].lower()) for number in numbers} - {None}
+        if len(roles) > 1:
+            patient, named = rows[numbers[0]]["patient"], " and ".join(sorted(map(str, roles)))
+            message = f"the patient {patient!r:.60} is in {named} (rows {_listed(numbers)}); give them one split"
+            yield from at_fault(numbers, message)
+
+
+def _shared(keys: Mapping[int, str]) -> list[list[int]]:
+    """The rows that have a key in common, where that is not empty."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, key in keys.items():
+        groups[key].append(number)
+    return [numbers for key, numbers in groups.items() if key and len(numbers) > 1]
+
+
+def _real(folder: Path, text: str) -> str:
+    # the real path: a file may be spelt in several ways (a/../b, links)
+    return os.path.realpath(folder / text) if text and not cells.CONTROL.search(text) else ""
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    text = ", ".join(map(str, numbers[:6]))
+    return text if len(numbers) <= 6 else f"{text} and {len(numbers) - 6} more"

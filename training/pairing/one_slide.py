@@ -1,0 +1,239 @@
+"""The work on one pair of slides, in a process of its own: from two files to patches and a record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imagecodecs
+import numpy as np
+
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.errors import MissingResolutionError, OptionError, OutputError, RegistrationError
+from wsi2ihc.progress import Progress
+from wsi2ihc.registration.files import TRANSFORM_NAME, save_transform
+from wsi2ihc.registration.landmarks import MatchedLandmarks
+from wsi2ihc.registration.options import RegistrationOptions
+from wsi2ihc.registration.pictures import (
+    PatchMark,
+    checkerboard,
+    deformation_picture,
+    kept_and_rejected,
+    picture_mpp,
+    thumbnail,
+)
+from wsi2ihc.registration.report import AFTER_NAME, BEFORE_NAME, DEFORMATION_NAME, OWN_NAMES, REPORT_NAME
+from wsi2ihc.registration.transform import Transform, frame_of
+from wsi2ihc.slide import Slide, open_slide
+from wsi2ihc.translation.stages import ordered_map
+
+from ..files import write_whole
+from ..locks import locked
+from .aligning import Alignment, align, as_given, given_transform, landmarks_of
+from .children import Tell
+from .cutting import CutPatch, CutPlan, cut, plan_cuts
+from .encoding import EncodedPatch, encode_patch
+from .manifest import SlidePair
+from .options import PairsOptions
+from .store import PairsStore, SlideWriter
+
+PATCHES_NAME = "patches.png"
+
+_PAUSE_S = 0.2
+"""Between two messages of progress."""
+
+_PATIENCE_S = 30.0
+"""For the child of a run that was killed: it ends by itself, within moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideJob:
+    """What a child gets.
+
+    pair:        the row
+    fingerprint: of it, taken before anything is opened
+    dataset:     the folder
+    options:     of the run
+    """
+
+    pair: SlidePair
+    fingerprint: str
+    dataset: Path
+    options: PairsOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What a child tells: what it does, how far it is (0 to 1), and how many patches it has kept."""
+
+    what: str
+    share: float = 0.0
+    kept: int = 0
+
+
+def look_at_pair(job: SlideJob, threads: int, tell: Tell) -> None:  # noqa: ARG001 (as `make_pair_patches`)
+    """Find out what can be found without reading pixels: do both slides open, do transform and landmarks fit."""
+    with _opened(job.pair) as (he, ihc):
+        given_transform(job.pair, he, ihc)
+        landmarks_of(job.pair, he, ihc)
+
+
+def make_pair_patches(job: SlideJob, threads: int, tell: Tell) -> None:
+    """Align a pair, cut it, and write patches, pictures and at last the record.
+
+    What a run that was killed has left of the pair is removed first. Memory: registration's, or the patches of
+    `cutting.cut` and as many that are encoded.
+
+    Raises
+    ------
+    RegistrationError
+        If the slides could not be registered, or the landmarks have nothing in common.
+    Wsi2IhcError
+        What opening, reading and writing raise.
+    """
+    say = _Teller(tell)
+    store = PairsStore(job.dataset, job.options.of_patches)
+    folder = store.slide_folder(job.pair.slide)
+    cv2.setNumThreads(threads)
+    with _opened(job.pair) as (he, ihc), _alone(folder):
+        transform, landmarks = given_transform(job.pair, he, ihc), landmarks_of(job.pair, he, ihc)
+        writer = store.begin(job.pair.slide)
+        for name in (*OWN_NAMES, PATCHES_NAME):
+            (folder / name).unlink(missing_ok=True)
+        alignment = _aligned(job, he, ihc, transform, landmarks, threads, say)
+        _write_alignment(folder, he, ihc, alignment)
+        if alignment.transform is None:
+            raise RegistrationError(
+                f"{ihc.info.name} could not be registered to {he.info.name}: {alignment.reason.rstrip('.')}; see "
+                f"slides/{job.pair.slide}/{BEFORE_NAME}"
+            )
+        plan = plan_cuts(he, ihc, alignment.transform, job.options.cutting)
+        cv2.setNumThreads(1)  # from here on there is a thread for every core already
+        marks = _write_patches(writer, plan, job.options.side_by_side, threads, say)
+        say("drawing", 1.0)
+        mpp = picture_mpp((frame_of(he.info),))
+        _write_picture(folder / PATCHES_NAME, kept_and_rejected(thumbnail(he, mpp), mpp, marks))
+        writer.complete(job.fingerprint, plan.mpp[0], _facts(he, ihc, alignment, landmarks))
+
+
+@contextlib.contextmanager
+def _opened(pair: SlidePair) -> Iterator[tuple[Slide, Slide]]:
+    """Both slides, whose resolutions are known."""
+    with contextlib.ExitStack() as stack:
+        slides = []
+        for path, mpp, column in ((pair.he, pair.he_mpp, "he_mpp"), (pair.ihc, pair.ihc_mpp, "ihc_mpp")):
+            try:
+                slide = stack.enter_context(open_slide(path, mpp=mpp))
+            except OptionError as error:
+                raise OptionError(str(error).replace("--mpp", column, 1)) from error
+            if slide.info.mpp is None:
+                raise MissingResolutionError(
+                    f"{slide.info.name}: the slide does not state its resolution; give it in the manifest's column "
+                    f"{column} (µm per pixel, about 0.25 at 40x and 0.5 at 20x)"
+                )
+            slides.append(slide)
+        yield slides[0], slides[1]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep others out of a slide's folder; wait for the child of a run that was killed a moment ago."""
+    until = time.monotonic() + _PATIENCE_S
+    busy = f"another process is writing {folder}; wait for it"
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder, busy))
+                break
+            except OutputError as error:
+                if str(error) != busy or time.monotonic() > until:
+                    raise
+                time.sleep(_PAUSE_S)
+        yield
+
+
+def _aligned(
+    job: SlideJob, he: Slide, ihc: Slide, transform: Transform | None, landmarks: MatchedLandmarks | None, threads: int,
+    say: _Teller,
+) -> Alignment:  # fmt: skip
+    if transform is not None:
+        return as_given(job.pair, transform, landmarks)
+
+    def registering(progress: Progress) -> None:
+        say(f"registering, {progress.note}" if progress.note else "registering", progress.done / progress.total)
+
+    options = RegistrationOptions(mirror=job.options.mirror, local=job.options.local)
+    return align(he, ihc, options, landmarks, threads, registering)
+
+
+def _write_patches(
+    writer: SlideWriter, plan: CutPlan, side_by_side: bool, threads: int, say: _Teller
+) -> list[PatchMark]:
+    """Cut, encode and write, in raster order; where all patches lie."""
+
+    def encoded(patch: CutPatch) -> tuple[CutPatch, EncodedPatch | None]:
+        if patch.rejected:
+            return patch, None
+        return patch, encode_patch(patch.he, patch.ihc, side_by_side=side_by_side)
+
+    marks: list[PatchMark] = []
+    say("cutting", 0.0)
+    with ThreadPoolExecutor(threads, "encode") as pool:
+        for patch, files in ordered_map(pool, encoded, cut(plan, workers=threads), threads + 1):
+            at_px, at_um = (patch.region.x, patch.region.y), (patch.x_um, patch.y_um)
+            writer.add(at_px, at_um, dataclasses.asdict(patch.figures), rejected=patch.rejected, encoded=files)
+            marks.append(PatchMark(*at_um, patch.region.width * plan.mpp[0], patch.rejected))
+            say.kept += files is not None
+            say("cutting", len(marks) / len(plan.regions))
+    return marks
+
+
+def _write_alignment(folder: Path, he: Slide, ihc: Slide, alignment: Alignment) -> None:
+    """Transform, figures and pictures; where registration failed, the picture of the slides as they lie."""
+    _write_picture(folder / BEFORE_NAME, checkerboard(he, ihc, None))
+    if alignment.transform is not None:
+        mpp = picture_mpp((frame_of(he.info),))
+        _write_picture(folder / AFTER_NAME, checkerboard(he, ihc, alignment.transform))
+        overview = thumbnail(he, mpp)
+        _write_picture(folder / DEFORMATION_NAME, deformation_picture(alignment.transform, overview, mpp))
+        save_transform(folder / TRANSFORM_NAME, alignment.transform)
+    text = json.dumps(alignment.facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(folder / REPORT_NAME, text.encode())
+
+
+def _write_picture(path: Path, image: RGBImage) -> None:
+    write_whole(path, bytes(imagecodecs.png_encode(np.ascontiguousarray(image))))
+
+
+def _facts(he: Slide, ihc: Slide, alignment: Alignment, landmarks: MatchedLandmarks | None) -> Mapping[str, Any]:
+    """What the record keeps of the pair: names and figures, no paths and no times."""
+    facts: dict[str, Any] = {
+        stain: {"name": slide.info.name, "quickhash": slide.info.quickhash, "mpp": slide.info.mpp}
+        for stain, slide in (("he", he), ("ihc", ihc))
+    }
+    facts["alignment"] = alignment.summary
+    if landmarks is not None and alignment.facts.get("landmarks"):
+        facts["landmarks"] = alignment.facts["landmarks"]
+    return facts
+
+
+class _Teller:
+    """Tells the parent what is done, but not too often."""
+
+    def __init__(self, tell: Callable[[object], None]) -> None:
+        self.kept = 0
+        self._tell, self._what, self._told = tell, "", 0.0
+
+    def __call__(self, what: str, share: float) -> None:
+        now = time.monotonic()
+        if what != self._what or now - self._told >= _PAUSE_S or share >= 1:
+            self._what, self._told = what, now
+            self._tell(Doing(what, share, self.kept))

@@ -1,0 +1,99 @@
+"""How to make a paired data set: one configuration, whose fields are the options of ``wsi2ihc pairs``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from wsi2ihc.errors import OptionError
+from wsi2ihc.slide.resolution import MPP_RANGE
+
+from .cutting import LEAST_PATCH_PX, CutOptions
+from .filters import Limits
+from .splitting import Shares
+
+LARGEST_PATCH_PX = 16_384
+"""A pair of this side takes 1.6 GB, and some times that while it is measured."""
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairsOptions:
+    """Options of `build_pairs`; each field's text is the help of its command-line option.
+
+    Raises
+    ------
+    OptionError
+        If a value is impossible.
+    """
+
+    patch_size: int = _option(1024, "Side of the patches in px.")
+    mpp: float = _option(0.46, "Resolution of the patches in µm per px.")
+    stride: int = _option(0, "Distance of neighbouring patches in px (0: the side of a patch).")
+    mirror: bool = _option(False, "Also look for an IHC section that lies face down.")
+    local: bool = _option(True, "Estimate a local deformation beside the affine map.")
+    validation: float = _option(0.1, "Share of the patients for validation.")
+    test: float = _option(0.1, "Share of the patients for test.")
+    seed: int = _option(0, "Of the drawing of patients.")
+    stain: str | None = _option(None, "Name of the IHC stain, such as HER2; models trained on the data carry it.")
+    licence: str | None = _option(None, "Licence of the data; models trained on them carry it.")
+    side_by_side: bool = _option(False, "Write each pair as one image, the H&E left, the IHC right.")
+    workers: int = _option(0, "Pairs of slides that are worked on at once (0: as many as there are cores, up to 8).")
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not LEAST_PATCH_PX <= self.patch_size <= LARGEST_PATCH_PX:
+            raise OptionError(
+                f"--patch-size must lie between {LEAST_PATCH_PX} and {LARGEST_PATCH_PX} px, not {self.patch_size}"
+            )
+        if self.stride < 0:
+            raise OptionError(f"--stride must be at least 0 (0: the side of a patch), not {self.stride}")
+        if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
+            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
+        for name in ("validation", "test"):
+            share = getattr(self, name)
+            if not (math.isfinite(share) and 0 <= share < 1):
+                raise OptionError(f"--{name} must be a share from 0 to below 1, not {share}")
+        if self.validation + self.test >= 1:
+            raise OptionError(f"--validation {self.validation:g} and --test {self.test:g} leave nothing for training")
+        if self.seed < 0:
+            raise OptionError(f"--seed must be at least 0, not {self.seed}")
+        if self.workers < 0:
+            raise OptionError(f"--workers must be at least 0 (0: chosen here), not {self.workers}")
+
+    @property
+    def shares(self) -> Shares:
+        """Of training, validation and test."""
+        return (1 - self.validation - self.test, self.validation, self.test)
+
+    @property
+    def cutting(self) -> CutOptions:
+        """What patches are cut by."""
+        return CutOptions(patch_px=self.patch_size, mpp=self.mpp, stride_px=self.stride, limits=self.limits)
+
+    @property
+    def of_patches(self) -> dict[str, Any]:
+        """What all patches of a data set have in common, for JSON: a folder that was begun with others is refused.
+
+        ``mirror`` is not among them. It widens the search, and pairs that were registered without it need no other
+        one; so it can be allowed for those that failed.
+        """
+        return {
+            "patch_size": self.patch_size,
+            "mpp": self.mpp,
+            "stride": self.stride or self.patch_size,
+            "local": self.local,
+            "side_by_side": self.side_by_side,
+            "limits": dataclasses.asdict(self.limits),
+        }
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """All options that can change the data set, for its ``dataset.json``."""
+        stated = dataclasses.asdict(self) | {"stride": self.stride or self.patch_size}
+        return {name: value for name, value in stated.items() if name != "workers"}

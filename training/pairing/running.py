@@ -1,0 +1,86 @@
+"""The jobs of all slides, and how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from wsi2ihc.errors import OutputError
+from wsi2ihc.progress import Progress, ProgressCallback
+
+from .children import Ended, Work, cores, run_in_children
+from .one_slide import Doing, SlideJob
+
+MOST_AT_ONCE = 8
+"""Pairs that are worked on at once where nobody says: each takes up to some 700 MB."""
+
+_log = logging.getLogger(__name__)
+
+
+def run_jobs(work: Work, jobs: Sequence[SlideJob], workers: int, progress: ProgressCallback) -> dict[str, str]:
+    """Do all jobs, at most ``workers`` at once (0: as many as there are cores, up to `MOST_AT_ONCE`).
+
+    Returns
+    -------
+    dict
+        For each slide, why it failed ("" if it did not).
+
+    Raises
+    ------
+    OutputError
+        If the data set cannot be written. The other jobs are then stopped.
+    """
+    ended: dict[str, str] = {}
+    board = _Board([job.pair.slide for job in jobs], progress)
+    at_once = min(workers or min(cores(), MOST_AT_ONCE), max(1, len(jobs)))
+    messages = run_in_children(work, jobs, board.slides, at_once)
+    with contextlib.closing(messages):
+        for number, message in messages:
+            slide = board.slides[number]
+            if isinstance(message, Doing):
+                board.does(slide, message)
+            elif isinstance(message, Ended):
+                if message.fatal:
+                    raise OutputError(message.failure)
+                if message.failure:
+                    _log.info("%s failed: %s", slide, message.failure)
+                ended[slide] = message.failure
+                board.ends(slide, bool(message.failure))
+    return ended
+
+
+class _Board:
+    """Who does what at the moment, as one line."""
+
+    def __init__(self, slides: Sequence[str], progress: ProgressCallback) -> None:
+        self.slides = slides
+        self._progress = progress
+        self._doing: dict[str, Doing] = {}
+        self._kept: dict[str, int] = {}
+        self._done = self._failed = 0
+
+    def does(self, slide: str, doing: Doing) -> None:
+        self._doing[slide] = doing
+        self._kept[slide] = doing.kept
+        self._show()
+
+    def ends(self, slide: str, has_failed: bool) -> None:
+        self._doing.pop(slide, None)
+        self._done += 1
+        if has_failed:
+            self._failed += 1
+            self._kept.pop(slide, None)
+        self._show()
+
+    def _show(self) -> None:
+        kept = f"{sum(self._kept.values()):,} patches kept"
+        if len(self.slides) == 1:  # then nothing can be told from pairs that are done
+            for slide, doing in self._doing.items():
+                what, share = f"{slide}: {doing.what.split(',')[0]}", round(100 * doing.share)
+                self._progress(Progress(what, share, 100, unit="step", note=kept if doing.kept else ""))
+            return
+        running = [f"{slide} {doing.what} {doing.share:.0%}" for slide, doing in self._doing.items()]
+        failed = f"{self._failed} failed" if self._failed else ""
+        note = "; ".join(filter(None, (kept, failed, ", ".join(running[:4]), "…" if len(running) > 4 else "")))
+        self._progress(Progress("cutting pairs of slides", self._done, len(self.slides), unit="pair", note=note))

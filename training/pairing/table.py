@@ -1,0 +1,166 @@
+"""``pairs.csv``, ``rejected.csv`` and ``dataset.json`` of a data set that is made here.
+
+They follow from the records and the manifest alone, without times and paths, so that two runs write the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .manifest import SlidePair
+from .places import SPLIT_NAMES, Place, relative_files
+from .records import PatchRecord, SlideRecord
+
+REJECTED_NAME = "rejected.csv"
+
+FIGURES = (
+    "tissue_he", "tissue_ihc", "valid", "residual_um", "correlation", "sharpness_he", "sharpness_ihc", "folds", "pen",
+    "stained",
+)  # fmt: skip
+"""What was measured of a patch, in the order of the columns."""
+
+_OF_SLIDE = ("patient", "slide", "her2", "mpp", "grid_mpp", "x_um", "y_um")
+_COLUMNS = ("number", "split", "he", "ihc", "half", *_OF_SLIDE, *FIGURES, "sha256_he", "sha256_ihc")
+_REJECTED_COLUMNS = ("reason", *_OF_SLIDE, *FIGURES)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What ``dataset.json`` says beside its counts.
+
+    mpp:      µm per px that the patches were asked for; what a model is told that is trained on them
+    patch_px: their side
+    failed:   the rows of the manifest that gave nothing: slide's id (or row's number), and why
+    extra:    whatever else belongs there, for JSON: manifest, seed, options, versions
+    """
+
+    mpp: float
+    patch_px: int
+    stain: str | None = None
+    licence: str | None = None
+    failed: tuple[tuple[str, str], ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pairs_csv(
+    placed: Iterable[tuple[Place, SlidePair, SlideRecord, PatchRecord]], mpp: float, side_by_side: bool
+) -> bytes:
+    """The table of the patches that are kept, which `wsi2ihc.training.data` reads.
+
+    ``mpp`` is what the patches were asked for, one for all. ``grid_mpp`` is what they have: slides within a few per
+    cent of that are read as they are, in training data as in translation.
+    """
+    rows = []
+    for number, (place, pair, record, patch) in enumerate(placed):
+        files = relative_files(place, side_by_side)
+        rows.append(
+            {
+                "number": number,
+                "split": place.split,
+                "he": files[0],
+                "ihc": files[-1],
+                "half": "left" if side_by_side else "",
+                **_of_slide(pair, record, patch, mpp),
+                "sha256_he": patch.sha256_he,
+                "sha256_ihc": patch.sha256_ihc,
+            }
+        )
+    return _csv([name for name in _COLUMNS if name != "half" or side_by_side], rows)
+
+
+def rejected_csv(slides: Iterable[tuple[SlidePair, SlideRecord]], mpp: float) -> bytes:
+    """The table of the patches that are left out, and why."""
+    rows = [
+        {"reason": patch.rejected, **_of_slide(pair, record, patch, mpp)}
+        for pair, record in slides
+        for patch in record.patches
+        if patch.rejected
+    ]
+    return _csv(_REJECTED_COLUMNS, rows)
+
+
+def _of_slide(pair: SlidePair, record: SlideRecord, patch: PatchRecord, mpp: float) -> dict[str, object]:
+    return {
+        "patient": pair.patient,
+        "slide": pair.slide,
+        "her2": pair.her2 or "",
+        "mpp": f"{mpp:.6g}",
+        "grid_mpp": f"{record.mpp:.6g}",
+        "x_um": f"{patch.x_um:.3f}",
+        "y_um": f"{patch.y_um:.3f}",
+        **{name: _text(patch.figures.get(name)) for name in FIGURES},
+    }
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def dataset_json(
+    slides: Sequence[tuple[SlidePair, SlideRecord]], splits: Mapping[str, str], statement: Statement
+) -> bytes:
+    """What the data set is. ``splits`` says the split of every slide."""
+    facts = {
+        "mpp": statement.mpp,
+        "stain": statement.stain,
+        "licence": statement.licence,
+        "patch_px": statement.patch_px,
+        "counts": _counts(slides, splits),
+        "rejected": _rejections(slides),
+        "failed": [{"slide": slide, "reason": reason} for slide, reason in statement.failed],
+        **statement.extra,
+    }
+    return (json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _counts(slides: Iterable[tuple[SlidePair, SlideRecord]], splits: Mapping[str, str]) -> dict[str, Any]:
+    """Pairs, slides, patients, and pairs per HER2 level (where known) of every split that has pairs."""
+    members: dict[str, list[tuple[SlidePair, int]]] = defaultdict(list)
+    for pair, record in slides:
+        if record.kept:
+            members[splits[pair.slide]].append((pair, len(record.kept)))
+    counts: dict[str, Any] = {}
+    for split in SPLIT_NAMES.values():
+        if not (own := members.get(split)):
+            continue
+        counts[split] = {
+            "pairs": sum(count for _, count in own),
+            "slides": len(own),
+            "patients": len({pair.patient for pair, _ in own}),
+        }
+        levels: Counter[str] = Counter()
+        for pair, count in own:
+            if pair.her2 is not None:
+                levels[pair.her2] += count
+        if levels:
+            counts[split]["her2"] = dict(sorted(levels.items()))
+    return counts
+
+
+def _rejections(slides: Iterable[tuple[SlidePair, SlideRecord]]) -> dict[str, Any]:
+    """How many patches were left out for each reason, of all and of each HER2 level ("" where unknown)."""
+    reasons: Counter[str] = Counter()
+    levels: dict[str, Counter[str]] = defaultdict(Counter)
+    for pair, record in slides:
+        for patch in record.patches:
+            if patch.rejected:
+                reasons[patch.rejected] += 1
+                levels[pair.her2 or ""][patch.rejected] += 1
+    return {
+        "reasons": dict(sorted(reasons.items())),
+        "her2": {level: dict(sorted(counts.items())) for level, counts in sorted(levels.items())},
+    }

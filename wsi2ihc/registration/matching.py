@@ -1,0 +1,222 @@
+"""Blocks of the fixed slide, looked for on the moving slide around where a transform puts them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from ..geometry import Region
+from ..slide import overview_grid, read_region
+from .structure import TISSUE_DENSITY, FloatImages, structure
+from .transform import FloatArray, Transform
+from .views import SlideView
+from .warping import read_warped
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+LEAST_TISSUE = 0.3
+"""Share of a block that has to be tissue; a block of glass fits everywhere."""
+
+LEAST_VALID = 0.8
+"""Share of a block that has to lie on the moving slide."""
+
+LEAST_CONTRAST = 0.02
+"""Standard deviation of a block's densities; below, the pattern is noise."""
+
+NEIGHBOURS = 12
+"""Blocks that vote on one: those around it, and around those."""
+
+AGREE_PX = 3.0
+"""A block agrees with its neighbours if its offset is this close to their median offset."""
+
+_TILE_PX = 768
+"""Side of what is read at once: with the margin, some 15 MB of pixels and densities per thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSize:
+    """How blocks are laid out and looked for, in px of ``mpp`` µm.
+
+    mpp:        µm per px at which both slides are looked at
+    side_px:    of the square blocks
+    step_px:    between neighbouring blocks
+    radius_px:  how far from the expected place they are looked for, along either axis
+    """
+
+    mpp: float
+    side_px: int
+    step_px: int
+    radius_px: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matches:
+    """Blocks, and where they were found.
+
+    points_um:   (N, 2) centres on the fixed slide
+    offsets_um:  (N, 2): the block looks like the place ``points_um + offsets_um`` of the moving slide *as seen through
+                 the transform*
+    scores:      (N,) normalised cross-correlation there, mean of both densities, -1 to 1
+    at_border:   (N,) whether that is as far as was looked, so that the true place may lie beyond
+    agree:       (N,) whether the offset is that of the neighbours, and not at the border
+    px_um:       side of a px in which was looked
+    size:        how blocks were laid out
+    """
+
+    points_um: FloatArray
+    offsets_um: FloatArray
+    scores: FloatArray
+    at_border: BoolArray
+    agree: BoolArray
+    px_um: float
+    size: BlockSize
+
+    @property
+    def count(self) -> int:
+        return len(self.points_um)
+
+    @property
+    def agreement(self) -> float:
+        """Share of blocks that agree with their neighbours; 0 if there are too few to ask."""
+        return float(self.agree.mean()) if self.count > NEIGHBOURS else 0.0
+
+
+def match_blocks(
+    fixed: SlideView, moving: SlideView, transform: Transform, size: BlockSize, *, workers: int = 0
+) -> Matches:
+    """Look for all blocks of tissue of the fixed slide.
+
+    Parameters
+    ----------
+    fixed, moving
+        The slides.
+    transform
+        From fixed to moving µm, as far as it is known.
+    size
+        Blocks and search.
+    workers
+        Threads; 0 for one per core.
+
+    Notes
+    -----
+    Memory: one tile of 768² px with its margin per thread, whatever the slides.
+    """
+    count = workers or os.cpu_count() or 1
+    scale = min(fixed.mpp)
+    grid = overview_grid(fixed.slide.info, max(1.0, size.mpp / scale))
+    frame = Region(0, 0, grid.size.width, grid.size.height)
+
+    def search(tile: Region) -> list[tuple[float, ...]]:
+        pixels = read_region(fixed.slide, grid, tile, fixed.glass)
+        x, y = (
+            (grid.level0_origin[axis] + (np.arange(start - size.radius_px, stop + size.radius_px) + 0.5)
+             * grid.downsample[axis]) * fixed.mpp[axis]
+            for axis, (start, stop) in enumerate(((tile.x, tile.right), (tile.y, tile.bottom)))
+        )  # fmt: skip
+        expected = structure(pixels, fixed.glass, "he")
+        if not (expected[..., 0] > TISSUE_DENSITY).any():
+            return []
+        seen = read_warped(moving.slide, transform, max(grid.mpp), x, y, moving.glass)
+        return _search_tile(tile, expected, structure(seen.pixels, moving.glass, "ihc"), seen.valid, size)
+
+    with ThreadPoolExecutor(count, "blocks") as pool:
+        rows = [row for rows in pool.map(search, _tiles(frame, size)) for row in rows]
+    found = np.array(rows, np.float64).reshape(-1, 6)
+    px = np.array([grid.downsample[axis] * fixed.mpp[axis] for axis in (0, 1)])
+    origin = np.array([grid.level0_origin[axis] * fixed.mpp[axis] for axis in (0, 1)])
+    offsets = found[:, 2:4] * px
+    points = origin + found[:, :2] * px
+    at_border = found[:, 5] != 0
+    agree = ~at_border & agreeing(points, offsets, AGREE_PX * float(px.max()))
+    return Matches(points, offsets, found[:, 4], at_border, agree, float(px.max()), size)
+
+
+def agreeing(points_um: FloatArray, offsets_um: FloatArray, tolerance_um: float) -> BoolArray:
+    """Which offsets, (N, 2), are within the tolerance of the median of their neighbours'; none if there are too few."""
+    if len(points_um) <= NEIGHBOURS:
+        return np.zeros(len(points_um), np.bool_)
+    neighbours = np.asarray(cKDTree(points_um).query(points_um, k=NEIGHBOURS + 1)[1])
+    medians = np.median(offsets_um[neighbours[:, 1:]], axis=1)
+    return np.asarray(np.hypot(*(offsets_um - medians).T) < tolerance_um)
+
+
+def _tiles(frame: Region, size: BlockSize) -> Iterator[Region]:
+    """Tiles of whole steps, each with what its last blocks need beyond it; together they hold each block once."""
+    step = max(1, _TILE_PX // size.step_px) * size.step_px
+    more = size.side_px - size.step_px
+    for y in range(0, frame.height, step):
+        for x in range(0, frame.width, step):
+            tile = Region(x, y, step + more, step + more).intersection(frame)
+            if min(tile.width, tile.height) >= size.side_px:
+                yield tile
+
+
+def _search_tile(
+    tile: Region, expected: FloatImages, seen: FloatImages, valid: BoolArray, size: BlockSize
+) -> list[tuple[float, ...]]:
+    """(x, y, dx, dy, score, at the border) of each block of a tile, in px; ``seen`` has the radius more all around."""
+    side, radius = size.side_px, size.radius_px
+    rows: list[tuple[float, ...]] = []
+    inner = valid[radius : valid.shape[0] - radius, radius : valid.shape[1] - radius]
+    tissue = np.asarray(cv2.integral(((expected[..., 0] > TISSUE_DENSITY) & inner).astype(np.uint8)), np.int32)
+    held = np.asarray(cv2.integral(inner.astype(np.uint8)), np.int32)
+    expected_planes, seen_planes = (np.moveaxis(planes, -1, 0) for planes in (expected, seen))
+    for y in range(0, tile.height - side + 1, size.step_px):
+        for x in range(0, tile.width - side + 1, size.step_px):
+            if _sum(tissue, x, y, side) < LEAST_TISSUE * side**2 or _sum(held, x, y, side) < LEAST_VALID * side**2:
+                continue
+            surface = _surface(expected_planes, seen_planes, x, y, side, radius)
+            if surface is not None:
+                rows.append((tile.x + x + side / 2, tile.y + y + side / 2, *_peak(surface)))
+    return rows
+
+
+def _sum(integral: npt.NDArray[np.int32], x: int, y: int, side: int) -> int:
+    return int(integral[y + side, x + side] - integral[y, x + side] - integral[y + side, x] + integral[y, x])
+
+
+def _surface(
+    expected: npt.NDArray[np.float32],
+    seen: npt.NDArray[np.float32],
+    x: int,
+    y: int,
+    side: int,
+    radius: int,
+) -> npt.NDArray[np.float32] | None:
+    """Normalised cross-correlation at every offset, mean of both densities; None for a flat block."""
+    total, counted = None, 0
+    for template_plane, plane in zip(expected, seen, strict=True):
+        template = np.ascontiguousarray(template_plane[y : y + side, x : x + side])
+        if float(template.std()) < LEAST_CONTRAST:
+            continue
+        window = np.ascontiguousarray(plane[y : y + side + 2 * radius, x : x + side + 2 * radius])
+        surface = np.nan_to_num(cv2.matchTemplate(window, template, cv2.TM_CCOEFF_NORMED))
+        total, counted = (surface if total is None else total + surface), counted + 1
+    return None if total is None else np.asarray(total / counted, np.float32)
+
+
+def _peak(surface: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
+    """(dx, dy, score, at the border) of the highest place; between px by a parabola through it and its neighbours."""
+    _, score, _, (column, row) = cv2.minMaxLoc(surface)
+    last = surface.shape[0] - 1
+    radius = last / 2
+    if not (0 < column < last and 0 < row < last):
+        return column - radius, row - radius, score, 1.0
+    dx = _vertex(*surface[row, column - 1 : column + 2].tolist())
+    dy = _vertex(*surface[row - 1 : row + 2, column].tolist())
+    return column - radius + dx, row - radius + dy, score, 0.0
+
+
+def _vertex(before: float, at: float, after: float) -> float:
+    bend = before - 2 * at + after
+    shift = 0.5 * (before - after) / bend if bend < 0 else 0.0
+    return shift if math.isfinite(shift) else 0.0

@@ -1,0 +1,131 @@
+"""Two slides to a transform, by way of gates that would rather fail than guess.
+
+coarse    placements from the shape of the tissue
+affine    each is put to the test, block by block; one has to stand out
+local     a field as fine, and as stiff, as the blocks warrant
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from ..progress import Progress, ProgressCallback, silent
+from ..slide import Slide
+from .options import RegistrationOptions
+from .placement import Placement, find_placement
+from .refining import refined
+from .result import Registration, Stage, StageName, orientation
+from .transform import SlideFrame, Transform, frame_of
+from .views import OverviewPair, SlideView, look_at
+
+
+def register(
+    fixed: Slide,
+    moving: Slide,
+    options: RegistrationOptions | None = None,
+    progress: ProgressCallback = silent,
+    *,
+    workers: int = 0,
+) -> Registration:
+    """Find out where the moving slide (IHC) shows what the fixed slide (H&E) shows.
+
+    Parameters
+    ----------
+    fixed, moving
+        Open slides of known resolution.
+    options
+        What is allowed.
+    progress
+        Told of every step.
+    workers
+        Threads; 0 for one per core.
+
+    Returns
+    -------
+    Registration
+        With the status "failed" where nothing fits well enough; that is no exception.
+
+    Raises
+    ------
+    MissingResolutionError
+        If a slide's resolution is unknown.
+    UnreadableSlideError
+        If a file is damaged.
+
+    Notes
+    -----
+    Memory: overviews of some 1024² px, and a tile of 768² px per thread, whatever the slides; and the equations of the
+    field, which has at most 200² control points (0.4 GB then). A coarse search takes seconds, and so does each step;
+    the time of the last ones grows with the tissue.
+    """
+    options = options or RegistrationOptions()
+    steps = _Steps(progress)
+    steps.begin("looking at both slides")
+    pair = OverviewPair(look_at(fixed, "--mpp"), look_at(moving, "--moving-mpp"))
+    log = _StageLog(pair, frame_of(fixed.info), frame_of(moving.info))
+    for overview, what in ((pair.fixed, "H&E"), (pair.moving, "IHC")):
+        if not overview.tissue.any():
+            return _failed(f"no tissue was found on the {what} slide", log)
+
+    steps.begin("searching the placement")
+    placement, doubt = find_placement(pair, mirror=options.mirror, workers=workers)
+    if placement is None or doubt:
+        return _failed(doubt, log, placement.score if placement else 0.0)
+    log.add("coarse", Transform(placement.candidate.matrix), placement.candidate.score)
+    log.add("affine", Transform(placement.matrix), placement.score)
+
+    residual_um = placement.residual_um
+    if options.local:
+        slides = SlideView(fixed, pair.fixed.view.glass), SlideView(moving, pair.moving.view.glass)
+        steps.begin("estimating the local field")
+        for step in refined(pair, slides, Transform(placement.matrix), options.spacing_um, workers):
+            log.add("local", step.transform, step.agreement)
+            residual_um = step.error_um
+            steps.begin(f"local field, left-out error {residual_um:.1f} µm")
+    return _registered(placement, residual_um, log)
+
+
+class _Steps:
+    """Tells of the steps; how many there will be is not known beforehand."""
+
+    def __init__(self, progress: ProgressCallback) -> None:
+        self._progress, self._count = progress, 0
+
+    def begin(self, note: str) -> None:
+        self._progress(Progress("registering", self._count, max(8, self._count + 1), unit="step", note=note))
+        self._count += 1
+
+
+class _StageLog:
+    """Collects stages, between the slides instead of their overviews, with the time since the last one."""
+
+    def __init__(self, pair: OverviewPair, fixed: SlideFrame, moving: SlideFrame) -> None:
+        self.stages: list[Stage] = []
+        self._pair, self._fixed, self._moving = pair, fixed, moving
+        self._begun = time.perf_counter()
+
+    def add(self, name: StageName, transform: Transform, score: float) -> None:
+        now = time.perf_counter()
+        whole = dataclasses.replace(self._pair.on_slides(transform), fixed=self._fixed, moving=self._moving)
+        self.stages.append(Stage(name, whole, score, now - self._begun))
+        self._begun = now
+
+
+def _registered(placement: Placement, residual_um: float, log: _StageLog) -> Registration:
+    mirrored, angle_deg, scale = orientation(placement.matrix)
+    return Registration(
+        status="registered",
+        reason="",
+        score=placement.score,
+        residual_um=residual_um,
+        mirrored=mirrored,
+        angle_deg=angle_deg,
+        scale=scale,
+        stages=tuple(log.stages),
+        transform=log.stages[-1].transform,
+    )
+
+
+def _failed(reason: str, log: _StageLog, score: float = 0.0) -> Registration:
+    return Registration("failed", reason, score, None, False, 0.0, 1.0, tuple(log.stages), None)

@@ -1,0 +1,251 @@
+"""What came out of a registration, as a folder: figures for programs, a transform for the next step, pictures.
+
+Nothing here may identify a patient: of the slides only base names and hashes are told, and no paths at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..arrays import RGBImage
+from ..errors import OutputError, OutputExistsError
+from ..pyramid import published
+from ..slide import Slide
+from .files import TRANSFORM_NAME, save_transform
+from .landmarks import LandmarkErrors, MatchedLandmarks, diagonal_um, landmark_errors
+from .options import RegistrationOptions
+from .pictures import checkerboard, deformation_picture, picture_mpp, thumbnail
+from .result import Registration, Stage
+from .transform import SlideFrame, identity
+
+FORMAT, VERSION = "wsi2ihc registration", 1
+
+REPORT_NAME = "registration.json"
+BEFORE_NAME, AFTER_NAME, DEFORMATION_NAME = "before.png", "after.png", "deformation.png"
+OWN_NAMES = (REPORT_NAME, TRANSFORM_NAME, Path(TRANSFORM_NAME).with_suffix(".npz").name, BEFORE_NAME, AFTER_NAME,
+             DEFORMATION_NAME)  # fmt: skip
+
+VERSIONED = ("wsi2ihc", "numpy", "scipy", "opencv-python-headless", "pillow", "openslide-python", "openslide-bin",
+             "tiffslide", "tifffile")  # fmt: skip
+"""Distributions whose versions can change the transform."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegistrationReport:
+    """The facts of one registration.
+
+    fixed, moving:  the two slides
+    options:        what was asked for
+    registration:   what was found
+    matched:        landmarks on both slides; None where none were given
+    before:         their errors when both slides are laid corner upon corner
+    after:          their errors after each of the registration's stages; empty where none were given
+    """
+
+    fixed: SlideFrame
+    moving: SlideFrame
+    options: RegistrationOptions
+    registration: Registration
+    matched: MatchedLandmarks | None = None
+    before: LandmarkErrors | None = None
+    after: tuple[LandmarkErrors, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json.dumps` takes as it is; what is no finite number is null."""
+        found = self.registration
+        plain: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "status": found.status,
+            "reason": found.reason,
+            "score": found.score,
+            "residual_um": found.residual_um,
+            "angle_deg": found.angle_deg,
+            "scale": found.scale,
+            "mirrored": found.mirrored,
+            "fixed": dataclasses.asdict(self.fixed),
+            "moving": dataclasses.asdict(self.moving),
+            "options": dataclasses.asdict(self.options),
+            "stages": [_stage(stage, errors) for stage, errors in self.stages],
+            "landmarks": self._landmarks(),
+            "warnings": found.warnings,
+            "versions": versions(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        finite: dict[str, Any] = _finite(plain)
+        return finite
+
+    @property
+    def stages(self) -> list[tuple[Stage, LandmarkErrors | None]]:
+        """The stages, each with the errors of landmarks after it."""
+        return list(zip_longest(self.registration.stages, self.after))
+
+    def _landmarks(self) -> dict[str, Any] | None:
+        if self.matched is None or self.before is None:
+            return None
+        return {
+            "pairs": len(self.matched.ids),
+            "unmatched_fixed": self.matched.unmatched_fixed,
+            "unmatched_moving": self.matched.unmatched_moving,
+            "before": dataclasses.asdict(self.before),
+            "after": dataclasses.asdict(self.after[-1]) if self.after else None,
+        }
+
+
+def report_of(
+    fixed: SlideFrame,
+    moving: SlideFrame,
+    options: RegistrationOptions,
+    registration: Registration,
+    matched: MatchedLandmarks | None = None,
+) -> RegistrationReport:
+    """Everything that is told of a registration, the errors of landmarks before and after each stage included."""
+    if matched is None:
+        return RegistrationReport(fixed, moving, options, registration)
+    length_um = diagonal_um(moving)
+    return RegistrationReport(
+        fixed=fixed,
+        moving=moving,
+        options=options,
+        registration=registration,
+        matched=matched,
+        before=landmark_errors(identity(), matched, length_um),
+        after=tuple(landmark_errors(stage.transform, matched, length_um) for stage in registration.stages),
+    )
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """See early, before any work is done, whether a registration can be written to a folder.
+
+    Raises
+    ------
+    OutputExistsError
+        If a registration is there and may not be replaced, or the folder holds something else.
+    OutputError
+        If it is a file, or cannot be written to.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"output {folder} is there and is no folder: name a folder")
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    try:
+        names = sorted(entry.name for entry in folder.iterdir()) if existing == folder else []
+    except OSError as error:
+        raise OutputError(f"output folder {folder} cannot be read ({error.strerror}): choose another") from error
+    visible = [name for name in names if not name.endswith(".partial")]
+    foreign = [name for name in visible if name not in OWN_NAMES]
+    if foreign and REPORT_NAME not in names:
+        raise OutputExistsError(
+            f"output folder {folder} holds other files ({foreign[0][:60]}): name a new folder, or an empty one"
+        )
+    if visible and not overwrite:
+        raise OutputExistsError(f"{folder} already holds a registration: choose another folder, or allow it with "
+                                "--overwrite")  # fmt: skip
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"output folder {existing} is not writable: change its permissions, or write elsewhere")
+
+
+def write_registration(folder: Path, fixed: Slide, moving: Slide, report: RegistrationReport) -> None:
+    """Write a registration: its report, pictures, and the transform where there is one.
+
+    Files of an earlier registration are removed. ``registration.json`` goes first and comes last, so that a folder
+    that has it is complete.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there. `check_folder` says beforehand whether it may be used.
+    fixed, moving
+        The open slides, for the pictures.
+    report
+        As `report_of` gives it.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses.
+    UnreadableSlideError
+        If a slide is damaged where a picture needs it; the folder is then as it was.
+    """
+    found = report.registration
+    pictures = {BEFORE_NAME: checkerboard(fixed, moving, None)}
+    if found.transform is not None:
+        mpp = picture_mpp((report.fixed,))
+        pictures[AFTER_NAME] = checkerboard(fixed, moving, found.transform)
+        pictures[DEFORMATION_NAME] = deformation_picture(found.transform, thumbnail(fixed, mpp), mpp)
+    text = json.dumps(report.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in OWN_NAMES:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"output folder {folder} cannot be written ({error.strerror}): write elsewhere") from error
+    for name, picture in pictures.items():
+        _write(folder / name, _png(picture))
+    if found.transform is not None:
+        facts = {"status": found.status, "score": found.score, "residual_um": found.residual_um}
+        save_transform(folder, found.transform, _finite(facts))
+    _write(folder / REPORT_NAME, text.encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that matter here; those not installed are left out."""
+    numbers = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            numbers[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return numbers
+
+
+def _stage(stage: Stage, errors: LandmarkErrors | None) -> dict[str, Any]:
+    field = stage.transform.field
+    return {
+        "name": stage.name,
+        "score": stage.score,
+        "seconds": stage.seconds,
+        "matrix": stage.transform.matrix.tolist(),
+        "control_points": None if field is None else field.coefficients.shape[:2],
+        "spacing_um": None if field is None else field.spacing_um,
+        "landmarks": None if errors is None else dataclasses.asdict(errors),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not know, and plain lists and floats."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _png(image: RGBImage) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with published(path, overwrite=True) as partial:
+        try:
+            partial.write_bytes(content)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); write elsewhere") from error

@@ -1,0 +1,168 @@
+"""Plain images (PNG, JPEG, BMP, WebP) as slides of one level.
+
+They are decoded once, when they are opened, and held in memory: none of these formats gives a window at less cost.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from ..arrays import RGB, WHITE, RGBImage
+from ..errors import UnreadableSlideError
+from ..geometry import Region
+from .facts import checked_levels, checked_profile, hash_of_file, remarks
+from .pixels import composited
+from .protocol import SlideInfo
+from .reader import SlideReader
+from .resolution import Mpp, resolve
+
+LARGEST_PX = 400_000_000
+"""Decoded, 1.2 GB are held as long as the slide is open. Pillow alone would stop at 179 Mpx."""
+
+_ORIENTATION = 0x0112
+_AS_STORED = (None, 1)
+
+_SIGNATURES: tuple[tuple[str, int, bytes, Callable[..., ImageFile.ImageFile]], ...] = (
+    ("PNG", 0, b"\x89PNG\r\n\x1a\n", PngImageFile),
+    ("JPEG", 0, b"\xff\xd8\xff", JpegImageFile),
+    ("BMP", 0, b"BM", BmpImageFile),
+    ("WebP", 8, b"WEBP", WebPImageFile),
+)
+"""Name, where in the file, which bytes, and Pillow's class. Used directly: `Image.open` refuses large images by a limit
+that belongs to the whole process."""
+
+_SAMPLES = {"L": (1, 8), "1": (1, 1), "LA": (2, 8), "I;16": (1, 16), "I": (1, 32), "F": (1, 32), "CMYK": (4, 8)}
+
+
+class ImageReader(SlideReader):
+    """A plain image opened with Pillow.
+
+    A palette is resolved, and what is transparent is laid over white. An EXIF orientation is not applied: pixels lie as
+    they are stored, as in every other program that measures on them, and a remark says so. The dots per inch of such
+    files are those of screens and printers, so that the resolution is the stated one or none.
+
+    Parameters
+    ----------
+    path
+        The file.
+    stated_mpp
+        The resolution that the caller states.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If the image is damaged, too large, or not 8-bit RGB.
+    """
+
+    def __init__(self, path: Path, stated_mpp: Mpp | None) -> None:
+        super().__init__(path, path.name)
+        kind, make = _kind(path) or ("", None)
+        if make is None:
+            raise UnreadableSlideError(f"{path.name}: this is no PNG, JPEG, BMP or WebP image")
+        try:
+            with path.open("rb") as file, make(file) as image:
+                self._check(image, path)
+                rotated = image.getexif().get(_ORIENTATION) not in _AS_STORED
+                has_alpha = image.mode in ("RGBA", "RGBa") or "transparency" in image.info
+                self._pixels: RGBImage | None = _rgb(image, has_alpha)
+                profile = image.info.get("icc_profile")
+        # What Pillow raises on damaged headers, chunks and streams.
+        except (
+            OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
+            zlib.error, RuntimeError,
+        ) as error:  # fmt: skip
+            if isinstance(error, UnreadableSlideError):
+                raise
+            raise UnreadableSlideError(
+                f"{path.name}: the {kind} is damaged ({self._reason(error)[:80]}); copy it again from its source"
+            ) from error
+        self._info = self._describe(
+            path, profile if isinstance(profile, bytes) else None, stated_mpp, rotated, has_alpha
+        )
+
+    def _check(self, image: Image.Image, path: Path) -> None:
+        if image.width * image.height > LARGEST_PX:
+            raise UnreadableSlideError(
+                f"{self._name}: {image.width}×{image.height} px are too many for an image without tiles "
+                f"({LARGEST_PX:,} px is the most); convert it to a tiled, pyramidal TIFF"
+            )
+        samples, bits = _SAMPLES.get(image.mode, (3, 8))
+        if image.mode.startswith("I;16"):
+            samples, bits = 1, 16
+        if image.format == "PNG":
+            with path.open("rb") as file:  # Pillow reduces 16 bits to 8, and says nothing
+                bits = max(bits, file.read(25)[24])
+        if bits > 8 or image.mode not in ("RGB", "RGBA", "P", "PA", "RGBa", "RGBX"):
+            count = "1 sample" if samples == 1 else f"{samples} samples"
+            raise UnreadableSlideError(
+                f"{self._name}: its pixels have {count} of {bits} bits, not 8-bit RGB, so it is no brightfield slide; "
+                "export the image as 8-bit RGB"
+            )
+
+    def _describe(
+        self, path: Path, profile: bytes | None, stated_mpp: Mpp | None, rotated: bool, has_alpha: bool
+    ) -> SlideInfo:
+        assert self._pixels is not None
+        height, width = self._pixels.shape[:2]
+        levels = checked_levels(self._name, [(width, height)], [1.0])
+        resolution = resolve(stated_mpp, None, None)
+        usable, profile_remarks = checked_profile(profile)
+        own = list(remarks(levels, None, None))
+        if has_alpha:
+            own.append("It has an alpha channel; transparent places are taken for background.")
+        if rotated:
+            own.append("It states an orientation (EXIF), which is not applied; its pixels lie as they are stored.")
+        return SlideInfo(
+            name=self._name,
+            reader="pillow",
+            vendor="plain image",
+            levels=levels,
+            mpp=resolution.mpp,
+            mpp_source=resolution.source,
+            magnification=None,
+            bounds=Region(0, 0, width, height),
+            background=WHITE,
+            icc_profile=usable,
+            quickhash=hash_of_file(path),
+            problems=(*resolution.problems, *profile_remarks, *own),
+        )
+
+    def _read_into(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:  # noqa: ARG002
+        pixels = self._pixels
+        if pixels is None:
+            raise ValueError(f"{self._name} is closed")
+        out[...] = pixels[region.y : region.bottom, region.x : region.right]
+
+    def _release(self) -> None:
+        self._pixels = None
+
+
+def is_plain_image(path: Path) -> bool:
+    """Whether a file begins as a PNG, JPEG, BMP or WebP does."""
+    return _kind(path) is not None
+
+
+def _kind(path: Path) -> tuple[str, Callable[..., ImageFile.ImageFile]] | None:
+    with path.open("rb") as file:
+        head = file.read(16)
+    for name, start, signature, make in _SIGNATURES:
+        if head[start : start + len(signature)] == signature:
+            return name, make
+    return None
+
+
+def _rgb(image: Image.Image, has_alpha: bool) -> RGBImage:
+    if has_alpha:
+        return composited(image.convert("RGBA"), WHITE)
+    # Not a view of Pillow's memory, which goes with the image.
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
