@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from wsi2ihc.arrays import RGBImage
@@ -79,7 +79,11 @@ distortions = st.builds(
 @settings(max_examples=30, deadline=None)
 @given(distortions, st.integers(0, 2**32 - 1))
 def test_there_and_back_is_the_same_place(distortion: Distortion, seed: int) -> None:
-    truth = truth_of(distortion)
+    try:
+        truth = truth_of(distortion)
+    except ValueError as error:  # that some warps are refused is tested below
+        assert "too steep" in str(error)
+        reject()
     points = np.random.default_rng(seed).uniform(0, 100, (50, 2))
     assert np.abs(truth.to_fixed(truth.to_moving(points)) - points).max() < 1e-5
     assert np.abs(truth.to_moving(truth.to_fixed(points)) - points).max() < 1e-5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wsi2ihc.geometry import Size
 from wsi2ihc.pyramid import OmeImage, nominal_magnification, ome_xml
-from wsi2ihc.pyramid.omexml import NOTICE
+from wsi2ihc.pyramid.omexml import COMPUTED
 
 OME = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
 IMAGE = OmeImage(
@@ -42,7 +42,7 @@ def test_every_field_is_where_readers_look_for_it() -> None:
     image, pixels = root.find("ome:Image", OME), root.find("ome:Image/ome:Pixels", OME)
     objective = root.find("ome:Instrument/ome:Objective", OME)
     assert image.get("Name") == "slide.ome.tiff"
-    assert image.find("ome:Description", OME).text == f"{NOTICE} virtual pan-CK of slide.svs"
+    assert image.find("ome:Description", OME).text == f"{COMPUTED} virtual pan-CK of slide.svs"
     assert image.find("ome:InstrumentRef", OME).get("ID") == root.find("ome:Instrument", OME).get("ID")
     assert image.find("ome:ObjectiveSettings", OME).get("ID") == objective.get("ID")
     assert float(objective.get("NominalMagnification")) == 40
@@ -81,7 +81,7 @@ def test_any_text_survives_less_what_xml_cannot_hold(name: str, channel: str, te
 
     assert root.find("ome:Image", OME).get("Name") == kept(name)
     assert root.find(".//ome:Channel", OME).get("Name") == kept(channel)
-    assert NOTICE in root.find(".//ome:Description", OME).text
+    assert COMPUTED in root.find(".//ome:Description", OME).text
     told = [(m.get("K"), m.text or "") for m in root.findall(".//ome:M", OME)]
     assert told == [(kept(key), kept(value)) for key, value in provenance.items()]
 

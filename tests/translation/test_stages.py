@@ -14,12 +14,13 @@ import pytest
 
 from wsi2ihc.arrays import RGBBatch, RGBImage
 from wsi2ihc.geometry import Region, Size
+from wsi2ihc.ordered import ordered_map
 from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
 from wsi2ihc.translation.assembling import assemble_tiles
 from wsi2ihc.translation.blending import blend_overlaps, cut_cores
 from wsi2ihc.translation.feathering import FEATHER_UM, feather_cores
 from wsi2ihc.translation.seams import SeamMeter
-from wsi2ihc.translation.stages import FinishedCore, TranslatedWindow, WindowPixels, ordered_map
+from wsi2ihc.translation.stages import FinishedCore, TranslatedWindow, WindowPixels
 from wsi2ihc.translation.translating import DeviceClock, batched, translate_windows
 
 GLASS = (240, 241, 242)

@@ -20,13 +20,13 @@ import numpy.typing as npt
 from wsi2ihc.arrays import BoolImage, RGBImage
 from wsi2ihc.errors import MissingResolutionError, OptionError
 from wsi2ihc.geometry import Region
+from wsi2ihc.ordered import ordered_map
 from wsi2ihc.registration.transform import Transform, moving_grid
 from wsi2ihc.registration.warping import read_warped
 from wsi2ihc.slide import Slide, WorkingGrid, read_overview, read_region, working_grid
 from wsi2ihc.slide.resolution import MPP_RANGE
 from wsi2ihc.tissue import TissueMask, detect_tissue, place_mask, without_margin
 from wsi2ihc.tissue.survey import mask_grid
-from wsi2ihc.translation.stages import ordered_map
 
 from .filters import Limits, PatchFigures, why_rejected
 from .matching import agreement

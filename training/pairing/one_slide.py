@@ -18,6 +18,7 @@ import numpy as np
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import MissingResolutionError, OptionError, OutputError, RegistrationError
+from wsi2ihc.ordered import ordered_map
 from wsi2ihc.progress import Progress
 from wsi2ihc.registration.files import TRANSFORM_NAME, save_transform
 from wsi2ihc.registration.landmarks import MatchedLandmarks
@@ -33,7 +34,6 @@ from wsi2ihc.registration.pictures import (
 from wsi2ihc.registration.report import AFTER_NAME, BEFORE_NAME, DEFORMATION_NAME, OWN_NAMES, REPORT_NAME
 from wsi2ihc.registration.transform import Transform, frame_of
 from wsi2ihc.slide import Slide, open_slide
-from wsi2ihc.translation.stages import ordered_map
 
 from ..files import write_whole
 from ..locks import locked

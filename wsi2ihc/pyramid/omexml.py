@@ -17,7 +17,7 @@ from ..geometry import Size
 NAMESPACE = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 SCHEMA_INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 PROVENANCE_NAMESPACE = "wsi2ihc/provenance"
-NOTICE = "Computed image (virtual stain), not a photograph of a stained slide. Research use only, not for diagnosis."
+COMPUTED = "Computed image (virtual stain), not a photograph of a stained slide. Research use only, not for diagnosis."
 
 USUAL_MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0)
 UM_AT_MAGNIFICATION_1 = 10.0
@@ -35,11 +35,12 @@ class OmeImage:
     size:           of level 0, px
     mpp:            µm per px along (x, y)
     channel:        what the colours stand for; should say that it is computed
-    description:    free text behind the notice that the image is computed and not for diagnosis, which always stands
+    description:    free text behind the notice
     magnification:  objective's nominal magnification at this resolution; None where the slide does not tell: then it
                     is estimated from ``mpp``, and the provenance says so
     position_um:      where the image's upper left corner lies on the source, µm along (x, y); None for a whole slide
     provenance:     source, model, options, versions: plain names and values
+    notice:         what the image is, and that it is not for diagnosis; stands in front of the description
     """
 
     name: str
@@ -50,6 +51,7 @@ class OmeImage:
     magnification: float | None = None
     position_um: tuple[float, float] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
+    notice: str = COMPUTED
 
 
 def nominal_magnification(mpp: float) -> float:
@@ -93,7 +95,7 @@ def ome_xml(image: OmeImage) -> str:
 
 def _add_image(root: ET.Element, image: OmeImage, has_annotation: bool) -> None:
     element = ET.SubElement(root, "Image", ID="Image:0", Name=_clean(image.name))
-    ET.SubElement(element, "Description").text = f"{NOTICE} {_clean(image.description)}".strip()
+    ET.SubElement(element, "Description").text = f"{image.notice} {_clean(image.description)}".strip()
     ET.SubElement(element, "InstrumentRef", ID="Instrument:0")
     ET.SubElement(element, "ObjectiveSettings", ID="Objective:0:0")
     pixels = ET.SubElement(element, "Pixels", {

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..pyramid import OmeImage, ome_xml
-from ..pyramid.omexml import NOTICE as NOTICE_OF_COMPUTED
 from ..slide import SlideInfo
 from .files import fingerprint
 from .transform import Transform
@@ -39,19 +38,18 @@ def describe_image(
     magnification = None
     if info.magnification is not None and info.mpp is not None:  # coarser px are seen as through a weaker objective
         magnification = info.magnification * info.mpp[0] / frame.mpp[0]
-    text = ome_xml(
+    return ome_xml(
         OmeImage(
             name=name,
             size=frame.size,
             mpp=frame.mpp,
             magnification=magnification,
             channel="IHC (registered)",
+            notice=NOTICE,
             description=f"{info.name} as it lies on {'another slide' if fixed is None else fixed.name}.",
             provenance=provenance,
         )
     )
-    # The usual notice says that no such slide was ever stained; this one was.
-    return text.replace(NOTICE_OF_COMPUTED, NOTICE)
 
 
 def describe_slide(info: SlideInfo) -> dict[str, Any]:

@@ -10,18 +10,18 @@ import datetime as dt
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from ..arrays import RGB, BoolImage
 from ..errors import OptionError, OutputError
 from ..geometry import Size
+from ..ordered import ordered_map
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidOptions, Tile, check_output, published, validate, write_pyramid
 from ..slide import Slide
@@ -31,9 +31,6 @@ from .transform import Transform
 from .warp_plan import OutputFrame, occupied_tiles, output_frame
 from .warp_provenance import NOTICE, describe_image, describe_slide, versions
 from .warping import read_warped
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,25 +228,8 @@ def _tiles(
 
     progress(Progress("warping", 0, counts.total_px))
     places = [(row, column) for row, column in np.argwhere(occupied).tolist()]
-    for tile, valid_px in _in_order(executor, warp, places, ahead):
+    for tile, valid_px in ordered_map(executor, warp, places, ahead):
         counts.done_px += frame.tile_px**2
         counts.valid_px += valid_px
         progress(Progress("warping", counts.done_px, counts.total_px))
         yield tile
-
-
-def _in_order(
-    executor: Executor, function: Callable[[Item], Result], items: list[Item], ahead: int
-) -> Iterator[Result]:
-    """Results in the order of the items; at most ``ahead`` of them wait, finished or under way."""
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(executor.submit(function, item))
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()

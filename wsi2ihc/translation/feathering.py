@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from ..arrays import RGB
 from ..geometry import Region
+from ..ordered import ordered_map
 from ..plan import TissueGrid
-from .stages import FinishedCore, ordered_map
+from .stages import FinishedCore
 
 FEATHER_UM = 24.0
 """Width of the transition, inwards from the mask's border: half of the margin that detection adds."""

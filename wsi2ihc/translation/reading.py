@@ -15,9 +15,10 @@ import numpy as np
 from ..arrays import RGB, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region, floor_to
+from ..ordered import ordered_map
 from ..plan import Window
 from ..slide import Slide, WorkingGrid, read_region
-from .stages import WindowPixels, ordered_map
+from .stages import WindowPixels
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from queue import SimpleQueue
 import numpy as np
 
 from ..generator.protocol import Translator
-from .stages import TranslatedWindow, WindowPixels, ordered_map
+from ..ordered import ordered_map
+from .stages import TranslatedWindow, WindowPixels
 
 BATCHES_AHEAD = 3
 """Batches per device that are under way, waiting, or being taken apart: so that no device waits for Python."""
