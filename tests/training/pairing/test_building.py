@@ -244,7 +244,12 @@ def test_a_turned_and_warped_slide_is_registered_and_cut(tmp_path: Path) -> None
 
 def start(manifest: Path, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command(manifest, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command(manifest, folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # where the tests run in a shell's background, SIGINT is ignored, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
