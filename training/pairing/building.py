@@ -19,10 +19,10 @@ from ..data.table import STATEMENT_NAME
 from ..locks import LOCK
 from .anonymous import Folders
 from .manifest import Manifest, RowProblem, SlidePair, read_manifest
+from .numbering import place_patches
 from .one_slide import SlideJob, look_at_pair, make_pair_patches
 from .options import PairsOptions
 from .places import SPLIT_NAMES, staging_folder
-from .placing import place_patches
 from .records import RECORD_NAME, SlideRecord, read_record
 from .running import run_jobs
 from .splitting import Splits, assign_splits

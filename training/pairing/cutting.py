@@ -28,8 +28,8 @@ from wsi2ihc.slide.resolution import MPP_RANGE
 from wsi2ihc.tissue import TissueMask, detect_tissue, place_mask, without_margin
 from wsi2ihc.tissue.survey import mask_grid
 
+from .agreement import agreement
 from .filters import Limits, PatchFigures, why_rejected
-from .matching import agreement
 from .measuring import Thickness, fold_density, looks
 
 LEAST_PATCH_PX = 64

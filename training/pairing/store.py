@@ -4,7 +4,7 @@
     slides/SLIDE/record.json        what was cut of a slide; there when all of it is
     slides/SLIDE/patches/           its patches until they get their numbers
     slides/SLIDE/…                  what else is kept of a slide, such as its transform and pictures
-    places.json                     which patch has got which number (`placing`)
+    places.json                     which patch has got which number (`numbering`)
     HE/, IHC/ (or train/, val/, test/), pairs.csv, rejected.csv, dataset.json
                                     the data set
 

@@ -18,7 +18,7 @@ from wsi2ihc.training.data import Role
 from wsi2ihc.training.pairing.checking import CheckReport, check_dataset
 from wsi2ihc.training.pairing.encoding import encode_patch
 from wsi2ihc.training.pairing.manifest import SlidePair
-from wsi2ihc.training.pairing.placing import place_patches
+from wsi2ihc.training.pairing.numbering import place_patches
 from wsi2ihc.training.pairing.store import open_store
 from wsi2ihc.training.pairing.table import Statement
 

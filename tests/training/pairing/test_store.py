@@ -16,10 +16,10 @@ import pytest
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import OutputError, SlideNotFoundError
 from wsi2ihc.training.data import Role, load_data, read_pair
-from wsi2ihc.training.pairing import placing
+from wsi2ihc.training.pairing import numbering
 from wsi2ihc.training.pairing.encoding import encode_patch
 from wsi2ihc.training.pairing.manifest import SlidePair
-from wsi2ihc.training.pairing.placing import place_patches
+from wsi2ihc.training.pairing.numbering import place_patches
 from wsi2ihc.training.pairing.records import SlideRecord, read_record
 from wsi2ihc.training.pairing.store import PairsStore, fingerprint_of, open_store
 from wsi2ihc.training.pairing.table import FIGURES, Statement
@@ -471,7 +471,7 @@ def test_a_disk_that_is_full(tmp_path: Path, pairs: list[SlidePair], monkeypatch
             with pytest.raises(OutputError, match=r"cannot write .*0_0_he.png: No space left on device"):
                 cut(open_to, pairs[0])
         slides = [(pair, cut(open_to, pair)) for pair in pairs]
-        monkeypatch.setattr(placing, "_distribute", full)
+        monkeypatch.setattr(numbering, "_distribute", full)
         with pytest.raises(OutputError, match=r"cannot write .*: No space left on device"):
             place_patches(open_to, slides, ROLES, STATEMENT)
 
@@ -479,7 +479,7 @@ def test_a_disk_that_is_full(tmp_path: Path, pairs: list[SlidePair], monkeypatch
 def test_numbers_grow_where_five_digits_are_too_few(
     tmp_path: Path, pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placing, "_DIGITS", 1)
+    monkeypatch.setattr(numbering, "_DIGITS", 1)
     assert rows(run(tmp_path / "data", pairs))[0]["he"] == "HE/train/00_train_2+.png"
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_tissue import BROWNER_DAB, DAB, LEVELS, cells, he_of, ihc_of
 
+from wsi2ihc.training.pairing.agreement import REACH_UM, agreement, block_offsets
 from wsi2ihc.training.pairing.filters import Limits
-from wsi2ihc.training.pairing.matching import REACH_UM, agreement, block_offsets
 from wsi2ihc.training.pairing.optical import haematoxylin_of_he, haematoxylin_of_ihc, reduced
 
 MPP, SIDE_PX = 0.5, 640
