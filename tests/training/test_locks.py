@@ -1,0 +1,81 @@
+"""One process at a time in a folder, also when one leaves just as another comes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from wsi2ihc.errors import OutputError
+from wsi2ihc.training import locks
+from wsi2ihc.training.locks import LOCK, locked
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+
+
+def test_a_second_one_is_kept_out(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with locked(folder, "busy"), pytest.raises(OutputError, match=r"^busy$"), locked(folder, "busy"):
+        pass
+    assert not (folder / LOCK).exists()
+    with locked(folder, "busy"):
+        assert (folder / LOCK).exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "file", "busy"):
+        pass
+
+
+@pytest.mark.parametrize("comes_another", [False, True])
+def test_the_file_of_one_who_has_just_left_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_another: bool
+) -> None:
+    lock, others = locks._lock, contextlib.ExitStack()
+    calls: list[TextIO] = []
+
+    def late(file: TextIO, folder: Path, busy: str) -> None:
+        """Between opening and locking, whoever was in the folder leaves it, and perhaps another comes."""
+        calls.append(file)
+        if len(calls) == 1:
+            (folder / LOCK).unlink()
+            if comes_another:
+                others.enter_context(locked(folder, "busy"))
+        lock(file, folder, busy)
+
+    monkeypatch.setattr(locks, "_lock", late)
+    with others:
+        if comes_another:
+            with pytest.raises(OutputError, match=r"^busy$"), locked(tmp_path, "busy"):
+                pass
+        else:
+            with locked(tmp_path, "busy"), pytest.raises(OutputError, match=r"^busy$"), locked(tmp_path, "busy"):
+                pass
+    assert all(file.closed for file in calls)
+
+
+def test_never_two_at_once(tmp_path: Path) -> None:
+    inside, most, entered = 0, 0, 0
+    until = time.monotonic() + 1.0
+
+    def come_and_go() -> None:
+        nonlocal inside, most, entered
+        while time.monotonic() < until:
+            with contextlib.suppress(OutputError), locked(tmp_path, "busy"):
+                inside += 1
+                most, entered = max(most, inside), entered + 1
+                time.sleep(0)
+                inside -= 1
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, entered > 10) == (1, True)
