@@ -15,8 +15,8 @@ from wsi2ihc.cli.parameters import (
     verbosity_options,
 )
 from wsi2ihc.cli.progress import ProgressBar
-from wsi2ihc.errors import MissingResolutionError, OptionError, RegistrationError
-from wsi2ihc.slide import Slide, open_slide
+from wsi2ihc.errors import RegistrationError
+from wsi2ihc.slide import open_slide
 
 if TYPE_CHECKING:
     from wsi2ihc.registration.landmarks import LandmarkErrors, MatchedLandmarks
@@ -70,7 +70,7 @@ def command(
     options = RegistrationOptions(
         mirror=mirror, local=local, **({} if spacing_um is None else {"spacing_um": spacing_um})
     )
-    with _opened(he, mpp, "--mpp") as fixed, _opened(ihc, moving_mpp, "--moving-mpp") as moving:
+    with open_slide(he, mpp=mpp) as fixed, open_slide(ihc, mpp=moving_mpp, mpp_option="--moving-mpp") as moving:
         frames = frame_of(fixed.info), frame_of(moving.info)
         matched = None if landmarks is None else _matched(landmarks, frames[0].mpp, frames[1].mpp)
         bar = ProgressBar(quiet)
@@ -121,21 +121,6 @@ def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, befor
             for name, errors in rows
         ),
     ]
-
-
-def _opened(path: str, mpp: float | None, option: str) -> Slide:
-    """An open slide whose resolution is known; errors name the option that belongs to this slide."""
-    try:
-        slide = open_slide(path, mpp=mpp)
-    except OptionError as error:
-        raise OptionError(str(error).replace("--mpp", option, 1)) from error
-    if slide.info.mpp is None:
-        slide.close()
-        raise MissingResolutionError(
-            f"{slide.info.name}: the slide does not state its resolution; give it with {option} (µm per pixel, about "
-            "0.25 at 40x and 0.5 at 20x)"
-        )
-    return slide
 
 
 def _matched(files: tuple[Path, Path], mpp: tuple[float, float], moving_mpp: tuple[float, float]) -> MatchedLandmarks:

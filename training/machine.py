@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsi2ihc.errors import DeviceError, OptionError
 from wsi2ihc.generator.device import choose_precision, parse_devices
+from wsi2ihc.runtime import cores
 
 from .options import TrainOptions
 
@@ -126,7 +127,7 @@ def start_fabric(options: TrainOptions) -> Fabric:
         raise DeviceError(f"{fabric.world_size} training processes were started instead of {processes.total}; start "
                           "them by torchrun, or by srun with one task each")  # fmt: skip
     if kind == "cpu" and processes.local > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, _cores() // processes.local))
+        torch.set_num_threads(max(1, cores() // processes.local))
     return fabric
 
 
@@ -156,13 +157,6 @@ def _fabric_needed() -> Iterator[None]:
         raise OptionError("training needs lightning-fabric: pip install 'wsi2ihc[train]'") from error
 
 
-def _cores() -> int:
-    """Cores that this process may use: fewer than there are in containers and under SLURM."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def count_workers(options: TrainOptions) -> int:
     """How many processes decode patches for each that trains: as asked for, else one per four cores, 8 at most.
 
@@ -170,7 +164,7 @@ def count_workers(options: TrainOptions) -> int:
     """
     if options.workers >= 0:
         return options.workers
-    return max(1, min(8, _cores() // (4 * count_processes(options).local)))
+    return max(1, min(8, cores() // (4 * count_processes(options).local)))
 
 
 def _strategy(processes: Processes) -> str | Strategy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -123,11 +124,22 @@ def test_an_unknown_resolution_names_the_option_of_its_slide(tissue: np.ndarray,
     from PIL import Image
 
     Image.fromarray(tissue).save(tmp_path / "plain.png")
-    with open_slide(tmp_path / "plain.png") as plain:
-        with pytest.raises(MissingResolutionError, match=r"plain\.png.*--moving-mpp"):
-            register(slide(tissue), plain)
-        with pytest.raises(MissingResolutionError, match=r"plain\.png.* --mpp"):
-            register(plain, slide(tissue))
+    for option, is_fixed in (("--mpp", True), ("--moving-mpp", False)):
+        with open_slide(tmp_path / "plain.png", mpp_option=option) as plain:
+            pair = (plain, slide(tissue)) if is_fixed else (slide(tissue), plain)
+            with pytest.raises(MissingResolutionError, match=rf"plain\.png.* {option} "):
+                register(*pair)
+
+
+@pytest.mark.parametrize("which", ["H&E", "IHC"])
+def test_a_thumbnail_is_too_coarse_but_no_wrong_option(tissue: np.ndarray, which: str) -> None:
+    side = max(tissue.shape)
+    times = side / 40  # at which the blocks of the other one would be six times finer
+    small = np.asarray(cv2.resize(tissue, None, fx=1 / times, fy=1 / times, interpolation=cv2.INTER_AREA))
+    pair = [slide(tissue), MemorySlide(small, "thumbnail", (MPP * times, MPP * times))]
+    found = register(*(pair if which == "IHC" else pair[::-1]))
+    assert found.status == "failed"
+    assert "match" in found.reason
 
 
 def test_options_are_checked() -> None:

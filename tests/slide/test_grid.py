@@ -80,7 +80,7 @@ def test_absurd_enlargement_is_refused(mpp: float) -> None:
 
 @pytest.mark.parametrize("mpp", [0.0, -1.0, math.nan, 1e9])
 def test_absurd_model_resolution_is_refused(mpp: float) -> None:
-    with pytest.raises(OptionError, match="model's resolution"):
+    with pytest.raises(OptionError, match="a resolution must be"):
         working_grid(slide_info(), mpp)
 
 

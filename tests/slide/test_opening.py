@@ -17,9 +17,9 @@ import pytest
 import tifffile
 from make_slides import halves, texture, write_slide
 
-from wsi2ihc.errors import OptionError, SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
+from wsi2ihc.errors import MissingResolutionError, OptionError, SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from wsi2ihc.geometry import Region
-from wsi2ihc.slide import open_slide, overview_grid, read_overview, srgb_profile
+from wsi2ihc.slide import known_mpp, open_slide, overview_grid, read_overview, srgb_profile
 
 PYRAMID = halves(texture(500, 400), 3)
 
@@ -78,6 +78,8 @@ class TestFacts:
             assert slide.info.mpp == (0.5, 0.25)
         with pytest.raises(OptionError, match="--mpp"):
             open_slide(path, mpp=-1)
+        with pytest.raises(OptionError, match=r"^--ihc-mpp -1"):
+            open_slide(path, mpp=-1, mpp_option="--ihc-mpp")
 
     @pytest.mark.parametrize("how", [{"dpi": 72}, {"dpi": 96}, {"mpp": None}])
     def test_no_resolution(self, tmp_path: Path, how: dict[str, float | None]) -> None:
@@ -86,6 +88,10 @@ class TestFacts:
                 assert slide.info.mpp is None
                 assert slide.info.mpp_source == ""
                 assert any("--mpp" in problem for problem in slide.info.problems)
+            with open_slide(tmp_path / name, mpp_option="--ihc-mpp") as slide:
+                assert any("--ihc-mpp" in problem for problem in slide.info.problems)
+                with pytest.raises(MissingResolutionError, match=f"^{name}.* give it with --ihc-mpp"):
+                    known_mpp(slide.info)
 
     def test_resolution_of_aperio(self, tmp_path: Path) -> None:
         with open_slide(write_slide(tmp_path / "a.svs", PYRAMID, style="aperio", mpp=0.499)) as slide:

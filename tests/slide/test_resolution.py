@@ -3,7 +3,7 @@ import math
 import pytest
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.slide.resolution import checked_mpp, ome_facts, positive_number, resolve
+from wsi2ihc.slide.resolution import Stated, checked_mpp, ome_facts, positive_number, resolve
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from wsi2ihc.slide.resolution import checked_mpp, ome_facts, positive_number, re
     ],
 )
 def test_which_resolution_is_believed(stated, own, tags, mpp, source) -> None:
-    found = resolve(stated, own, tags)
+    found = resolve(Stated(stated), own, tags)
     assert (found.mpp, found.source) == (mpp, source)
     assert bool(found.problems) == (mpp is None or stated is not None)
     assert all("--mpp" in problem for problem in found.problems if mpp is None)
@@ -37,12 +37,12 @@ def test_absurd_resolution_is_explained() -> None:
 def test_pixels_that_are_not_square() -> None:
     assert resolve(None, (0.5, 0.25), None).problems == ("Its pixels are not square: 0.5 × 0.25 µm.",)
     assert resolve(None, (28.969, 28.968), None).problems == ()
-    assert resolve((0.5, 0.4), None, None).problems == ("Its pixels are not square: 0.5 × 0.4 µm.",)
+    assert resolve(Stated((0.5, 0.4)), None, None).problems == ("Its pixels are not square: 0.5 × 0.4 µm.",)
 
 
 def test_stating_what_the_slide_says_is_no_problem() -> None:
-    assert resolve((0.25, 0.25), (0.2525, 0.2525), None).problems == ()
-    assert "replaces 0.5 µm/px" in resolve((0.25, 0.25), (0.5, 0.5), None).problems[0]
+    assert resolve(Stated((0.25, 0.25)), (0.2525, 0.2525), None).problems == ()
+    assert "replaces 0.5 µm/px" in resolve(Stated((0.25, 0.25)), (0.5, 0.5), None).problems[0]
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.001, 51, math.nan, math.inf, "x", (0.5,), (1, 1, 1), (0.5, -1), [], {}])
@@ -52,9 +52,18 @@ def test_stated_resolution_has_to_be_one(value) -> None:
 
 
 def test_stated_resolution() -> None:
-    assert checked_mpp(None) is None
-    assert checked_mpp(1) == (1.0, 1.0)
-    assert checked_mpp([0.5, 0.25]) == (0.5, 0.25)
+    assert checked_mpp(None) == Stated(None)
+    assert checked_mpp(1) == Stated((1.0, 1.0))
+    assert checked_mpp([0.5, 0.25], "--ihc-mpp") == Stated((0.5, 0.25), "--ihc-mpp")
+
+
+def test_messages_name_what_states_the_resolution() -> None:
+    with pytest.raises(OptionError, match=r"^--ihc-mpp 90: "):
+        checked_mpp(90, "--ihc-mpp")
+    for own, tags in ((None, None), ((0.0001, 0.0001), None), (None, (352.78, 352.78))):
+        found = resolve(Stated(option="--ihc-mpp"), own, tags)
+        assert "state it with --ihc-mpp (" in found.problems[0]
+        assert found.option == "--ihc-mpp"
 
 
 OME = """<?xml version="1.0"?><OME xmlns="…"><Instrument ID="I">

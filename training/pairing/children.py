@@ -20,6 +20,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from wsi2ihc.errors import OutputError, Wsi2IhcError
+from wsi2ihc.runtime import cores
 
 Job = TypeVar("Job")
 
@@ -56,13 +57,6 @@ class _Child:
     number: int
     process: SpawnProcess
     connection: Connection
-
-
-def cores() -> int:
-    """Cores that this process may use: fewer than there are in containers and under SLURM."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_in_children(

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.arrays import BoolImage, RGBImage
-from wsi2ihc.errors import MissingResolutionError, OptionError
+from wsi2ihc.errors import OptionError
 from wsi2ihc.geometry import Region
 from wsi2ihc.ordered import ordered_map
 from wsi2ihc.registration.transform import Transform, moving_grid
 from wsi2ihc.registration.warping import read_warped
-from wsi2ihc.slide import Slide, WorkingGrid, read_overview, read_region, working_grid
+from wsi2ihc.slide import Slide, WorkingGrid, known_mpp, read_overview, read_region, working_grid
 from wsi2ihc.slide.resolution import MPP_RANGE
 from wsi2ihc.tissue import TissueMask, detect_tissue, place_mask, without_margin
 from wsi2ihc.tissue.survey import mask_grid
@@ -153,7 +153,7 @@ def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: CutOptions) 
     """
     grid = working_grid(he.info, options.mpp)
     working_grid(ihc.info, options.mpp)  # says what is wrong with it before anything is read
-    he_mask, ihc_mask = (without_margin(detect_tissue(slide), _mpp(slide)) for slide in (he, ihc))
+    he_mask, ihc_mask = (without_margin(detect_tissue(slide), known_mpp(slide.info)) for slide in (he, ihc))
     thickness = Thickness(_fold_density(he, he_mask, "he"), _fold_density(ihc, ihc_mask, "ihc"))
     tissue = place_mask(he_mask, grid)
     side, step = options.patch_px, options.step_px
@@ -232,7 +232,7 @@ def _centres_um(plan: CutPlan, region: Region) -> tuple[npt.NDArray[np.float64],
     return tuple(  # type: ignore[return-value]
         (plan.grid.level0_origin[axis] + (np.arange(start, start + count) + 0.5) * plan.grid.downsample[axis]) * mpp
         for axis, (start, count, mpp) in enumerate(
-            zip((region.x, region.y), (region.width, region.height), _mpp(plan.he), strict=True)
+            zip((region.x, region.y), (region.width, region.height), known_mpp(plan.he.info), strict=True)
         )
     )
 
@@ -245,7 +245,7 @@ def _sampled(plan: CutPlan, region: Region) -> tuple[npt.NDArray[np.float64], np
 
 def _corner_um(plan: CutPlan, region: Region) -> tuple[float, float]:
     x, y = (
-        (plan.grid.level0_origin[axis] + start * plan.grid.downsample[axis]) * _mpp(plan.he)[axis]
+        (plan.grid.level0_origin[axis] + start * plan.grid.downsample[axis]) * known_mpp(plan.he.info)[axis]
         for axis, start in enumerate((region.x, region.y))
     )
     return x, y
@@ -253,7 +253,7 @@ def _corner_um(plan: CutPlan, region: Region) -> tuple[float, float]:
 
 def _inside(slide: Slide, places_um: npt.NDArray[np.float64]) -> BoolImage:
     """Whether places lie on the scanned area of a slide."""
-    bounds, (mpp_x, mpp_y) = slide.info.bounds, _mpp(slide)
+    bounds, (mpp_x, mpp_y) = slide.info.bounds, known_mpp(slide.info)
     x, y = places_um[..., 0], places_um[..., 1]
     across, down = x / mpp_x, y / mpp_y
     inside: BoolImage = (across >= bounds.x) & (across <= bounds.right) & (down >= bounds.y) & (down <= bounds.bottom)
@@ -262,7 +262,7 @@ def _inside(slide: Slide, places_um: npt.NDArray[np.float64]) -> BoolImage:
 
 def _holds(mask: TissueMask, slide: Slide, places_um: npt.NDArray[np.float64]) -> BoolImage:
     """Whether places on a slide lie in its tissue mask."""
-    at = np.floor((places_um / _mpp(slide) - mask.origin) / mask.pixel_size)
+    at = np.floor((places_um / known_mpp(slide.info) - mask.origin) / mask.pixel_size)
     rows, columns = mask.pixels.shape
     within = np.all((at >= 0) & (at < (columns, rows)), axis=-1)
     column, row = np.moveaxis(np.where(within[..., np.newaxis], at, 0).astype(np.intp), -1, 0)
@@ -275,12 +275,6 @@ def _fold_density(slide: Slide, mask: TissueMask, stain: str) -> float:
     grid = mask_grid(slide.info)  # on which the mask was found
     overview = read_overview(slide, grid, mask.glass)
     return fold_density(overview, _mean(grid.mpp), mask.pixels, stain)
-
-
-def _mpp(slide: Slide) -> tuple[float, float]:
-    if slide.info.mpp is None:  # what working_grid has refused already
-        raise MissingResolutionError(f"{slide.info.name}: the slide does not state its resolution")
-    return slide.info.mpp
 
 
 def _mean(pair: tuple[float, float]) -> float:

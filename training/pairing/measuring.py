@@ -15,7 +15,8 @@ import numpy.typing as npt
 from cv2.typing import MatLike
 
 from wsi2ihc.arrays import BoolImage, RGBImage
-from wsi2ihc.training.stain import DAB, WHITE_LEVEL, dab_density
+from wsi2ihc.stains import DAB
+from wsi2ihc.training.stain import WHITE_LEVEL, dab_density
 
 from .optical import FloatPlane, mean_density, reduced
 

@@ -17,7 +17,7 @@ import imagecodecs
 import numpy as np
 
 from wsi2ihc.arrays import RGBImage
-from wsi2ihc.errors import MissingResolutionError, OptionError, OutputError, RegistrationError
+from wsi2ihc.errors import OutputError, RegistrationError
 from wsi2ihc.ordered import ordered_map
 from wsi2ihc.progress import Progress
 from wsi2ihc.registration.files import TRANSFORM_NAME, save_transform
@@ -33,7 +33,7 @@ from wsi2ihc.registration.pictures import (
 )
 from wsi2ihc.registration.report import AFTER_NAME, BEFORE_NAME, DEFORMATION_NAME, OWN_NAMES, REPORT_NAME
 from wsi2ihc.registration.transform import Transform, frame_of
-from wsi2ihc.slide import Slide, open_slide
+from wsi2ihc.slide import Slide, known_mpp, open_slide
 
 from ..files import write_whole
 from ..locks import locked
@@ -130,15 +130,8 @@ def _opened(pair: SlidePair) -> Iterator[tuple[Slide, Slide]]:
     with contextlib.ExitStack() as stack:
         slides = []
         for path, mpp, column in ((pair.he, pair.he_mpp, "he_mpp"), (pair.ihc, pair.ihc_mpp, "ihc_mpp")):
-            try:
-                slide = stack.enter_context(open_slide(path, mpp=mpp))
-            except OptionError as error:
-                raise OptionError(str(error).replace("--mpp", column, 1)) from error
-            if slide.info.mpp is None:
-                raise MissingResolutionError(
-                    f"{slide.info.name}: the slide does not state its resolution; give it in the manifest's column "
-                    f"{column} (µm per pixel, about 0.25 at 40x and 0.5 at 20x)"
-                )
+            slide = stack.enter_context(open_slide(path, mpp=mpp, mpp_option=f"the manifest's column {column}"))
+            known_mpp(slide.info)  # raises where it is not
             slides.append(slide)
         yield slides[0], slides[1]
 

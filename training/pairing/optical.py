@@ -1,8 +1,7 @@
 """Amounts of stain in patches of both slides, as far as patches have to be compared.
 
-Colour deconvolution as in `wsi2ihc.training.stain`, whose vectors for haematoxylin and DAB are used; those for
-haematoxylin beside eosin are from the same paper (Ruifrok and Johnston 2001). Amounts are not clipped at 0: another
-colour of the glass then adds a constant, which no correlation sees.
+Colour deconvolution as in `wsi2ihc.training.stain`. Amounts are not clipped at 0: another colour of the glass then adds
+a constant, which no correlation sees.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.arrays import RGBImage
-from wsi2ihc.training.stain import DAB, HAEMATOXYLIN, WHITE_LEVEL, stain_terms
+from wsi2ihc.stains import DAB, EOSIN, HAEMATOXYLIN, Direction
+from wsi2ihc.training.stain import WHITE_LEVEL, stain_terms
 
 FloatPlane = npt.NDArray[np.float32]
 """(rows, columns) float32."""
-
-EOSIN = (0.07, 0.99, 0.11)
-HAEMATOXYLIN_BESIDE_EOSIN = (0.65, 0.70, 0.29)
 
 
 def reduced(image: RGBImage, mpp: float, to_um: float) -> tuple[RGBImage, float]:
@@ -35,7 +32,7 @@ def reduced(image: RGBImage, mpp: float, to_um: float) -> tuple[RGBImage, float]
 
 def haematoxylin_of_he(image: RGBImage) -> FloatPlane:
     """Optical density of haematoxylin in an H&E image, but for a constant; (rows, columns, 3) to (rows, columns)."""
-    return _amount(image, _terms(HAEMATOXYLIN_BESIDE_EOSIN, EOSIN, 0))
+    return _amount(image, _terms(HAEMATOXYLIN, EOSIN, 0))
 
 
 def haematoxylin_of_ihc(image: RGBImage) -> FloatPlane:
@@ -58,7 +55,7 @@ def _amount(image: RGBImage, tables: tuple[FloatPlane, ...]) -> FloatPlane:
 
 
 @functools.cache
-def _terms(first: tuple[float, float, float], second: tuple[float, float, float], which: int) -> tuple[FloatPlane, ...]:
+def _terms(first: Direction, second: Direction, which: int) -> tuple[FloatPlane, ...]:
     return tuple(stain_terms(first, second)[which].astype(np.float32))
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from wsi2ihc.errors import OutputError
 from wsi2ihc.progress import Progress, ProgressCallback
+from wsi2ihc.runtime import cores
 
-from .children import Ended, Work, cores, run_in_children
+from .children import Ended, Work, run_in_children
 from .one_slide import Doing, SlideJob
 
 MOST_AT_ONCE = 8

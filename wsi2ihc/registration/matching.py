@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from ..geometry import Region
+from ..runtime import cores
 from ..slide import overview_grid, read_region
 from .structure import TISSUE_DENSITY, FloatImages, structure
 from .transform import FloatArray, Transform
@@ -110,7 +110,7 @@ def match_blocks(
     -----
     Memory: one tile of 768² px with its margin per thread, whatever the slides.
     """
-    count = workers or os.cpu_count() or 1
+    count = workers or cores()
     scale = min(fixed.mpp)
     grid = overview_grid(fixed.slide.info, max(1.0, size.mpp / scale))
     frame = Region(0, 0, grid.size.width, grid.size.height)

@@ -62,7 +62,7 @@ def register(
     options = options or RegistrationOptions()
     steps = _Steps(progress)
     steps.begin("looking at both slides")
-    pair = OverviewPair(look_at(fixed, "--mpp"), look_at(moving, "--moving-mpp"))
+    pair = OverviewPair(look_at(fixed), look_at(moving))
     log = _StageLog(pair, frame_of(fixed.info), frame_of(moving.info))
     for overview, what in ((pair.fixed, "H&E"), (pair.moving, "IHC")):
         if not overview.tissue.any():

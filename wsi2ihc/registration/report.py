@@ -10,11 +10,9 @@ import io
 import json
 import math
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from PIL import Image
 from ..arrays import RGBImage
 from ..errors import OutputError, OutputExistsError
 from ..pyramid import published
+from ..runtime import versions
 from ..slide import Slide
 from .files import TRANSFORM_NAME, save_transform
 from .landmarks import LandmarkErrors, MatchedLandmarks, diagonal_um, landmark_errors
@@ -39,10 +38,6 @@ REPORT_NAME = "registration.json"
 BEFORE_NAME, AFTER_NAME, DEFORMATION_NAME = "before.png", "after.png", "deformation.png"
 OWN_NAMES = (REPORT_NAME, TRANSFORM_NAME, Path(TRANSFORM_NAME).with_suffix(".npz").name, BEFORE_NAME, AFTER_NAME,
              DEFORMATION_NAME)  # fmt: skip
-
-VERSIONED = ("wsi2ihc", "numpy", "scipy", "opencv-python-headless", "pillow", "openslide-python", "openslide-bin",
-             "tiffslide", "tifffile")  # fmt: skip
-"""Distributions whose versions can change the transform."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,17 +195,6 @@ def write_registration(folder: Path, fixed: Slide, moving: Slide, report: Regist
         facts = {"status": found.status, "score": found.score, "residual_um": found.residual_um}
         save_transform(folder, found.transform, _finite(facts))
     _write(folder / REPORT_NAME, text.encode())
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that matter here; those not installed are left out."""
-    numbers = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            numbers[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return numbers
 
 
 def _stage(stage: Stage, errors: LandmarkErrors | None) -> dict[str, Any]:

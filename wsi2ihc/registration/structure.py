@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import RGB, RGBImage
+from ..stains import DAB, EOSIN, HAEMATOXYLIN, Direction, unmixing
 
 Stain: TypeAlias = Literal["he", "ihc"]
 
@@ -23,9 +24,8 @@ FloatImages: TypeAlias = npt.NDArray[np.float32]
 TISSUE_DENSITY = 0.08
 """Mean optical density from which a px counts as tissue here. Dirt and JPEG noise on glass stay below 0.05."""
 
-_HAEMATOXYLIN = (0.650, 0.704, 0.286)
-_SECOND: dict[Stain, tuple[float, float, float]] = {"he": (0.072, 0.990, 0.105), "ihc": (0.268, 0.570, 0.776)}
-"""Directions in optical density of haematoxylin, and of eosin and DAB beside it (Ruifrok and Johnston 2001)."""
+_SECOND: dict[Stain, Direction] = {"he": EOSIN, "ihc": DAB}
+"""What lies beside the haematoxylin."""
 
 
 def structure(pixels: RGBImage, glass: RGB, stain: Stain) -> FloatImages:
@@ -52,11 +52,8 @@ def _tables(glass: RGB, stain: Stain) -> tuple[tuple[npt.NDArray[np.float32], ..
     """What each level of each channel adds to either density: two by three tables of 256."""
     levels = np.maximum(np.arange(256), 1)
     densities = [np.maximum(-np.log10(levels / max(value, 1)), 0) for value in glass]
-    stains = np.array([_HAEMATOXYLIN, _SECOND[stain]])
-    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    third = np.cross(*stains)
-    unmixing = np.linalg.inv(np.vstack([stains, third / np.linalg.norm(third)]))[:, 0]
+    weights = unmixing(HAEMATOXYLIN, _SECOND[stain])[:, 0]
     return (
         tuple(np.asarray(density / 3, np.float32) for density in densities),
-        tuple(np.asarray(density * share, np.float32) for density, share in zip(densities, unmixing, strict=True)),
+        tuple(np.asarray(density * share, np.float32) for density, share in zip(densities, weights, strict=True)),
     )

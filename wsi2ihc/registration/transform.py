@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MissingResolutionError, TransformError
+from ..errors import TransformError
 from ..geometry import Size
-from ..slide import SlideInfo
+from ..slide import SlideInfo, known_mpp
 from .local_field import (
     FloatArray,
     LocalField,
@@ -124,12 +124,7 @@ def frame_of(info: SlideInfo) -> SlideFrame:
     MissingResolutionError
         If its resolution is unknown: µm have no meaning on it.
     """
-    if info.mpp is None:
-        raise MissingResolutionError(
-            f"{info.name}: the slide does not state its resolution, so that nothing can be placed on it; state it (µm "
-            "per pixel, about 0.25 at 40x and 0.5 at 20x)"
-        )
-    return SlideFrame(info.name, info.size, info.mpp, info.quickhash)
+    return SlideFrame(info.name, info.size, known_mpp(info), info.quickhash)
 
 
 def to_moving(transform: Transform, points_um: npt.ArrayLike) -> FloatArray:

@@ -14,9 +14,8 @@ import cv2
 import numpy as np
 
 from ..arrays import RGB, BoolImage, RGBImage
-from ..errors import MissingResolutionError
 from ..geometry import Region
-from ..slide import Slide, SlideInfo, WorkingGrid, overview_grid, read_overview, read_region
+from ..slide import Slide, SlideInfo, WorkingGrid, known_mpp, overview_grid, read_overview, read_region
 from ..slide.memory_slide import MemorySlide
 from ..tissue import find_tissue
 from .transform import FloatArray, LocalField, Transform
@@ -44,8 +43,7 @@ class SlideView:
     @property
     def mpp(self) -> tuple[float, float]:
         """µm per level-0 px along (x, y)."""
-        assert self.slide.info.mpp is not None
-        return self.slide.info.mpp
+        return known_mpp(self.slide.info)
 
     @property
     def extent_um(self) -> tuple[float, float, float, float]:
@@ -94,8 +92,8 @@ class OverviewPair:
         return max(max(one.view.mpp) for one in (self.fixed, self.moving))
 
     def mpp(self, side_px: int) -> float:
-        """µm per px at which the longer side has so many px; not coarser than slides can be read."""
-        return min(self.longest_um / side_px, COARSEST_MPP)
+        """µm per px at which the longer side has so many px; no finer than both have, no coarser than can be read."""
+        return min(max(self.longest_um / side_px, self.finest_mpp), COARSEST_MPP)
 
     def on_slides(self, transform: Transform) -> Transform:
         """A transform between the overviews as one between the slides."""
@@ -103,8 +101,8 @@ class OverviewPair:
         return moved(transform, (-fixed_x, -fixed_y), (-moving_x, -moving_y))
 
 
-def look_at(slide: Slide, option: str) -> Overview:
-    """The overview of a slide; ``option`` is what states its resolution, for the message.
+def look_at(slide: Slide) -> Overview:
+    """The overview of a slide.
 
     Raises
     ------
@@ -113,13 +111,8 @@ def look_at(slide: Slide, option: str) -> Overview:
     UnreadableSlideError
         If the file is damaged.
     """
-    info = slide.info
-    if info.mpp is None:
-        raise MissingResolutionError(
-            f"{info.name}: the slide does not state its resolution; give it with {option} (µm per pixel, about 0.25 at "
-            "40x and 0.5 at 20x)"
-        )
-    glance, pixels = _overview(slide, max(info.bounds.width * info.mpp[0], info.bounds.height * info.mpp[1]), None)
+    info, (mpp_x, mpp_y) = slide.info, known_mpp(slide.info)
+    glance, pixels = _overview(slide, max(info.bounds.width * mpp_x, info.bounds.height * mpp_y), None)
     finding = find_tissue(pixels, math.sqrt(glance.mpp[0] * glance.mpp[1]))
     tissue = np.asarray(finding.tissue, np.bool_)
     if (part := _tissue_region(tissue)) is None or part == _all_of(glance):
@@ -138,8 +131,7 @@ def look_at(slide: Slide, option: str) -> Overview:
 
 def _overview(slide: Slide, longest_um: float, part: Region | None) -> tuple[WorkingGrid, RGBImage]:
     """The whole slide, or the part given in level-0 px, at a resolution at which ``longest_um`` are `OVERVIEW_PX`."""
-    assert slide.info.mpp is not None
-    grid = overview_grid(slide.info, max(1.0, longest_um / OVERVIEW_PX / min(slide.info.mpp)))
+    grid = overview_grid(slide.info, max(1.0, longest_um / OVERVIEW_PX / min(known_mpp(slide.info))))
     return grid, read_overview(slide, grid) if part is None else read_region(slide, grid, grid.region_from_level0(part))
 
 
@@ -168,11 +160,10 @@ def _level0_region(part: Region, grid: WorkingGrid) -> Region:
 def _as_overview(
     info: SlideInfo, grid: WorkingGrid, region: Region, pixels: RGBImage, glass: RGB, tissue: BoolImage
 ) -> Overview:
-    assert info.mpp is not None
     starts = [
         (origin + start * step) * mpp
         for origin, start, step, mpp in zip(
-            grid.level0_origin, (region.x, region.y), grid.downsample, info.mpp, strict=True
+            grid.level0_origin, (region.x, region.y), grid.downsample, known_mpp(info), strict=True
         )
     ]
     view = SlideView(MemorySlide(pixels, info.name, grid.mpp), glass)

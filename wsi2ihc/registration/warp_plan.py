@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import BoolImage
-from ..errors import MissingResolutionError, TransformError
+from ..errors import TransformError
 from ..geometry import Size, ceil_to
-from ..slide import SlideInfo
+from ..slide import SlideInfo, known_mpp
 from ..tissue import TissueMask
 from .transform import FloatArray, Transform, moving_grid
 from .warping import warping_grid
@@ -85,11 +85,7 @@ def output_frame(info: SlideInfo, transform: Transform, mpp: float, tile_px: int
         If the resolution of the moving slide, ``info``, is unknown.
     """
     check_moving(transform, info)
-    if info.mpp is None:
-        raise MissingResolutionError(
-            f"{info.name}: the slide does not state its resolution; give it with --ihc-mpp (µm per pixel, about 0.25 "
-            "at 40x and 0.5 at 20x)"
-        )
+    own_mpp = known_mpp(info)
     fixed = transform.fixed
     if fixed is None:
         raise TransformError(
@@ -103,7 +99,7 @@ def output_frame(info: SlideInfo, transform: Transform, mpp: float, tile_px: int
         )
         size, um_per_px = Size(width, height), (mpp, mpp)
     # Read no finer than the moving slide is: its own px are then interpolated directly.
-    read_mpp = max(min(um_per_px), min(info.mpp))
+    read_mpp = max(min(um_per_px), min(own_mpp))
     warping_grid(info, read_mpp)  # whether it can be read so
     # Tiles no larger than the image needs: libvips refuses much larger ones.
     tile_px = min(tile_px, ceil_to(max(size.width, size.height), 16))

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..pyramid import OmeImage, ome_xml
+from ..runtime import versions
 from ..slide import SlideInfo
 from .files import fingerprint
 from .transform import Transform
 from .warp_plan import OutputFrame
 
 NOTICE = "Resampled: a scan of a stained slide, as it lies on another one. Research use only, not for diagnosis."
-
-_VERSIONED = ("wsi2ihc", "numpy", "opencv-python-headless", "openslide-python", "openslide-bin", "pillow", "tifffile",
-              "tiffslide", "imagecodecs")  # fmt: skip
 
 
 def describe_image(
@@ -50,29 +46,3 @@ def describe_image(
             provenance=provenance,
         )
     )
-
-
-def describe_slide(info: SlideInfo) -> dict[str, Any]:
-    """The facts of a slide, as JSON values; no paths."""
-    return {
-        "name": info.name,
-        "quickhash": info.quickhash,
-        "reader": info.reader,
-        "vendor": info.vendor,
-        "width": info.size.width,
-        "height": info.size.height,
-        "mpp": info.mpp,
-        "mpp_source": info.mpp_source,
-        "magnification": info.magnification,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what can change the pixels or the file; what is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -24,12 +24,13 @@ from ..geometry import Size
 from ..ordered import ordered_map
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidOptions, Tile, check_output, published, validate, write_pyramid
+from ..runtime import cores, versions
 from ..slide import Slide
 from ..tissue import TissueMask, detect_tissue, whole_slide
 from .files import fingerprint
 from .transform import Transform
 from .warp_plan import OutputFrame, occupied_tiles, output_frame
-from .warp_provenance import NOTICE, describe_image, describe_slide, versions
+from .warp_provenance import NOTICE, describe_image
 from .warping import read_warped
 
 
@@ -143,7 +144,7 @@ def warp_slide(
     progress(Progress("finding tissue"))
     mask, warnings = _find_mask(slide, options)
     occupied = occupied_tiles(slide.info, transform, mask, frame)
-    workers = options.workers or os.cpu_count() or 1
+    workers = options.workers or cores()
     counts = _Counts(int(occupied.sum()) * frame.tile_px**2)
     with published(path, options.overwrite) as partial, ThreadPoolExecutor(workers, "warp") as executor:
         written = write_pyramid(
@@ -162,7 +163,7 @@ def warp_slide(
         validate(partial, written.levels)
     seconds = time.perf_counter() - started
     return WarpReport(
-        source=describe_slide(slide.info),
+        source=slide.info.described(),
         fixed={} if transform.fixed is None else dataclasses.asdict(transform.fixed),
         transform=fingerprint(transform),
         options=dataclasses.asdict(options),

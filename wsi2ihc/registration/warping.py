@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import RGB, BoolImage, RGBImage
-from ..errors import MissingResolutionError
 from ..geometry import Region
-from ..slide import Slide, SlideInfo, WorkingGrid, read_region, working_grid
+from ..slide import Slide, SlideInfo, WorkingGrid, known_mpp, read_region, working_grid
 from .transform import FloatArray, Transform, moving_grid
 
 BLOCK_PX = 512
@@ -155,10 +154,9 @@ class _Source:
     def of(cls, slide: Slide, mpp: float, fill: RGB) -> _Source:
         info = slide.info
         grid = warping_grid(info, mpp)
-        if info.mpp is None:  # what working_grid has refused already
-            raise MissingResolutionError(f"{info.name}: the slide does not state its resolution")
-        step_um = (grid.downsample[0] * info.mpp[0], grid.downsample[1] * info.mpp[1])
-        corner_um = (grid.level0_origin[0] * info.mpp[0], grid.level0_origin[1] * info.mpp[1])
+        mpp_x, mpp_y = known_mpp(info)
+        step_um = (grid.downsample[0] * mpp_x, grid.downsample[1] * mpp_y)
+        corner_um = (grid.level0_origin[0] * mpp_x, grid.level0_origin[1] * mpp_y)
         left, top = (
             math.floor(-origin / span) for origin, span in zip(grid.level0_origin, grid.downsample, strict=True)
         )
@@ -168,7 +166,7 @@ class _Source:
                 (info.size.width, info.size.height), grid.level0_origin, grid.downsample, strict=True
             )
         )
-        area, (mpp_x, mpp_y) = info.bounds, info.mpp
+        area = info.bounds
         bounds_um = (area.x * mpp_x, area.y * mpp_y, area.right * mpp_x, area.bottom * mpp_y)
         return cls(slide, grid, fill, step_um, corner_um, Region(left, top, right - left, bottom - top), bounds_um)
 

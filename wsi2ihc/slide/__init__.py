@@ -5,12 +5,14 @@ from .grid import WorkingGrid, overview_grid, working_grid
 from .opening import open_slide
 from .protocol import Level, Slide, SlideInfo
 from .regions import read_overview, read_region
+from .resolution import known_mpp
 
 __all__ = [
     "Level",
     "Slide",
     "SlideInfo",
     "WorkingGrid",
+    "known_mpp",
     "open_slide",
     "overview_grid",
     "read_overview",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import MissingResolutionError, OptionError
+from ..errors import OptionError
 from ..geometry import Region, Size
 from .protocol import SlideInfo
-from .resolution import MPP_RANGE, Mpp
+from .resolution import MPP_RANGE, Mpp, known_mpp
 
 STEPS_PER_PX = 1024
 """Sample positions are multiples of 1/1024 level px. Pillow takes a box in float32, which has 24 bits: positions up to
@@ -100,19 +100,15 @@ def working_grid(info: SlideInfo, mpp: float | None) -> WorkingGrid:
     """
     if mpp is None:
         return _grid(info, 0, (1.0, 1.0))
-    if info.mpp is None:
-        raise MissingResolutionError(
-            f"{info.name}: the slide does not state its resolution; give it with --mpp (µm per pixel, about 0.25 at "
-            "40x and 0.5 at 20x)"
-        )
+    own = known_mpp(info)
     if not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
-        raise OptionError(f"a model's resolution must be {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} µm per pixel, not {mpp}")
-    needed = (mpp / info.mpp[0], mpp / info.mpp[1])
+        raise OptionError(f"a resolution must be {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} µm per pixel, not {mpp}")
+    needed = (mpp / own[0], mpp / own[1])
     if min(needed) * MAX_ENLARGEMENT * (1 + AS_IS_TOLERANCE) < 1:
         raise OptionError(
-            f"{info.name}: at {max(info.mpp):.4g} µm per pixel the slide is {1 / min(needed):.3g} times coarser than "
-            f"the model's {mpp:.4g}, and at most {MAX_ENLARGEMENT:g} times is allowed; "
-            "if the slide's resolution is wrong, state it with --mpp, else choose a model for low magnification"
+            f"{info.name}: at {max(own):.4g} µm per pixel the slide is {1 / min(needed):.3g} times coarser than the "
+            f"{mpp:.4g} that are wanted, and at most {MAX_ENLARGEMENT:g} times is allowed; if the slide's resolution "
+            f"is wrong, state it with {info.mpp_option}, else choose a coarser one, or a model for low magnification"
         )
     return _grid_for(info, needed)
 

@@ -24,7 +24,7 @@ from .facts import checked_levels, checked_profile, hash_of_file, remarks
 from .pixels import composited
 from .protocol import SlideInfo
 from .reader import SlideReader
-from .resolution import Mpp, resolve
+from .resolution import Stated, resolve
 
 LARGEST_PX = 400_000_000
 """Decoded, 1.2 GB are held as long as the slide is open. Pillow alone would stop at 179 Mpx."""
@@ -64,7 +64,7 @@ class ImageReader(SlideReader):
         If the image is damaged, too large, or not 8-bit RGB.
     """
 
-    def __init__(self, path: Path, stated_mpp: Mpp | None) -> None:
+    def __init__(self, path: Path, stated_mpp: Stated | None) -> None:
         super().__init__(path, path.name)
         kind, make = _kind(path) or ("", None)
         if make is None:
@@ -110,7 +110,7 @@ class ImageReader(SlideReader):
             )
 
     def _describe(
-        self, path: Path, profile: bytes | None, stated_mpp: Mpp | None, rotated: bool, has_alpha: bool
+        self, path: Path, profile: bytes | None, stated_mpp: Stated | None, rotated: bool, has_alpha: bool
     ) -> SlideInfo:
         assert self._pixels is not None
         height, width = self._pixels.shape[:2]
@@ -129,6 +129,7 @@ class ImageReader(SlideReader):
             levels=levels,
             mpp=resolution.mpp,
             mpp_source=resolution.source,
+            mpp_option=resolution.option,
             magnification=None,
             bounds=Region(0, 0, width, height),
             background=WHITE,

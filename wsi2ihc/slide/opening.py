@@ -10,11 +10,13 @@ from pathlib import Path
 from ..errors import SlideNotFoundError, UnreadableSlideError
 from .facts import not_rgb
 from .protocol import Slide, SlideInfo
-from .resolution import Mpp, checked_mpp
+from .resolution import Stated, checked_mpp
 from .tiff_facts import TiffFacts, read_tiff_facts
 
 
-def open_slide(path: str | os.PathLike[str], *, mpp: float | Sequence[float] | None = None) -> Slide:
+def open_slide(
+    path: str | os.PathLike[str], *, mpp: float | Sequence[float] | None = None, mpp_option: str = "--mpp"
+) -> Slide:
     """Open a slide: with OpenSlide, else with tiffslide; a plain image (PNG, JPEG, BMP, WebP) with Pillow.
 
     Parameters
@@ -23,6 +25,8 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | Sequence[float] | N
         A file, or a URL that fsspec understands (``https://…``, ``s3://…``).
     mpp
         The slide's resolution, µm per level-0 px, or a pair of them along (x, y). Replaces what the slide says.
+    mpp_option
+        What a user states it with, for messages: of two slides, each has its own.
 
     Returns
     -------
@@ -38,7 +42,7 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | Sequence[float] | N
     OptionError
         If ``mpp`` is no resolution.
     """
-    stated = checked_mpp(mpp)
+    stated = checked_mpp(mpp, mpp_option)
     address = os.fspath(path)
     if "://" in address:
         return _open_with_tiffslide(address, stated)
@@ -50,7 +54,7 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | Sequence[float] | N
     return _open_file(file, facts, stated)
 
 
-def _open_file(file: Path, facts: TiffFacts | None, stated: Mpp | None) -> Slide:
+def _open_file(file: Path, facts: TiffFacts | None, stated: Stated) -> Slide:
     # Imported here, and tiffslide (0.3 s, with zarr) only where it is needed.
     from .openslide_reader import FormatUnknownError, OpenSlideReader
 
@@ -85,13 +89,13 @@ def _has_hidden_levels(info: SlideInfo, facts: TiffFacts) -> bool:
     )
 
 
-def _open_with_tiffslide(path: str | Path, stated: Mpp | None) -> Slide:
+def _open_with_tiffslide(path: str | Path, stated: Stated) -> Slide:
     from .tiffslide_reader import TiffSlideReader
 
     return TiffSlideReader(path, stated)
 
 
-def _open_image(file: Path, stated: Mpp | None) -> Slide | None:
+def _open_image(file: Path, stated: Stated) -> Slide | None:
     """A plain image; None where the file is of another kind."""
     from .image_reader import ImageReader, is_plain_image
 

@@ -26,7 +26,7 @@ from .jpeg_tiles import damaged
 from .pixels import composited
 from .protocol import SlideInfo
 from .reader import SlideReader
-from .resolution import Mpp, ome_facts, positive_number, resolve
+from .resolution import Stated, ome_facts, positive_number, resolve
 from .tiff_facts import TiffFacts, TileTable
 from .tile_cache import cache_bytes
 
@@ -74,7 +74,7 @@ class OpenSlideReader(SlideReader):
         If OpenSlide cannot open the file, or read from it.
     """
 
-    def __init__(self, path: Path, facts: TiffFacts | None, stated_mpp: Mpp | None) -> None:
+    def __init__(self, path: Path, facts: TiffFacts | None, stated_mpp: Stated | None) -> None:
         super().__init__(path, path.name)
         self._file = path
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class OpenSlideReader(SlideReader):
                     "piece; copy it again from its source, or convert it to a tiled, pyramidal TIFF"
                 )
 
-    def _describe(self, handle: openslide.OpenSlide, facts: TiffFacts | None, stated_mpp: Mpp | None) -> SlideInfo:
+    def _describe(self, handle: openslide.OpenSlide, facts: TiffFacts | None, stated_mpp: Stated | None) -> SlideInfo:
         properties = dict(handle.properties)
         levels = checked_levels(self._name, handle.level_dimensions, self._downsamples)
         vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
@@ -144,6 +144,7 @@ class OpenSlideReader(SlideReader):
             levels=levels,
             mpp=resolution.mpp,
             mpp_source=resolution.source,
+            mpp_option=resolution.option,
             magnification=magnification,
             bounds=checked_bounds(bounds, levels[0].size),
             background=colour_from_hex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),

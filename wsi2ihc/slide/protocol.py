@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..arrays import RGB, RGBImage
 from ..geometry import Region, Size
@@ -27,7 +27,7 @@ class SlideInfo:
     """The facts of an open slide.
 
     name:            base name of the file or URL, never its folder
-    reader:          "openslide" or "tiffslide"
+    reader:          "openslide", "tiffslide", "pillow" (plain images) or "memory"
     vendor:          scanner family as the reader names it ("aperio", "generic-tiff", …)
     levels:          largest first; ``levels[0].size`` is the slide's size
     mpp:             µm per level-0 px along (x, y); None where unknown or absurd
@@ -38,6 +38,7 @@ class SlideInfo:
     icc_profile:     embedded colour profile, or None
     quickhash:       OpenSlide's quickhash-1 where it has one, else a hash of our own with the prefix "sha256:"
     problems:        what is wrong or doubtful, one sentence each, for people
+    mpp_option:      what a user states another mpp with, for messages
     """
 
     name: str
@@ -52,11 +53,26 @@ class SlideInfo:
     icc_profile: bytes | None
     quickhash: str
     problems: tuple[str, ...] = ()
+    mpp_option: str = "--mpp"
 
     @property
     def size(self) -> Size:
         """Size of level 0 in px."""
         return self.levels[0].size
+
+    def described(self) -> dict[str, Any]:
+        """What a report says of the slide, as JSON values; no paths."""
+        return {
+            "name": self.name,
+            "quickhash": self.quickhash,
+            "reader": self.reader,
+            "vendor": self.vendor,
+            "width": self.size.width,
+            "height": self.size.height,
+            "mpp": self.mpp,
+            "mpp_source": self.mpp_source,
+            "magnification": self.magnification,
+        }
 
 
 class Slide(Protocol):

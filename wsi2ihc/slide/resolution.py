@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import MissingResolutionError, OptionError
+from .protocol import SlideInfo
 
 MPP_RANGE = (0.02, 50.0)
 """What a slide's own metadata may say, µm/px.
@@ -29,12 +30,24 @@ screens, printers and flatbed scanners, filled in for want of a better figure.""
 _SQUARE_TOLERANCE = 0.01
 """Pixels whose sides differ by less count as square; DICOM slides of 28.969 × 28.968 µm exist."""
 
-_STATE_IT = "state it with --mpp (µm per pixel, about 0.25 at 40x and 0.5 at 20x)"
+_FOR_EXAMPLE = "(µm per pixel, about 0.25 at 40x and 0.5 at 20x)"
 
 _OME_UNIT_UM = {"": 1.0, "µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 Mpp = tuple[float, float]
 """µm per pixel along (x, y)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What a caller says of a slide's resolution.
+
+    mpp:     µm per level-0 px along (x, y), or None to believe the slide
+    option:  what a user states it with, for messages
+    """
+
+    mpp: Mpp | None = None
+    option: str = "--mpp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +57,17 @@ class Resolution:
     mpp:       µm per level-0 px along (x, y), or None
     source:    "stated", "slide", "tiff tags" or ""
     problems:  one sentence each, for people
+    option:    what a user states another one with
     """
 
     mpp: Mpp | None
     source: str
     problems: tuple[str, ...] = ()
+    option: str = "--mpp"
 
 
-def checked_mpp(mpp: float | Sequence[float] | None) -> Mpp | None:
-    """A resolution that a caller states, as µm/px along (x, y).
+def checked_mpp(mpp: float | Sequence[float] | None, option: str = "--mpp") -> Stated:
+    """A resolution that a caller states, µm/px, once or along (x, y).
 
     Raises
     ------
@@ -60,7 +75,7 @@ def checked_mpp(mpp: float | Sequence[float] | None) -> Mpp | None:
         If it is not one or two numbers within `MPP_RANGE`.
     """
     if mpp is None:
-        return None
+        return Stated(None, option)
     pair: tuple[float, ...]
     try:
         pair = (float(mpp),) * 2 if isinstance(mpp, (int, float)) else tuple(float(value) for value in mpp)
@@ -69,35 +84,54 @@ def checked_mpp(mpp: float | Sequence[float] | None) -> Mpp | None:
     low, high = MPP_RANGE
     # Not "value < low or …": a NaN has to fail too.
     if len(pair) != 2 or not all(low <= value <= high for value in pair):
-        raise OptionError(f"--mpp {mpp}: the slide's resolution must be between {low:g} and {high:g} µm per pixel")
-    return pair[0], pair[1]
+        raise OptionError(f"{option} {mpp}: the slide's resolution must be between {low:g} and {high:g} µm per pixel")
+    return Stated((pair[0], pair[1]), option)
 
 
-def resolve(stated: Mpp | None, own: Mpp | None, tags: Mpp | None) -> Resolution:
+def known_mpp(info: SlideInfo) -> Mpp:
+    """A slide's resolution, µm per level-0 px along (x, y).
+
+    Raises
+    ------
+    MissingResolutionError
+        If it is unknown.
+    """
+    if info.mpp is None:
+        raise MissingResolutionError(
+            f"{info.name}: the slide does not state its resolution; give it with {info.mpp_option} {_FOR_EXAMPLE}"
+        )
+    return info.mpp
+
+
+def resolve(stated: Stated | None, own: Mpp | None, tags: Mpp | None) -> Resolution:
     """Choose among what the caller states, what the slide's own metadata say, and what its TIFF tags say."""
-    found = _believable(own, tags)
-    if stated is None:
+    stated = stated or Stated()
+    found = _believable(own, tags, stated.option)
+    if stated.mpp is None:
         remarks = () if found.mpp is None else _not_square(found.mpp)
-        return Resolution(found.mpp, found.source, (*found.problems, *remarks))
-    problems = list(_not_square(stated))
-    if found.mpp is not None and max(abs(math.log(a / b)) for a, b in zip(stated, found.mpp, strict=True)) > 0.05:
-        problems.append(f"The stated resolution of {_text(stated)} replaces {_text(found.mpp)}, which the file says.")
-    return Resolution(stated, "stated", tuple(problems))
+        return Resolution(found.mpp, found.source, (*found.problems, *remarks), stated.option)
+    problems = list(_not_square(stated.mpp))
+    if found.mpp is not None and max(abs(math.log(a / b)) for a, b in zip(stated.mpp, found.mpp, strict=True)) > 0.05:
+        problems.append(
+            f"The stated resolution of {_text(stated.mpp)} replaces {_text(found.mpp)}, which the file says."
+        )
+    return Resolution(stated.mpp, "stated", tuple(problems), stated.option)
 
 
-def _believable(own: Mpp | None, tags: Mpp | None) -> Resolution:
+def _believable(own: Mpp | None, tags: Mpp | None, option: str) -> Resolution:
+    state_it = f"state it with {option} {_FOR_EXAMPLE}"
     if own is not None:
         if all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in own):
             return Resolution(own, "slide")
-        return Resolution(None, "", (f"The slide says {_text(own)}, which no scanner means; {_STATE_IT}.",))
+        return Resolution(None, "", (f"The slide says {_text(own)}, which no scanner means; {state_it}.",))
     if tags is not None:
         if all(TAG_MPP_RANGE[0] <= value <= TAG_MPP_RANGE[1] for value in tags):
             return Resolution(tags, "tiff tags")
         dpi = " × ".join(f"{25_400 / value:.4g}" for value in dict.fromkeys(tags))
         return Resolution(
-            None, "", (f"The TIFF tags say {_text(tags)} ({dpi} dpi), which no scanner means; {_STATE_IT}.",)
+            None, "", (f"The TIFF tags say {_text(tags)} ({dpi} dpi), which no scanner means; {state_it}.",)
         )
-    return Resolution(None, "", (f"The slide does not say its resolution; {_STATE_IT}.",))
+    return Resolution(None, "", (f"The slide does not say its resolution; {state_it}.",))
 
 
 def _not_square(mpp: Mpp) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from .jpeg_tiles import damaged
 from .pixels import composited, fill_with
 from .protocol import SlideInfo
 from .reader import SlideReader
-from .resolution import Mpp, ome_facts, positive_number, resolve
+from .resolution import Stated, ome_facts, positive_number, resolve
 from .tiff_facts import TiffFacts, TileTable, quiet_tifffile, tiff_facts, tile_table
 from .tile_codecs import check_count, claimed_size
 
@@ -64,7 +64,7 @@ class TiffSlideReader(SlideReader):
         If tiffslide cannot open the file, or read from it, or its pixels are not 8-bit RGB.
     """
 
-    def __init__(self, path: str | Path, stated_mpp: Mpp | None) -> None:
+    def __init__(self, path: str | Path, stated_mpp: Stated | None) -> None:
         super().__init__(path, name_of(path))
         self._lock = threading.Lock()
         self._slide: TiffSlide | None = None
@@ -123,7 +123,7 @@ class TiffSlideReader(SlideReader):
                     "as a whole; convert it to a tiled, pyramidal TIFF"
                 )
 
-    def _describe(self, slide: TiffSlide, facts: TiffFacts, stated_mpp: Mpp | None) -> SlideInfo:
+    def _describe(self, slide: TiffSlide, facts: TiffFacts, stated_mpp: Stated | None) -> SlideInfo:
         properties = slide.properties
         levels = checked_levels(self._name, slide.level_dimensions, slide.level_downsamples)
         profile, profile_remarks = checked_profile(facts.icc_profile)
@@ -148,6 +148,7 @@ class TiffSlideReader(SlideReader):
             levels=levels,
             mpp=resolution.mpp,
             mpp_source=resolution.source,
+            mpp_option=resolution.option,
             magnification=magnification,
             bounds=checked_bounds(bounds, levels[0].size),
             background=WHITE,

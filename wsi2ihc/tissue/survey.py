@@ -9,9 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from ..arrays import RGB, WHITE, BoolImage, RGBImage
-from ..errors import MissingResolutionError
 from ..geometry import Region
-from ..slide import Slide, SlideInfo, WorkingGrid, overview_grid, read_overview
+from ..slide import Slide, SlideInfo, WorkingGrid, known_mpp, overview_grid, read_overview
 from .detect import find_tissue
 from .glass import find_glass
 from .mask import TissueMask
@@ -59,11 +58,7 @@ def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
         If the file is damaged.
     """
     info = slide.info
-    if info.mpp is None:
-        raise MissingResolutionError(
-            f"{info.name}: tissue cannot be found without the slide's resolution; give it with --mpp (µm per pixel, "
-            "about 0.25 at 40x and 0.5 at 20x)"
-        )
+    known_mpp(info)  # raises where it is not
     grid = mask_grid(info, mpp)
     overview = _look(slide, grid)
     tissue, glass, warnings = find_tissue(overview, math.sqrt(grid.mpp[0] * grid.mpp[1]))

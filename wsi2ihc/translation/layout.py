@@ -15,6 +15,7 @@ from ..errors import NoTissueError
 from ..generator.protocol import Translator
 from ..geometry import Size, ceil_to
 from ..plan import Layout, Plan, plan_windows, smallest_window_px
+from ..runtime import cores
 from .machine import Machine
 from .options import GIB, TranslateOptions
 from .scene import Scene
@@ -122,11 +123,7 @@ def answer_to_glass(translator: Translator, layout: Layout, glass: RGB) -> RGB:
 
 def default_workers() -> int:
     """Cores that this process may use, 32 at most: more threads than that only wait for the disk."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
-    return min(cores, 32)
+    return min(cores(), 32)
 
 
 def batch_size(options: TranslateOptions, plan: Plan, on_gpu: bool) -> int:

@@ -224,23 +224,13 @@ def _write(job: Job, partial: Path, tiles: Iterator[Tile], executor: Executor, n
 def _report(
     job: Job, name: str, written: PyramidReport, seams: SeamFigures | None, clock: DeviceClock, run_s: float
 ) -> TranslateReport:
-    info, plan = job.slide.info, job.plan
+    plan = job.plan
     unreadable = job.scene.damaged_places
     warnings = job.warnings
     if unreadable:
         warnings += (f"{unreadable} places could not be read and were taken for glass",)
     return TranslateReport(
-        source={
-            "name": info.name,
-            "quickhash": info.quickhash,
-            "reader": info.reader,
-            "vendor": info.vendor,
-            "width": info.size.width,
-            "height": info.size.height,
-            "mpp": info.mpp,
-            "mpp_source": info.mpp_source,
-            "magnification": info.magnification,
-        },
+        source=job.slide.info.described(),
         model=describe_model(job.generator),
         options=options_for_report(job.options),
         output_name=name,

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .. import runtime
 from ..arrays import RGB
 from ..generator.model import Generator
 from ..geometry import Region, Size
@@ -21,10 +20,6 @@ from .options import TranslateOptions
 from .seams import SeamFigures
 
 DISCLAIMER = "Computed from H&E by a neural network or colour model: research use only, not for diagnosis."
-
-VERSIONED = ("wsi2ihc", "torch", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "numpy",
-             "opencv-python-headless", "pillow")  # fmt: skip
-"""Distributions whose versions can change the pixels or the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +71,7 @@ def write_report(path: Path, report: TranslateReport) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that matter; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return runtime.versions("torch")
 
 
 def describe_model(generator: Generator) -> dict[str, Any]:

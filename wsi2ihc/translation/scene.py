@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import RGB
-from ..errors import MissingResolutionError, NoTissueError, OptionError
+from ..errors import NoTissueError, OptionError
 from ..geometry import Region
 from ..plan import TissueGrid
-from ..slide import Slide, WorkingGrid, to_srgb_transform, working_grid
+from ..slide import Slide, WorkingGrid, known_mpp, to_srgb_transform, working_grid
 from ..tissue import TissueMask, detect_tissue, load_mask, place_mask, whole_slide
 from .options import TranslateOptions
 from .reading import ForgivingSlide, RegionReader
@@ -59,11 +59,7 @@ def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) 
     NoTissueError
         If there is nothing to translate in the region.
     """
-    if slide.info.mpp is None:
-        raise MissingResolutionError(
-            f"{slide.info.name}: the slide does not state its resolution; give it with --mpp (µm per pixel, "
-            "about 0.25 at 40x and 0.5 at 20x)"
-        )
+    known_mpp(slide.info)  # raises where it is not
     grid = working_grid(slide.info, model_mpp)
     extent = Region(0, 0, grid.size.width, grid.size.height)
     if options.region is not None:
