@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import os
 from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
 
 from wsi2ihc.errors import DatasetError
@@ -35,8 +38,27 @@ def folders_in(folder: Path, wanted: Container[str]) -> dict[str, Path]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A CSV file as it was read, once.
+
+    rows:   with column names in lower case, and cells without blanks around them; rows without a cell are left out
+    lines:  on which line of the file each row begins; the first line of a file is 1
+    sha256: of the file's bytes
+    """
+
+    rows: tuple[dict[str, str], ...]
+    lines: tuple[int, ...]
+    sha256: str
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, with column names in lower case, and cells without blanks around them.
+    """The rows of `read_lines`."""
+    return list(read_lines(path).rows)
+
+
+def read_lines(path: Path) -> Table:
+    """Read a CSV file.
 
     Raises
     ------
@@ -44,29 +66,37 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         If it is not there, is no text, has no rows, is separated by something else than commas, or a row has more
         cells than there are columns.
     """
+    lines: list[tuple[int, list[str]]] = []
     try:
+        content = path.read_bytes()
         # utf-8-sig: spreadsheets put a byte-order mark in front
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file))
+        reader, begin = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")), 1
+        for cells in reader:
+            lines.append((begin, [cell.strip() for cell in cells]))
+            begin = reader.line_num + 1
     except FileNotFoundError as error:
         raise DatasetError(f"there is no table {path}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} cannot be read as a CSV file in UTF-8 ({error!s:.80})") from error
-    lines = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
-    _check_separator(path, lines)
-    if len(lines) < 2:
+    (_, head), *rows = [line for line in lines if any(line[1])] or [(1, [])]
+    _check_separator(path, head)
+    if not rows:
         raise DatasetError(f"{path} has no rows below its column names")
-    names = [name.lower() for name in lines[0]]
+    names = [name.lower() for name in head]
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise DatasetError(f"{path} has the column {twice[0]!r} twice")
-    for number, line in enumerate(lines[1:], 2):
-        if len(line) > len(names):
-            raise DatasetError(f"{path}, row {number}: {len(line)} cells, but {len(names)} columns")
-    return [dict.fromkeys(names, "") | dict(zip(names, line, strict=False)) for line in lines[1:]]
+    for number, cells in rows:
+        if len(cells) > len(names):
+            raise DatasetError(f"{path}, row {number}: {len(cells)} cells, but {len(names)} columns")
+    return Table(
+        tuple(dict.fromkeys(names, "") | dict(zip(names, cells, strict=False)) for _, cells in rows),
+        tuple(number for number, _ in rows),
+        hashlib.sha256(content).hexdigest(),
+    )
 
 
-def _check_separator(path: Path, lines: list[list[str]]) -> None:
+def _check_separator(path: Path, head: list[str]) -> None:
     """Spreadsheets of some countries separate by semicolons: then the names of all columns are one cell."""
     for character, name in ((";", "semicolons"), ("\t", "tabs")):
-        if lines and len(lines[0]) == 1 and character in lines[0][0]:
+        if len(head) == 1 and character in head[0]:
             raise DatasetError(f"the columns of {path} are separated by {name}; separate them by commas")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.files import read_csv
+from .manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,22 +16,15 @@ class Folders:
     names: Mapping[str, str]
 
     @classmethod
-    def of(cls, manifest: Path) -> Folders:
-        """The paths that the cells of a manifest name, and its own folder.
-
-        Raises
-        ------
-        DatasetError
-            If the manifest cannot be read.
-        """
-        parts = (
-            part.strip() for row in read_csv(manifest) for cell in row.values() for part in (cell, *cell.split(";"))
-        )
+    def of(cls, manifest: Manifest) -> Folders:
+        """The paths that the cells of a manifest name, and its own folder."""
+        parts = {part.strip() for cell in manifest.cells for part in (cell, *cell.split(";"))}
+        own = manifest.path.parent
         names: dict[str, str] = {}
         for cell in {part for part in parts if Path(part).name and not any(character < " " for character in part)}:
-            for path in (cell, str(manifest.parent / cell), str((manifest.parent / cell).resolve())):
+            for path in (cell, str(own / cell), str((own / cell).resolve())):
                 names[path] = Path(cell).name
-        names |= {f"{folder}/": "" for folder in (manifest.parent, manifest.parent.resolve()) if str(folder) != "."}
+        names |= {f"{folder}/": "" for folder in (own, own.resolve()) if str(folder) != "."}
         return cls(dict(sorted(names.items(), key=lambda item: -len(item[0]))))
 
     def removed(self, message: str) -> str:

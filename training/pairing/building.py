@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wsi2ihc.errors import DatasetError, SlideNotFoundError
 from wsi2ihc.progress import Progress, ProgressCallback, silent
-from wsi2ihc.registration.report import versions
+from wsi2ihc.runtime import versions
 
 from ..data.table import STATEMENT_NAME
 from ..locks import LOCK
@@ -25,7 +25,7 @@ from .options import PairsOptions
 from .places import SPLIT_NAMES, staging_folder
 from .records import RECORD_NAME, SlideRecord, read_record
 from .running import run_jobs
-from .splitting import Splits, assign_splits
+from .splitting import Splits, assign_splits, split_warnings
 from .store import PairsStore, fingerprint_of, open_store
 from .summary import BuildReport, FailedPair, Preview, SlideTally
 from .table import Statement
@@ -75,7 +75,7 @@ def build_pairs(
     options = options or PairsOptions()
     started = time.perf_counter()
     table = read_manifest(manifest)
-    splits = assign_splits(table.rows, options.shares, options.seed)
+    splits = assign_splits(table.members, options.shares, options.seed)
     with open_store(folder, options.of_patches) as store:
         before = _time_of(folder / STATEMENT_NAME)
         found = _find_work(store, table, options)
@@ -89,7 +89,7 @@ def build_pairs(
         progress(Progress("writing the tables"))
         place_patches(store, slides, splits.roles, _statement(table, options, failed))
         is_unchanged = not found.jobs and _time_of(folder / STATEMENT_NAME) == before
-        report = _report(folder, table, splits, slides, found, failed)
+        report = _report(folder, table, options, splits, slides, found, failed)
     if not report.kept and not failed:
         raise DatasetError(
             f"no patch was kept ({_reasons(slides)}); look at {folder / 'rejected.csv'}, and relax what is too strict"
@@ -113,13 +113,13 @@ def preview_pairs(
     """
     options = options or PairsOptions()
     table = read_manifest(manifest)
-    splits = assign_splits(table.rows, options.shares, options.seed)
+    splits = assign_splits(table.members, options.shares, options.seed)
     found = _find_work(PairsStore(folder, options.of_patches), table, options)
     failed = _failures(table, found, run_jobs(look_at_pair, found.jobs, options.workers, progress))
     bad = {failure.slide for failure in failed}
     good = [pair for pair in table.rows if pair.slide not in bad]
     tallies = tuple(_tally(pair, found.complete.get(pair.slide), splits, found) for pair in good)
-    return Preview(tallies, failed, (*splits.warnings, *_ignored(table)))
+    return Preview(tallies, failed, (*split_warnings(splits, good, options.shares), *_ignored(table)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +183,7 @@ def _record(store: PairsStore, pair: SlidePair, found: _Found, failed: Iterable[
 
 def _statement(table: Manifest, options: PairsOptions, failed: Iterable[FailedPair]) -> Statement:
     """For ``dataset.json``: no times, no folders, and nothing that says how many cores there were."""
-    folders = Folders.of(table.path)
+    folders = Folders.of(table)
     return Statement(
         mpp=options.mpp,
         patch_px=options.patch_size,
@@ -201,13 +201,14 @@ def _statement(table: Manifest, options: PairsOptions, failed: Iterable[FailedPa
 
 
 def _report(
-    folder: Path, table: Manifest, splits: Splits, slides: Sequence[tuple[SlidePair, SlideRecord]], found: _Found,
-    failed: tuple[FailedPair, ...],
+    folder: Path, table: Manifest, options: PairsOptions, splits: Splits,
+    slides: Sequence[tuple[SlidePair, SlideRecord]], found: _Found, failed: tuple[FailedPair, ...],
 ) -> BuildReport:  # fmt: skip
     statement = json.loads((folder / STATEMENT_NAME).read_text(encoding="utf-8"))
     rejections = summarise_rejections(
         (pair.her2, patch.rejected) for pair, record in slides for patch in record.patches
     )
+    lacking = split_warnings(splits, [pair for pair, record in slides if record.kept], options.shares)
     doubts = [
         f"{pair.slide}: {doubt}" for pair, record in slides for doubt in record.facts["alignment"].get("warnings", ())
     ]
@@ -223,7 +224,7 @@ def _report(
         failed=failed,
         counts=statement["counts"],
         rejected=statement["rejected"],
-        warnings=(*splits.warnings, *_ignored(table), *doubts, *empty, *rejections.warnings),
+        warnings=(*lacking, *_ignored(table), *doubts, *empty, *rejections.warnings),
     )
 
 

@@ -16,7 +16,7 @@ from wsi2ihc.errors import DatasetError, OptionError
 from wsi2ihc.geometry import Size
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 
-from ..data.files import is_image, read_csv
+from ..data.files import is_image, read_lines
 from ..data.images import THREADS, read_pair
 from ..data.layouts import find_pairs
 from ..data.pairs import ROLE_NAMES, Pair
@@ -95,10 +95,10 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
 def _rows(folder: Path, problems: list[str]) -> Iterator[_Row]:
     """The rows of the table whose files are there; what is wrong with the others goes to ``problems``."""
     table = folder / TABLE_NAME
-    lines = read_csv(table)
-    if lacking := {"he", "ihc"} - lines[0].keys():
+    read = read_lines(table)
+    if lacking := {"he", "ihc"} - read.rows[0].keys():
         raise DatasetError(f"{table} has no column {', '.join(sorted(lacking))} (it needs he and ihc)")
-    for number, line in enumerate(lines, 2):
+    for number, line in zip(read.lines, read.rows, strict=True):
         where = f"{TABLE_NAME}, row {number}"
         missing = [name or "no name" for name in (line["he"], line["ihc"]) if not name or not (folder / name).is_file()]
         split, half = line.get("split", "").lower(), line.get("half", "").lower()

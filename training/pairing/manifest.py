@@ -5,7 +5,6 @@ What is wrong with a row is a problem of that row, and the others go on. Nothing
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import TypeVar
 
 from wsi2ihc.errors import DatasetError
 
-from ..data.files import read_csv
+from ..data.files import read_lines
 from ..data.pairs import ROLE_NAMES, Role
 from . import cells
 from .cells import BadCellError, Matrix
@@ -45,7 +44,7 @@ _NEEDED = ("patient", "slide", "he", "ihc")
 class SlidePair:
     """One row of the manifest.
 
-    row:       its number in the file; 2 is the first below the head
+    row:       the line of the file on which it begins; the head is on line 1
     patient, slide:
                ids. Slides of one patient stay in one split; the slide's id names its folder.
     he, ihc:   the slides, relative to the manifest's folder where they were so written
@@ -73,8 +72,22 @@ class SlidePair:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """What a row says of its slide's place among the splits; the fields are those of `SlidePair`.
+
+    There is one for each row in which these cells can be understood, whatever is wrong with the rest of it: who goes
+    where may not depend on which disks are there today.
+    """
+
+    patient: str
+    slide: str
+    her2: str | None = None
+    role: Role | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RowProblem:
-    """Why a row cannot be used: its number, the slide's id ("" if it has none), and one line for people."""
+    """Why a row cannot be used: its line, the slide's id ("" if it has none), and one line for people."""
 
     row: int
     slide: str
@@ -83,19 +96,23 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest as it was read.
+    """A manifest as it was read, once: what of it is needed later is here.
 
     path:     of the table
     rows:     those that can be used, in its order
-    problems: of the others, by row
+    members:  of the splits; of all rows, as far as they can be understood
+    problems: of the rows that cannot be used, by row
     sha256:   of the table's bytes
+    cells:    everything that is written in it, each once
     ignored:  columns that mean nothing here, as they are called in lower case
     """
 
     path: Path
     rows: tuple[SlidePair, ...]
+    members: tuple[Member, ...]
     problems: tuple[RowProblem, ...]
     sha256: str
+    cells: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
 
 
@@ -113,11 +130,11 @@ def read_manifest(path: Path) -> Manifest:
     DatasetError
         If the table cannot be read, has no rows, or lacks a column or has it under two names.
     """
-    table = read_csv(path)
-    names = _column_names(path, table[0].keys())
+    table = read_lines(path)
+    names = _column_names(path, table.rows[0].keys())
     rows = {
         number: {column: line[names[column]] if column in names else "" for column in _COLUMNS}
-        for number, line in enumerate(table, 2)
+        for number, line in zip(table.lines, table.rows, strict=True)
     }
     pairs: list[SlidePair] = []
     problems = list(_contradictions(path.parent, rows))
@@ -128,10 +145,12 @@ def read_manifest(path: Path) -> Manifest:
     bad = {problem.row for problem in problems}
     return Manifest(
         path,
-        tuple(pair for pair in pairs if pair.row not in bad),
-        tuple(sorted(problems, key=lambda problem: problem.row)),
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-        tuple(sorted(name for name in table[0] if name and name not in names.values())),
+        rows=tuple(pair for pair in pairs if pair.row not in bad),
+        members=tuple(member for row in rows.values() if (member := _member(row))),
+        problems=tuple(sorted(problems, key=lambda problem: problem.row)),
+        sha256=table.sha256,
+        cells=frozenset(cell for line in table.rows for cell in line.values()),
+        ignored=tuple(sorted(name for name in table.rows[0] if name and name not in names.values())),
     )
 
 
@@ -178,6 +197,14 @@ def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> tuple[SlideP
         number, patient, slide, he, ihc, her2, he_mpp, ihc_mpp, role, he_landmarks, ihc_landmarks, transform
     )
     return pair, []
+
+
+def _member(row: Mapping[str, str]) -> Member | None:
+    """The row's place among the splits; None where it cannot be understood."""
+    try:
+        return Member(cells.patient(row["patient"]), row["slide"], cells.level(row["her2"]), cells.role(row["split"]))
+    except BadCellError:
+        return None
 
 
 def _contradictions(folder: Path, rows: Mapping[int, Mapping[str, str]]) -> Iterator[RowProblem]:

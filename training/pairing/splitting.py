@@ -14,14 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.errors import OptionError
 
 from ..data.pairs import ROLES, Role
 from .cells import LEVELS
-from .manifest import SlidePair
+from .manifest import Member, SlidePair
 
 Shares: TypeAlias = tuple[float, float, float]
 """Of training, validation and test, in the order of `ROLES`; they add up to 1."""
+
+_Row: TypeAlias = Member | SlidePair
 
 _Counts: TypeAlias = tuple[int, ...]
 """Patients per role, in the order of `ROLES`."""
@@ -29,13 +31,12 @@ _Counts: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """What each slide is for, by its id; and warnings, one line each."""
+    """What each slide is for, by its id."""
 
     roles: Mapping[str, Role]
-    warnings: tuple[str, ...] = ()
 
 
-def assign_splits(pairs: Iterable[SlidePair], shares: Shares = (0.8, 0.1, 0.1), seed: int = 0) -> Splits:
+def assign_splits(members: Iterable[_Row], shares: Shares = (0.8, 0.1, 0.1), seed: int = 0) -> Splits:
     """Give every slide a role, by patient.
 
     A patient's level is the highest of its slides. Roles that the manifest states stay as they are and count into the
@@ -45,8 +46,10 @@ def assign_splits(pairs: Iterable[SlidePair], shares: Shares = (0.8, 0.1, 0.1), 
 
     Parameters
     ----------
-    pairs
-        Rows of one manifest: those of one patient state one role at most.
+    members
+        Rows of one manifest, those included that cannot be used otherwise: the patients of a disk that is missing
+        today keep their places, and nobody else is moved into them. Where the rows of a patient state several roles
+        (none of them is used then), the first one counts.
     shares
         Of the patients; that of training is above 0.
     seed
@@ -56,13 +59,11 @@ def assign_splits(pairs: Iterable[SlidePair], shares: Shares = (0.8, 0.1, 0.1), 
     ------
     OptionError
         If the shares are impossible.
-    DatasetError
-        If a patient's rows state two roles.
     """
     _check_shares(shares)
-    patients: dict[str, list[SlidePair]] = defaultdict(list)
-    for pair in pairs:
-        patients[pair.patient].append(pair)
+    patients: dict[str, list[_Row]] = defaultdict(list)
+    for member in members:
+        patients[member.patient].append(member)
     roles = {patient: role for patient, own in patients.items() if (role := _stated_role(own))}
     levels = {patient: _level_of(own) for patient, own in patients.items()}
     free: dict[str, list[str]] = defaultdict(list)
@@ -74,10 +75,17 @@ def assign_splits(pairs: Iterable[SlidePair], shares: Shares = (0.8, 0.1, 0.1), 
     }
     for level, counts in _quotas({level: len(own) for level, own in free.items()}, stated, shares).items():
         roles |= _taken(free[level], counts)
-    return Splits(
-        {pair.slide: roles[patient] for patient, own in patients.items() for pair in own},
-        tuple(_warnings(roles, levels, shares)),
-    )
+    return Splits({member.slide: roles[patient] for patient, own in patients.items() for member in own})
+
+
+def split_warnings(splits: Splits, kept: Iterable[SlidePair], shares: Shares) -> tuple[str, ...]:
+    """What the slides that are kept leave empty, or nearly: one line each; none if there are no slides."""
+    patients: dict[str, list[_Row]] = defaultdict(list)
+    for pair in kept:
+        patients[pair.patient].append(pair)
+    roles = {patient: splits.roles[own[0].slide] for patient, own in patients.items()}
+    levels = {patient: _level_of(own) for patient, own in patients.items()}
+    return tuple(_warnings(splits, roles, levels, shares)) if patients else ()
 
 
 def _check_shares(shares: Shares) -> None:
@@ -89,16 +97,13 @@ def _check_shares(shares: Shares) -> None:
         )
 
 
-def _stated_role(own: Sequence[SlidePair]) -> Role | None:
-    roles = {pair.role for pair in own} - {None}
-    if len(roles) > 1:
-        raise DatasetError(f"the patient {own[0].patient!r} is in {' and '.join(sorted(map(str, roles)))}; keep one")
-    return roles.pop() if roles else None
+def _stated_role(own: Sequence[_Row]) -> Role | None:
+    return next((row.role for row in own if row.role), None)
 
 
-def _level_of(own: Sequence[SlidePair]) -> str:
+def _level_of(own: Sequence[_Row]) -> str:
     """The highest level of a patient's slides; "" if none is known."""
-    known = [pair.her2 for pair in own if pair.her2 is not None]
+    known = [row.her2 for row in own if row.her2 is not None]
     return max(known, key=LEVELS.index, default="")
 
 
@@ -159,13 +164,15 @@ def _taken(ranked: Sequence[str], counts: _Counts) -> dict[str, Role]:
     return roles | dict.fromkeys(ranked[len(ranked) - test :], ROLES[2])
 
 
-def _warnings(roles: Mapping[str, Role], levels: Mapping[str, str], shares: Shares) -> Iterable[str]:
+def _warnings(splits: Splits, roles: Mapping[str, Role], levels: Mapping[str, str], shares: Shares) -> Iterable[str]:
     present = sorted(set(levels.values()) - {""})
     for role, share in zip(ROLES, shares, strict=True):
         if share == 0:
             continue
         own = [patient for patient in roles if roles[patient] == role]
-        if not own:
+        if not own and role in splits.roles.values():
+            yield f"no patient is for {role}: none of those who were chosen for it can be used"
+        elif not own:
             yield f"no patient is for {role}: {len(roles)} patients are too few for a share of {share:g}"
         elif lacking := sorted(set(present) - {levels[patient] for patient in own}):
             yield f"no patient of level {', '.join(lacking)} is for {role}; there are too few of them"

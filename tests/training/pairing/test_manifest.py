@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.training.pairing.anonymous import Folders
 from wsi2ihc.training.pairing.cells import IDENTITY
 from wsi2ihc.training.pairing.manifest import Manifest, SlidePair, read_manifest
 
@@ -64,6 +65,29 @@ def test_everything(tmp_path: Path) -> None:
     assert (c.her2, c.transform) == ("0", tmp_path / "saved.json")
     assert (d.her2, d.he_mpp, d.role, d.transform) == (None, None, "test", tmp_path / "one")
     assert read.ignored == ("stainer",)
+
+
+def test_rows_are_counted_as_editors_count_lines(tmp_path: Path) -> None:
+    notes = '"of two\nlines"'
+    rows = ["", line("a", notes), ",,,,", line("b", "x"), "", "", "P,S,gone.svs,c_ihc.svs,"]
+    read = read_manifest(manifest(tmp_path, rows, f"{HEAD},notes"))
+    assert [pair.row for pair in read.rows] == [3, 6]
+    assert [problem.row for problem in read.problems] == [9]
+    path = manifest(tmp_path, ["", line("a", "1", "2")])
+    with pytest.raises(DatasetError, match="row 3: 6 cells, but 4 columns"):
+        read_manifest(path)
+
+
+def test_it_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = manifest(tmp_path, [line("a")])
+    opened: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
+    read = read_manifest(path)
+    assert opened == [path]
+    path.unlink()
+    assert {"Pa", "Sa", "a_he.svs", "a_ihc.svs"} <= read.cells
+    assert Folders.of(read).removed(f"{tmp_path / 'a_he.svs'} is gone") == "a_he.svs is gone"
 
 
 def test_absolute_paths(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.errors import OptionError
 from wsi2ihc.training.data import ROLES, Role
 from wsi2ihc.training.pairing.cells import LEVELS
-from wsi2ihc.training.pairing.manifest import SlidePair
-from wsi2ihc.training.pairing.splitting import Shares, assign_splits
+from wsi2ihc.training.pairing.manifest import Member, SlidePair, read_manifest
+from wsi2ihc.training.pairing.splitting import Shares, assign_splits, split_warnings
 
 SHARES: Shares = (0.8, 0.1, 0.1)
 
@@ -87,13 +87,13 @@ def test_shares_are_met_per_level_and_overall(counts: dict[str | None, int], sha
 def test_a_known_split() -> None:
     pairs = rows_of({"0": 10, "1+": 20, "2+": 30, "3+": 40})
     splits = assign_splits(pairs, SHARES)
+    assert split_warnings(splits, pairs, SHARES) == ()
     counts = Counter((pair.her2, splits.roles[pair.slide]) for pair in pairs)
     assert counts == {
         **{(level, "train"): 8 * tens for tens, level in enumerate(LEVELS, 1)},
         **{(level, "validation"): tens for tens, level in enumerate(LEVELS, 1)},
         **{(level, "test"): tens for tens, level in enumerate(LEVELS, 1)},
     }
-    assert splits.warnings == ()
 
 
 def test_the_seed_matters() -> None:
@@ -142,18 +142,36 @@ def test_few_patients_train(count: int) -> None:
 
 
 def test_what_stays_empty_is_said() -> None:
-    splits = assign_splits(rows_of({"0": 1, "3+": 1}), SHARES)
+    pairs = rows_of({"0": 1, "3+": 1})
+    splits = assign_splits(pairs, SHARES)
     assert set(splits.roles.values()) == {"train"}
-    assert splits.warnings == (
+    assert split_warnings(splits, pairs, SHARES) == (
         "no patient is for validation: 2 patients are too few for a share of 0.1",
         "no patient is for test: 2 patients are too few for a share of 0.1",
     )
-    splits = assign_splits(rows_of({"0": 20, "3+": 2}), SHARES)
-    assert splits.warnings == (
+    pairs = rows_of({"0": 20, "3+": 2})
+    splits = assign_splits(pairs, SHARES)
+    assert split_warnings(splits, pairs, SHARES) == (
         "no patient of level 3+ is for validation; there are too few of them",
         "no patient of level 3+ is for test; there are too few of them",
     )
-    assert assign_splits(rows_of({"0": 3}), (1.0, 0.0, 0.0)).warnings == ()
+    pairs = rows_of({"0": 3})
+    assert split_warnings(assign_splits(pairs, (1.0, 0.0, 0.0)), pairs, (1.0, 0.0, 0.0)) == ()
+
+
+def test_what_is_said_follows_from_the_slides_that_are_kept() -> None:
+    pairs = rows_of(dict.fromkeys(LEVELS, 10))
+    splits = assign_splits(pairs, SHARES)
+    assert split_warnings(splits, pairs, SHARES) == ()
+    kept = [pair for pair in pairs if splits.roles[pair.slide] != "test"]
+    assert split_warnings(splits, kept, SHARES) == (
+        "no patient is for test: none of those who were chosen for it can be used",
+    )
+    kept = [pair for pair in pairs if (splits.roles[pair.slide], pair.her2) != ("validation", "2+")]
+    assert split_warnings(splits, kept, SHARES) == (
+        "no patient of level 2+ is for validation; there are too few of them",
+    )
+    assert split_warnings(splits, [], SHARES) == ()
 
 
 @pytest.mark.parametrize("shares", [(0.8, 0.1, 0.2), (0, 0.5, 0.5), (1.2, -0.1, -0.1), (math.nan, 0.5, 0.5), (1,)])
@@ -162,6 +180,74 @@ def test_impossible_shares(shares: Shares) -> None:
         assign_splits(rows_of({"0": 3}), shares)
 
 
-def test_a_patient_of_two_roles() -> None:
-    with pytest.raises(DatasetError, match="the patient 'p' is in test and train"):
-        assign_splits([row("p", 0, role="test"), row("p", 1, role="train")])
+def test_of_two_roles_the_first_counts() -> None:
+    assert assign_splits([row("p", 0, role="test"), row("p", 1, role="train")]).roles["p-1"] == "test"
+
+
+# whole manifests, of which rows fail
+
+BROKEN = (
+    {"he_path": "unmounted/he.svs"},
+    {"ihc_path": ""},
+    {"slide_id": "S0"},
+    {"slide_id": "../S"},
+    {"he_path": "0_he.svs"},
+    {"he_mpp": "250"},
+    {"landmarks": "gone.csv;gone.csv"},
+    {"transform": "rigid"},
+)
+
+
+@given(st.integers(0, 2**32), st.sampled_from((0.2, 0.5, 1.0)))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_that_fail_move_no_patient(tmp_path: Path, seed: int, share: float) -> None:
+    random_ = random.Random(seed)
+    rows = []
+    for number in range(random_.randint(1, 25)):
+        for kind in ("he", "ihc"):
+            (tmp_path / f"{number}_{kind}.svs").touch()
+        patient = random_.randint(0, 12)
+        rows.append({
+            "patient_id": f"P{patient}",
+            "slide_id": f"S{number}",
+            "he_path": f"{number}_he.svs",
+            "ihc_path": f"{number}_ihc.svs",
+            "her2": random_.choice(["", "0", "1+", "2+", "3+"]),
+            "split": "test" if patient == 0 and random_.random() < 0.5 else "",
+            "he_mpp": "",
+            "landmarks": "",
+            "transform": "",
+        })  # fmt: skip
+    before = roles_of_patients(tmp_path, rows, seed)
+    assert before.keys() == {one["patient_id"] for one in rows}
+    broken = [one | random_.choice(BROKEN) if random_.random() < share else one for one in rows]
+    assert roles_of_patients(tmp_path, broken, seed).items() <= before.items()
+
+
+def roles_of_patients(folder: Path, rows: Sequence[dict[str, str]], seed: int) -> dict[str, Role]:
+    """Of those who have slides that can be used."""
+    path = folder / "manifest.csv"
+    path.write_text("\n".join([",".join(rows[0]), *(",".join(one.values()) for one in rows)]) + "\n")
+    read = read_manifest(path)
+    roles = assign_splits(read.members, (0.6, 0.2, 0.2), seed % 5).roles
+    return {pair.patient: roles[pair.slide] for pair in read.rows}
+
+
+def test_a_stated_split_counts_though_its_row_fails(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    path = tmp_path / "manifest.csv"
+    path.write_text("patient_id,slide_id,he_path,ihc_path,split\nP,S1,gone,b,test\nP,S2,a,b,\n")
+    read = read_manifest(path)
+    assert [pair.slide for pair in read.rows] == []  # both name the IHC slide b
+    path.write_text("patient_id,slide_id,he_path,ihc_path,split\nP,S1,gone,gone2,test\nP,S2,a,b,\n")
+    read = read_manifest(path)
+    assert [pair.slide for pair in read.rows] == ["S2"]
+    assert assign_splits(read.members).roles["S2"] == "test"
+
+
+def test_rows_that_cannot_be_understood_take_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    rows = ["P1,S1,a,b,7,", "P2,S2,a,b,,holdout", ",S3,a,b,0,", "P4,S4,a,b,2,val"]
+    path.write_text("\n".join(["patient_id,slide_id,he_path,ihc_path,her2,split", *rows]))
+    assert read_manifest(path).members == (Member("P4", "S4", "2+", "validation"),)
