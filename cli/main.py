@@ -30,6 +30,7 @@ COMMANDS = {
     "models": "List, show and import generators.",
     "doctor": "Check what works in this environment.",
     "train": "Train a generator on paired patches.",
+    "evaluate": "Say how good a virtual stain is, in numbers and pictures.",
     "curves": "Draw the losses and metrics of training runs.",
     "demo": "Make a synthetic H&E slide, translate it, and say how to look at it.",
 }

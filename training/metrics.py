@@ -20,7 +20,7 @@ from wsi2ihc.errors import DatasetError, OptionError
 from .moments import Moments, correlation, moments_of, percentile_interval, resampled
 from .spectrum import grid_power
 from .ssim import structural_similarity
-from .stain import dab_density
+from .stain import block_means, dab_density
 
 BLOCK_PX = 64
 
@@ -218,17 +218,8 @@ def _score_pair(virtual: RGBImage, reference: RGBImage, block_px: int) -> _Image
         ]
     )
     densities = dab_density(virtual), dab_density(reference)
-    blocks = (_block_means(density, block_px) for density in densities)
+    blocks = (block_means(density, block_px) for density in densities)
     return _ImageScores(sums, moments_of(*densities), moments_of(*blocks))
-
-
-def _block_means(density: npt.NDArray[np.float32], block_px: int) -> npt.NDArray[np.float64]:
-    height, width = density.shape
-    rows, columns = min(block_px, height), min(block_px, width)
-    whole = density[: height // rows * rows, : width // columns * columns]
-    return np.asarray(
-        whole.reshape(height // rows, rows, width // columns, columns).mean((1, 3), dtype=np.float64), np.float64
-    )
 
 
 def _summed_variance(batch: RGBBatch) -> float:

@@ -47,6 +47,19 @@ def dab_density(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.asarray(density, np.float32).reshape(images.shape[:-1])
 
 
+def block_means(density: npt.NDArray[np.float32], block_px: int) -> npt.NDArray[np.float64]:
+    """Means over whole blocks from the upper left corner, (rows, columns) of them.
+
+    Along an axis that is shorter than a block, the block is as long as the image.
+    """
+    height, width = density.shape
+    rows, columns = min(block_px, height), min(block_px, width)
+    whole = density[: height // rows * rows, : width // columns * columns]
+    return np.asarray(
+        whole.reshape(height // rows, rows, width // columns, columns).mean((1, 3), dtype=np.float64), np.float64
+    )
+
+
 def stain_terms(first: tuple[float, float, float], second: tuple[float, float, float]) -> npt.NDArray[np.float64]:
     """What each level of each channel adds to the amounts of two stains, given by their vectors: (2, 3, 256)."""
     stains = np.array([first, second])

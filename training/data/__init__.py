@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .groups import assign_groups as assign_groups
     from .images import PatchSizes as PatchSizes
     from .images import check_images as check_images
+    from .images import read_image as read_image
     from .images import read_pair as read_pair
+    from .images import read_sizes as read_sizes
     from .layouts import LAYOUTS as LAYOUTS
     from .layouts import find_pairs as find_pairs
     from .split import assign_roles as assign_roles
@@ -34,7 +36,9 @@ _HOMES = {
     "decode_pairs": ".checking",
     "find_pairs": ".layouts",
     "load_data": ".split",
+    "read_image": ".images",
     "read_pair": ".images",
+    "read_sizes": ".images",
 }
 """Public names and where they live; imported on first use, so that the options need no decoders for their types."""
 
@@ -54,7 +58,9 @@ __all__ = [
     "decode_pairs",
     "find_pairs",
     "load_data",
+    "read_image",
     "read_pair",
+    "read_sizes",
 ]
 
 __getattr__ = lazily(__name__, _HOMES)

@@ -68,16 +68,35 @@ def check_images(pairs: Iterable[Pair], *, crop_px: int) -> PatchSizes:
         If a file is no 8-bit RGB image, the two sizes of a pair differ, or a patch is smaller than the crop.
     """
     opened = pairs_to_open(pairs)
-    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
-        warnings.simplefilter("ignore")  # Pillow's about damaged files: an error that names the file follows
-        sizes = list(pool.map(_check_pair, opened))
+    sizes = _sizes_of(opened)
     for pair, size in zip(opened, sizes, strict=True):
         if min(size.width, size.height) < crop_px:
             raise DatasetError(
                 f"{pair.he}: a patch of {size} px is smaller than the crop of {crop_px}; lower --crop-size"
             )
+    return _summed_up(sizes)
+
+
+def read_sizes(pairs: Iterable[Pair]) -> PatchSizes:
+    """Look at the headers of pairs of any role, at least one.
+
+    Raises
+    ------
+    DatasetError
+        If a file is no 8-bit RGB image, or the two sizes of a pair differ.
+    """
+    return _summed_up(_sizes_of(list(pairs)))
+
+
+def _sizes_of(pairs: list[Pair]) -> list[Size]:
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
+        warnings.simplefilter("ignore")  # Pillow's about damaged files: an error that names the file follows
+        return list(pool.map(_check_pair, pairs))
+
+
+def _summed_up(sizes: list[Size]) -> PatchSizes:
     widths, heights = [size.width for size in sizes], [size.height for size in sizes]
-    return PatchSizes(Size(min(widths), min(heights)), Size(max(widths), max(heights)), len(opened))
+    return PatchSizes(Size(min(widths), min(heights)), Size(max(widths), max(heights)), len(sizes))
 
 
 def pairs_to_open(pairs: Iterable[Pair]) -> list[Pair]:
@@ -157,12 +176,12 @@ def read_pair(pair: Pair) -> tuple[RGBImage, RGBImage]:
     DatasetError
         If a file is gone, damaged or truncated, is no single 8-bit RGB image, or the sizes differ.
     """
-    he = _read(pair.he)
+    he = read_image(pair.he)
     if pair.half:
         width = _half_of(pair, he.shape[1])
         left, right = he[:, :width], he[:, width:]
         return (left, right) if pair.half == "left" else (right, left)
-    ihc = _read(pair.ihc)
+    ihc = read_image(pair.ihc)
     _check_same(pair, _size(he), _size(ihc))
     return he, ihc
 
@@ -182,12 +201,17 @@ def _size(image: RGBImage) -> Size:
     return Size(image.shape[1], image.shape[0])
 
 
-def _read(path: Path) -> RGBImage:
+def read_image(path: Path) -> RGBImage:
     """Decode one image as it is stored.
 
     PNG goes through libpng, in three quarters of the time that Pillow takes; all else through Pillow, since the JPEG
     decoders that are a fifth faster take a truncated file for a whole one. An orientation in EXIF is ignored: scanners
     write none, and where a tool left one in one file of a pair only, to follow it would part the two images.
+
+    Raises
+    ------
+    DatasetError
+        If the file is gone, damaged or truncated, or is no single 8-bit RGB image.
     """
     try:
         data = path.read_bytes()

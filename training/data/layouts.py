@@ -169,6 +169,12 @@ def _side_by_side(folder: Path, order: Order) -> Iterable[Pair]:
     return [Pair(stem, file, file, half, role) for stem, file in files.items()]
 
 
+def level_in_name(name: str) -> str | None:
+    """The HER2 level that a name of BCI's states, as "2+" in ``00000_test_2+``; None for any other name."""
+    found = _BCI_NAME.fullmatch(name)
+    return found["her2"] if found else None
+
+
 def _with_bci_names(data: PairedData) -> PairedData:
     """Take number, role and HER2 level from BCI's names (00000_train_1+) where nothing else gives them.
 

@@ -1,0 +1,117 @@
+"""Images that any program made, against references of the same names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_images import stained_image, virtual_of
+from PIL import Image
+
+from wsi2ihc.errors import DatasetError
+from wsi2ihc.training.evaluation.folders import evaluate_folders
+from wsi2ihc.training.evaluation.options import EvaluateOptions
+from wsi2ihc.training.evaluation.presenting import present
+
+QUICK = EvaluateOptions(resamples=100, pictures=1)
+NAMES = ("00000_test_1+", "00001_test_3+", "00002_test_3+", "00003_test_1+")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    made = {name: tmp_path / name for name in ("real", "good", "bad", "he")}
+    for folder in made.values():
+        folder.mkdir()
+    for seed, name in enumerate(NAMES):
+        reference = stained_image(seed, 64)
+        Image.fromarray(reference).save(made["real"] / f"{name}.png")
+        Image.fromarray(virtual_of(reference, seed)).save(made["good"] / f"{name}.png")
+        Image.fromarray(255 - reference).save(made["bad"] / f"{name}.tif")
+        Image.fromarray(reference[..., ::-1].copy()).save(made["he"] / f"{name}.png")
+    return made
+
+
+def test_each_virtual_folder_is_a_method(folders: dict[str, Path]) -> None:
+    evaluation = evaluate_folders(folders["real"], [folders["good"], folders["bad"]], folders["he"], QUICK)
+    names = [result.method.name for result in evaluation.methods]
+    assert names == ["good", "bad", "counterstain"]
+    good, bad = (result.scores.subset().values() for result in evaluation.methods[:2])
+    assert good["psnr"] > 25 > bad["psnr"]
+    assert evaluation.levels == ("1+", "3+"), "from names as in BCI"
+    assert evaluation.unit == "patches"
+    assert "scored references" in evaluation.calibration.source
+    report = present(evaluation, resamples=100)
+    assert "good" in report.data["methods"]
+
+
+def test_groups_make_the_intervals(folders: dict[str, Path]) -> None:
+    options = EvaluateOptions(resamples=100, pictures=0, group_by=r"_(?P<slide>\d\+)", stained_from=0.2)
+    evaluation = evaluate_folders(folders["real"], [folders["good"]], None, options)
+    assert evaluation.unit == "groups"
+    assert evaluation.methods[0].scores.subset().units == ("1+", "3+")
+    assert evaluation.calibration.stained_from == 0.2
+    assert any("--he" in note for note in evaluation.notes)
+
+
+def test_folders_that_do_not_match_name_the_first_missing_partners(folders: dict[str, Path]) -> None:
+    (folders["good"] / f"{NAMES[1]}.png").unlink()
+    with pytest.raises(DatasetError, match=r"good lacks partners of 00001_test_3\+"):
+        evaluate_folders(folders["real"], [folders["good"]], None, QUICK)
+    Image.new("RGB", (64, 64)).save(folders["bad"] / "extra.png")
+    with pytest.raises(DatasetError, match="real lacks partners of extra"):
+        evaluate_folders(folders["real"], [folders["bad"]], None, QUICK)
+    for number in range(7):
+        Image.new("RGB", (64, 64)).save(folders["bad"] / f"extra{number}.png")
+    with pytest.raises(DatasetError, match="and 3 more"):
+        evaluate_folders(folders["real"], [folders["bad"]], None, QUICK)
+
+
+def test_sizes_that_differ_are_named(folders: dict[str, Path]) -> None:
+    Image.new("RGB", (64, 60)).save(folders["good"] / f"{NAMES[2]}.png")
+    with pytest.raises(DatasetError, match=r"00002_test_3\+\.png has 64×60 px"):
+        evaluate_folders(folders["real"], [folders["good"]], None, QUICK)
+
+
+def test_a_corrupt_image_is_named(folders: dict[str, Path]) -> None:
+    file = folders["good"] / f"{NAMES[0]}.png"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DatasetError, match=r"00000_test_1\+\.png cannot be decoded"):
+        evaluate_folders(folders["real"], [folders["good"]], None, QUICK)
+    file.write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"00000_test_1\+\.png is not an image"):
+        evaluate_folders(folders["real"], [folders["good"]], None, QUICK)
+
+
+def test_missing_and_empty_folders(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="there is no folder"):
+        evaluate_folders(tmp_path / "absent", [folders["good"]], None, QUICK)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no image in"):
+        evaluate_folders(folders["real"], [tmp_path / "empty"], None, QUICK)
+
+
+def test_identical_images_are_counted_and_one_image_will_do(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(stained_image(1, 64)).save(tmp_path / name / "x.png")
+    evaluation = evaluate_folders(tmp_path / "a", [tmp_path / "b"], None, QUICK)
+    subset = evaluation.methods[0].scores.subset()
+    assert subset.identical == 1
+    values = subset.values()
+    assert np.isnan(values["psnr"])
+    assert values["ssim"] == pytest.approx(1)
+    report = present(evaluation, resamples=100)
+    assert report.data["methods"]["b"]["figures"]["psnr"]["value"] is None
+    assert report.data["methods"]["b"]["figures"]["ssim"]["low"] is None
+    assert any("equal their references" in note for note in report.sections[0].contents[0].notes)  # type: ignore[union-attr]
+
+
+def test_folders_of_one_name_are_told_apart_by_their_parents(folders: dict[str, Path], tmp_path: Path) -> None:
+    for run in ("run1", "run2"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "images").symlink_to(folders["good"] if run == "run1" else folders["bad"])
+    copies = [tmp_path / "run1" / "images", tmp_path / "run2" / "images"]
+    evaluation = evaluate_folders(folders["real"], copies, None, QUICK)
+    assert len({result.method.name for result in evaluation.methods}) == 2

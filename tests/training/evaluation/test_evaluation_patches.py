@@ -1,0 +1,162 @@
+"""Models on paired patches, and the report that comes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_evaluation_data import STRENGTHS, write_data
+from PIL import Image as PillowImage
+
+from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
+from wsi2ihc.generator.pixels import to_network, to_pixels
+from wsi2ihc.generator.spec import GeneratorSpec
+from wsi2ihc.training.evaluation.options import EvaluateOptions
+from wsi2ihc.training.evaluation.patches import evaluate_patches
+from wsi2ihc.training.evaluation.presenting import present
+from wsi2ihc.training.evaluation.results import Evaluation
+from wsi2ihc.training.reporting.document import Picture, Table
+
+QUICK = EvaluateOptions(resamples=100, pictures=1, precision="fp32", device="cpu")
+TINY = GeneratorSpec(architecture="resnet", depth=1, width=4, mpp=1.0, stain="HER2", licence="none")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "model.safetensors"
+    save_checkpoint(path, build_network(TINY), TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluation(data: Path, model: Path) -> Evaluation:
+    return evaluate_patches(data, [str(model)], QUICK)
+
+
+def test_all_methods_are_scored_on_the_test_patches(evaluation: Evaluation, model: Path) -> None:
+    assert [result.method.name for result in evaluation.methods] == [model.parent.name, "counterstain",
+                                                                     "colour regression"]  # fmt: skip
+    assert {result.scores.subset().images for result in evaluation.methods} == {6}
+    assert evaluation.unit == "patients"
+    assert evaluation.levels == tuple(STRENGTHS), "also those without a test image"
+    regression = evaluation.methods[2].scores.subset()
+    assert regression.identical == 6, "the reference is a linear function of the colour here"
+
+
+def test_a_model_is_one_plain_pass_in_evaluation_mode(data: Path, model: Path, evaluation: Evaluation) -> None:
+    example = evaluation.examples[0]
+    torch.manual_seed(0)
+    network = build_network(TINY).eval()
+    assert example.he is not None
+    with torch.no_grad():
+        expected = to_pixels(network(to_network(torch.from_numpy(example.he[np.newaxis].copy()))))[0].numpy()
+    answer = example.virtual[model.parent.name].astype(int)
+    assert np.abs(answer - expected.astype(int)).max() <= 1
+
+
+def test_the_threshold_and_cuts_are_the_training_splits(data: Path, evaluation: Evaluation) -> None:
+    assert "training references" in evaluation.calibration.source
+    (by_area, by_score) = evaluation.reference_calls
+    assert (by_area.by, by_score.by) == ("stained area", "H-score")
+    assert by_score.slides == 3
+    assert by_score.correct == 3, "levels are as far apart as they can be"
+    counterstain = evaluation.methods[1].calls[1]
+    assert counterstain.missed == 1, "what stains nothing calls the 3+ negative"
+
+
+def test_the_report_has_every_table(evaluation: Evaluation) -> None:
+    report = present(evaluation, resamples=100)
+    contents = [one for section in report.sections for one in section.contents]
+    tables = {one.name: one for one in contents if isinstance(one, Table)}
+    assert {"summary", "differences", "her2_calls", "levels", "levels_psnr", "levels_fid", "figures_stain",
+            "slides_1"} <= tables.keys()  # fmt: skip
+    counts = {row[0]: row[1] for row in tables["levels"].rows}
+    assert counts == {"HER2 0": 2, "HER2 1+": 2, "HER2 2+": 0, "HER2 3+": 2}
+    assert "2+" in tables["levels"].notes[0]
+    published = next(row for row in tables["levels_psnr"].rows if row[0] == "variance (study)")
+    assert published[1:] == (20.48, 21.65, 21.3, 19.5, 22.16)
+    assert tables["her2_calls"].columns[2].title.startswith("3+ called 0")
+    pictures = {one.name for one in contents if isinstance(one, Picture)}
+    assert {"examples_1", "histogram_dab", "scatter_1", "bars_psnr"} <= pictures
+    assert any(name.startswith("confusion") for name in pictures)
+    json.dumps(report.data, allow_nan=False)
+    method = report.data["methods"]["colour regression"]
+    assert method["figures"]["fid"]["value"] is None
+    assert "--inception-weights" in method["figures"]["fid"]["reason"]
+    assert method["levels"]["2+"]["psnr"]["value"] is None
+
+
+def test_without_training_patches_the_report_says_so(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data")
+    table = folder / "pairs.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *(line for line in lines if ",test," in line)]) + "\n")
+    evaluation = evaluate_patches(folder, ["counterstain"], QUICK)
+    assert [result.method.name for result in evaluation.methods] == ["counterstain"]
+    assert "scored references" in evaluation.calibration.source
+    assert any("no training patches" in note for note in evaluation.notes)
+    assert evaluation.reference_calls == ()
+
+
+def test_patches_without_ids_are_their_own_units_and_that_is_said(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data", patches=1)
+    rows = [line.split(",") for line in (folder / "pairs.csv").read_text().splitlines()]
+    (folder / "pairs.csv").write_text("\n".join(",".join(row[:5]) for row in rows) + "\n")
+    evaluation = evaluate_patches(folder, ["identity"], QUICK)
+    assert evaluation.unit == "patches"
+    assert any("too narrow" in note for note in evaluation.notes)
+
+
+def test_large_patches_have_an_interior(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data", patches=1, size=512, test_levels=("0", "3+"))
+    evaluation = evaluate_patches(folder, ["identity"], QUICK)
+    interior = evaluation.methods[0].interior
+    assert evaluation.interior_px == 84
+    assert interior is not None
+    values = interior.subset(slide="test3+0").values()
+    pair = [np.asarray(PillowImage.open(folder / kind / "test_3_0_0.png"))[84:-84, 84:-84] for kind in ("HE", "IHC")]
+    assert values["l1"] == pytest.approx(np.abs(pair[0].astype(float) - pair[1]).mean())
+    report = present(evaluation, resamples=100)
+    assert any(section.title == "Interior" for section in report.sections)
+
+
+def test_wrong_inception_weights_are_a_reason_and_no_failure(data: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"nothing")
+    options = EvaluateOptions(resamples=100, pictures=0, inception_weights=weights)
+    evaluation = evaluate_patches(data, ["identity"], options)
+    assert "weights.pth" in evaluation.inception["reason"]
+    missing = EvaluateOptions(resamples=100, pictures=0, inception_weights=tmp_path / "absent.pth")
+    assert "absent.pth" in evaluate_patches(data, ["identity"], missing).inception["reason"]
+
+
+def test_damaged_and_unusable_data_is_named(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data", patches=1)
+    with pytest.raises(DatasetError, match=r"validation|group"):
+        evaluate_patches(folder, ["identity"], EvaluateOptions(split="validation", group_by="(?P<g>train|test)"))
+    file = folder / "IHC" / "test_3_0_0.png"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DatasetError, match=r"test_3_0_0\.png"):
+        evaluate_patches(folder, ["identity"], QUICK)
+    with pytest.raises(OptionError, match="two models"):
+        evaluate_patches(write_data(tmp_path / "good", patches=1), ["identity", "identity"], QUICK)
+
+
+def test_a_model_for_another_resolution_is_noted(data: Path, evaluation: Evaluation, tmp_path: Path) -> None:
+    assert not any("µm/px" in note for note in evaluation.notes)
+    options = EvaluateOptions(resamples=100, pictures=0, mpp=0.25, precision="fp32")
+    spec = GeneratorSpec(architecture="resnet", depth=1, width=4, mpp=1.0, stain="HER2")
+    path = tmp_path / "coarse.safetensors"
+    save_checkpoint(path, build_network(spec), spec)
+    found = evaluate_patches(data, [str(path)], options)
+    assert any("coarse works at 1 µm/px, but the patches have 0.25" in note for note in found.notes)

@@ -1,0 +1,197 @@
+"""The tables of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..reporting.document import Cell, Column, Estimate, Table
+from .figures import FIGURES
+from .levels import LEVELS, NEGATIVE, LevelCalls
+from .published import OVERALL, PUBLISHED, REMARKS
+from .results import Evaluation, MethodResult
+from .scores import Scores, Subset
+
+SUMMARY = ("psnr", "ssim", "stain_r", "stain_r_64px", "stain_ccc", "mcc", "variance_ratio")
+BY_LEVEL = ("psnr", "ssim", "fid", "stain_r", "stain_r_64px", "mcc", "area_virtual")
+BY_SLIDE = ("psnr", "ssim", "stain_r", "stain_r_64px", "stain_bias", "area_virtual", "area_reference", "mcc")
+
+Estimates = dict[str, Estimate]
+
+DISTANCES = {"fid": Column("FID", 1), "kid": Column("KID", 4)}
+
+
+class Estimator:
+    """Figures with intervals; each subset's are computed once."""
+
+    def __init__(self, evaluation: Evaluation, seed: int, resamples: int) -> None:
+        self._seed, self._resamples = seed, resamples
+        self._reason = evaluation.inception.get("reason", "")
+        self._known: dict[tuple[int, str], Estimates] = {}
+
+    def __call__(self, result: MethodResult, her2: str | None = None, *, interior: bool = False) -> Estimates:
+        """Of a method, over a level or over all images."""
+        scores = result.interior if interior and result.interior else result.scores
+        key = (id(scores), her2 or "")
+        if key not in self._known:
+            estimates = scores.subset(her2=her2).estimates(seed=self._seed, resamples=self._resamples)
+            self._known[key] = estimates if interior else estimates | self._distances(result, her2 or OVERALL)
+        return self._known[key]
+
+    def _distances(self, result: MethodResult, level: str) -> Estimates:
+        found = result.distances.get(level)
+        if found is None:
+            nothing = Estimate(None, reason=self._reason or "there are no images")
+            return {"fid": nothing, "kid": nothing}
+        return {"fid": Estimate(found.fid, reason=found.reason), "kid": Estimate(found.kid_mean, reason=found.reason)}
+
+
+def summary_table(evaluation: Evaluation, estimator: Estimator) -> Table:
+    """Methods by the figures that matter most."""
+    names = (*SUMMARY, *DISTANCES)
+    rows = [_method_row(result, estimator(result), names) for result in evaluation.methods]
+    identical = [
+        f"{result.method.name}: {result.scores.subset().identical:,} images equal their references; they have no PSNR"
+        for result in evaluation.methods
+        if result.scores.subset().identical
+    ]
+    images = evaluation.methods[0].scores.subset() if evaluation.methods else None
+    over = f"{len(images.units):,} {evaluation.unit}" if images else ""
+    notes = (f"In brackets: 95 % intervals, by bootstrap over {over}.", *identical)
+    return Table("summary", "Summary", _columns(names), tuple(rows), notes)
+
+
+def method_columns(names: Sequence[str]) -> tuple[Column, ...]:
+    """Heads of a table with a row for each method, and these figures."""
+    return (Column("method"), *(_column(name) for name in names))
+
+
+def _columns(names: Sequence[str]) -> tuple[Column, ...]:
+    return (Column("method"), Column("images", 0), *(_column(name) for name in names))
+
+
+def _column(name: str) -> Column:
+    return DISTANCES.get(name) or Column(FIGURES[name].title, FIGURES[name].digits)
+
+
+def _method_row(result: MethodResult, estimates: Estimates, names: Sequence[str]) -> tuple[Cell, ...]:
+    count = result.scores.subset().images
+    return (result.method.name, count, *(estimates[name] for name in names))
+
+
+def group_tables(evaluation: Evaluation, estimator: Estimator) -> list[Table]:
+    """All figures over all images, by kind."""
+    titles = {
+        "image": "Images", "stain": "Stain", "distribution": "Distributions of colours and of stain",
+        "grid": "Checkerboard",
+    }  # fmt: skip
+    return [
+        Table(
+            f"figures_{group}", title, _columns(names),
+            tuple(_method_row(result, estimator(result), names) for result in evaluation.methods),
+        )
+        for group, title in titles.items()
+        if (names := [name for name, figure in FIGURES.items() if figure.group == group])
+    ]  # fmt: skip
+
+
+def interior_table(evaluation: Evaluation, estimator: Estimator) -> Table | None:
+    """The summary over what lies farther inside the images than any padding reaches; None where there is none."""
+    if not evaluation.interior_px:
+        return None
+    rows = tuple(
+        _method_row(result, estimator(result, interior=True), SUMMARY)
+        for result in evaluation.methods
+        if result.interior is not None
+    )
+    note = f"Without {evaluation.interior_px} px at every border, which is as far as padding reaches."
+    return Table("interior", "Interior of the patches", _columns(SUMMARY), rows, (note,))
+
+
+def level_tables(evaluation: Evaluation, estimator: Estimator) -> list[Table]:
+    """Per figure: methods by levels, beside what was published."""
+    if not evaluation.levels:
+        return []
+    tables = []
+    for name in BY_LEVEL:
+        rows: list[tuple[Cell, ...]] = [
+            (
+                result.method.name,
+                *(estimator(result, level)[name] for level in evaluation.levels),
+                estimator(result)[name],
+            )
+            for result in evaluation.methods
+        ]
+        rows += [
+            (one.name, *(one.figures[name].get(level) for level in (*evaluation.levels, OVERALL)))
+            for one in PUBLISHED
+            if name in one.figures
+        ]
+        digits = _column(name).digits
+        heads = [Column("method"), *(Column(f"HER2 {level}", digits) for level in evaluation.levels)]
+        notes = REMARKS if name in ("psnr", "ssim", "fid") else ()
+        tables.append(
+            Table(f"levels_{name}", f"{_column(name).title} by HER2 level", (*heads, Column("all", digits)),
+                  tuple(rows), notes)
+        )  # fmt: skip
+    return [_level_counts(evaluation), *tables]
+
+
+def _level_counts(evaluation: Evaluation) -> Table:
+    scores = evaluation.methods[0].scores
+    rows = tuple(
+        (f"HER2 {level}", subset.images, len(subset.units))
+        for level in evaluation.levels
+        if (subset := scores.subset(her2=level)) is not None
+    )
+    empty = [str(row[0]) for row in rows if not row[1]]
+    notes = (f"No images of {', '.join(empty)}.",) if empty else ()
+    return Table("levels", "Images by HER2 level", (Column("level"), Column("images", 0),
+                 Column(evaluation.unit, 0)), rows, notes)  # fmt: skip
+
+
+def slide_table(result: MethodResult, number: int) -> Table | None:
+    """One method by slides (units where no slide is known); None where these are single images."""
+    scores = result.scores
+    if len(scores.slides) == len(scores.scored):
+        return None
+    rows = tuple(_slide_row(scores, slide) for slide in scores.slides)
+    heads = (Column("slide"), Column("HER2"), Column("images", 0), *(_column(name) for name in BY_SLIDE))
+    return Table(f"slides_{number}", f"{result.method.name} by slide", heads, rows)
+
+
+def _slide_row(scores: Scores, slide: str) -> tuple[Cell, ...]:
+    subset: Subset = scores.subset(slide=slide)
+    values = subset.values()
+    levels = {scored.image.her2 for scored in scores.scored if (scored.image.slide or scored.image.unit) == slide}
+    return (
+        slide,
+        ", ".join(sorted(level for level in levels if level)),
+        subset.images,
+        *(Estimate(values[name] if abs(values[name]) < float("inf") else None) for name in BY_SLIDE),
+    )
+
+
+def calls_table(evaluation: Evaluation) -> Table | None:
+    """Levels as called: 3+ called negative first, since that is what hurts."""
+    called = [(result.method.name, result.calls) for result in evaluation.methods if result.calls]
+    if not called:
+        return None
+    rows = tuple(_call_row(name, one) for name, calls in [("reference", evaluation.reference_calls), *called]
+                 for one in calls)  # fmt: skip
+    heads = (
+        Column("stain"), Column("read by"), Column(f"3+ called {' or '.join(NEGATIVE)}", 0), Column("of 3+", 0),
+        Column("Quadratic kappa", 3), Column("called as labelled", 0), Column("slides", 0),
+    )  # fmt: skip
+    notes = (
+        "Cuts are fitted to the references of the training split; the row “reference” is what they reach on the "
+        "references of this one.",
+        "A HER2 level belongs to a slide and not to a patch, and pathologists read it from membranes, not from an "
+        "area. This is research, not diagnosis.",
+    )
+    return Table("her2_calls", "HER2 levels of slides, as called", heads, rows, notes)
+
+
+def _call_row(name: str, calls: LevelCalls) -> tuple[Cell, ...]:
+    kappa = Estimate(calls.kappa) if calls.kappa == calls.kappa else Estimate(None, reason="only one level occurs")
+    positive = int(calls.confusion[LEVELS.index("3+")].sum())
+    return name, calls.by, calls.missed, positive, kappa, calls.correct, calls.slides

@@ -1,0 +1,106 @@
+"""Whether a slide's own pixels step at the borders of a grid: of its tiles, or of the cores it was made of.
+
+As in `wsi2ihc.translation.seams`, but of a finished file and without the slide that it was made from: the mean
+difference of neighbouring pixels across the borders, among those at other places of the grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi2ihc.geometry import Region
+from wsi2ihc.slide import Slide, read_region, working_grid
+
+WINDOWS = 64
+"""Places that are looked at for either axis, evenly spread over the borders."""
+
+LEAST_WINDOWS = 4
+
+REACH_PX = 128
+"""What is looked at of a cell on either side of a border; phases beyond are not compared."""
+
+BLOCK_PX = 8
+"""JPEG's blocks."""
+
+PLAIN = 2.0
+"""Mean difference of neighbouring pixels, in grey levels, below which a window lies on glass or fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class GridSeams:
+    """Steps at the borders of a grid, along the axis where they stand out more.
+
+    what:      the grid is of
+    contrast:  mean difference across borders over that at the other phases; None where too few borders have tissue
+    z:         how many standard deviations of the other phases it is off
+    borders:   windows with tissue at a border that were looked at
+    """
+
+    what: str
+    contrast: float | None
+    z: float | None
+    borders: int
+
+
+def measure_grid(slide: Slide, what: str, period_px: tuple[int, int]) -> GridSeams:
+    """Measure a slide at the borders of a grid that begins at its corner.
+
+    Borders are compared with the other multiples of 8 px only: JPEG's blocks meet at all of them, so that what its
+    compression does there is done at the border as well.
+
+    Parameters
+    ----------
+    slide
+        Open; level 0 is looked at.
+    what
+        What the grid is of.
+    period_px
+        Width and height of a cell.
+    """
+    found = [_measure_axis(slide, axis, period) for axis, period in enumerate(period_px)]
+    borders = sum(count for _, _, count in found)
+    known = [(contrast, z) for contrast, z, _ in found if contrast is not None and z is not None]
+    contrast, z = max(known, key=lambda one: abs(one[1]), default=(None, None))
+    return GridSeams(what, contrast, z, borders)
+
+
+def _measure_axis(slide: Slide, axis: int, period: int) -> tuple[float | None, float | None, int]:
+    """Contrast, z, and how many windows, of the borders that are crossed along x (0) or y (1)."""
+    grid = working_grid(slide.info, None)
+    reach = min(REACH_PX, period // 2 // BLOCK_PX * BLOCK_PX)
+    profiles = []
+    for region in _windows(grid.size.width, grid.size.height, axis, period, reach):
+        steps = _steps(read_region(slide, grid, region), axis)[BLOCK_PX - 1 :: BLOCK_PX]
+        if steps.mean() > PLAIN:
+            profiles.append(steps / steps.mean())
+    if len(profiles) < LEAST_WINDOWS:
+        return None, None, len(profiles)
+    profile = np.mean(profiles, axis=0)
+    middle = reach // BLOCK_PX - 1
+    others = np.delete(profile, middle)
+    contrast = float(profile[middle] / others.mean())
+    return contrast, float((profile[middle] - others.mean()) / max(float(others.std()), 1e-6)), len(profiles)
+
+
+def _windows(width: int, height: int, axis: int, period: int, reach: int) -> list[Region]:
+    """Windows of twice the reach across a border, half as long along it, evenly spread."""
+    along, across = (height, width) if axis == 0 else (width, height)
+    places = [
+        (border, start)
+        for border in range(period, across - reach + 1, period)
+        for start in range(0, along - reach + 1, reach)
+    ]
+    chosen = places[:: max(1, -(-len(places) // WINDOWS))]
+    if axis == 0:
+        return [Region(border - reach, start, 2 * reach, reach) for border, start in chosen]
+    return [Region(start, border - reach, reach, 2 * reach) for border, start in chosen]
+
+
+def _steps(pixels: npt.NDArray[np.uint8], axis: int) -> npt.NDArray[np.float64]:
+    """Mean absolute difference between each line of pixels and the next, along x (0) or y (1)."""
+    values = pixels.astype(np.int16)
+    steps = np.abs(np.diff(values, axis=1 - axis))
+    return np.asarray(steps.mean(axis=(axis, 2)), np.float64)

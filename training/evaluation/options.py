@@ -1,0 +1,65 @@
+# ruff: noqa: RUF009 (`_option` only makes a field)
+"""How to evaluate: every choice a user has, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsi2ihc.errors import OptionError
+
+from ..data import Order, Role
+
+STAINED_FROM_RANGE = (0.02, 2.0)
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `evaluate`; each field's text is the help of its command-line option.
+
+    Raises
+    ------
+    OptionError
+        If a value is impossible.
+    """
+
+    split: Role = _option("test", "Which patches are scored.")
+    order: Order = _option("AB", "Of side by side images: AB has the H&E on the left.")
+    group_by: str | None = _option(
+        None, "What is independent: a regular expression with one named group over the names, or a CSV."
+    )
+    mpp: float | None = _option(None, "µm per px of the images, where nothing says.")
+    stained_from: float | None = _option(
+        None, "Density of DAB from which a px is stained (default: Otsu's on the training references)."
+    )
+    inception_weights: Path | None = _option(None, "File of Inception's weights, for FID and KID.")
+    pictures: int = _option(3, "Rows of each grid of pictures (0: none).")
+    resamples: int = _option(2000, "Of the bootstrap.")
+    seed: int = _option(0, "Of the bootstrap, and of the choice of pictures.")
+    device: str = _option("auto", "auto, cpu, cuda or mps.")
+    precision: str = _option("auto", "Number format of the networks: auto, fp32, bf16 or fp16.")
+    batch_size: int = _option(8, "Patches per call of a network.")
+
+    def __post_init__(self) -> None:
+        least = {"pictures": 0, "resamples": 100, "seed": 0, "batch_size": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} must be at least {value}, not {getattr(self, name)}"
+                )  # fmt: skip
+        low, high = STAINED_FROM_RANGE
+        if self.stained_from is not None and not low <= self.stained_from <= high:
+            raise OptionError(f"--stained-from must lie between {low} and {high} OD, not {self.stained_from:g}")
+        if self.mpp is not None and not 0 < self.mpp < float("inf"):
+            raise OptionError(f"--mpp must be above 0 µm per px, not {self.mpp}")
+
+    def stated(self) -> dict[str, Any]:
+        """All options as JSON values; of files the base names."""
+        values = dataclasses.asdict(self)
+        return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}

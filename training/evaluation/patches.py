@@ -1,0 +1,194 @@
+"""Models on the patches of a paired data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.errors import DatasetError
+from wsi2ihc.progress import Progress, ProgressCallback, silent
+
+from ..data import Pair, PairedData, assign_groups, assign_roles, find_pairs, read_pair, read_sizes
+from .calibration import Calibration, calibrate
+from .clinical import call_slides, fit_readers
+from .examples import choose_examples
+from .methods import Method, floors, load_methods
+from .options import EvaluateOptions
+from .results import Evaluation
+from .scores import Image
+from .scoring import interior_margin_px, load_inception_features, score_methods
+from .source import Sample, Source
+from .sums import Scale
+
+MPP_TOLERANCE = 0.1
+"""Share by which a model's resolution may differ from the patches' without a word."""
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate_patches(
+    folder: Path, models: Sequence[str], options: EvaluateOptions | None = None, progress: ProgressCallback = silent
+) -> Evaluation:
+    """Translate the patches of a split with each model and both floors, and score them.
+
+    Parameters
+    ----------
+    folder
+        A paired data set, as `wsi2ihc.training.data.find_pairs` finds it.
+    models
+        Names or files.
+    options
+        How.
+    progress
+        Told of patches.
+
+    Raises
+    ------
+    DatasetError
+        If the data cannot be used, or the split has no patches.
+    ModelError, ModelNotFoundError, DeviceError, OptionError
+        See `load_methods`.
+    """
+    options = options or EvaluateOptions()
+    data = find_split(folder, options)
+    pairs, training = data.of(options.split), data.of("train")
+    sizes = read_sizes({*pairs, *training})
+    trained = load_methods(models, options.device, options.precision)
+    inception, facts = load_inception_features(options.inception_weights, options.device)
+    unit, images = describe_images(pairs, data)
+    calibration, notes = _calibration(training, images, pairs, options, progress)
+    methods = [*trained, *floors(calibration.regression, [method.name for method in trained])]
+    source = Source(images, lambda number: _sample(images[number], pairs[number]))
+    mpp = options.mpp or data.mpp
+    margin_px = interior_margin_px(min(sizes.smallest.width, sizes.smallest.height), trained)
+    results = score_methods(
+        source, methods, Scale(calibration.stained_from, mpp), batch_size=options.batch_size, margin_px=margin_px,
+        inception=inception, seed=options.seed, progress=progress,
+    )  # fmt: skip
+    called, reference_calls = call_slides(results, images, fit_readers(calibration))
+    progress(Progress("choosing pictures"))
+    multiple_px = math.lcm(*(method.multiple_px for method in methods))
+    return Evaluation(
+        subject=f"{data.folder.resolve().name}: {len(pairs):,} {options.split} patches",
+        unit=unit,
+        levels=tuple(sorted({pair.her2 for pair in data.pairs if pair.her2})),
+        methods=tuple(called),
+        calibration=calibration,
+        reference_calls=reference_calls,
+        interior_px=margin_px,
+        inception=facts,
+        examples=choose_examples(source, results, multiple_px, options.pictures, options.seed),
+        notes=(*notes, *_notes(data, options, unit, mpp, trained)),
+        facts=_facts(data, options, mpp),
+    )
+
+
+def find_split(folder: Path, options: EvaluateOptions) -> PairedData:
+    """The data set with a role for every pair; patches that nothing names are for training.
+
+    Raises
+    ------
+    DatasetError
+        If there is no data set, or the split has no patches.
+    """
+    data = assign_groups(find_pairs(folder, order=options.order), options.group_by)
+    if options.split == "validation" and not data.of("validation"):
+        data = assign_roles(data, seed=options.seed)
+    pairs = tuple(dataclasses.replace(pair, role=pair.role or "train") for pair in data.pairs)
+    data = dataclasses.replace(data, pairs=pairs)
+    if not data.of(options.split):
+        counted = Counter(pair.role for pair in data.pairs)
+        there = ", ".join(f"{role} {number:,}" for role, number in counted.items())
+        raise DatasetError(
+            f"{data.folder} has no {options.split} patches ({there}); choose another --split, or name one in a table "
+            "with --group-by"
+        )
+    return data
+
+
+def describe_images(pairs: Sequence[Pair], data: PairedData) -> tuple[str, tuple[Image, ...]]:
+    """What the patches are to the scores, and what intervals are taken over, in the plural."""
+    if data.grouped_by and data.grouped_by not in ("patient", "slide"):
+        kind, key = "groups", "group"
+    else:
+        kind, key = next(
+            ((f"{name}s", name) for name in ("patient", "slide", "group") if any(getattr(p, name) for p in pairs)),
+            ("patches", ""),
+        )  # fmt: skip
+    return kind, tuple(
+        Image(pair.name, str((key and getattr(pair, key)) or pair.ihc), pair.her2, pair.slide) for pair in pairs
+    )
+
+
+def _sample(image: Image, pair: Pair) -> Sample:
+    he, reference = read_pair(pair)
+    return Sample(image, he, reference)
+
+
+def _calibration(
+    training: Sequence[Pair], scored: Sequence[Image], pairs: Sequence[Pair], options: EvaluateOptions,
+    progress: ProgressCallback,
+) -> tuple[Calibration, tuple[str, ...]]:  # fmt: skip
+    """From the training split; where there is none, the threshold alone, from the very references that are scored."""
+    if training:
+        return calibrate(_read(training, progress), options.stained_from), ()
+    own = calibrate(
+        ((image, *read_pair(pair)) for image, pair in zip(scored, pairs, strict=True)), options.stained_from
+    )  # fmt: skip
+    source = own.source if options.stained_from else "Otsu's threshold of the scored references"
+    note = "there are no training patches: no colour regression, no HER2 cuts, and the stain's threshold is not blind"
+    return Calibration(own.stained_from, source), (note,)
+
+
+def _read(pairs: Sequence[Pair], progress: ProgressCallback) -> Iterator[tuple[Image, RGBImage, RGBImage]]:
+    images = tuple(
+        Image(pair.name, pair.slide or pair.patient or pair.group or str(pair.ihc), pair.her2, pair.slide)
+        for pair in pairs
+    )  # fmt: skip
+    source = Source(images, lambda number: _sample(images[number], pairs[number]))
+    for number, sample in enumerate(source.read()):
+        if number % 16 == 0:
+            progress(Progress("looking at the training patches", number, len(pairs), unit="image"))
+        assert sample.he is not None
+        yield sample.image, sample.he, sample.reference
+
+
+def _notes(
+    data: PairedData, options: EvaluateOptions, unit: str, mpp: float | None, models: Sequence[Method]
+) -> Iterator[str]:  # fmt: skip
+    if unit == "patches":
+        yield (
+            "nothing says which patches belong to one patient or slide: intervals are over patches, and too narrow "
+            "(name groups with --group-by)"
+        )
+    scored = {pair.group for pair in data.of(options.split)} - {None}
+    shared = {pair.group for pair in data.of("train")} & scored
+    if shared and options.split != "train":
+        yield f"{len(shared)} groups are in training and in {options.split}: the figures are flattered"
+    if options.split != "test":
+        yield f"these are {options.split} patches: what was chosen on them looks better than it is"
+    for method in models:
+        trained_at = method.facts.get("mpp")
+        if trained_at and mpp and abs(trained_at / mpp - 1) > MPP_TOLERANCE:
+            yield f"{method.name} works at {trained_at:g} µm/px, but the patches have {mpp:g}"
+
+
+def _facts(data: PairedData, options: EvaluateOptions, mpp: float | None) -> dict[str, object]:
+    return {
+        "data": {
+            "name": data.folder.resolve().name,
+            "layout": data.layout,
+            "grouped_by": data.grouped_by,
+            "counts": data.counts(),
+            "fingerprint": data.fingerprint(),
+            "mpp": mpp,
+            "stain": data.stain,
+            "licence": data.licence,
+        },
+        "options": options.stated(),
+    }

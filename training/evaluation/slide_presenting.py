@@ -1,0 +1,99 @@
+"""The evaluation of a slide as a report: maps of the stain and of the error beside the figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..reporting.document import Column, Estimate, Picture, Report, Section, Table
+from ..reporting.plots import heat_map
+from .presenting import number, present
+from .slides import SlideEvaluation, area_agreement
+
+
+def present_slide(result: SlideEvaluation, *, seed: int = 0, resamples: int = 2000) -> Report:
+    """The report of a virtual slide: that of its squares, with maps in front of the figures."""
+    report = present(result.evaluation, seed=seed, resamples=resamples)
+    summary, *rest = report.sections
+    sections = (summary, _places(result), _overviews(result), _seams(result), *rest)
+    return dataclasses.replace(report, sections=sections, data={**report.data, "slide": _data(result)})
+
+
+def _places(result: SlideEvaluation) -> Section:
+    agreement, difference = area_agreement(result.maps)
+    squares = result.squares
+    rows = (
+        ("squares compared", len(squares.chosen)),
+        ("coverage: the reference's tissue that has virtual tissue, too", _or_none(squares.coverage)),
+        ("correlation of stained areas of squares", _or_none(agreement)),
+        ("mean difference of stained areas (absolute)", _or_none(difference)),
+    )
+    table = Table("places", "Agreement by place", (Column("what"), Column("value")), rows)
+    return Section("By place", contents=(table, *_maps(result)))
+
+
+def _maps(result: SlideEvaluation) -> Iterator[Picture]:
+    maps, squares = result.maps, result.squares
+    side_mm = squares.side_px * squares.mpp / 1000
+    extent_mm = (squares.shape[1] * side_mm, squares.shape[0] * side_mm)
+    for name, title, values, is_symmetric in (
+        ("map_reference", "Stained area, reference", maps.reference, False),
+        ("map_virtual", "Stained area, virtual", maps.virtual, False),
+        ("map_error", "Stained area, virtual less reference", maps.virtual - maps.reference, True),
+        ("map_correlation", "Stain R per pixel", maps.stain_r, True),
+    ):
+        plot = heat_map(np.asarray(values, np.float64), title, "", extent_mm, symmetric=is_symmetric)
+        yield Picture(name, title, plot, "Squares without tissue on both slides are left out.")
+
+
+def _overviews(result: SlideEvaluation) -> Section:
+    virtual, reference = result.overviews
+    return Section(
+        "The slides",
+        contents=(
+            Picture("overview_reference", "Reference", reference, "As scanned, not turned.", "photograph"),
+            Picture("overview_virtual", "Virtual", virtual, "", "photograph"),
+        ),
+    )
+
+
+def _seams(result: SlideEvaluation) -> Section:
+    rows = tuple(
+        (one.what, _or_none(one.contrast), _or_none(one.z), one.borders) for one in result.seams
+    )  # fmt: skip
+    heads = (Column("borders of"), Column("contrast"), Column("z", 2), Column("windows", 0))
+    reported = result.reported
+    told = (
+        f"The translation itself reported z = {reported['z']:.2f} at the borders of its cores, before compression."
+        if reported and isinstance(reported.get("z"), int | float)
+        else "There is no report beside the slide that tells of seams."
+    )
+    how = "Steps at the borders of a grid over those at other multiples of 8 px; within ±3 nothing stands out."
+    return Section("Seams", contents=(Table("seams", "Steps at borders", heads, rows, (how, told)),))
+
+
+def _or_none(value: float | None) -> Estimate:
+    return Estimate(number(value), reason="" if number(value) is not None else "not defined here")
+
+
+def _data(result: SlideEvaluation) -> dict[str, Any]:
+    agreement, difference = area_agreement(result.maps)
+    return {
+        "coverage": number(result.squares.coverage),
+        "area_correlation": number(agreement),
+        "area_mean_absolute_difference": number(difference),
+        "seams": [dataclasses.asdict(one) for one in result.seams],
+        "reported_seams": dict(result.reported) if result.reported else None,
+        "squares": [
+            {
+                "row": int(row), "column": int(column),
+                "area_virtual": number(float(result.maps.virtual[row, column])),
+                "area_reference": number(float(result.maps.reference[row, column])),
+                "stain_r": number(float(result.maps.stain_r[row, column])),
+            }
+            for row, column in result.squares.chosen
+        ],
+    }  # fmt: skip
