@@ -55,6 +55,7 @@ def command(
     Give DATA (paired patches) and models; or --reference and --virtual, folders of images that any program made; or
     --reference-slide and --virtual-slide. OUT/report.html is one page; OUT has the same as Markdown, CSV and JSON.
     """
+    from wsi2ihc.training.reporting.plots import require_matplotlib
     from wsi2ihc.training.reporting.writing import check_report_folder, write_report
 
     set_up_logging(verbose, quiet)
@@ -63,6 +64,7 @@ def command(
         slides=(reference_slide, virtual_slide, transform, square_um),
     )  # fmt: skip
     check_report_folder(out, overwrite)
+    require_matplotlib()
     options = EvaluateOptions(**choices)
     bar = ProgressBar(quiet)
     try:

@@ -179,7 +179,9 @@ def _method_data(evaluation: Evaluation, result: MethodResult, estimator: Estima
         },
         "distances": {
             level or "all": {
-                "fid": one.fid, "kid_mean": one.kid_mean, "kid_std": one.kid_std, "reason": one.reason or None,
+                "fid": one.fid, "kid_mean": one.kid_mean, "kid_std": one.kid_std,
+                "kid_subset_size": one.kid_subset_size, "virtual_images": one.virtual_images,
+                "reference_images": one.reference_images, "reason": one.reason or None,
             }
             for level, one in result.distances.items()
         },

@@ -1,0 +1,121 @@
+"""What the figures of an evaluation take: time against scikit-image's PSNR and SSIM alone, and memory."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+
+from benchmarks.harness import Context, Row, child, interleaved
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.demo import synthetic_tissue
+from wsi2ihc.demo.restained import restain
+
+SIDE_PX = 256
+IMAGES = 1000
+UNITS = 50
+
+ALLOWED_BYTES, BYTES_PER_IMAGE = 1_000_000_000, 32_000
+
+
+def measure(context: Context) -> list[Row]:
+    count = 100 if context.quick else IMAGES
+    folder = _images(context.work / f"evaluation-{count}", count)
+    return [_time(folder, count), _memory(folder, count)]
+
+
+def _images(folder: Path, count: int) -> Path:
+    """References, and virtual images that are blurred and noisy; made once, of pieces of a few synthetic slides."""
+    if (folder / "done").exists():
+        return folder
+    pieces = list(_pieces())
+
+    def write(number: int) -> None:
+        reference = np.roll(pieces[number % len(pieces)], number * 7, axis=(0, 1))
+        noise = np.random.default_rng(number).normal(0, 5, reference.shape)
+        virtual = np.clip(cv2.GaussianBlur(reference, (0, 0), 1.5) + noise, 0, 255).astype(np.uint8)
+        for name, image in (("reference", reference), ("virtual", virtual)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            content = imagecodecs.png_encode(np.ascontiguousarray(image))
+            (folder / name / f"unit{number % UNITS}_{number:05d}.png").write_bytes(content)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(count)))
+    (folder / "done").touch()
+    return folder
+
+
+def _pieces() -> Iterator[RGBImage]:
+    for seed in range(4):
+        slide = restain(synthetic_tissue(4 * SIDE_PX, 4 * SIDE_PX, seed=seed), seed, 2.0)
+        for y in range(0, slide.shape[0], SIDE_PX):
+            for x in range(0, slide.shape[1], SIDE_PX):
+                yield slide[y : y + SIDE_PX, x : x + SIDE_PX]
+
+
+def _time(folder: Path, count: int) -> Row:
+    """On images in memory, hundred at a time, in turn."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    from wsi2ihc.training.data import read_image
+    from wsi2ihc.training.evaluation.scores import Image, Scores
+    from wsi2ihc.training.evaluation.sums import Scale
+
+    files = sorted((folder / "reference").iterdir())[:100]
+    pairs = [(read_image(folder / "virtual" / file.name), read_image(file)) for file in files]
+    images = [Image(file.stem, file.stem.split("_")[0]) for file in files]
+
+    def plain() -> float:
+        started = time.perf_counter()
+        for virtual, reference in pairs:
+            peak_signal_noise_ratio(reference, virtual, data_range=255)
+            structural_similarity(reference, virtual, channel_axis=-1, data_range=255)
+        return time.perf_counter() - started
+
+    def own() -> float:
+        started = time.perf_counter()
+        scores = Scores(images, Scale(0.2, 0.5))
+        for image, pair in zip(images, pairs, strict=True):
+            scores.add(image, *pair)
+        scores.subset().estimates(resamples=2000 * len(pairs) // count)  # its share of the bootstrap, done once a set
+        return time.perf_counter() - started
+
+    seconds = interleaved({"plain": plain, "own": own}, max(2, count // len(pairs)))
+    ratio = statistics.median(
+        mine / theirs for mine, theirs in zip(seconds["own"], seconds["plain"], strict=True)
+    )  # fmt: skip
+    each = {name: 1000 * statistics.median(values) / len(pairs) for name, values in seconds.items()}
+    measured = f"{ratio:.2f}× ({each['own']:.1f} ms a pair against {each['plain']:.1f} ms)"
+    return Row("all figures but FID and KID, over scikit-image's PSNR and SSIM alone, 256² px", "≤ 2×", measured,
+               ratio <= 2, seconds)  # fmt: skip
+
+
+def _memory(folder: Path, count: int) -> Row:
+    answer = child("benchmarks.evaluation", str(folder))
+    allowed = ALLOWED_BYTES + BYTES_PER_IMAGE * count
+    measured = f"{answer['peak_bytes'] / 1e9:.2f} GB with the report of {answer['seconds']:.0f} s"
+    return Row(f"peak memory of evaluating {count} pairs of 256² px", f"≤ {allowed / 1e9:.2f} GB", measured,
+               answer["peak_bytes"] <= allowed, answer)  # fmt: skip
+
+
+def _run(folder: Path) -> dict[str, float]:
+    from wsi2ihc.training.evaluation.folders import evaluate_folders
+    from wsi2ihc.training.evaluation.options import EvaluateOptions
+    from wsi2ihc.training.evaluation.presenting import present
+
+    started = time.perf_counter()
+    options = EvaluateOptions(group_by="(?P<unit>unit[0-9]+)_")
+    report = present(evaluate_folders(folder / "reference", [folder / "virtual"], None, options))
+    return {"sections": len(report.sections), "seconds": time.perf_counter() - started}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run(Path(sys.argv[1]))))
