@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +145,35 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pyramidal TIFF" in refused(path)
     monkeypatch.setattr(module, "LARGEST_PX", 199_999)
     assert "500×400" in refused(saved(tmp_path / "b.jpg"))
+
+
+@pytest.mark.parametrize("kind", ["rgb", "palette", "alpha"])
+def test_strips_are_the_whole(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(PICTURE)
+    if kind == "palette":
+        image = image.quantize(64)
+    if kind == "alpha":
+        image.putalpha(Image.fromarray(np.arange(400 * 500, dtype=np.uint32).astype(np.uint8).reshape(400, 500)))
+    path = saved(tmp_path / "a.png", image)
+    with open_slide(path) as slide:
+        at_once = slide.read_level(0, Region(0, 0, 500, 400))
+    for strip_px in (1, 500 * 7):
+        monkeypatch.setattr(module, "_STRIP_PX", strip_px)
+        with open_slide(path) as slide:
+            np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), at_once)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nobody tells the peak here")
+def test_opening_takes_seven_bytes_a_px(tmp_path: Path) -> None:
+    side = 4000
+    path = saved(tmp_path / "a.jpg", Image.new("RGB", (side, side), (200, 150, 220)))
+    code = (
+        "import re, sys; from pathlib import Path; from wsi2ihc.slide.image_reader import ImageReader\n"
+        "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
+        "before = peak(); slide = ImageReader(Path(sys.argv[1]), None); print(peak() - before)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 8 * side**2
 
 
 def test_larger_than_pillow_allows_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
