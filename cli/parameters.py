@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
@@ -74,6 +76,51 @@ class PositiveFloat(click.ParamType):  # type: ignore[type-arg]  # generic only 
         if not 0 < number < 1e6:
             self.fail(f"{value!r} is not a number above zero", param, ctx)
         return number
+
+
+def options_of(
+    options: type, *, skip: Container[str] = (), told: Callable[[str, Any], str] | None = None
+) -> Callable[[Command], Command]:
+    """One option for each field of an options dataclass, in its order: name, type, default, and the field's help.
+
+    Parameters
+    ----------
+    options
+        A dataclass whose fields carry ``metadata["help"]``.
+    skip
+        Fields without an option of their own.
+    told
+        What to call the default of a field, given its name and default. With it the options have none themselves, so
+        that a command sees what was given and what was left to others to choose.
+    """
+    hints = get_type_hints(options)
+
+    def decorate(command: Command) -> Command:
+        for one in reversed(dataclasses.fields(options)):
+            if one.name in skip:
+                continue
+            hint = hints[one.name]
+            kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+            kind = hint if get_origin(hint) is Literal or not kinds else kinds[0]
+            flag, is_switch = f"--{one.name.replace('_', '-')}", kind is bool
+            shown = f"  [default: {told(one.name, one.default)}]" if told and one.default is not None else ""
+            command = click.option(
+                f"{flag}/--no-{flag[2:]}" if is_switch else flag,
+                one.name,
+                type=None if is_switch else _parameter_type(kind),
+                default=None if told else one.default,
+                show_default=one.default is not None and told is None,
+                help=one.metadata["help"] + shown,
+            )(command)
+        return command
+
+    return decorate
+
+
+def _parameter_type(kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    return click.Path(path_type=Path) if kind is Path else kind
 
 
 def verbosity_options(command: Command) -> Command:

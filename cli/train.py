@@ -5,42 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.parameters import echo_json, json_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.progress import Progress
-from wsi2ihc.training.options import PRESETS, RECIPES, TrainOptions, config_text, flag, resolve_options
+from wsi2ihc.training.options import PRESETS, RECIPES, TrainOptions, config_text, resolve_options
 from wsi2ihc.translation.report import DISCLAIMER
 
 if TYPE_CHECKING:
     from wsi2ihc.training.forecast import TrainingForecast
     from wsi2ihc.training.job import TrainingJob
 
-Command = TypeVar("Command", bound=Any)
 
-
-def _mirrored(command: Command) -> Command:
-    """One option per field of `TrainOptions`. Without a default: what is not given is left to file, preset, recipe."""
-    hints = get_type_hints(TrainOptions)
-    for one in reversed(dataclasses.fields(TrainOptions)):
-        hint = hints[one.name]
-        kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
-        is_choice, is_switch = get_origin(hint) is Literal, hint is bool
-        shown = "" if one.default is None else f"  [default: {_shown(one.name, one.default)}]"
-        command = click.option(
-            f"{flag(one.name)}/--no-{flag(one.name)[2:]}" if is_switch else flag(one.name),
-            one.name,
-            type=click.Choice(get_args(hint)) if is_choice else None if is_switch else kinds[0],
-            default=None,
-            help=one.metadata["help"] + shown,
-        )(command)
-    return command
-
-
-def _shown(name: str, default: Any) -> str:
+def _default(name: str, default: Any) -> str:
+    """Of an option; what is not given is left to file, preset and recipe."""
     if any(name in recipe for recipe in RECIPES.values()):
         return "the recipe's"
     return ("on" if default else "off") if isinstance(default, bool) else str(default)
@@ -53,7 +34,7 @@ def _shown(name: str, default: Any) -> str:
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings of a known data set.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint, with the options it began with.")
 @click.option("--dry-run", is_flag=True, help="Show the configuration, the data and the memory; train nothing.")
-@_mirrored
+@options_of(TrainOptions, told=_default)
 @json_option
 @verbosity_options
 def command(

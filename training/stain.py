@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-HAEMATOXYLIN = (0.650, 0.704, 0.286)
-DAB = (0.268, 0.570, 0.776)
+from wsi2ihc.stains import DAB, HAEMATOXYLIN, Direction, unmixing
 
 WHITE_LEVEL = 255.0
 """Grey level of no stain."""
@@ -60,14 +59,10 @@ def block_means(density: npt.NDArray[np.float32], block_px: int) -> npt.NDArray[
     )
 
 
-def stain_terms(first: tuple[float, float, float], second: tuple[float, float, float]) -> npt.NDArray[np.float64]:
-    """What each level of each channel adds to the amounts of two stains, given by their vectors: (2, 3, 256)."""
-    stains = np.array([first, second])
-    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    third = np.cross(*stains)
-    unmixing = np.linalg.inv(np.vstack([stains, third / np.linalg.norm(third)]))
+def stain_terms(first: Direction, second: Direction) -> npt.NDArray[np.float64]:
+    """What each level of each channel adds to the amounts of two stains, given by their directions: (2, 3, 256)."""
     densities = -np.log10(np.maximum(np.arange(256), 1) / WHITE_LEVEL)
-    return np.stack([unmixing[:, index, np.newaxis] * densities for index in (0, 1)])
+    return unmixing(first, second).T[..., np.newaxis] * densities
 
 
 @functools.cache
