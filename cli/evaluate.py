@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 @click.option("--reference", type=click.Path(path_type=Path), metavar="DIR", help="Folder of reference images.")
 @click.option("--virtual", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
               help="Folder of virtual images of the same names; may be repeated.")  # fmt: skip
-@click.option("--he", type=click.Path(path_type=Path), metavar="DIR",
-              help="Folder of their H&E images, for a floor and the pictures.")  # fmt: skip
+@click.option("--he", metavar="DIR|SLIDE",
+              help="Folder of their H&E images, or the H&E slide: for a floor and the pictures.")  # fmt: skip
 @click.option("--reference-slide", metavar="SLIDE", help="A stained slide.")
 @click.option("--virtual-slide", metavar="SLIDE", help="A virtual slide to score against it.")
 @click.option("--transform", type=click.Path(path_type=Path),
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @json_option
 @verbosity_options
 def command(
-    data: Path | None, models: tuple[str, ...], reference: Path | None, virtual: tuple[Path, ...], he: Path | None,
+    data: Path | None, models: tuple[str, ...], reference: Path | None, virtual: tuple[Path, ...], he: str | None,
     reference_slide: str | None, virtual_slide: str | None, transform: Path | None, square_um: float | None, out: Path,
     overwrite: bool, json: bool, verbose: int, quiet: bool, **choices: Any,
 ) -> None:  # fmt: skip
@@ -60,7 +60,8 @@ def command(
 
     set_up_logging(verbose, quiet)
     _check_usage(
-        patches=(data, models), folders=(reference, virtual, he),
+        he,
+        patches=(data, models), folders=(reference, virtual),
         slides=(reference_slide, virtual_slide, transform, square_um),
     )  # fmt: skip
     check_report_folder(out, overwrite)
@@ -71,9 +72,9 @@ def command(
         if data is not None:
             report = _patches(data, models, options, bar)
         elif reference is not None:
-            report = _folders(reference, virtual, he, options, bar)
+            report = _folders(reference, virtual, Path(he) if he else None, options, bar)
         else:
-            report = _slides(str(reference_slide), str(virtual_slide), transform, square_um, options, bar)
+            report = _slides(str(reference_slide), str(virtual_slide), transform, he, square_um, options, bar)
         write_report(out, report, overwrite=overwrite)
     finally:
         bar.close()
@@ -84,7 +85,7 @@ def command(
         click.echo(f"{out / 'report.html'}: the whole report; beside it as Markdown, CSV and JSON")
 
 
-def _check_usage(patches: tuple[Any, ...], folders: tuple[Any, ...], slides: tuple[Any, ...]) -> None:
+def _check_usage(he: str | None, patches: tuple[Any, ...], folders: tuple[Any, ...], slides: tuple[Any, ...]) -> None:
     """One of three ways to call it."""
     given = [any(one) for one in (patches, folders, slides)]
     if sum(given) != 1:
@@ -92,7 +93,9 @@ def _check_usage(patches: tuple[Any, ...], folders: tuple[Any, ...], slides: tup
                                "--virtual-slide: one of these three")  # fmt: skip
     if given[0] and not all(patches):
         raise click.UsageError("name the folder DATA, and at least one --model")
-    if given[1] and not all(folders[:2]):
+    if given[0] and he is not None:
+        raise click.UsageError("--he goes with --virtual or --virtual-slide; DATA holds its H&E images")
+    if given[1] and not all(folders):
         raise click.UsageError("--reference needs --virtual, and the other way round")
     if given[2] and not all(slides[:2]):
         raise click.UsageError("--reference-slide needs --virtual-slide, and the other way round")
@@ -117,14 +120,14 @@ def _folders(
 
 
 def _slides(
-    reference: str, virtual: str, transform: Path | None, square_um: float | None, options: EvaluateOptions,
-    progress: ProgressCallback,
+    reference: str, virtual: str, transform: Path | None, he: str | None, square_um: float | None,
+    options: EvaluateOptions, progress: ProgressCallback,
 ) -> Report:  # fmt: skip
     from wsi2ihc.training.evaluation.slide_presenting import present_slide
     from wsi2ihc.training.evaluation.slides import evaluate_slides
 
     chosen = {} if square_um is None else {"square_um": square_um}
-    result = evaluate_slides(reference, virtual, transform, options, progress, **chosen)
+    result = evaluate_slides(reference, virtual, transform, options, progress, he=he, **chosen)
     return present_slide(result, seed=options.seed, resamples=options.resamples)
 
 

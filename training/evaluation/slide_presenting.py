@@ -39,13 +39,15 @@ def _maps(result: SlideEvaluation) -> Iterator[Picture]:
     maps, squares = result.maps, result.squares
     side_mm = squares.side_px * squares.mpp / 1000
     extent_mm = (squares.shape[1] * side_mm, squares.shape[0] * side_mm)
-    for name, title, values, is_symmetric in (
-        ("map_reference", "Stained area, reference", maps.reference, False),
-        ("map_virtual", "Stained area, virtual", maps.virtual, False),
-        ("map_error", "Stained area, virtual less reference", maps.virtual - maps.reference, True),
-        ("map_correlation", "Stain R per pixel", maps.stain_r, True),
+    areas = np.stack([maps.reference, maps.virtual])
+    scale = float(np.nanmin(areas)), float(np.nanmax(areas))
+    for name, title, values, limits in (
+        ("map_reference", "Stained area, reference", maps.reference, scale),
+        ("map_virtual", "Stained area, virtual", maps.virtual, scale),
+        ("map_error", "Stained area, virtual less reference", maps.virtual - maps.reference, None),
+        ("map_correlation", "Stain R per pixel", maps.stain_r, (-1.0, 1.0)),
     ):
-        plot = heat_map(np.asarray(values, np.float64), title, "", extent_mm, symmetric=is_symmetric)
+        plot = heat_map(np.asarray(values, np.float64), title, "", extent_mm, limits=limits, symmetric=limits != scale)
         yield Picture(name, title, plot, "Squares without tissue on both slides are left out.")
 
 

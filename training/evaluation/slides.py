@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from wsi2ihc.registration.transform import identity
 from wsi2ihc.slide import Slide, open_slide, overview_grid, read_overview
 
 from ..moments import correlation
-from .calibration import Calibration, density_counts, otsu_threshold
+from .calibration import Calibration, density_counts, otsu_threshold, stained_area
 from .grid_seams import GridSeams, measure_grid
-from .methods import Method
+from .methods import Method, floors
 from .options import EvaluateOptions
 from .results import Evaluation, MethodResult
 from .scores import Image, Scores
-from .squares import SQUARE_UM, SlidePair, SquareGrid, plan_squares, read_squares
-from .sums import BINS, PARTS, Scale, score_pair
+from .scoring import answer
+from .source import Sample
+from .squares import SQUARE_UM, SlidePair, Square, SquareGrid, plan_squares, read_squares
+from .sums import BINS, Scale
 
 OVERVIEW_PX = 1200
 
@@ -76,6 +79,7 @@ def evaluate_slides(
     options: EvaluateOptions | None = None,
     progress: ProgressCallback = silent,
     *,
+    he: str | None = None,
     square_um: float = SQUARE_UM,
 ) -> SlideEvaluation:
     """Score a virtual slide against the stained one.
@@ -92,6 +96,8 @@ def evaluate_slides(
         How; ``mpp`` is the reference's, where it does not say.
     progress
         Told of squares.
+    he
+        The H&E slide that the virtual one was made from, for the floor ``counterstain``.
     square_um
         Side of a square, µm.
 
@@ -105,25 +111,30 @@ def evaluate_slides(
     options = options or EvaluateOptions()
     found = load_transform(transform) if transform is not None else identity()
     report = _report_beside(virtual)
-    with open_slide(virtual) as ours, open_slide(reference, mpp=options.mpp) as theirs:
-        pair = SlidePair(ours, theirs, found, _offset_um(report))
+    with ExitStack() as stack:
+        ours, theirs = (
+            stack.enter_context(open_slide(path, mpp=mpp)) for path, mpp in ((virtual, None), (reference, options.mpp))
+        )
+        source = stack.enter_context(open_slide(he, mpp=ours.info.mpp and ours.info.mpp[0])) if he else None
+        pair = SlidePair(ours, theirs, found, _offset_um(report), source)
         progress(Progress("finding the tissue of both"))
         squares = plan_squares(pair, square_um)
         calibration = _calibration(pair, squares, options, progress)
-        scores, maps = _compare(pair, squares, Scale(calibration.stained_from, squares.mpp), progress)
+        methods = [Method("virtual slide", "given", None, facts={"description": ours.info.name})]
+        methods += floors(None) if source else []
+        scores, maps = _compare(pair, squares, methods, Scale(calibration.stained_from, squares.mpp), progress)
         progress(Progress("looking for seams"))
         seams = tuple(measure_grid(ours, what, period) for what, period in _periods(report))
         overviews = _overview(ours), _overview(theirs)
-        method = Method("virtual slide", "given", None, facts={"description": ours.info.name})
         evaluation = Evaluation(
             subject=f"{ours.info.name} against {theirs.info.name}: {len(squares.chosen):,} squares of "
             f"{squares.side_px * squares.mpp:.0f} µm",
             unit="squares",
             levels=(),
-            methods=(MethodResult(method, scores),),
+            methods=tuple(map(MethodResult, methods, scores)),
             calibration=calibration,
             inception={"reason": "two slides are not a set of images"},
-            notes=tuple(_notes(transform)),
+            notes=tuple(_notes(transform, he)),
             facts={"options": options.stated(), "square_um": squares.side_px * squares.mpp, "mpp": squares.mpp},
         )
     return SlideEvaluation(evaluation, squares, maps, seams, report.get("seams") if report else None, overviews)
@@ -140,18 +151,24 @@ def area_agreement(maps: SlideMaps) -> tuple[float, float]:
 
 
 def _compare(
-    pair: SlidePair, squares: SquareGrid, scale: Scale, progress: ProgressCallback
-) -> tuple[Scores, SlideMaps]:  # fmt: skip
+    pair: SlidePair, squares: SquareGrid, methods: Sequence[Method], scale: Scale, progress: ProgressCallback
+) -> tuple[list[Scores], SlideMaps]:
+    """The scores of every method, and the maps of the first, which is the virtual slide."""
     images = {(int(row), int(column)): _image(int(row), int(column)) for row, column in squares.chosen}
-    scores = Scores(list(images.values()), scale)
+    scores = [Scores(list(images.values()), scale) for _ in methods]
     maps = np.full((3, *squares.shape), np.nan)
-    for number, (place, virtual, reference) in enumerate(read_squares(pair, squares, squares.chosen)):
+    for number, square in enumerate(read_squares(pair, squares, squares.chosen)):
         progress(Progress("comparing", number, len(squares.chosen), unit="square"))
-        scores.add(images[place], virtual, reference)
-        both, first, second, neither = score_pair(virtual, reference, scale).sums[PARTS["confusion"]]
-        count = both + first + second + neither
-        maps[:, *place] = (both + first) / count, (both + second) / count, scores.scored[-1].stain_r
+        image = images[square.place]
+        for method, own in zip(methods, scores, strict=True):
+            own.add(image, answer(method, [_sample(image, method, square)])[0], square.reference)
+        areas = (stained_area(density_counts(one), scale.stained_from) for one in (square.virtual, square.reference))
+        maps[:, *square.place] = (*areas, scores[0].scored[-1].stain_r)
     return scores, SlideMaps(*maps)
+
+
+def _sample(image: Image, method: Method, square: Square) -> Sample:
+    return Sample(image, square.he, square.reference, {method.name: square.virtual})
 
 
 def _image(row: int, column: int) -> Image:
@@ -167,8 +184,8 @@ def _calibration(
     progress(Progress("looking at the reference's stain"))
     some = squares.chosen[:: -(-len(squares.chosen) // CALIBRATION_SQUARES)]
     counts = np.zeros(BINS)
-    for _, _, reference in read_squares(pair, squares, some):
-        counts += density_counts(reference)
+    for square in read_squares(pair, squares, some):
+        counts += density_counts(square.reference)
     return Calibration(otsu_threshold(counts), "Otsu's threshold of the reference slide")
 
 
@@ -207,8 +224,10 @@ def _overview(slide: Slide) -> RGBImage:
     return read_overview(slide, overview_grid(slide.info, max(1.0, side / OVERVIEW_PX)))
 
 
-def _notes(transform: Path | None) -> Iterator[str]:
+def _notes(transform: Path | None, he: str | None) -> Iterator[str]:
     yield ("intervals are over squares of one slide: they say how far its places differ, and nothing of other slides")
-    yield "no training split is at hand: no floors, no HER2 cuts, and a threshold that is not blind"
+    yield "no training split is at hand: no colour regression, no HER2 cuts, and a threshold that is not blind"
+    if he is None:
+        yield "the H&E slide was not named (--he), so that the floor counterstain cannot be computed"
     if transform is None:
         yield "no transform was named: both slides are taken to lie upon each other, µm for µm"

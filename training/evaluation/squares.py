@@ -16,7 +16,7 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError, MissingResolutionError
 from wsi2ihc.geometry import Region
 from wsi2ihc.ordered import ordered_map
-from wsi2ihc.registration.transform import Transform, moving_grid
+from wsi2ihc.registration.transform import Transform, identity, moving_grid
 from wsi2ihc.registration.warping import read_warped
 from wsi2ihc.slide import Slide, WorkingGrid, read_region, working_grid
 from wsi2ihc.tissue import TissueMask, detect_tissue
@@ -68,12 +68,24 @@ class SlidePair:
 
     transform:  from µm of the slide that the virtual one was made from to µm of the reference
     offset_um:  where the virtual slide's corner lies on that slide
+    he:         that slide; None where it is not at hand
     """
 
     virtual: Slide
     reference: Slide
     transform: Transform
     offset_um: tuple[float, float] = (0.0, 0.0)
+    he: Slide | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Square:
+    """A place, as (row, column), and what the slides show there: (side, side, 3) uint8 each."""
+
+    place: tuple[int, int]
+    virtual: RGBImage
+    reference: RGBImage
+    he: RGBImage | None
 
 
 def plan_squares(pair: SlidePair, square_um: float = SQUARE_UM) -> SquareGrid:
@@ -113,20 +125,19 @@ def plan_squares(pair: SlidePair, square_um: float = SQUARE_UM) -> SquareGrid:
     return SquareGrid(shape, side_px, mpp, virtual, reference, chosen)
 
 
-def read_squares(
-    pair: SlidePair, squares: SquareGrid, chosen: npt.NDArray[np.intp]
-) -> Iterator[tuple[tuple[int, int], RGBImage, RGBImage]]:
-    """Row and column, virtual image, and reference as it lies there, of each chosen square, in order.
+def read_squares(pair: SlidePair, squares: SquareGrid, chosen: npt.NDArray[np.intp]) -> Iterator[Square]:
+    """The chosen squares, in order.
 
     Memory bound: `AHEAD` squares.
     """
     grid, side_px = working_grid(pair.virtual.info, None), squares.side_px
 
-    def read(place: tuple[int, int]) -> tuple[tuple[int, int], RGBImage, RGBImage]:
+    def read(place: tuple[int, int]) -> Square:
         region = Region(place[1] * side_px, place[0] * side_px, side_px, side_px)
         x_um, y_um = _centres_um(pair, grid, region, side_px)
         reference = read_warped(pair.reference, pair.transform, squares.mpp, x_um, y_um)
-        return place, read_region(pair.virtual, grid, region), reference.pixels
+        he = read_warped(pair.he, identity(), squares.mpp, x_um, y_um).pixels if pair.he else None
+        return Square(place, read_region(pair.virtual, grid, region), reference.pixels, he)
 
     with ThreadPoolExecutor(THREADS, "squares") as pool:
         yield from ordered_map(pool, read, [(int(row), int(column)) for row, column in chosen], AHEAD)

@@ -182,6 +182,7 @@ def heat_map(
     unit: str,
     extent_mm: tuple[float, float] | None = None,
     *,
+    limits: tuple[float, float] | None = None,
     symmetric: bool = False,
 ) -> RGBImage:
     """A value for each square of a slide.
@@ -194,6 +195,8 @@ def heat_map(
         Above the plot; of the scale of colours.
     extent_mm
         Width and height of the whole; without them axes count squares.
+    limits
+        Of the scale of colours, so that several maps can be compared; by default the least and the greatest value.
     symmetric
         Whether the scale has its middle, which is white, at 0.
     """
@@ -201,7 +204,7 @@ def heat_map(
     width, height = extent_mm or (float(columns), float(rows))
     axes = _map_axes(title, width, height, "mm" if extent_mm else "")
     known = np.ma.masked_invalid(np.asarray(values, np.float64))
-    low, high = (float(known.min()), float(known.max())) if known.count() else (0.0, 1.0)
+    low, high = limits or ((float(known.min()), float(known.max())) if known.count() else (0.0, 1.0))
     if symmetric:
         high = max(abs(low), abs(high)) or 1.0
         low = -high
