@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi2ihc.cli.main import EXIT_SOME_FAILED
-from wsi2ihc.cli.parameters import echo_json, json_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.training.pairing.filters import Limits
 from wsi2ihc.training.pairing.options import PairsOptions
 
 if TYPE_CHECKING:
     from wsi2ihc.training.pairing.checking import CheckReport
     from wsi2ihc.training.pairing.summary import BuildReport, FailedPair, Preview, SlideTally
-
-Command = TypeVar("Command", bound=Any)
-
-_LIMITS = [one.name for one in dataclasses.fields(Limits)]
-
-
-def _mirrored(command: Command) -> Command:
-    """One option per field of `PairsOptions` and of its `Limits`."""
-    for owner in (Limits, PairsOptions):
-        hints = get_type_hints(owner)
-        for one in reversed(dataclasses.fields(owner)):
-            if one.name == "limits":
-                continue
-            kinds = [kind for kind in get_args(hints[one.name]) if kind is not type(None)] or [hints[one.name]]
-            flag, is_switch = f"--{one.name.replace('_', '-')}", kinds[0] is bool
-            command = click.option(
-                f"{flag}/--no-{flag[2:]}" if is_switch else flag,
-                one.name,
-                type=None if is_switch else kinds[0],
-                default=one.default,
-                show_default=one.default is not None,
-                help=one.metadata["help"],
-            )(command)
-    return command
 
 
 @click.command("pairs")
@@ -50,7 +27,9 @@ def _mirrored(command: Command) -> Command:
 @click.option("--check", type=click.Path(path_type=Path), metavar="DATASET",
               help="Verify a data set instead: partners, sizes, splits by patient, checksums.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show splits and what is wrong with the manifest; write nothing.")
-@_mirrored
+@options_of(PairsOptions, skip=("registration", "limits"))
+@options_of(RegistrationOptions)
+@options_of(Limits)
 @json_option
 @verbosity_options
 def command(
@@ -80,8 +59,10 @@ def command(
 
 
 def _options(choices: Mapping[str, Any]) -> PairsOptions:
-    limits = Limits(**{name: choices[name] for name in _LIMITS})
-    return PairsOptions(limits=limits, **{name: value for name, value in choices.items() if name not in _LIMITS})
+    own = dict(choices)
+    registration = RegistrationOptions(**{one.name: own.pop(one.name) for one in fields(RegistrationOptions)})
+    limits = Limits(**{one.name: own.pop(one.name) for one in fields(Limits)})
+    return PairsOptions(registration=registration, limits=limits, **own)
 
 
 def _check(dataset: Path, *, json: bool, quiet: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +11,13 @@ from wsi2ihc.cli.parameters import (
     PositiveFloat,
     echo_json,
     json_option,
+    options_of,
     set_up_logging,
     verbosity_options,
 )
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.errors import RegistrationError
+from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.slide import open_slide
 
 if TYPE_CHECKING:
@@ -32,12 +34,7 @@ if TYPE_CHECKING:
 @click.option("--moving-mpp", type=PositiveFloat(), help="The same for the IHC slide.")  # fmt: skip
 @click.option("--landmarks", nargs=2, type=click.Path(path_type=Path), default=None, metavar="HE.csv IHC.csv",
               help="Landmarks on both slides in level-0 px (id, X, Y), to measure the errors with.")  # fmt: skip
-@click.option("--mirror/--no-mirror", default=False, show_default=True,
-              help="Also consider that one of the sections lies upside down.")  # fmt: skip
-@click.option("--local/--no-local", default=True, show_default=True,
-              help="Estimate local displacements after the affine map.")  # fmt: skip
-@click.option("--spacing-um", type=PositiveFloat(), default=None,
-              help="Distance of the control points of local displacements in µm.")  # fmt: skip
+@options_of(RegistrationOptions)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier registration in OUT.")
 @json_option
 @verbosity_options
@@ -48,28 +45,23 @@ def command(
     mpp: float | None,
     moving_mpp: float | None,
     landmarks: tuple[Path, Path] | None,
-    mirror: bool,
-    local: bool,
-    spacing_um: float | None,
     overwrite: bool,
     json: bool,
     verbose: int,
     quiet: bool,
+    **choices: Any,
 ) -> None:
     """Register the slide IHC onto the slide HE, and write figures, pictures and the transform to the folder OUT.
 
     A registration that cannot be trusted is reported as failed (exit code 1), without a transform.
     """
-    from wsi2ihc.registration.options import RegistrationOptions
     from wsi2ihc.registration.registering import register
     from wsi2ihc.registration.report import check_folder, report_of, write_registration
     from wsi2ihc.registration.transform import frame_of
 
     set_up_logging(verbose, quiet)
     check_folder(out, overwrite)
-    options = RegistrationOptions(
-        mirror=mirror, local=local, **({} if spacing_um is None else {"spacing_um": spacing_um})
-    )
+    options = RegistrationOptions(**choices)
     with open_slide(he, mpp=mpp) as fixed, open_slide(ihc, mpp=moving_mpp, mpp_option="--moving-mpp") as moving:
         frames = frame_of(fixed.info), frame_of(moving.info)
         matched = None if landmarks is None else _matched(landmarks, frames[0].mpp, frames[1].mpp)
@@ -79,7 +71,7 @@ def command(
         finally:
             bar.close()
         report = report_of(*frames, options, found, matched)
-        write_registration(out, fixed, moving, report)
+        write_registration(out, fixed, moving, found.transform, report.to_json())
     if json:
         echo_json(report.to_json())
     if found.transform is None:
@@ -97,17 +89,19 @@ def summary(report: RegistrationReport) -> str:
     found = report.registration
     turn_deg = (found.angle_deg + 180) % 360 - 180
     residual = "unknown" if found.residual_um is None else f"{found.residual_um:.3g} µm"
+    is_local = found.transform is not None and found.transform.field is not None
     lines = [
         f"{report.moving.name} lies on {report.fixed.name}",
         f"  turned by      {turn_deg:.2f}°{', mirrored' if found.mirrored else ''}",
         f"  scale          {found.scale:.4f}",
         f"  score          {found.score:.2f} (share of tissue blocks that are where the affine map puts them)",
-        f"  residual       {residual} (median distance of blocks from a fit that left them out)",
+        f"  residual       {residual} (median distance of blocks from "
+        f"{'a local field that was not fitted to them' if is_local else 'the affine map'})",
         f"  seconds        {', '.join(f'{stage.name} {stage.seconds:.1f}' for stage in found.stages)}",
     ]
     if report.matched is not None and report.before is not None:
         lines += _landmark_table(report, report.matched, report.before)
-    return "\n".join([*lines, *(f"  note: {warning}" for warning in found.warnings)])
+    return "\n".join(lines)
 
 
 def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, before: LandmarkErrors) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.transform import Transform
+from wsi2ihc.registration.warp_plan import MPP_TOLERANCE
 from wsi2ihc.registration.warp_provenance import NOTICE
 from wsi2ihc.registration.warped_slide import WarpOptions, WarpReport, warp_slide
 from wsi2ihc.slide import Slide, open_slide
@@ -28,8 +30,8 @@ from wsi2ihc.slide import Slide, open_slide
 @click.argument("ihc")
 @click.argument("transform", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--ihc-mpp", type=PositiveFloat(), help="Resolution of the IHC slide in µm per pixel, where it is "
-              "missing or wrong; by default the one that it was registered with.")  # fmt: skip
+@click.option("--ihc-mpp", type=PositiveFloat(), show_default="the one that it was registered with",
+              help="Resolution of the IHC slide in µm per pixel.")  # fmt: skip
 @click.option("--mpp", type=PositiveFloat(), show_default="that of the H&E slide", help="Resolution of the output in "
               "µm per pixel.")  # fmt: skip
 @click.option("--tissue", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
@@ -59,23 +61,35 @@ def command(
     loaded = load_transform(transform)
     bar = ProgressBar(quiet)
     try:
-        with _open(ihc, loaded, ihc_mpp) as slide:
+        slide, notes = _open(ihc, loaded, ihc_mpp)
+        with slide:
             report = warp_slide(slide, loaded, output, options, progress=bar)
     finally:
         bar.close()
+    report = dataclasses.replace(report, warnings=(*report.warnings, *notes))
     if json:
         echo_json(report.to_json())
     elif not quiet:
         click.echo(summary(report))
 
 
-def _open(path: str, transform: Transform, mpp: float | None) -> Slide:
-    """The slide, at the stated resolution; else at its own; else at the one that it was registered with."""
-    slide = open_slide(path, mpp=mpp)
-    if slide.info.mpp is not None or transform.moving is None:
-        return slide
+def _open(path: str, transform: Transform, mpp: float | None) -> tuple[Slide, tuple[str, ...]]:
+    """The slide, at the stated resolution, else at the one that it was registered with; and a note if it says another.
+
+    Positions in the transform are µm of that resolution, whatever the slide says of itself.
+    """
+    slide = open_slide(path, mpp=mpp, mpp_option="--ihc-mpp")
+    own, registered = slide.info.mpp, None if transform.moving is None else transform.moving.mpp
+    if mpp is not None or registered is None or own == registered:
+        return slide, ()
     slide.close()
-    return open_slide(path, mpp=transform.moving.mpp)
+    slide = open_slide(path, mpp=registered, mpp_option="--ihc-mpp")
+    if own is not None and all(abs(a / b - 1) <= MPP_TOLERANCE for a, b in zip(own, registered, strict=True)):
+        return slide, ()
+    says = "does not say its resolution" if own is None else f"says {own[0]:.4g} µm/px"
+    return slide, (
+        f"The slide {says}; the {registered[0]:.4g} that it was registered with are used (--ihc-mpp states others).",
+    )
 
 
 def _options(

@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from make_slides import halves, write_slide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairing"))
-from make_slide_pairs import SMALL, row, tree, write_manifest, write_pairs
+from make_slide_pairs import SIZE, SMALL, row, tree, write_manifest, write_pairs
 
 from wsi2ihc.cli.main import main
 
@@ -68,12 +70,35 @@ def test_some_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "the HER2 level is '7'" in line
 
 
+def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strangers = write_manifest(
+        slides / "strangers.csv", [row(0), row(1, ihc_path="glass.tif", transform="", slide_id="S9")]
+    )
+    glass = np.random.default_rng(0).normal(240, 2, (SIZE[1], SIZE[0], 3)).clip(0, 255).astype(np.uint8)
+    write_slide(slides / "glass.tif", halves(glass, 2))
+    folder = tmp_path / "data"
+    code, out, err = run(capsys, strangers, folder, *SMALL, "--spacing-um", "100")
+    assert code == 3
+    assert "4 pairs of patches from 1 pairs of slides" in out
+    (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert "row 3 (S9): glass.tif could not be registered to he1.tif: no tissue was found on the IHC slide" in line
+    assert line.endswith("see slides/S9/before.png")
+    assert {path.name for path in (folder / "slides" / "S9").iterdir()} == {"before.png", "registration.json"}
+    facts = json.loads((folder / "slides" / "S9" / "registration.json").read_text())
+    assert (facts["status"], facts["options"]["spacing_um"]) == ("failed", 100)
+    assert len(list((folder / "HE" / "train").glob("*.png"))) == 4
+    assert run(capsys, "--check", folder)[0] == 0
+    code, _, err = run(capsys, strangers, folder, *SMALL)
+    assert (code, "was begun with spacing_um 100.0, not 64.0" in err) == (1, True)
+
+
 def test_all_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = write_manifest(slides / "worse.csv", [row(0, ihc_path="lost.tif")])
     code, out, err = run(capsys, bad, tmp_path / "data", *SMALL)
     assert code == 3
     assert "1 pairs of slides failed" in out
     assert "next:" not in out
+    assert "note: no patient" not in out  # there are no patches at all
     assert "row 2 (S0)" in err
 
 

@@ -39,14 +39,14 @@ def test_a_known_shift_is_found(tissue: np.ndarray, x_um: float, y_um: float) ->
     np.testing.assert_allclose(np.median(found.offsets_um[found.agree], axis=0), (-x_um, -y_um), atol=0.25)
 
 
-def test_tiles_do_not_matter(tissue: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_do_not_matter(tissue: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     def sorted_matches() -> np.ndarray:
         found = match_blocks(view(tissue), view(tissue), shift(2, 1), SIZE)
         rows = np.column_stack([found.points_um, found.offsets_um, found.scores])
         return rows[np.lexsort(rows[:, :2].T)]
 
     whole = sorted_matches()
-    monkeypatch.setattr(matching, "_TILE_PX", 130)
+    monkeypatch.setattr(matching, "_PIECE_PX", 130)
     np.testing.assert_allclose(sorted_matches(), whole, atol=1e-4)
     assert len(whole) > 300
 

@@ -25,7 +25,7 @@ def tissue() -> np.ndarray:
 
 
 def overview(pixels: np.ndarray):
-    return look_at(MemorySlide(pixels, "memory", (MPP, MPP)), "--mpp")
+    return look_at(MemorySlide(pixels, "memory", (MPP, MPP)))
 
 
 @pytest.mark.parametrize(("angle_deg", "scale", "mirrored"), [(0, 1.0, False), (137, 0.93, False), (256, 1.08, True)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +15,7 @@ from wsi2ihc.demo.restained import Distortion, distorted, restain
 from wsi2ihc.demo.synthetic import synthetic_tissue
 from wsi2ihc.errors import MissingResolutionError, OptionError
 from wsi2ihc.progress import Progress
+from wsi2ihc.registration import registering
 from wsi2ihc.registration.landmarks import landmark_errors, match_landmarks, read_landmarks
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.registration.placement import LEAST_SCORE
@@ -103,6 +107,28 @@ def test_slides_that_do_not_belong_together_fail(tissue: np.ndarray) -> None:
     assert found.score < LEAST_SCORE
 
 
+def test_stages_take_the_time_that_they_take(tissue: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"look_at": 0.1, "find_candidates": 0.3, "find_placement": 0.7}
+    for name, seconds in parts.items():
+        monkeypatch.setattr(registering, name, slowed(getattr(registering, name), seconds))
+    started = time.perf_counter()
+    found = register(slide(tissue), slide(restain(tissue, 1, 2.0, mpp=MPP)), RegistrationOptions(local=False))
+    whole = time.perf_counter() - started
+    coarse, affine = found.stages
+    assert (coarse.name, affine.name) == ("coarse", "affine")
+    assert coarse.seconds > 0.5
+    assert affine.seconds > 0.7
+    assert coarse.seconds + affine.seconds <= whole
+
+
+def slowed(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **more: Any) -> Any:
+        time.sleep(seconds)
+        return work(*arguments, **more)
+
+    return wrapped
+
+
 @pytest.mark.parametrize("which", ["H&E", "IHC"])
 def test_glass_fails(tissue: np.ndarray, which: str) -> None:
     glass = np.random.default_rng(0).normal(240, 2, tissue.shape).clip(0, 255).astype(np.uint8)
@@ -117,7 +143,7 @@ def test_progress_is_told(tissue: np.ndarray) -> None:
     register(slide(tissue), slide(restain(tissue, 1, 2.0, mpp=MPP)), progress=told.append)
     assert [one.done for one in told] == list(range(len(told)))
     assert all(one.done < one.total for one in told)
-    assert {"looking at both slides", "searching the placement"} <= {one.note for one in told}
+    assert {"looking at both slides", "searching placements", "fitting affine maps"} <= {one.note for one in told}
 
 
 def test_an_unknown_resolution_names_the_option_of_its_slide(tissue: np.ndarray, tmp_path: Path) -> None:

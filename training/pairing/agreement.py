@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from wsi2ihc.arrays import RGBImage
+from wsi2ihc.registration.matching import vertex
 
 from .optical import FloatPlane, haematoxylin_of_he, haematoxylin_of_ihc, reduced
 
@@ -115,13 +116,7 @@ def _distinct_peak(scores: FloatPlane, radius_px: float) -> tuple[float, float] 
     beyond = (down - y) ** 2 + (across - x) ** 2 > radius_px**2
     if beyond.any() and float(scores[beyond].max()) > best - LEAST_MARGIN:
         return None
-    return x + _vertex(*scores[y, x - 1 : x + 2].tolist()), y + _vertex(*scores[y - 1 : y + 2, x].tolist())
-
-
-def _vertex(before: float, at: float, after: float) -> float:
-    """Where the parabola through three values, the middle one the greatest, has its top: -0.5 to 0.5."""
-    bend = before - 2 * at + after
-    return 0.5 * (before - after) / bend if bend < 0 else 0.0
+    return x + vertex(*scores[y, x - 1 : x + 2].tolist()), y + vertex(*scores[y - 1 : y + 2, x].tolist())
 
 
 def _correlation(fixed: FloatPlane, moving: FloatPlane, mpp: float) -> float | None:

@@ -23,7 +23,7 @@ from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.registration.registering import register
 from wsi2ihc.registration.report import report_of
 from wsi2ihc.registration.transform import Transform, frame_of, identity
-from wsi2ihc.registration.warp_plan import check_moving
+from wsi2ihc.registration.warp_plan import check_slide
 from wsi2ihc.slide import Slide
 
 from .cells import IDENTITY
@@ -37,19 +37,17 @@ class Alignment:
     transform: from H&E to IHC; None if registration failed
     reason:    why it did; "" if it did not
     facts:     for ``registration.json``: without times, so that two runs write the same
-    warnings:  doubts, one sentence each
     """
 
     transform: Transform | None
     reason: str
     facts: Mapping[str, Any]
-    warnings: tuple[str, ...] = ()
 
     @property
     def summary(self) -> dict[str, Any]:
         """The facts that a slide's record repeats."""
         kept = ("status", "transform", "score", "residual_um", "angle_deg", "scale", "mirrored")
-        return {name: self.facts[name] for name in kept if name in self.facts} | {"warnings": list(self.warnings)}
+        return {name: self.facts[name] for name in kept if name in self.facts}
 
 
 def given_transform(pair: SlidePair, he: Slide, ihc: Slide) -> Transform | None:
@@ -64,8 +62,8 @@ def given_transform(pair: SlidePair, he: Slide, ihc: Slide) -> Transform | None:
         return None
     if isinstance(pair.transform, Path):
         loaded = load_transform(pair.transform)
-        check_moving(loaded, ihc.info)
-        check_moving(dataclasses.replace(loaded, moving=loaded.fixed), he.info)
+        check_slide(loaded.fixed, he.info)
+        check_slide(loaded.moving, ihc.info)
     else:
         loaded = Transform(np.array(pair.transform).reshape(2, 3))
     return dataclasses.replace(loaded, fixed=frame_of(he.info), moving=frame_of(ihc.info))
@@ -97,7 +95,7 @@ def align(
     del facts["created"]
     for stage in facts["stages"]:
         del stage["seconds"]
-    return Alignment(found.transform, found.reason, facts, found.warnings)
+    return Alignment(found.transform, found.reason, facts)
 
 
 def as_given(pair: SlidePair, transform: Transform, landmarks: MatchedLandmarks | None) -> Alignment:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wsi2ihc.errors import DatasetError, SlideNotFoundError
@@ -28,8 +27,7 @@ from .running import run_jobs
 from .splitting import Splits, assign_splits, split_warnings
 from .store import PairsStore, fingerprint_of, open_store
 from .summary import BuildReport, FailedPair, Preview, SlideTally
-from .table import Statement
-from .tallying import summarise_rejections
+from .table import Statement, rejections
 
 
 def build_pairs(
@@ -87,9 +85,18 @@ def build_pairs(
             _clear(store, failure.slide)
         slides = [(pair, record) for pair in table.rows if (record := _record(store, pair, found, failed))]
         progress(Progress("writing the tables"))
-        place_patches(store, slides, splits.roles, _statement(table, options, failed))
+        facts = place_patches(store, slides, splits.roles, _statement(table, options, failed))
         is_unchanged = not found.jobs and _time_of(folder / STATEMENT_NAME) == before
-        report = _report(folder, table, options, splits, slides, found, failed)
+        warnings = (*_doubts(splits, slides, options), *_ignored(table))
+        report = BuildReport(
+            dataset=folder.resolve().name,
+            manifest=table.path.name,
+            slides=tuple(_tally(pair, record, splits, found) for pair, record in slides),
+            failed=failed,
+            counts=facts["counts"],
+            rejected=facts["rejected"],
+            warnings=warnings,
+        )
     if not report.kept and not failed:
         raise DatasetError(
             f"no patch was kept ({_reasons(slides)}); look at {folder / 'rejected.csv'}, and relax what is too strict"
@@ -200,32 +207,22 @@ def _statement(table: Manifest, options: PairsOptions, failed: Iterable[FailedPa
     )
 
 
-def _report(
-    folder: Path, table: Manifest, options: PairsOptions, splits: Splits,
-    slides: Sequence[tuple[SlidePair, SlideRecord]], found: _Found, failed: tuple[FailedPair, ...],
-) -> BuildReport:  # fmt: skip
-    statement = json.loads((folder / STATEMENT_NAME).read_text(encoding="utf-8"))
-    rejections = summarise_rejections(
-        (pair.her2, patch.rejected) for pair, record in slides for patch in record.patches
-    )
-    lacking = split_warnings(splits, [pair for pair, record in slides if record.kept], options.shares)
-    doubts = [
-        f"{pair.slide}: {doubt}" for pair, record in slides for doubt in record.facts["alignment"].get("warnings", ())
-    ]
-    empty = [
-        f"{pair.slide}: no patch was kept ({_reasons([(pair, record)])}); see slides/{pair.slide}/patches.png"
-        for pair, record in slides
-        if not record.kept
-    ]
-    return BuildReport(
-        dataset=folder.resolve().name,
-        manifest=table.path.name,
-        slides=tuple(_tally(pair, record, splits, found) for pair, record in slides),
-        failed=failed,
-        counts=statement["counts"],
-        rejected=statement["rejected"],
-        warnings=(*lacking, *_ignored(table), *doubts, *empty, *rejections.warnings),
-    )
+def _doubts(splits: Splits, slides: Sequence[tuple[SlidePair, SlideRecord]], options: PairsOptions) -> Iterator[str]:
+    """What the slides that are complete leave to be desired, one sentence each."""
+    yield from split_warnings(splits, [pair for pair, record in slides if record.kept], options.shares)
+    for pair, record in slides:
+        if not record.kept:
+            reasons = _reasons([(pair, record)])
+            yield f"{pair.slide}: no patch was kept ({reasons}); see slides/{pair.slide}/patches.png"
+    yield from rejections(slides).warnings
+    now = versions()
+    if others := {pair.slide: was for pair, record in slides if (was := record.facts.get("versions", now)) != now}:
+        slide, was = next(iter(others.items()))
+        changed = ", ".join(f"{name} {was.get(name)}" for name in now if was.get(name) != now[name])
+        yield (
+            f"{len(others)} of {len(slides)} pairs of slides were cut by other versions ({slide}: {changed}); "
+            "to have all alike, make the data set anew in another folder"
+        )
 
 
 def _tally(pair: SlidePair, record: SlideRecord | None, splits: Splits, found: _Found) -> SlideTally:

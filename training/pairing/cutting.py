@@ -9,71 +9,35 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.arrays import BoolImage, RGBImage
-from wsi2ihc.errors import OptionError
 from wsi2ihc.geometry import Region
 from wsi2ihc.ordered import ordered_map
+from wsi2ihc.plan import TissueGrid
 from wsi2ihc.registration.transform import Transform, moving_grid
 from wsi2ihc.registration.warping import read_warped
 from wsi2ihc.slide import Slide, WorkingGrid, known_mpp, read_overview, read_region, working_grid
-from wsi2ihc.slide.resolution import MPP_RANGE
 from wsi2ihc.tissue import TissueMask, detect_tissue, place_mask, without_margin
 from wsi2ihc.tissue.survey import mask_grid
 
 from .agreement import agreement
-from .filters import Limits, PatchFigures, why_rejected
+from .filters import PatchFigures, why_rejected
 from .measuring import Thickness, fold_density, looks
-
-LEAST_PATCH_PX = 64
-"""Smaller patches hold too few cells for anything to be measured."""
+from .options import PairsOptions
 
 CANDIDATE_SHARE = 0.05
 """Places with less tissue in the H&E are glass, and are not counted as patches."""
 
 SAMPLES = 33
 """Points along each side of a patch at which the masks are looked up; the first and last are its outermost px."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CutOptions:
-    """How patches are cut.
-
-    patch_px:  side of a patch in working px
-    mpp:       µm per working px that are asked for; a level within 5 % is taken as it is
-    stride_px: distance of patches; 0 for `patch_px`, less for patches that overlap
-    limits:    what a patch must fulfil
-
-    Raises
-    ------
-    OptionError
-        If a value is impossible.
-    """
-
-    patch_px: int = 1024
-    mpp: float = 0.46
-    stride_px: int = 0
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        if self.patch_px < LEAST_PATCH_PX:
-            raise OptionError(f"--patch-px must be at least {LEAST_PATCH_PX}, not {self.patch_px}")
-        if self.stride_px < 0:
-            raise OptionError(f"--stride-px must be at least 0 (0: the side of a patch), not {self.stride_px}")
-        if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
-            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
-
-    @property
-    def step_px(self) -> int:
-        """Distance of patches, the default filled in."""
-        return self.stride_px or self.patch_px
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +77,7 @@ class CutPlan:
     he: Slide
     ihc: Slide
     transform: Transform
-    options: CutOptions
+    options: PairsOptions
     grid: WorkingGrid
     mpp: tuple[float, float]
     regions: tuple[Region, ...]
@@ -123,14 +87,7 @@ class CutPlan:
     thickness: Thickness
 
 
-def cut_patches(
-    he: Slide, ihc: Slide, transform: Transform, options: CutOptions, *, workers: int = 1
-) -> Iterator[CutPatch]:
-    """Cut both slides into patches: `plan_cuts`, then `cut`."""
-    return cut(plan_cuts(he, ihc, transform, options), workers=workers)
-
-
-def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: CutOptions) -> CutPlan:
+def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions) -> CutPlan:
     """Find the tissue of both slides and the places of patches.
 
     Parameters
@@ -147,7 +104,7 @@ def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: CutOptions) 
     MissingResolutionError
         If the resolution of a slide is unknown.
     OptionError
-        If ``options.mpp`` is more than four times finer than a slide's.
+        If ``options.mpp`` is more than four times finer than a slide's. A level within 5 % of it is taken as it is.
     UnreadableSlideError
         If a file is damaged.
     """
@@ -155,23 +112,43 @@ def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: CutOptions) 
     working_grid(ihc.info, options.mpp)  # says what is wrong with it before anything is read
     he_mask, ihc_mask = (without_margin(detect_tissue(slide), known_mpp(slide.info)) for slide in (he, ihc))
     thickness = Thickness(_fold_density(he, he_mask, "he"), _fold_density(ihc, ihc_mask, "ihc"))
-    tissue = place_mask(he_mask, grid)
-    side, step = options.patch_px, options.step_px
-    places = [
-        Region(x, y, side, side)
-        for y in range(0, grid.size.height - side + 1, step)
-        for x in range(0, grid.size.width - side + 1, step)
-    ]
-    shares = [min(1.0, tissue.area_in(place) / place.area_px) for place in places]
-    found = [index for index, share in enumerate(shares) if share >= CANDIDATE_SHARE]
+    side, step = options.patch_size, options.step_px
+    x, y = (np.arange(0, length - side + 1, step) for length in (grid.size.width, grid.size.height))
+    shares = np.minimum(_tissue_areas(place_mask(he_mask, grid), x, y, side) / side**2, 1)
+    rows, columns = np.nonzero(shares >= CANDIDATE_SHARE)
+    regions = tuple(
+        Region(left, top, side, side) for left, top in zip(x[columns].tolist(), y[rows].tolist(), strict=True)
+    )
     return CutPlan(
-        he, ihc, transform, options, grid, grid.mpp,
-        tuple(places[index] for index in found), tuple(shares[index] for index in found),
+        he, ihc, transform, options, grid, grid.mpp, regions, tuple(shares[rows, columns].tolist()),
         he_mask, ihc_mask, thickness,
     )  # fmt: skip
 
 
-def cut(plan: CutPlan, *, workers: int = 1) -> Iterator[CutPatch]:
+def _tissue_areas(
+    tissue: TissueGrid, x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], side_px: int
+) -> npt.NDArray[np.float64]:
+    """Working px of tissue in each square whose corners are at ``x`` × ``y``: (rows, columns)."""
+    (left, top), (width, height) = tissue.origin, tissue.pixel_size
+    down = _sums_of_rows(tissue.pixels, (y - top) / height, side_px / height)
+    return np.asarray(_sums_of_rows(down.T, (x - left) / width, side_px / width).T * (width * height))
+
+
+def _sums_of_rows(values: npt.NDArray[Any], starts: npt.NDArray[Any], length: float) -> npt.NDArray[np.float64]:
+    """Sums of so many rows from each start, (starts, columns); a row that lies there in part counts in part."""
+    count = len(values)
+    sums = np.zeros((count + 1, values.shape[1]))
+    np.cumsum(values, axis=0, out=sums[1:])
+
+    def up_to(ends: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        ends = np.clip(ends, 0, count)
+        whole = np.minimum(ends.astype(np.intp), count - 1)
+        return np.asarray(sums[whole] + (ends - whole)[:, np.newaxis] * (sums[whole + 1] - sums[whole]))
+
+    return up_to(starts + length) - up_to(starts)
+
+
+def cut(plan: CutPlan, *, workers: int = 1) -> Generator[CutPatch, None, None]:
     """The patches of a plan, in raster order, kept or not; read and measured by ``workers`` threads.
 
     Memory bound: at most ``workers + 2`` patches and what a thread needs to make one, however large the slides. It is

@@ -1,7 +1,8 @@
 """Which patches are good enough to learn from: what is measured of each, and the limits.
 
-A limit tells apart what cannot be a pair (no tissue, outside of the slide, misplaced) and what would teach the wrong
-thing (out of focus, folded, under ink). Every figure is kept beside the patch, so that limits can be chosen anew.
+Some limits leave out what is no pair (no tissue, outside of the slide, misplaced), the others what would teach the
+wrong thing (out of focus, folded, under ink). The figures are kept of patches that are left out, too: they show what
+another limit would have done.
 """
 
 from __future__ import annotations

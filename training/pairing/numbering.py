@@ -12,9 +12,11 @@ All of it can be killed at any moment and be done again. The order of the steps 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from wsi2ihc.errors import OutputError
 
@@ -25,7 +27,7 @@ from .manifest import SlidePair
 from .places import PLACES_NAME, SPLIT_NAMES, Place, as_json, moves, read_places, staging_folder
 from .records import PatchRecord, SlideRecord
 from .store import PairsStore
-from .table import REJECTED_NAME, Statement, dataset_json, pairs_csv, rejected_csv
+from .table import REJECTED_NAME, Statement, dataset_facts, pairs_csv, rejected_csv
 
 _DIGITS = 5
 """Of a patch's number in its name, at least; BCI has as many."""
@@ -33,7 +35,7 @@ _DIGITS = 5
 
 def place_patches(
     store: PairsStore, slides: Sequence[tuple[SlidePair, SlideRecord]], roles: Mapping[str, Role], statement: Statement
-) -> int:
+) -> dict[str, Any]:
     """Make the data set of all slides that are complete.
 
     Patches are numbered from 0, slide by slide in the order given, and by rows and columns within a slide. Their names
@@ -52,8 +54,8 @@ def place_patches(
 
     Returns
     -------
-    int
-        How many patches the data set has.
+    dict
+        What ``dataset.json`` says.
 
     Raises
     ------
@@ -69,7 +71,8 @@ def place_patches(
         TABLE_NAME: pairs_csv(placed, statement.mpp, store.side_by_side),
         REJECTED_NAME: rejected_csv(slides, statement.mpp),
     }
-    final = dataset_json(slides, splits, statement)
+    facts = dataset_facts(slides, splits, statement)
+    final = (json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     files = {PLACES_NAME: journal, **tables, STATEMENT_NAME: final}
     try:
         if any(_content(store.folder / name) != content for name, content in files.items()):
@@ -87,7 +90,7 @@ def place_patches(
         raise
     except OSError as error:
         raise cannot_write(Path(error.filename or store.folder), error) from error
-    return len(places)
+    return facts
 
 
 def _places(kept: Sequence[tuple[SlidePair, SlideRecord, PatchRecord]], roles: Mapping[str, Role]) -> list[Place]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,29 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import imagecodecs
-import numpy as np
 
-from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import OutputError, RegistrationError
 from wsi2ihc.ordered import ordered_map
 from wsi2ihc.progress import Progress
-from wsi2ihc.registration.files import TRANSFORM_NAME, save_transform
 from wsi2ihc.registration.landmarks import MatchedLandmarks
-from wsi2ihc.registration.options import RegistrationOptions
-from wsi2ihc.registration.pictures import (
-    PatchMark,
-    checkerboard,
-    deformation_picture,
-    kept_and_rejected,
-    picture_mpp,
-    thumbnail,
-)
-from wsi2ihc.registration.report import AFTER_NAME, BEFORE_NAME, DEFORMATION_NAME, OWN_NAMES, REPORT_NAME
+from wsi2ihc.registration.pictures import PatchMark, kept_and_rejected, picture_mpp, thumbnail
+from wsi2ihc.registration.report import BEFORE_NAME, OWN_NAMES, write_picture, write_registration
 from wsi2ihc.registration.transform import Transform, frame_of
+from wsi2ihc.runtime import versions
 from wsi2ihc.slide import Slide, known_mpp, open_slide
 
-from ..files import write_whole
 from ..locks import locked
 from .aligning import Alignment, align, as_given, given_transform, landmarks_of
 from .children import Tell
@@ -109,18 +96,18 @@ def make_pair_patches(job: SlideJob, threads: int, tell: Tell) -> None:
         for name in (*OWN_NAMES, PATCHES_NAME):
             (folder / name).unlink(missing_ok=True)
         alignment = _aligned(job, he, ihc, transform, landmarks, threads, say)
-        _write_alignment(folder, he, ihc, alignment)
+        write_registration(folder, he, ihc, alignment.transform, alignment.facts)
         if alignment.transform is None:
             raise RegistrationError(
                 f"{ihc.info.name} could not be registered to {he.info.name}: {alignment.reason.rstrip('.')}; see "
                 f"slides/{job.pair.slide}/{BEFORE_NAME}"
             )
-        plan = plan_cuts(he, ihc, alignment.transform, job.options.cutting)
+        plan = plan_cuts(he, ihc, alignment.transform, job.options)
         cv2.setNumThreads(1)  # from here on there is a thread for every core already
         marks = _write_patches(writer, plan, job.options.side_by_side, threads, say)
         say("drawing", 1.0)
         mpp = picture_mpp((frame_of(he.info),))
-        _write_picture(folder / PATCHES_NAME, kept_and_rejected(thumbnail(he, mpp), mpp, marks))
+        write_picture(folder / PATCHES_NAME, kept_and_rejected(thumbnail(he, mpp), mpp, marks))
         writer.complete(job.fingerprint, plan.mpp[0], _facts(he, ihc, alignment, landmarks))
 
 
@@ -163,8 +150,7 @@ def _aligned(
     def registering(progress: Progress) -> None:
         say(f"registering, {progress.note}" if progress.note else "registering", progress.done / progress.total)
 
-    options = RegistrationOptions(mirror=job.options.mirror, local=job.options.local)
-    return align(he, ihc, options, landmarks, threads, registering)
+    return align(he, ihc, job.options.registration, landmarks, threads, registering)
 
 
 def _write_patches(
@@ -179,31 +165,18 @@ def _write_patches(
 
     marks: list[PatchMark] = []
     say("cutting", 0.0)
-    with ThreadPoolExecutor(threads, "encode") as pool:
-        for patch, files in ordered_map(pool, encoded, cut(plan, workers=threads), threads + 1):
+    with (
+        ThreadPoolExecutor(threads, "encode") as pool,
+        contextlib.closing(cut(plan, workers=threads)) as patches,
+        contextlib.closing(ordered_map(pool, encoded, patches, threads + 1)) as done,
+    ):
+        for patch, files in done:
             at_px, at_um = (patch.region.x, patch.region.y), (patch.x_um, patch.y_um)
             writer.add(at_px, at_um, dataclasses.asdict(patch.figures), rejected=patch.rejected, encoded=files)
             marks.append(PatchMark(*at_um, patch.region.width * plan.mpp[0], patch.rejected))
             say.kept += files is not None
             say("cutting", len(marks) / len(plan.regions))
     return marks
-
-
-def _write_alignment(folder: Path, he: Slide, ihc: Slide, alignment: Alignment) -> None:
-    """Transform, figures and pictures; where registration failed, the picture of the slides as they lie."""
-    _write_picture(folder / BEFORE_NAME, checkerboard(he, ihc, None))
-    if alignment.transform is not None:
-        mpp = picture_mpp((frame_of(he.info),))
-        _write_picture(folder / AFTER_NAME, checkerboard(he, ihc, alignment.transform))
-        overview = thumbnail(he, mpp)
-        _write_picture(folder / DEFORMATION_NAME, deformation_picture(alignment.transform, overview, mpp))
-        save_transform(folder / TRANSFORM_NAME, alignment.transform)
-    text = json.dumps(alignment.facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(folder / REPORT_NAME, text.encode())
-
-
-def _write_picture(path: Path, image: RGBImage) -> None:
-    write_whole(path, bytes(imagecodecs.png_encode(np.ascontiguousarray(image))))
 
 
 def _facts(he: Slide, ihc: Slide, alignment: Alignment, landmarks: MatchedLandmarks | None) -> Mapping[str, Any]:
@@ -213,6 +186,7 @@ def _facts(he: Slide, ihc: Slide, alignment: Alignment, landmarks: MatchedLandma
         for stain, slide in (("he", he), ("ihc", ihc))
     }
     facts["alignment"] = alignment.summary
+    facts["versions"] = versions()
     if landmarks is not None and alignment.facts.get("landmarks"):
         facts["landmarks"] = alignment.facts["landmarks"]
     return facts

@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.slide.resolution import MPP_RANGE
 
-from .cutting import LEAST_PATCH_PX, CutOptions
 from .filters import Limits
 from .splitting import Shares
+
+LEAST_PATCH_PX = 64
+"""Smaller patches hold too few cells for anything to be measured."""
+
+LEAST_STRIDE_PX = 64
+"""A slide of 100,000² px has two million places then."""
 
 LARGEST_PATCH_PX = 16_384
 """A pair of this side takes 1.6 GB, and some times that while it is measured."""
@@ -35,8 +41,6 @@ class PairsOptions:
     patch_size: int = _option(1024, "Side of the patches in px.")
     mpp: float = _option(0.46, "Resolution of the patches in µm per px.")
     stride: int = _option(0, "Distance of neighbouring patches in px (0: the side of a patch).")
-    mirror: bool = _option(False, "Also look for an IHC section that lies face down.")
-    local: bool = _option(True, "Estimate a local deformation beside the affine map.")
     validation: float = _option(0.1, "Share of the patients for validation.")
     test: float = _option(0.1, "Share of the patients for test.")
     seed: int = _option(0, "Of the drawing of patients.")
@@ -44,6 +48,7 @@ class PairsOptions:
     licence: str | None = _option(None, "Licence of the data; models trained on them carry it.")
     side_by_side: bool = _option(False, "Write each pair as one image, the H&E left, the IHC right.")
     workers: int = _option(0, "Pairs of slides that are worked on at once (0: as many as there are cores, up to 8).")
+    registration: RegistrationOptions = field(default_factory=RegistrationOptions)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -51,8 +56,10 @@ class PairsOptions:
             raise OptionError(
                 f"--patch-size must lie between {LEAST_PATCH_PX} and {LARGEST_PATCH_PX} px, not {self.patch_size}"
             )
-        if self.stride < 0:
-            raise OptionError(f"--stride must be at least 0 (0: the side of a patch), not {self.stride}")
+        if self.stride and self.stride < LEAST_STRIDE_PX:
+            raise OptionError(
+                f"--stride must be at least {LEAST_STRIDE_PX} px, or 0 (the side of a patch), not {self.stride}"
+            )
         if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
             raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
         for name in ("validation", "test"):
@@ -72,9 +79,9 @@ class PairsOptions:
         return (1 - self.validation - self.test, self.validation, self.test)
 
     @property
-    def cutting(self) -> CutOptions:
-        """What patches are cut by."""
-        return CutOptions(patch_px=self.patch_size, mpp=self.mpp, stride_px=self.stride, limits=self.limits)
+    def step_px(self) -> int:
+        """Distance of neighbouring patches, the default filled in."""
+        return self.stride or self.patch_size
 
     @property
     def of_patches(self) -> dict[str, Any]:
@@ -86,8 +93,9 @@ class PairsOptions:
         return {
             "patch_size": self.patch_size,
             "mpp": self.mpp,
-            "stride": self.stride or self.patch_size,
-            "local": self.local,
+            "stride": self.step_px,
+            "local": self.registration.local,
+            "spacing_um": self.registration.spacing_um,
             "side_by_side": self.side_by_side,
             "limits": dataclasses.asdict(self.limits),
         }
@@ -95,5 +103,5 @@ class PairsOptions:
     @property
     def stated(self) -> dict[str, Any]:
         """All options that can change the data set, for its ``dataset.json``."""
-        stated = dataclasses.asdict(self) | {"stride": self.stride or self.patch_size}
+        stated = dataclasses.asdict(self) | {"stride": self.step_px}
         return {name: value for name, value in stated.items() if name != "workers"}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from .manifest import SlidePair
 from .places import SPLIT_NAMES, Place, relative_files
 from .records import PatchRecord, SlideRecord
+from .tallying import Rejections, summarise_rejections
 
 REJECTED_NAME = "rejected.csv"
 
@@ -110,21 +110,25 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
     return text.getvalue().encode()
 
 
-def dataset_json(
+def dataset_facts(
     slides: Sequence[tuple[SlidePair, SlideRecord]], splits: Mapping[str, str], statement: Statement
-) -> bytes:
-    """What the data set is. ``splits`` says the split of every slide."""
-    facts = {
+) -> dict[str, Any]:
+    """What the data set is, for ``dataset.json``. ``splits`` says the split of every slide."""
+    return {
         "mpp": statement.mpp,
         "stain": statement.stain,
         "licence": statement.licence,
         "patch_px": statement.patch_px,
         "counts": _counts(slides, splits),
-        "rejected": _rejections(slides),
+        "rejected": rejections(slides).left_out,
         "failed": [{"slide": slide, "reason": reason} for slide, reason in statement.failed],
         **statement.extra,
     }
-    return (json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def rejections(slides: Iterable[tuple[SlidePair, SlideRecord]]) -> Rejections:
+    """What became of the patches of all slides."""
+    return summarise_rejections((pair.her2, patch.rejected) for pair, record in slides for patch in record.patches)
 
 
 def _counts(slides: Iterable[tuple[SlidePair, SlideRecord]], splits: Mapping[str, str]) -> dict[str, Any]:
@@ -149,18 +153,3 @@ def _counts(slides: Iterable[tuple[SlidePair, SlideRecord]], splits: Mapping[str
         if levels:
             counts[split]["her2"] = dict(sorted(levels.items()))
     return counts
-
-
-def _rejections(slides: Iterable[tuple[SlidePair, SlideRecord]]) -> dict[str, Any]:
-    """How many patches were left out for each reason, of all and of each HER2 level ("" where unknown)."""
-    reasons: Counter[str] = Counter()
-    levels: dict[str, Counter[str]] = defaultdict(Counter)
-    for pair, record in slides:
-        for patch in record.patches:
-            if patch.rejected:
-                reasons[patch.rejected] += 1
-                levels[pair.her2 or ""][patch.rejected] += 1
-    return {
-        "reasons": dict(sorted(reasons.items())),
-        "her2": {level: dict(sorted(counts.items())) for level, counts in sorted(levels.items())},
-    }

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .filters import LIMIT_OF, REASONS, Reason
 
@@ -38,6 +39,19 @@ class Rejections:
     counts: Mapping[str, int]
     by_level: Mapping[str, Mapping[str, int]]
     warnings: tuple[str, ...]
+
+    @property
+    def left_out(self) -> dict[str, Any]:
+        """Patches per reason, of all and of each level that lost some, for JSON."""
+        levels = {level: _without_kept(counts) for level, counts in self.by_level.items()}
+        return {
+            "reasons": _without_kept(self.counts),
+            "her2": {level: counts for level, counts in levels.items() if counts},
+        }
+
+
+def _without_kept(counts: Mapping[str, int]) -> dict[str, int]:
+    return {reason: count for reason, count in counts.items() if reason != KEPT}
 
 
 def summarise_rejections(outcomes: Iterable[tuple[str | None, str]]) -> Rejections:

@@ -103,10 +103,10 @@ def fit_field(
     if choice is None:
         return nothing
     chosen, error_um = choice
-    lattice = _Lattice(extent_um, spacing_um)
+    controls = _ControlGrid(extent_um, spacing_um)
     for stiffness in (value for value in STIFFNESSES if value >= chosen):
-        coefficients = _robust(lattice, found, found.weights, stiffness, noise_um, rounds=6)
-        field = LocalField(lattice.origin, spacing_um, coefficients.reshape(*lattice.shape, 2))
+        coefficients = _robust(controls, found, found.weights, stiffness, noise_um, rounds=6)
+        field = LocalField(controls.origin, spacing_um, coefficients.reshape(*controls.shape, 2))
         if is_possible(field):
             return FittedField(field, error_um, stiffness)
     return nothing
@@ -135,19 +135,19 @@ def _held_out_errors(found: Displacements, spacing_um: float, noise_um: float) -
     """(stiffnesses, blocks with a weight): how far each block lies from a field that was fitted without its folds."""
     low, high = found.points_um.min(axis=0), found.points_um.max(axis=0)
     (x, y), (right, bottom) = low.tolist(), high.tolist()
-    lattice = _Lattice((x, y, right - x, bottom - y), spacing_um)
+    controls = _ControlGrid((x, y, right - x, bottom - y), spacing_um)
     place = np.floor(found.points_um / (2 * found.block_um)).astype(int)
     fold = (place[:, 0] + 2 * place[:, 1]) % FOLDS
     believed = found.weights > 0
     errors = np.zeros((len(STIFFNESSES), len(found.points_um)))
-    design = lattice.design(found.points_um)
+    design = controls.design(found.points_um)
     for number in range(FOLDS):
         held_out = believed & (fold == number)
         kept = np.where(fold == number, 0.0, found.weights)
         if not held_out.any() or not kept.any():
             continue
         for row, stiffness in enumerate(STIFFNESSES):
-            coefficients = _robust(lattice, found, kept, stiffness, noise_um, rounds=3, design=design)
+            coefficients = _robust(controls, found, kept, stiffness, noise_um, rounds=3, design=design)
             errors[row, held_out] = _limited(np.asarray(design @ coefficients) - found.moved_um, found)[held_out]
     return errors[:, believed]
 
@@ -161,7 +161,7 @@ def _lengths(vectors: FloatArray) -> FloatArray:
     return np.asarray(np.hypot(vectors[:, 0], vectors[:, 1]))
 
 
-class _Lattice:
+class _ControlGrid:
     """The control points of a rectangle, and what a bend between them costs."""
 
     def __init__(self, extent_um: Extent, spacing_um: float) -> None:
@@ -183,7 +183,7 @@ class _Lattice:
 
 
 def _bending(rows: int, columns: int) -> Sparse:
-    """Sum of squares of the second differences of a (rows, columns) lattice, as a quadratic form."""
+    """Sum of squares of the second differences of a (rows, columns) grid, as a quadratic form."""
 
     def second(count: int) -> Sparse:
         return sparse.diags_array([1.0, -2.0, 1.0], offsets=[0, 1, 2], shape=(count - 2, count))
@@ -198,7 +198,7 @@ def _bending(rows: int, columns: int) -> Sparse:
 
 
 def _robust(
-    lattice: _Lattice,
+    controls: _ControlGrid,
     found: Displacements,
     weights: FloatArray,
     stiffness: float,
@@ -208,11 +208,11 @@ def _robust(
 ) -> FloatArray:
     """Coefficients (control points, 2) after so many rounds of Tukey's weights."""
     if design is None:
-        design = lattice.design(found.points_um)
+        design = controls.design(found.points_um)
     believed, current = weights > 0, weights
-    coefficients = np.zeros((lattice.bending.shape[0], 2))
+    coefficients = np.zeros((controls.bending.shape[0], 2))
     # a trace of identity keeps the system regular where there are too few blocks to fix a plane
-    penalty = stiffness * lattice.bending + 1e-9 * sparse.eye_array(lattice.bending.shape[0])
+    penalty = stiffness * controls.bending + 1e-9 * sparse.eye_array(controls.bending.shape[0])
     for _ in range(rounds):
         weighted = design.multiply(current[:, None]).tocsr()
         system = sparse.csc_array(design.T @ weighted + penalty)

@@ -48,7 +48,7 @@ def save_transform(
     transform
         What to write.
     extra
-        Facts that go into the JSON beside it, such as a status or a score; `load_facts` gives them back.
+        Facts that go into the JSON beside it, such as a status or a score, for whoever opens it.
 
     Returns
     -------
@@ -72,8 +72,8 @@ def save_transform(
                       indent=2, allow_nan=False, ensure_ascii=False)  # fmt: skip
     _make_folder(path.parent)
     if content is not None:
-        _write(path.with_suffix(".npz"), content)
-    _write(path, (text + "\n").encode())
+        write_file(path.with_suffix(".npz"), content)
+    write_file(path, (text + "\n").encode())
     return path
 
 
@@ -90,7 +90,9 @@ def load_transform(path_or_folder: str | os.PathLike[str]) -> Transform:
     TransformError
         If a file is missing, damaged, of another kind, or has been changed without the other.
     """
-    path = _json_path(path_or_folder)
+    path = Path(path_or_folder)
+    if path.is_dir():
+        path = path / TRANSFORM_NAME
     facts = _facts(path)
     name = path.name
     field = facts.get("field")
@@ -107,18 +109,6 @@ def load_transform(path_or_folder: str | os.PathLike[str]) -> Transform:
         raise TransformError(
             f"{name}: not a complete transform ({type(error).__name__}: {str(error)[:80]}); register again"
         ) from error
-
-
-def load_facts(path_or_folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``extra`` that `save_transform` was given.
-
-    Raises
-    ------
-    TransformError
-        If the JSON is missing, damaged or of another kind.
-    """
-    facts = _facts(_json_path(path_or_folder))
-    return {name: value for name, value in facts.items() if name not in _RESERVED}
 
 
 def fingerprint(transform: Transform) -> str:
@@ -214,11 +204,6 @@ def _unpacked(content: bytes, name: str, expected_bytes: int) -> Any:
         raise TransformError(f"{name} cannot be read ({str(error)[:80]}); register again") from error
 
 
-def _json_path(path_or_folder: str | os.PathLike[str]) -> Path:
-    path = Path(path_or_folder)
-    return path / TRANSFORM_NAME if path.is_dir() else path
-
-
 def _facts(path: Path) -> dict[str, Any]:
     content = _content(path, LARGEST_JSON_BYTES)
     try:
@@ -259,7 +244,14 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"folder {folder} cannot be made ({error.strerror}); choose another place") from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file through one beside it; what is there is replaced.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses.
+    """
     with published(path, overwrite=True) as partial:
         try:
             partial.write_bytes(content)

@@ -25,10 +25,10 @@ _CHUNK_POINTS = 16_384
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalField:
-    """Displacements on a lattice of control points, joined by uniform cubic B-splines.
+    """Displacements on a grid of control points, joined by uniform cubic B-splines.
 
     With B the cubic B-spline, s the spacing and (ox, oy) the origin, the displacement at (x, y) is the sum over i and j
-    of B((x - ox) / s - j) · B((y - oy) / s - i) · c[i, j]. Beyond the lattice its outermost control points go on, so
+    of B((x - ox) / s - j) · B((y - oy) / s - i) · c[i, j]. Beyond the grid its outermost control points go on, so
     that the field is defined everywhere, smooth, and constant far away.
 
     origin_um:     fixed position of the control point in row 0, column 0
@@ -38,7 +38,7 @@ class LocalField:
     Raises
     ------
     TransformError
-        If a number is not finite, the spacing is not positive, or the coefficients are no lattice.
+        If a number is not finite, the spacing is not positive, or the coefficients are no grid.
     """
 
     origin_um: tuple[float, float]

@@ -38,7 +38,7 @@ NEIGHBOURS = 12
 AGREE_PX = 3.0
 """A block agrees with its neighbours if its offset is this close to their median offset."""
 
-_TILE_PX = 768
+_PIECE_PX = 768
 """Side of what is read at once: with the margin, some 15 MB of pixels and densities per thread."""
 
 
@@ -108,28 +108,28 @@ def match_blocks(
 
     Notes
     -----
-    Memory: one tile of 768² px with its margin per thread, whatever the slides.
+    Memory: one piece of 768² px with its margin per thread, whatever the slides.
     """
     count = workers or cores()
     scale = min(fixed.mpp)
     grid = overview_grid(fixed.slide.info, max(1.0, size.mpp / scale))
     frame = Region(0, 0, grid.size.width, grid.size.height)
 
-    def search(tile: Region) -> list[tuple[float, ...]]:
-        pixels = read_region(fixed.slide, grid, tile, fixed.glass)
+    def search(piece: Region) -> list[tuple[float, ...]]:
+        pixels = read_region(fixed.slide, grid, piece, fixed.glass)
         x, y = (
             (grid.level0_origin[axis] + (np.arange(start - size.radius_px, stop + size.radius_px) + 0.5)
              * grid.downsample[axis]) * fixed.mpp[axis]
-            for axis, (start, stop) in enumerate(((tile.x, tile.right), (tile.y, tile.bottom)))
+            for axis, (start, stop) in enumerate(((piece.x, piece.right), (piece.y, piece.bottom)))
         )  # fmt: skip
         expected = structure(pixels, fixed.glass, "he")
         if not (expected[..., 0] > TISSUE_DENSITY).any():
             return []
         seen = read_warped(moving.slide, transform, max(grid.mpp), x, y, moving.glass)
-        return _search_tile(tile, expected, structure(seen.pixels, moving.glass, "ihc"), seen.valid, size)
+        return _search_piece(piece, expected, structure(seen.pixels, moving.glass, "ihc"), seen.valid, size)
 
     with ThreadPoolExecutor(count, "blocks") as pool:
-        rows = [row for rows in pool.map(search, _tiles(frame, size)) for row in rows]
+        rows = [row for rows in pool.map(search, _pieces(frame, size)) for row in rows]
     found = np.array(rows, np.float64).reshape(-1, 6)
     px = np.array([grid.downsample[axis] * fixed.mpp[axis] for axis in (0, 1)])
     origin = np.array([grid.level0_origin[axis] * fixed.mpp[axis] for axis in (0, 1)])
@@ -149,34 +149,34 @@ def agreeing(points_um: FloatArray, offsets_um: FloatArray, tolerance_um: float)
     return np.asarray(np.hypot(*(offsets_um - medians).T) < tolerance_um)
 
 
-def _tiles(frame: Region, size: BlockSize) -> Iterator[Region]:
-    """Tiles of whole steps, each with what its last blocks need beyond it; together they hold each block once."""
-    step = max(1, _TILE_PX // size.step_px) * size.step_px
+def _pieces(frame: Region, size: BlockSize) -> Iterator[Region]:
+    """Pieces of whole steps, each with what its last blocks need beyond it; together they hold each block once."""
+    step = max(1, _PIECE_PX // size.step_px) * size.step_px
     more = size.side_px - size.step_px
     for y in range(0, frame.height, step):
         for x in range(0, frame.width, step):
-            tile = Region(x, y, step + more, step + more).intersection(frame)
-            if min(tile.width, tile.height) >= size.side_px:
-                yield tile
+            piece = Region(x, y, step + more, step + more).intersection(frame)
+            if min(piece.width, piece.height) >= size.side_px:
+                yield piece
 
 
-def _search_tile(
-    tile: Region, expected: FloatImages, seen: FloatImages, valid: BoolArray, size: BlockSize
+def _search_piece(
+    piece: Region, expected: FloatImages, seen: FloatImages, valid: BoolArray, size: BlockSize
 ) -> list[tuple[float, ...]]:
-    """(x, y, dx, dy, score, at the border) of each block of a tile, in px; ``seen`` has the radius more all around."""
+    """(x, y, dx, dy, score, at the border) of each block of a piece, in px; ``seen`` has the radius more all around."""
     side, radius = size.side_px, size.radius_px
     rows: list[tuple[float, ...]] = []
     inner = valid[radius : valid.shape[0] - radius, radius : valid.shape[1] - radius]
     tissue = np.asarray(cv2.integral(((expected[..., 0] > TISSUE_DENSITY) & inner).astype(np.uint8)), np.int32)
     held = np.asarray(cv2.integral(inner.astype(np.uint8)), np.int32)
     expected_planes, seen_planes = (np.moveaxis(planes, -1, 0) for planes in (expected, seen))
-    for y in range(0, tile.height - side + 1, size.step_px):
-        for x in range(0, tile.width - side + 1, size.step_px):
+    for y in range(0, piece.height - side + 1, size.step_px):
+        for x in range(0, piece.width - side + 1, size.step_px):
             if _sum(tissue, x, y, side) < LEAST_TISSUE * side**2 or _sum(held, x, y, side) < LEAST_VALID * side**2:
                 continue
             surface = _surface(expected_planes, seen_planes, x, y, side, radius)
             if surface is not None:
-                rows.append((tile.x + x + side / 2, tile.y + y + side / 2, *_peak(surface)))
+                rows.append((piece.x + x + side / 2, piece.y + y + side / 2, *_peak(surface)))
     return rows
 
 
@@ -211,12 +211,13 @@ def _peak(surface: npt.NDArray[np.float32]) -> tuple[float, float, float, float]
     radius = last / 2
     if not (0 < column < last and 0 < row < last):
         return column - radius, row - radius, score, 1.0
-    dx = _vertex(*surface[row, column - 1 : column + 2].tolist())
-    dy = _vertex(*surface[row - 1 : row + 2, column].tolist())
+    dx = vertex(*surface[row, column - 1 : column + 2].tolist())
+    dy = vertex(*surface[row - 1 : row + 2, column].tolist())
     return column - radius + dx, row - radius + dy, score, 0.0
 
 
-def _vertex(before: float, at: float, after: float) -> float:
+def vertex(before: float, at: float, after: float) -> float:
+    """Where the parabola through three values, the middle one the greatest, has its top: -0.5 to 0.5."""
     bend = before - 2 * at + after
     shift = 0.5 * (before - after) / bend if bend < 0 else 0.0
     return shift if math.isfinite(shift) else 0.0

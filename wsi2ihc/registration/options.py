@@ -18,9 +18,9 @@ class RegistrationOptions:
     spacing_um:  distance of the field's control points; more where there would be over 200 along a side
     """
 
-    mirror: bool = field(default=False, metadata={"help": "Also look for a section that lies face down."})
+    mirror: bool = field(default=False, metadata={"help": "Also look for an IHC section that lies face down."})
     local: bool = field(default=True, metadata={"help": "Estimate a local deformation beside the affine map."})
-    spacing_um: float = field(default=64.0, metadata={"help": "Distance of the deformation's control points, µm."})
+    spacing_um: float = field(default=64.0, metadata={"help": "Distance of the deformation's control points in µm."})
 
     def __post_init__(self) -> None:
         if not SPACING_UM[0] <= self.spacing_um <= SPACING_UM[1]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .affine_fit import fit_affine
-from .coarse import Candidate, find_candidates
+from .coarse import Candidate
 from .matching import AGREE_PX, BlockSize, Matches, match_blocks
 from .transform import FloatArray, Transform
 from .views import OverviewPair
@@ -65,12 +65,14 @@ class Placement:
     residual_um: float
 
 
-def find_placement(pair: OverviewPair, *, mirror: bool, workers: int) -> tuple[Placement | None, str]:
-    """The best placement, and why it is not to be believed; "" if it is.
+def find_placement(
+    pair: OverviewPair, candidates: Iterable[Candidate], *, mirror: bool, workers: int
+) -> tuple[Placement | None, str]:
+    """The best of the placements that began as candidates, and why it is not to be believed; "" if it is.
 
-    Placements face down are looked for in any case: where they fit better than others, these are wrong.
+    Candidates that lie face down are tried in any case: where they fit better than others, these are wrong.
     """
-    candidates = find_candidates(pair)
+    candidates = list(candidates)
     if not candidates:
         return None, "no placement of the two slides lays tissue upon tissue"
     fitted = [fit for candidate in candidates if (fit := _fitted(pair, candidate, workers)) is not None]

@@ -65,7 +65,7 @@ def refined(
     pair
         The overviews, which are asked as long as they are fine enough.
     slides
-        Fixed and moving, of which tiles are read afterwards.
+        Fixed and moving, of which pieces are read afterwards.
     transform
         The affine map between the overviews.
     spacing_um

@@ -12,6 +12,7 @@ import time
 
 from ..progress import Progress, ProgressCallback, silent
 from ..slide import Slide
+from .coarse import find_candidates
 from .options import RegistrationOptions
 from .placement import Placement, find_placement
 from .refining import refined
@@ -55,12 +56,12 @@ def register(
 
     Notes
     -----
-    Memory: overviews of some 1024² px, and a tile of 768² px per thread, whatever the slides; and the equations of the
+    Memory: overviews of some 1024² px, and a piece of 768² px per thread, whatever the slides; and the equations of the
     field, which has at most 200² control points (0.4 GB then). A coarse search takes seconds, and so does each step;
     the time of the last ones grows with the tissue.
     """
     options = options or RegistrationOptions()
-    steps = _Steps(progress)
+    steps, clock = _Steps(progress), _Clock()
     steps.begin("looking at both slides")
     pair = OverviewPair(look_at(fixed), look_at(moving))
     log = _StageLog(pair, frame_of(fixed.info), frame_of(moving.info))
@@ -68,19 +69,22 @@ def register(
         if not overview.tissue.any():
             return _failed(f"no tissue was found on the {what} slide", log)
 
-    steps.begin("searching the placement")
-    placement, doubt = find_placement(pair, mirror=options.mirror, workers=workers)
+    steps.begin("searching placements")
+    candidates = find_candidates(pair)
+    coarse_s = clock.lap()
+    steps.begin("fitting affine maps")
+    placement, doubt = find_placement(pair, candidates, mirror=options.mirror, workers=workers)
     if placement is None or doubt:
         return _failed(doubt, log, placement.score if placement else 0.0)
-    log.add("coarse", Transform(placement.candidate.matrix), placement.candidate.score)
-    log.add("affine", Transform(placement.matrix), placement.score)
+    log.add("coarse", Transform(placement.candidate.matrix), placement.candidate.score, coarse_s)
+    log.add("affine", Transform(placement.matrix), placement.score, clock.lap())
 
     residual_um = placement.residual_um
     if options.local:
         slides = SlideView(fixed, pair.fixed.view.glass), SlideView(moving, pair.moving.view.glass)
         steps.begin("estimating the local field")
         for step in refined(pair, slides, Transform(placement.matrix), options.spacing_um, workers):
-            log.add("local", step.transform, step.agreement)
+            log.add("local", step.transform, step.agreement, clock.lap())
             residual_um = step.error_um
             steps.begin(f"local field, left-out error {residual_um:.1f} µm")
     return _registered(placement, residual_um, log)
@@ -97,19 +101,28 @@ class _Steps:
         self._count += 1
 
 
+class _Clock:
+    """Seconds since the last time that it was asked."""
+
+    def __init__(self) -> None:
+        self._asked = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._asked = now - self._asked, now
+        return seconds
+
+
 class _StageLog:
-    """Collects stages, between the slides instead of their overviews, with the time since the last one."""
+    """Collects stages, between the slides instead of their overviews."""
 
     def __init__(self, pair: OverviewPair, fixed: SlideFrame, moving: SlideFrame) -> None:
         self.stages: list[Stage] = []
         self._pair, self._fixed, self._moving = pair, fixed, moving
-        self._begun = time.perf_counter()
 
-    def add(self, name: StageName, transform: Transform, score: float) -> None:
-        now = time.perf_counter()
+    def add(self, name: StageName, transform: Transform, score: float, seconds: float) -> None:
         whole = dataclasses.replace(self._pair.on_slides(transform), fixed=self._fixed, moving=self._moving)
-        self.stages.append(Stage(name, whole, score, now - self._begun))
-        self._begun = now
+        self.stages.append(Stage(name, whole, score, seconds))
 
 
 def _registered(placement: Placement, residual_um: float, log: _StageLog) -> Registration:

@@ -22,15 +22,14 @@ from PIL import Image
 
 from ..arrays import RGBImage
 from ..errors import OutputError, OutputExistsError
-from ..pyramid import published
 from ..runtime import versions
 from ..slide import Slide
-from .files import TRANSFORM_NAME, save_transform
+from .files import TRANSFORM_NAME, save_transform, write_file
 from .landmarks import LandmarkErrors, MatchedLandmarks, diagonal_um, landmark_errors
 from .options import RegistrationOptions
 from .pictures import checkerboard, deformation_picture, picture_mpp, thumbnail
 from .result import Registration, Stage
-from .transform import SlideFrame, identity
+from .transform import SlideFrame, Transform, frame_of, identity
 
 FORMAT, VERSION = "wsi2ihc registration", 1
 
@@ -78,7 +77,6 @@ class RegistrationReport:
             "options": dataclasses.asdict(self.options),
             "stages": [_stage(stage, errors) for stage, errors in self.stages],
             "landmarks": self._landmarks(),
-            "warnings": found.warnings,
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -127,6 +125,8 @@ def report_of(
 def check_folder(folder: Path, overwrite: bool) -> None:
     """See early, before any work is done, whether a registration can be written to a folder.
 
+    What a run has left that was killed, and so has no report, may be replaced.
+
     Raises
     ------
     OutputExistsError
@@ -147,15 +147,17 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise OutputExistsError(
             f"output folder {folder} holds other files ({foreign[0][:60]}): name a new folder, or an empty one"
         )
-    if visible and not overwrite:
+    if REPORT_NAME in names and not overwrite:
         raise OutputExistsError(f"{folder} already holds a registration: choose another folder, or allow it with "
                                 "--overwrite")  # fmt: skip
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"output folder {existing} is not writable: change its permissions, or write elsewhere")
 
 
-def write_registration(folder: Path, fixed: Slide, moving: Slide, report: RegistrationReport) -> None:
-    """Write a registration: its report, pictures, and the transform where there is one.
+def write_registration(
+    folder: Path, fixed: Slide, moving: Slide, transform: Transform | None, facts: Mapping[str, Any]
+) -> None:
+    """Write a registration: its facts, pictures, and the transform where there is one.
 
     Files of an earlier registration are removed. ``registration.json`` goes first and comes last, so that a folder
     that has it is complete.
@@ -166,8 +168,10 @@ def write_registration(folder: Path, fixed: Slide, moving: Slide, report: Regist
         Made if it is not there. `check_folder` says beforehand whether it may be used.
     fixed, moving
         The open slides, for the pictures.
-    report
-        As `report_of` gives it.
+    transform
+        From one to the other; None if there is none, and then no picture of it.
+    facts
+        For ``registration.json``, as `RegistrationReport.to_json` gives them.
 
     Raises
     ------
@@ -176,13 +180,12 @@ def write_registration(folder: Path, fixed: Slide, moving: Slide, report: Regist
     UnreadableSlideError
         If a slide is damaged where a picture needs it; the folder is then as it was.
     """
-    found = report.registration
     pictures = {BEFORE_NAME: checkerboard(fixed, moving, None)}
-    if found.transform is not None:
-        mpp = picture_mpp((report.fixed,))
-        pictures[AFTER_NAME] = checkerboard(fixed, moving, found.transform)
-        pictures[DEFORMATION_NAME] = deformation_picture(found.transform, thumbnail(fixed, mpp), mpp)
-    text = json.dumps(report.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    if transform is not None:
+        mpp = picture_mpp((frame_of(fixed.info),))
+        pictures[AFTER_NAME] = checkerboard(fixed, moving, transform)
+        pictures[DEFORMATION_NAME] = deformation_picture(transform, thumbnail(fixed, mpp), mpp)
+    text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OWN_NAMES:
@@ -190,11 +193,24 @@ def write_registration(folder: Path, fixed: Slide, moving: Slide, report: Regist
     except OSError as error:
         raise OutputError(f"output folder {folder} cannot be written ({error.strerror}): write elsewhere") from error
     for name, picture in pictures.items():
-        _write(folder / name, _png(picture))
-    if found.transform is not None:
-        facts = {"status": found.status, "score": found.score, "residual_um": found.residual_um}
-        save_transform(folder, found.transform, _finite(facts))
-    _write(folder / REPORT_NAME, text.encode())
+        write_picture(folder / name, picture)
+    if transform is not None:
+        repeated = ("status", "score", "residual_um")
+        save_transform(folder, transform, {name: facts[name] for name in repeated if name in facts})
+    write_file(folder / REPORT_NAME, text.encode())
+
+
+def write_picture(path: Path, image: RGBImage) -> None:
+    """Write a picture as PNG, in one piece.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG")
+    write_file(path, buffer.getvalue())
 
 
 def _stage(stage: Stage, errors: LandmarkErrors | None) -> dict[str, Any]:
@@ -219,17 +235,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _finite(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _png(image: RGBImage) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with published(path, overwrite=True) as partial:
-        try:
-            partial.write_bytes(content)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}); write elsewhere") from error

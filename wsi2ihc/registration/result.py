@@ -21,7 +21,7 @@ class Stage:
     transform:  as far as it was known then
     score:      coarse: correlation of the pictures; affine: share of blocks that are where the map puts them; local:
                 share of blocks that agree with their neighbours; each 0 to 1
-    seconds:    it took
+    seconds:    it took; the coarse stage's are those of looking at the slides, too
     """
 
     name: StageName
@@ -44,7 +44,6 @@ class Registration:
                   slide per µm of the fixed one
     stages:       the steps, in order, as far as they were taken
     transform:    from fixed to moving
-    warnings:     doubts, one sentence each
     """
 
     status: Literal["registered", "failed"]
@@ -56,7 +55,6 @@ class Registration:
     scale: float
     stages: tuple[Stage, ...]
     transform: Transform | None
-    warnings: tuple[str, ...] = ()
 
 
 def orientation(matrix: FloatArray) -> tuple[bool, float, float]:

@@ -189,7 +189,7 @@ def jacobian_range(transform: Transform, points_per_interval: int = 4) -> tuple[
     """Least and greatest determinant of the transform's Jacobian over its field, relative to the matrix alone.
 
     1 where the field shifts only; at 0 and below it folds. Looked at on so many points per interval of control points
-    each way, over the whole lattice and half an interval around.
+    each way, over the whole control grid and half an interval around.
     """
     field = transform.field
     if field is None:

@@ -14,7 +14,7 @@ from ..errors import TransformError
 from ..geometry import Size, ceil_to
 from ..slide import SlideInfo, known_mpp
 from ..tissue import TissueMask
-from .transform import FloatArray, Transform, moving_grid
+from .transform import FloatArray, SlideFrame, Transform, moving_grid
 from .warping import warping_grid
 
 TISSUE_MARGIN_UM = 64.0
@@ -39,15 +39,21 @@ class OutputFrame:
     read_mpp: float
 
 
-def check_moving(transform: Transform, info: SlideInfo) -> None:
-    """Refuse a slide that the transform was not made for.
+def check_slide(frame: SlideFrame | None, info: SlideInfo) -> None:
+    """Refuse a slide that a transform was not made for.
+
+    Parameters
+    ----------
+    frame
+        What the transform knows of the slide on this side of it.
+    info
+        The slide.
 
     Raises
     ------
     TransformError
-        If the transform knows its moving slide, and size, identity or resolution of this one differ.
+        If something is known, and size, identity or resolution of the slide differ.
     """
-    frame = transform.moving
     if frame is None:
         return
     if frame.size != info.size:
@@ -65,7 +71,7 @@ def check_moving(transform: Transform, info: SlideInfo) -> None:
     ):
         raise TransformError(
             f"{info.name}: {info.mpp[0]:.4g} µm per pixel, but the transform was made with {frame.mpp[0]:.4g}; state "
-            "that one, or register again"
+            f"that one with {info.mpp_option}, or register again"
         )
 
 
@@ -84,7 +90,7 @@ def output_frame(info: SlideInfo, transform: Transform, mpp: float, tile_px: int
     MissingResolutionError
         If the resolution of the moving slide, ``info``, is unknown.
     """
-    check_moving(transform, info)
+    check_slide(transform.moving, info)
     own_mpp = known_mpp(info)
     fixed = transform.fixed
     if fixed is None:

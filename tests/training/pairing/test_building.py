@@ -6,11 +6,13 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from wsi2ihc.geometry import Size
 from wsi2ihc.progress import Progress
 from wsi2ihc.registration.files import save_transform
 from wsi2ihc.registration.transform import SlideFrame, Transform
+from wsi2ihc.runtime import versions
 from wsi2ihc.training.data import check_images, load_data, read_pair
 from wsi2ihc.training.pairing.building import build_pairs, preview_pairs
 from wsi2ihc.training.pairing.checking import check_dataset
@@ -109,6 +112,17 @@ def test_a_second_run_does_nothing(complete: Path, manifest: Path) -> None:
     assert report.kept == 12
     assert not any(slide.is_new for slide in report.slides)
     assert {path: path.stat().st_mtime_ns for path in complete.rglob("*") if path.is_file()} == before
+
+
+def test_slides_that_another_version_has_cut(complete: Path, manifest: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(complete, tmp_path / "data")
+    record = folder / "slides" / "S1" / "record.json"
+    assert json.loads(record.read_text())["facts"]["versions"] == versions()
+    record.write_text(record.read_text().replace(f'"wsi2ihc": "{version("wsi2ihc")}"', '"wsi2ihc": "0.0.1"'))
+    (warning,) = set(build_pairs(manifest, folder, OPTIONS).warnings) - set(
+        build_pairs(manifest, complete, OPTIONS).warnings
+    )
+    assert warning.startswith("1 of 3 pairs of slides were cut by other versions (S1: wsi2ihc 0.0.1); ")
 
 
 def test_other_options_are_refused(complete: Path, manifest: Path) -> None:
@@ -201,7 +215,8 @@ def test_a_preview_writes_nothing(slides: Path, manifest: Path, complete: Path, 
     [
         ({"patch_size": 8}, "--patch-size must lie between"),
         ({"mpp": float("nan")}, "--mpp must lie between"),
-        ({"stride": -1}, "--stride must be at least 0"),
+        ({"stride": -1}, "--stride must be at least 64 px"),
+        ({"stride": 63}, "--stride must be at least 64 px"),
         ({"validation": 0.5, "test": 0.5}, "leave nothing for training"),
         ({"test": -0.1}, "--test must be a share"),
         ({"workers": -2}, "--workers must be at least 0"),

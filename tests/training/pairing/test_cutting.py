@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from make_slides import halves, write_slide
 from make_tissue import cells, he_of, ihc_of
 
-from wsi2ihc.errors import MissingResolutionError, OptionError
+from wsi2ihc.errors import MissingResolutionError
 from wsi2ihc.geometry import Region
+from wsi2ihc.plan import TissueGrid
 from wsi2ihc.registration.transform import Transform, affine, identity
 from wsi2ihc.slide import Slide, open_slide, read_region, working_grid
 from wsi2ihc.training.pairing import cutting
-from wsi2ihc.training.pairing.cutting import CutOptions, CutPatch, cut_patches, plan_cuts
+from wsi2ihc.training.pairing.cutting import CutPatch, cut, plan_cuts
 from wsi2ihc.training.pairing.filters import Limits
+from wsi2ihc.training.pairing.options import PairsOptions
 
 MPP, SIDE_PX = 0.5, 1200
 SHIFT_UM = (30.0, 20.0)
@@ -51,8 +55,12 @@ def truth() -> Transform:
     return affine([[1, 0, SHIFT_UM[0]], [0, 1, SHIFT_UM[1]]])
 
 
-def options(**changes: Any) -> CutOptions:
-    return CutOptions(**{"patch_px": 256, "mpp": MPP, **changes})
+def options(**changes: Any) -> PairsOptions:
+    return PairsOptions(**{"patch_size": 256, "mpp": MPP, **changes})
+
+
+def cut_patches(he: Slide, ihc: Slide, transform: Transform, how: PairsOptions, workers: int = 1) -> Iterator[CutPatch]:
+    return cut(plan_cuts(he, ihc, transform, how), workers=workers)
 
 
 def corners(patches: list[CutPatch]) -> list[tuple[int, int]]:
@@ -119,7 +127,7 @@ def test_partly_outside(slides: tuple[Slide, Slide]) -> None:
 
 
 def test_glass_is_no_candidate_and_its_rim_is_rejected(slides: tuple[Slide, Slide], truth: Transform) -> None:
-    patches = list(cut_patches(*slides, truth, options(stride_px=64)))
+    patches = list(cut_patches(*slides, truth, options(stride=64)))
     assert max(x for x, _ in corners(patches)) < SIDE_PX + 2 * 64 < SIDE_PX + GLASS_PX - 256
     rim = [patch for patch in patches if patch.region.x > SIDE_PX]
     assert rim
@@ -129,11 +137,11 @@ def test_glass_is_no_candidate_and_its_rim_is_rejected(slides: tuple[Slide, Slid
 
 
 def test_the_lattice_has_whole_patches_only(slides: tuple[Slide, Slide], truth: Transform) -> None:
-    patches = list(cut_patches(*slides, truth, options(patch_px=300, stride_px=200, limits=ANYTHING)))
+    patches = list(cut_patches(*slides, truth, options(patch_size=300, stride=200, limits=ANYTHING)))
     assert corners(patches) == sorted(corners(patches), key=lambda corner: (corner[1], corner[0]))
     assert {x % 200 for x, _ in corners(patches)} == {y % 200 for _, y in corners(patches)} == {0}
     assert max(y for _, y in corners(patches)) == 800  # 1000 + 300 is more than 1200
-    assert list(cut_patches(*slides, truth, options(patch_px=1201))) == []
+    assert list(cut_patches(*slides, truth, options(patch_size=1201))) == []
 
 
 def test_a_level_close_by_is_taken_as_it_is(slides: tuple[Slide, Slide], truth: Transform) -> None:
@@ -166,7 +174,7 @@ def test_memory_is_bounded_by_the_workers(
         return cut_one(*arguments)
 
     monkeypatch.setattr(cutting, "_cut_one", counted)
-    for _ in cut_patches(*slides, identity(), options(stride_px=128), workers=workers):
+    for _ in cut_patches(*slides, identity(), options(stride=128), workers=workers):
         with lock:
             taken[0] += 1
     assert 1 <= most[0] <= workers + 2
@@ -187,10 +195,21 @@ def test_unknown_resolution(slides: tuple[Slide, Slide], tmp_path: Path) -> None
                 plan_cuts(*pair, identity(), options())
 
 
-@pytest.mark.parametrize("changes", [{"patch_px": 63}, {"stride_px": -1}, {"mpp": 0}, {"mpp": math.nan}])
-def test_impossible_options(changes: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=r"^--(patch|stride|mpp)"):
-        options(**changes)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.floats(-50, 50), st.floats(-50, 50)),
+    st.tuples(st.floats(0.3, 40), st.floats(0.3, 40)),
+    st.integers(1, 90),
+    st.integers(0, 9),
+)
+def test_tissue_is_counted_as_for_a_region_alone(
+    shape: tuple[int, int], origin: tuple[float, float], px: tuple[float, float], side: int, seed: int
+) -> None:
+    tissue = TissueGrid(np.random.default_rng(seed).random(shape) < 0.5, origin, px)
+    x, y = np.arange(-100, 300, 37), np.arange(-60, 200, 53)
+    found = cutting._tissue_areas(tissue, x, y, side)
+    wanted = [[tissue.area_in(Region(left, top, side, side)) for left in x.tolist()] for top in y.tolist()]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-6)
 
 
 def test_masks_are_looked_up_on_the_slide_they_belong_to(slides: tuple[Slide, Slide], truth: Transform) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import logging
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.progress import Progress, ProgressCallback
 from wsi2ihc.registration import registering
-from wsi2ihc.registration.files import load_facts, load_transform
+from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.registration.result import Registration, Stage
 from wsi2ihc.registration.transform import LocalField, Transform, affine, frame_of, to_moving
@@ -36,19 +34,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
     code = ended.value.code
     assert isinstance(code, int)
     return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """What a command changes in the process, undone."""
-    loggers = [logging.getLogger(name) for name in ("", "wsi2ihc")]
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-    terminate = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, terminate)
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +74,6 @@ def found(fixed: Slide, moving: Slide, options: RegistrationOptions, progress: P
         scale=1.01,
         stages=(Stage("coarse", rough, 0.4, 0.1), Stage("local", last, 0.91, 0.2)),
         transform=last,
-        warnings=("The slides differ in scale by 1 %.",),
     )
 
 
@@ -137,14 +121,24 @@ def test_all_that_is_promised_is_written_and_told(
     code, stdout, stderr = run(capsys, "register", *slides, out, "--landmarks", *landmarks)
     assert code == 0, stderr
     assert names(out) == WITH_TRANSFORM
-    for fact in ("ihc.svs", "he.svs", "-1.25°", "1.0100", "0.91", "2.5 µm", "3 pairs, 2 without", "note: The slides"):
+    for fact in (
+        "ihc.svs",
+        "he.svs",
+        "-1.25°",
+        "1.0100",
+        "0.91",
+        "2.5 µm",
+        "3 pairs, 2 without",
+        "that was not fitted to",
+    ):
         assert fact in stdout
     assert "registering" in stderr
     transform = load_transform(out)
     assert np.allclose(to_moving(transform, [[0, 0]]), [[20, -10]])
     assert transform.fixed is not None
     assert transform.fixed.name == "he.svs"
-    assert load_facts(out) == {"status": "registered", "score": 0.91, "residual_um": 2.5}
+    saved = json.loads((out / "transform.json").read_text(encoding="utf-8"))
+    assert [saved[name] for name in ("status", "score", "residual_um")] == ["registered", 0.91, 2.5]
     for picture in ("before.png", "after.png", "deformation.png"):
         with Image.open(out / picture) as opened:
             opened.load()
@@ -189,6 +183,36 @@ def test_options_are_passed_on(
     arguments = ("--mirror", "--no-local", "--spacing-um", "250")
     assert run(capsys, "register", *slides, tmp_path / "b", "-q", *arguments)[0] == 0
     assert register == [RegistrationOptions(), RegistrationOptions(mirror=True, local=False, spacing_um=250)]
+
+
+@pytest.mark.usefixtures("register")
+def test_what_a_killed_run_has_left_is_completed(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(capsys, "register", *slides, out)[0] == 0
+    (out / "registration.json").unlink()
+    (out / ".before.png.0.partial").write_bytes(b"half")
+    assert run(capsys, "register", *slides, out)[0] == 0
+    assert set(WITH_TRANSFORM) <= set(names(out))
+    code, _, stderr = run(capsys, "register", *slides, out)
+    assert (code, "already holds a registration" in stderr) == (1, True)
+
+
+def test_the_residual_is_told_as_what_it_is(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_field(
+        fixed: Slide, moving: Slide, options: RegistrationOptions, progress: ProgressCallback
+    ) -> Registration:
+        one = found(fixed, moving, options, progress)
+        assert one.transform is not None
+        return dataclasses.replace(one, transform=dataclasses.replace(one.transform, field=None))
+
+    monkeypatch.setattr(registering, "register", without_field)
+    code, stdout, _ = run(capsys, "register", *slides, tmp_path / "out", "--no-local")
+    assert code == 0
+    assert "2.5 µm (median distance of blocks from the affine map)" in stdout
 
 
 def test_a_failure_keeps_the_report_and_the_picture_before(

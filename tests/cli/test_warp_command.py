@@ -23,6 +23,7 @@ from wsi2ihc.registration.transform import LocalField, SlideFrame, Transform, fr
 from wsi2ihc.registration.warped_slide import WarpOptions, warp_slide
 from wsi2ihc.registration.warping import read_warped
 from wsi2ihc.slide import open_slide, srgb_profile
+from wsi2ihc.tissue import whole_slide
 
 GLASS = (243, 241, 240)
 SIZE = Size(1300, 1000)
@@ -183,9 +184,34 @@ def test_the_resolution_comes_from_the_registration(tmp_path: Path) -> None:
         invoke(bare, path, tmp_path / "1.ome.tiff", "-q", "--tissue", "none", "--compression", "deflate").output == ""
     )
     np.testing.assert_array_equal(read_level(tmp_path / "1.ome.tiff", 0), picture)
+    report = json.loads(invoke(bare, path, tmp_path / "3.ome.tiff", "--json", "-q").stdout)
+    assert report["source"]["mpp"] == [1.0, 1.0]
+    assert any("does not say its resolution; the 1 that it was registered with" in one for one in report["warnings"])
     unknown = save_transform(tmp_path / "b", Transform(np.eye(2, 3), None, fixed))
     assert isinstance(invoke(bare, unknown, tmp_path / "2.ome.tiff").exception, MissingResolutionError)
     assert invoke(bare, unknown, tmp_path / "2.ome.tiff", "-q", "--ihc-mpp", "1").exit_code == 0
+
+
+def test_the_registrations_resolution_wins(ihc: Path, tmp_path: Path) -> None:
+    """It was registered as a slide of 0.25 µm/px, though it says 0.5."""
+    with open_slide(ihc, mpp=0.25) as slide:
+        moving, glass = frame_of(slide.info), whole_slide(slide).glass
+        x, y = ((np.arange(side) + 0.5) * 0.4 for side in (SIZE.width, SIZE.height))
+        expected = read_warped(slide, transform_onto(ihc), 0.4, x, y, glass)
+    path = save_transform(tmp_path / "pair", transform_onto(ihc, moving=moving))
+    out = tmp_path / "out.ome.tiff"
+    arguments = (ihc, path, out, "--tissue", "none", "--compression", "deflate")
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "note     The slide says 0.5 µm/px; the 0.25 that it was registered with are used" in result.output
+    np.testing.assert_array_equal(read_level(out, 0), expected.pixels)
+    stated = invoke(*arguments, "--overwrite", "--ihc-mpp", "0.5")
+    assert isinstance(stated.exception, TransformError)
+    assert "state that one with --ihc-mpp" in str(stated.exception)
+    # as far apart as two readers of one file may be
+    close = SlideFrame("ihc.svs", Size(1200, 900), (0.502, 0.502))
+    save_transform(tmp_path / "pair", transform_onto(ihc, moving=close))
+    assert "note" not in invoke(*arguments, "--overwrite").output
 
 
 def test_bad_input_is_told(ihc: Path, saved: Path, tmp_path: Path) -> None:
