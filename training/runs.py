@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OutputError, OutputExistsError, TrainingError
+from wsi2ihc.locks import LOCK, locked
 
 from .files import write_whole
 from .history import PICTURES, STEPS, TENSORBOARD, VALIDATION
-from .locks import LOCK, locked
 from .options import TrainOptions, config_text
 
 

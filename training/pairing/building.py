@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wsi2ihc.errors import DatasetError, SlideNotFoundError
+from wsi2ihc.locks import LOCK
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 from wsi2ihc.runtime import versions
 
 from ..data.table import STATEMENT_NAME
-from ..locks import LOCK
 from .anonymous import Folders
 from .manifest import Manifest, RowProblem, SlidePair, read_manifest
 from .numbering import place_patches

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 
 from wsi2ihc.errors import OutputError, RegistrationError
+from wsi2ihc.locks import locked
 from wsi2ihc.ordered import ordered_map
 from wsi2ihc.progress import Progress
 from wsi2ihc.registration.landmarks import MatchedLandmarks
@@ -23,7 +24,6 @@ from wsi2ihc.registration.transform import Transform, frame_of
 from wsi2ihc.runtime import versions
 from wsi2ihc.slide import Slide, known_mpp, open_slide
 
-from ..locks import locked
 from .aligning import Alignment, align, as_given, given_transform, landmarks_of
 from .children import Tell
 from .cutting import CutPatch, CutPlan, cut, plan_cuts

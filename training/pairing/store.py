@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wsi2ihc.errors import OutputError, OutputExistsError, SlideNotFoundError
+from wsi2ihc.locks import LOCK, locked
 
 from ..data.table import STATEMENT_NAME
 from ..files import cannot_write, make_folder, write_whole
-from ..locks import LOCK, locked
 from . import places
 from .encoding import EncodedPatch
 from .manifest import SlidePair

@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError, OutputExistsError
+from wsi2ihc.locks import locked
 
 from ..files import cannot_write, make_folder, write_whole
-from ..locks import locked
 from .attachments import attachments_of, encoded_text
 from .document import Report
 from .html import html_page

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from make_slides import halves, write_slide
 from make_tissue import cells, he_of, ihc_of
 
-from wsi2ihc.errors import MissingResolutionError
+from wsi2ihc.errors import MissingResolutionError, OptionError
 from wsi2ihc.geometry import Region
 from wsi2ihc.plan import TissueGrid
 from wsi2ihc.registration.transform import Transform, affine, identity
@@ -193,6 +193,12 @@ def test_unknown_resolution(slides: tuple[Slide, Slide], tmp_path: Path) -> None
         for pair in ((unknown, slides[1]), (slides[0], unknown)):
             with pytest.raises(MissingResolutionError, match=r"unknown\.tiff"):
                 plan_cuts(*pair, identity(), options())
+    wanted = r"80 times coarser than the 0\.5 .* with the manifest's column ihc_mpp, "
+    with (
+        open_slide(path, mpp=40, mpp_option="the manifest's column ihc_mpp") as coarse,
+        pytest.raises(OptionError, match=wanted),
+    ):
+        plan_cuts(slides[0], coarse, identity(), options())
 
 
 @given(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.training.locks import locked
+from wsi2ihc.locks import locked
 from wsi2ihc.training.reporting import writing
 from wsi2ihc.training.reporting.document import Column, Estimate, Picture, Report, Section, Table
 from wsi2ihc.training.reporting.writing import check_report_folder, write_report

@@ -11,9 +11,9 @@ from typing import TextIO
 
 import pytest
 
+from wsi2ihc import locks
 from wsi2ihc.errors import OutputError
-from wsi2ihc.training import locks
-from wsi2ihc.training.locks import LOCK, locked
+from wsi2ihc.locks import LOCK, locked
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from wsi2ihc.errors import OutputError
+from .errors import OutputError
 
 if sys.platform != "win32":
     import fcntl
