@@ -1,6 +1,6 @@
 """Entry point of the ``wsi2ihc`` command: finds the subcommands, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 done but for some of several pairs of slides, 130 interrupted,
+Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 done but for some of several slides, 130 interrupted,
 143 terminated.
 """
 
@@ -26,6 +26,7 @@ COMMANDS = {
     "tissue": "Find the tissue of a slide and save it as a mask.",
     "register": "Register an IHC slide onto its H&E slide.",
     "warp": "Write an IHC slide as it lies on its H&E slide.",
+    "batch": "Translate many slides, on one machine or many.",
     "pairs": "Make a paired dataset from H&E and IHC slides.",
     "models": "List, show and import generators.",
     "doctor": "Check what works in this environment.",

@@ -74,7 +74,7 @@ def command(
     SLIDE is a file that OpenSlide or tiffslide reads, or a URL. Research use only, not for diagnosis.
     """
     set_up_logging(verbose, quiet)
-    options = _options(**choices)
+    options = translate_options(**choices)
     bar = ProgressBar(quiet)
     try:
         with open_slide(slide, mpp=mpp) as opened:
@@ -94,7 +94,7 @@ def command(
         click.echo(summary(report))
 
 
-def _options(
+def translate_options(
     *,
     max_memory: int,
     overlap: int,
@@ -105,6 +105,7 @@ def _options(
     openslide_compatible: bool,
     **others: Any,
 ) -> TranslateOptions:
+    """The options of a translation from those of the command line."""
     pyramid = PyramidOptions(
         tile_px=tile_size, compression=compression, quality=quality, openslide_compatible=openslide_compatible
     )

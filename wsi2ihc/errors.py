@@ -61,6 +61,14 @@ class DatasetError(Wsi2IhcError, ValueError):
     """Paired patches are missing, damaged, or cannot be split as asked."""
 
 
+class ManifestError(Wsi2IhcError, ValueError):
+    """A list of slides cannot be read, or names what cannot be done."""
+
+
+class BatchError(Wsi2IhcError, RuntimeError):
+    """A batch cannot begin or go on: nothing is there to run slides, or what runs them is gone."""
+
+
 class TrainingError(Wsi2IhcError, RuntimeError):
     """Training cannot go on: the losses are not finite, or a run does not fit what is to be resumed."""
 

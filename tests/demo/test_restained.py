@@ -82,7 +82,8 @@ def test_there_and_back_is_the_same_place(distortion: Distortion, seed: int) -> 
     try:
         truth = truth_of(distortion)
     except ValueError as error:  # that some warps are refused is tested below
-        assert "too steep" in str(error)
+        if "too steep" not in str(error):
+            raise
         reject()
     points = np.random.default_rng(seed).uniform(0, 100, (50, 2))
     assert np.abs(truth.to_fixed(truth.to_moving(points)) - points).max() < 1e-5

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from wsi2ihc.arrays import RGBBatch
 from wsi2ihc.errors import DatasetError, ModelError, OptionError
-from wsi2ihc.generator.checkpoint import COUNTER, file_sha256
+from wsi2ihc.generator.checkpoint import COUNTER
 from wsi2ihc.generator.device import one_device
+from wsi2ihc.generator.header import file_sha256
 
 from .inception_network import FEATURES, InceptionV3
 

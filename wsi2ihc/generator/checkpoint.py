@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import ModelError, OutputError
-from .header import FORMAT, SUFFIX, VERSION, open_checkpoint, spec_of
+from .header import FORMAT, SUFFIX, VERSION, file_sha256, open_checkpoint, spec_of
 from .networks import ResnetGenerator, UnetGenerator
 from .spec import GeneratorSpec
 
@@ -119,12 +118,6 @@ def check_state(shapes: Mapping[str, tuple[int, ...]], spec: GeneratorSpec, sour
     for name, shape in expected.items():
         if found[name] != shape:
             raise ModelError(f"{source} is not {kind}: {name} has the shape {found[name]} instead of {shape}")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_state(file: Any, spec: GeneratorSpec, name: str) -> dict[str, Tensor]:

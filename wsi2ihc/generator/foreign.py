@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, ModelNotFoundError
-from .checkpoint import COUNTER, build_network, check_state, check_values, file_sha256
+from .checkpoint import COUNTER, build_network, check_state, check_values
+from .header import file_sha256
 from .networks import ResnetGenerator, UnetGenerator
 from .spec import DEPTHS, WIDTHS, Architecture, GeneratorSpec, Norm
 

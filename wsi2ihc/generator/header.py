@@ -6,6 +6,7 @@ A checkpoint is one safetensors file. Its metadata holds three strings: ``format
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def open_checkpoint(path: Path, framework: str) -> Any:
         raise ModelError(f"{path.name} is no safetensors file, or is incomplete ({error!s:.100})") from error
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read ({error.strerror or error})") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def spec_of(file: Any, path: Path) -> GeneratorSpec:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ModelNotFoundError
 from .builtin import counterstain, identity
-from .header import SUFFIX, read_spec
+from .header import SUFFIX, file_sha256, read_spec
 from .model import Generator
 from .spec import GeneratorSpec
 
@@ -58,7 +58,32 @@ def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:
     ModelError
         If the file is no usable model.
     """
-    name = str(name_or_path)
+    found = _find(str(name_or_path))
+    if isinstance(found, Generator):
+        return found
+    from .checkpoint import load_checkpoint
+
+    module, spec, sha256 = load_checkpoint(found)
+    return replace(_described(found.stem, sha256, spec), module=module)
+
+
+def model_version(name_or_path: str | Path) -> str:
+    """What tells a model from every other: the version of a built-in, the SHA-256 of a file, which is looked at first.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelError
+        As `load_generator` does.
+    """
+    found = _find(str(name_or_path))
+    if isinstance(found, Generator):
+        return found.version
+    read_spec(found)
+    return file_sha256(found)
+
+
+def _find(name: str) -> Generator | Path:
+    """A built-in model, or the file of another."""
     for model in _BUILT_IN:
         if name == model.name:
             return model
@@ -68,10 +93,7 @@ def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:
     if not path.exists():
         names = ", ".join(model.name for model in list_models())
         raise ModelNotFoundError(f"there is no model or model file {name!r}; the models are {names}, or give a file")
-    from .checkpoint import load_checkpoint
-
-    module, spec, sha256 = load_checkpoint(path)
-    return replace(_described(path.stem, sha256, spec), module=module)
+    return path
 
 
 def _described(name: str, version: str, spec: GeneratorSpec) -> Generator:

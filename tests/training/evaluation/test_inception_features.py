@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi2ihc.errors import DatasetError, ModelError, OptionError
-from wsi2ihc.generator.checkpoint import file_sha256
+from wsi2ihc.generator.header import file_sha256
 from wsi2ihc.training.evaluation import inception
 from wsi2ihc.training.evaluation.inception import (
     InceptionFacts,

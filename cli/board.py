@@ -1,0 +1,91 @@
+"""How far a batch is: a few lines that redraw themselves on a terminal, one line for every slide in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import click
+
+from wsi2ihc.batch.runner import Board, SlideState
+from wsi2ihc.cli.progress import duration
+
+REDRAW_S = 0.2
+LOG_EVERY_S = 60.0
+SHOWN = 8
+"""Running slides that are shown."""
+
+
+@dataclass(slots=True)
+class LiveBoard:
+    """Draws the board of a batch on stderr."""
+
+    quiet: bool = False
+    _started: float = field(default_factory=time.monotonic)
+    _drawn: float = 0.0
+    _lines: int = 0
+    _terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
+
+    def note(self, text: str) -> None:
+        """A line for now, on terminals only."""
+        now = time.monotonic()
+        if not self.quiet and self._terminal and now - self._drawn >= REDRAW_S:
+            self._draw([text], now)
+
+    def show(self, states: Board, ended: SlideState | None) -> None:
+        """Show how far all slides are; ``ended`` is one that has just ended."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if ended is not None:
+            self._log(_ended(ended))
+        if self._terminal:
+            if ended is not None or now - self._drawn >= REDRAW_S:
+                self._draw([self._totals(states, now), *_running(states)], now)
+        elif now - self._drawn >= LOG_EVERY_S:
+            self._drawn = now
+            click.echo(self._totals(states, now), err=True)
+
+    def close(self) -> None:
+        """Clear what was drawn."""
+        self._clear()
+
+    def _totals(self, states: Board, now: float) -> str:
+        counts = Counter(state.status for state in states)
+        parts = [f"{counts[status]} {status}" for status in ("done", "done before", "failed", "running", "waiting")
+                 if counts[status]]  # fmt: skip
+        mpx = sum(float(state.facts.get("mpx") or 0) for state in states if state.status == "done")
+        elapsed_s = now - self._started
+        finished = counts["done"] + counts["failed"]
+        if finished:
+            left_s = elapsed_s / finished * (counts["running"] + counts["waiting"])
+            parts += [f"{mpx / elapsed_s:.3g} Mpx/s", f"{duration(left_s)} left"]
+        return ", ".join(parts)
+
+    def _log(self, line: str) -> None:
+        self._clear()
+        click.echo(line, err=True)
+
+    def _draw(self, lines: list[str], now: float) -> None:
+        self._clear()
+        click.echo("\n".join(lines), err=True)
+        self._lines, self._drawn = len(lines), now
+
+    def _clear(self) -> None:
+        if self._lines:
+            click.echo(f"\x1b[{self._lines}F\x1b[J", nl=False, err=True)
+            self._lines = 0
+
+
+def _ended(state: SlideState) -> str:
+    if state.status == "failed":
+        return f"failed  {state.task.name}: {state.error} ({state.attempts} attempts)"
+    return f"done    {state.task.name} in {duration(float(state.facts.get('seconds') or 0))}"
+
+
+def _running(states: Board) -> list[str]:
+    running = [state for state in states if state.status == "running"]
+    lines = [f"  {state.share:4.0%}  {state.task.name}" for state in running[:SHOWN]]
+    return [*lines, f"  and {len(running) - SHOWN} more"] if len(running) > SHOWN else lines

@@ -1,0 +1,182 @@
+"""The engine of one machine: a long-lived child for each GPU, or one or more on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import shutil
+import subprocess
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import DeviceError
+from ..runtime import cores
+from .child import CACHE_VARIABLE, IN_HAND
+from .events import Done, Event, Failed, Ready
+from .options import BatchOptions
+from .process import Child, how_it_ended
+from .task import DONE_FOLDER, SlideTask
+
+_FAILED_STARTS = 3
+"""Children that die one after the other before they were ready have something wrong that a new one will not mend."""
+
+_LOOK_S = 1.0
+"""Between two looks for slides that take too long."""
+
+
+class LocalEngine:
+    """Children of this process; each is replaced after a crash, and after so many slides.
+
+    Parameters
+    ----------
+    folder
+        Of the outputs; what children print is kept there.
+    device
+        As `TranslateOptions.device` has it.
+    options
+        Of the batch.
+
+    Raises
+    ------
+    DeviceError
+        If a GPU is asked for and none is found; later, if children cannot even be started.
+    """
+
+    def __init__(self, folder: Path, device: str, options: BatchOptions) -> None:
+        self._options = options
+        self._logs = folder / DONE_FOLDER / "logs"
+        self._heard: queue.SimpleQueue[tuple[int, Event | None]] = queue.SimpleQueue()
+        self._told: deque[Event] = deque()
+        self._numbers = itertools.count()
+        self._failed_starts = 0
+        self._children: dict[int, Child] = {}
+        self._environments: dict[int, Mapping[str, str]] = {}
+        self._alone: set[int] = set()
+        for environment in child_environments(device, options):
+            self._start(environment)
+
+    def has_room(self, *, alone: bool) -> bool:
+        """See `Engine`."""
+        return self._roomiest(alone) is not None
+
+    def take(self, task: SlideTask, *, alone: bool) -> None:
+        """See `Engine`."""
+        child = self._roomiest(alone)
+        assert child is not None, "there is no room"
+        if alone:
+            self._alone.add(child.number)
+        child.give(task)
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """See `Engine`."""
+        until = time.monotonic() + timeout_s
+        while not self._told:
+            self._end_overdue()
+            left = until - time.monotonic()
+            try:
+                self._hear(*self._heard.get(timeout=max(0.0, min(_LOOK_S, left))))
+            except queue.Empty:
+                if left <= 0:
+                    return None
+        return self._told.popleft()
+
+    def close(self) -> None:
+        """See `Engine`."""
+        for child in self._children.values():
+            child.end(now=True)
+        self._children.clear()
+
+    def _roomiest(self, alone: bool) -> Child | None:
+        """The child with the least in hand that takes another slide."""
+        room = 1 if alone else IN_HAND
+        able = [
+            child
+            for child in self._children.values()
+            if len(child.in_hand) < room and child.number not in self._alone and not self._is_worn(child)
+        ]
+        return min(able, key=lambda child: len(child.in_hand), default=None)
+
+    def _is_worn(self, child: Child) -> bool:
+        return child.given >= self._options.restart_every
+
+    def _hear(self, number: int, event: Event | None) -> None:
+        child = self._children.get(number)
+        if child is None:  # one that was ended on purpose
+            return
+        if event is None:
+            self._replace(child, how_it_ended(child.end()))
+            return
+        if isinstance(event, Ready):
+            self._failed_starts = 0
+        if isinstance(event, Done | Failed):
+            child.leave(event.number)
+            self._alone.discard(number)
+        self._told.append(event)
+        if self._is_worn(child) and not child.in_hand:
+            child.end()
+            self._replace(child, "")
+
+    def _replace(self, child: Child, why: str, to_blame: int | None = None) -> None:
+        self._told.extend(child.losses(why, to_blame))
+        self._alone.discard(child.number)
+        del self._children[child.number]
+        if not child.is_ready:
+            self._failed_starts += 1
+            if self._failed_starts >= _FAILED_STARTS:
+                raise DeviceError(f"processes that translate end before they begin ({why}); see {self._logs.name}/")
+        self._start(self._environments.pop(child.number))
+
+    def _end_overdue(self) -> None:
+        timeout_s = self._options.timeout_min * 60
+        for child in list(self._children.values()):
+            if (task := child.overdue(timeout_s)) is not None:
+                child.end(now=True)
+                why = f"it took more than {self._options.timeout_min:g} minutes (--timeout-min)"
+                self._replace(child, why, task.number)
+
+    def _start(self, environment: Mapping[str, str]) -> None:
+        number = next(self._numbers)
+        self._environments[number] = environment
+        self._children[number] = Child(
+            number, lambda *heard: self._heard.put(heard), environment, self._logs / f"child-{number}.log"
+        )
+
+
+def child_environments(device: str, options: BatchOptions) -> list[dict[str, str]]:
+    """The variables of every child: which GPU it sees, how many threads it may use, and where its cache is.
+
+    Raises
+    ------
+    DeviceError
+        If a GPU is asked for and none is found.
+    """
+    common = {CACHE_VARIABLE: str(options.cache)} if options.cache else {}
+    gpus = [] if device in ("cpu", "mps") else visible_gpus()
+    if device.startswith("cuda"):
+        if not gpus:
+            raise DeviceError(f"--device {device}: no NVIDIA GPU was found; use --device cpu")
+        if ":" in device:
+            wanted = [int(number) for number in device.partition(":")[2].split(",")]
+            if missing := [number for number in wanted if number >= len(gpus)]:
+                raise DeviceError(f"--device {device}: there is no GPU {missing[0]}, only {len(gpus)}")
+            gpus = [gpus[number] for number in wanted]
+    if gpus:
+        count = options.children or len(gpus)
+        return [{**common, "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(count)]
+    count = options.children or 1
+    threads = str(max(1, cores() // count))
+    return [{**common, "OMP_NUM_THREADS": threads} for _ in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a child may see, as `CUDA_VISIBLE_DEVICES` names them. Nothing of CUDA is loaded here."""
+    stated = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if stated is not None:
+        return [name for name in stated.split(",") if name and name != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]

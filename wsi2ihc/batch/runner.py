@@ -1,0 +1,163 @@
+"""The batch itself: what is done stays, what fails is tried again where that can help, and no slide harms another.
+
+Attempts are counted here, and not by whatever runs the slides: only failures that a slide is to blame for count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .engine import Engine
+from .events import Began, Done, Event, Failed, Returned, Translating
+from .marker import read_done
+from .options import BatchOptions
+from .task import SlideTask
+
+Status = Literal["waiting", "running", "done", "done before", "failed"]
+
+MOST_RETURNS = 8
+"""How often a slide may come back unfinished without being to blame, before it is to blame."""
+
+_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SlideState:
+    """How far a slide is.
+
+    task:      as it is tried next: with less memory after it has run out
+    status:    "done before": by an earlier run, and not touched by this one
+    attempts:  that have begun and counted
+    returns:   times that it came back and was not to blame
+    is_alone:  whether it must not share a child any more
+    share:     of its windows that are translated, 0 to 1
+    facts:     of a finished one, as in its marker
+    error:     of a failed one, or the last one of one that is tried again
+    """
+
+    task: SlideTask
+    status: Status = "waiting"
+    attempts: int = 0
+    returns: int = 0
+    is_alone: bool = False
+    share: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+Board = Sequence[SlideState]
+"""All slides of a batch, in the manifest's order."""
+
+
+def run_batch(
+    tasks: Sequence[SlideTask],
+    make_engine: Callable[[], Engine],
+    options: BatchOptions,
+    on_change: Callable[[Board, SlideState | None], None] = lambda _board, _slide: None,
+) -> list[SlideState]:
+    """Translate all slides that are not done.
+
+    Parameters
+    ----------
+    tasks
+        With distinct numbers and outputs.
+    make_engine
+        Called only where there is something to do.
+    options
+        How often a slide is tried.
+    on_change
+        Told of the board after every event, with the slide that has ended if one has; often.
+
+    Returns
+    -------
+    list
+        All slides, "done", "done before" or "failed".
+
+    Raises
+    ------
+    BatchError, DeviceError
+        If nothing can run slides.
+    """
+    states = {task.number: _at_first(task) for task in tasks}
+    on_change(list(states.values()), None)
+    todo = deque(number for number, state in states.items() if state.status == "waiting")
+    if not todo:
+        return list(states.values())
+    engine = make_engine()
+    try:
+        running: set[int] = set()
+        while todo or running:
+            _hand_out(todo, states, running, engine)
+            event = engine.next_event(_WAIT_S)
+            number = getattr(event, "number", None)
+            if event is None or number not in states:
+                on_change(list(states.values()), None)
+                continue
+            before, after = states[number], _after(states[number], event, options)
+            states[number] = after
+            if isinstance(event, Done | Failed | Returned):
+                running.discard(number)
+                if after.status == "waiting":
+                    (todo.appendleft if after.is_alone else todo.append)(number)
+            has_ended = after.status in ("done", "failed") and after.status != before.status
+            on_change(list(states.values()), after if has_ended else None)
+    finally:
+        engine.close()
+    return list(states.values())
+
+
+def _at_first(task: SlideTask) -> SlideState:
+    facts = read_done(task)
+    return SlideState(task) if facts is None else SlideState(task, "done before", facts=facts)
+
+
+def _hand_out(todo: deque[int], states: dict[int, SlideState], running: set[int], engine: Engine) -> None:
+    """Give slides as long as there is room. One that has to be alone is in front, and waits for an empty child."""
+    while todo:
+        state = states[todo[0]]
+        if not engine.has_room(alone=state.is_alone):
+            return
+        number = todo.popleft()
+        states[number] = dataclasses.replace(state, status="running", share=0.0)
+        running.add(number)
+        engine.take(state.task, alone=state.is_alone)
+
+
+def _after(state: SlideState, event: Event, options: BatchOptions) -> SlideState:
+    """The state of a slide after an event of it."""
+    if isinstance(event, Began):
+        return dataclasses.replace(state, attempts=state.attempts + 1)
+    if isinstance(event, Translating):
+        return dataclasses.replace(state, share=event.done / max(1, event.total))
+    if isinstance(event, Done):
+        return dataclasses.replace(state, status="done", share=1.0, facts=event.facts, error="")
+    if isinstance(event, Returned):
+        return _returned(state, event)
+    if isinstance(event, Failed):
+        return _failed(state, event, options)
+    return state
+
+
+def _returned(state: SlideState, event: Returned) -> SlideState:
+    """Not to blame, as far as anybody knows: the attempt does not count, and the next one is made alone."""
+    if state.returns >= MOST_RETURNS:
+        return dataclasses.replace(state, status="failed", error=event.message)
+    return dataclasses.replace(
+        state, status="waiting", attempts=max(0, state.attempts - 1), returns=state.returns + 1, is_alone=True,
+        share=0.0, error=event.message,
+    )  # fmt: skip
+
+
+def _failed(state: SlideState, event: Failed, options: BatchOptions) -> SlideState:
+    attempts = max(1, state.attempts)  # one that crashed before its first word has begun, too
+    if event.kind == "permanent" or attempts >= options.attempts:
+        return dataclasses.replace(state, status="failed", attempts=attempts, error=event.message)
+    task = state.task.smaller() if event.kind == "memory" else state.task
+    return dataclasses.replace(
+        state, task=task, status="waiting", attempts=attempts, share=0.0, error=event.message,
+        is_alone=state.is_alone or event.kind in ("crash", "memory", "timeout"),
+    )  # fmt: skip

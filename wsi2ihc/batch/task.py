@@ -1,0 +1,105 @@
+"""One slide of a batch: what a child is told, as JSON, and what makes two tasks the same work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..geometry import Region
+from ..pyramid import PyramidOptions
+from ..translation.options import TranslateOptions
+
+DONE_FOLDER = ".wsi2ihc-batch"
+"""In the output folder: what belongs to the batch and to no reader of slides."""
+
+_WITHOUT_EFFECT = ("device", "workers", "overwrite", "preview", "max_memory_bytes", "batch_size")
+"""Options that may differ between two runs whose pixels are the same, or are meant to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideTask:
+    """What to do with one slide.
+
+    number:   place in the manifest, from 0; the task's name between processes
+    slide:    path or URL
+    output:   the virtual slide
+    model:    name or file
+    mpp:      the slide's resolution, where it has to be stated
+    options:  of the translation
+    source:   what tells the slide from others: base name, quickhash, size in px
+    version:  of the model: SHA-256 of its file, or the name of a built-in
+    """
+
+    number: int
+    slide: str
+    output: Path
+    model: str
+    mpp: float | None = None
+    options: TranslateOptions = field(default_factory=TranslateOptions)
+    source: str = ""
+    version: str = ""
+
+    @property
+    def name(self) -> str:
+        """Base name of the output."""
+        return self.output.name
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the output's pixels follow from: slide, model, options; not of devices or threads."""
+        options = options_to_json(self.options)
+        for name in _WITHOUT_EFFECT:
+            options.pop(name)
+        if self.options.tissue not in ("auto", "none"):
+            options["tissue"] = _hash_of(Path(self.options.tissue))
+        facts = {"source": self.source, "mpp": self.mpp, "model": self.version, "options": options}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """For the pipe to a child."""
+        return {
+            "number": self.number, "slide": self.slide, "output": str(self.output), "model": self.model,
+            "mpp": self.mpp, "options": options_to_json(self.options), "source": self.source, "version": self.version,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> SlideTask:
+        """The inverse of `to_json`."""
+        return cls(**{**facts, "output": Path(facts["output"]), "options": options_from_json(facts["options"])})
+
+    def smaller(self) -> SlideTask:
+        """The same task with half the memory: after it has run out."""
+        options = dataclasses.replace(
+            self.options,
+            batch_size=max(1, self.options.batch_size // 2),
+            max_memory_bytes=max(2**30, self.options.max_memory_bytes // 2),
+        )
+        return dataclasses.replace(self, options=options)
+
+
+def options_to_json(options: TranslateOptions) -> dict[str, Any]:
+    """Options as JSON values."""
+    plain = dataclasses.asdict(options)
+    plain["tissue"] = str(options.tissue)
+    plain["preview"] = None if options.preview is None else str(options.preview)
+    return plain
+
+
+def options_from_json(facts: Mapping[str, Any]) -> TranslateOptions:
+    """The inverse of `options_to_json`."""
+    region, preview = facts["region"], facts["preview"]
+    return TranslateOptions(**{
+        **facts,
+        "region": None if region is None else Region(**region),
+        "pyramid": PyramidOptions(**facts["pyramid"]),
+        "preview": None if preview is None else Path(preview),
+    })  # fmt: skip
+
+
+def _hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

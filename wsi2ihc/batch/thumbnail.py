@@ -1,0 +1,33 @@
+"""A small picture of every finished slide, for the page of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imagecodecs
+
+from ..pyramid import published
+from ..pyramid import read_overview as read_result
+from .task import DONE_FOLDER
+
+THUMBNAIL_PX = 240
+
+
+def thumbnail_path(output: Path) -> Path:
+    """Where the thumbnail of an output lies."""
+    return output.parent / DONE_FOLDER / "thumbnails" / f"{output.name}.jpg"
+
+
+def write_thumbnail(output: Path) -> None:
+    """Draw the thumbnail of a finished output.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    pixels = read_result(output, THUMBNAIL_PX)
+    path = thumbnail_path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with published(path, overwrite=True) as partial:
+        partial.write_bytes(imagecodecs.jpeg_encode(pixels, level=85))
