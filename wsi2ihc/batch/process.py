@@ -50,7 +50,8 @@ class Child:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream,
                 env={**os.environ, **environment}, start_new_session=True,
             )  # fmt: skip
-        threading.Thread(target=self._listen, args=(hear,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(hear,), daemon=True)
+        self._listener.start()
 
     @property
     def pid(self) -> int:
@@ -86,10 +87,14 @@ class Child:
         if now:
             self._process.kill()
         try:
-            return self._process.wait(_PATIENCE_S)
+            code = self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait()
+            code = self._process.wait()
+        self._listener.join(_PATIENCE_S)  # its pipe has ended with the process
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return code
 
     def losses(self, why: str, to_blame: int | None = None) -> list[Event]:
         """What becomes of the slides in hand now that the child is gone.

@@ -1,0 +1,213 @@
+"""Batches with real child processes: crashes, kills, resuming, and what is never taken for done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from make_batch import OPTIONS, tasks_of, write_slides
+
+from wsi2ihc.batch.local import LocalEngine, child_environments
+from wsi2ihc.batch.marker import marker_path, read_done
+from wsi2ihc.batch.options import BatchOptions
+from wsi2ihc.batch.results import read_results, results_of, write_page, write_results
+from wsi2ihc.batch.runner import SlideState, run_batch
+from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.errors import DeviceError
+from wsi2ihc.pyramid.reading import read_level
+
+POISON = """
+import ctypes, os, sys, time
+if "wsi2ihc.batch.child" in sys.orig_argv:
+    from wsi2ihc.translation import pipeline
+    run = pipeline.run
+    def poisoned(job, path, **more):
+        if "poison" in path.name:
+            ctypes.string_at(0)
+        if "slow" in path.name:
+            time.sleep(60)
+        return run(job, path, **more)
+    pipeline.run = poisoned
+"""
+"""A ``sitecustomize`` that makes a child crash, truly, over slides of some name, and sleep over others."""
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slides(tmp_path_factory.mktemp("batch") / "slides", ["a", "b", "c", "d"])
+
+
+@pytest.fixture
+def poisonous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+
+
+def run(tasks: list[SlideTask], **options: float) -> list[SlideState]:
+    chosen = BatchOptions(**options)  # type: ignore[arg-type]
+    return run_batch(tasks, lambda: LocalEngine(tasks[0].output.parent, "cpu", chosen), chosen)
+
+
+def statuses(states: list[SlideState]) -> dict[str, str]:
+    return {state.task.name.partition(".")[0]: state.status for state in states}
+
+
+def command(slides: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "wsi2ihc.cli.main", "batch", str(slides), str(out), "--model", "identity",
+            "--device", "cpu", "--workers", "1", *more]  # fmt: skip
+
+
+def test_slides_are_done_once_and_stay_done(slides: Path, tmp_path: Path) -> None:
+    tasks = tasks_of(slides, tmp_path / "out")
+    first = run(tasks)
+    assert statuses(first) == dict.fromkeys("abcd", "done")
+    times = {task.name: task.output.stat().st_mtime_ns for task in tasks}
+    assert statuses(run(tasks)) == dict.fromkeys("abcd", "done before")
+    assert {task.name: task.output.stat().st_mtime_ns for task in tasks} == times
+    results = results_of(first)
+    write_results(tmp_path / "out", results)
+    assert read_results(tmp_path / "out") == results
+    assert float(results[0].seconds) > 0
+    write_page(tmp_path / "out", results)
+    page = (tmp_path / "out" / "summary.html").read_text()
+    assert page.count("<article") == 4
+    assert page.count(".jpg") == 4
+    assert str(tmp_path) not in page
+
+
+def test_what_is_not_as_it_should_be_is_redone(slides: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tasks = tasks_of(slides, out)
+    run(tasks)
+    a, b, c, _ = tasks
+    a.output.write_bytes(a.output.read_bytes()[:-100])  # truncated
+    b.output.write_bytes(c.output.read_bytes())  # somebody else's
+    marker_path(c.output).write_text("{")
+    assert [read_done(task) is not None for task in tasks] == [False, False, False, True]
+    redone = run(tasks)
+    assert statuses(redone) == {"a": "done", "b": "done", "c": "done", "d": "done before"}
+    other = tasks_of(slides, out, model="counterstain")
+    assert statuses(run(other)) == dict.fromkeys("abcd", "done"), "another model"
+    assert statuses(run(tasks_of(slides, out))) == dict.fromkeys("abcd", "done"), "and back again"
+
+
+@pytest.mark.usefixtures("poisonous")
+def test_a_slide_that_crashes_its_child_fails_alone(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path / "slides", ["a", "b", "poison", "c", "d", "e"], side=200)
+    states = run(tasks_of(slides, tmp_path / "out"), attempts=2)
+    found = statuses(states)
+    assert found.pop("poison") == "failed"
+    assert set(found.values()) == {"done"}
+    failed = next(state for state in states if state.status == "failed")
+    assert failed.attempts == 2
+    assert "SIGSEGV" in failed.error
+
+
+@pytest.mark.usefixtures("poisonous")
+def test_a_slide_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path / "slides", ["a", "slow", "z"], side=200)
+    states = run(tasks_of(slides, tmp_path / "out"), attempts=1, timeout_min=0.1)
+    assert statuses(states) == {"a": "done", "slow": "failed", "z": "done"}
+    assert "--timeout-min" in next(state.error for state in states if state.status == "failed")
+
+
+def test_a_killed_child_costs_no_slide(slides: Path, tmp_path: Path) -> None:
+    tasks = tasks_of(slides, tmp_path / "out")
+    undisturbed = tasks_of(slides, tmp_path / "other")
+    run(undisturbed)
+    options = BatchOptions(children=2)
+    engine = LocalEngine(tmp_path / "out", "cpu", options)
+    victim = next(iter(engine._children.values())).pid
+    threading.Timer(1.0, lambda: os.kill(victim, signal.SIGKILL)).start()
+    states = run_batch(tasks, lambda: engine, options)
+    assert statuses(states) == dict.fromkeys("abcd", "done")
+    for one, other in zip(tasks, undisturbed, strict=True):
+        assert (read_level(one.output, 0) == read_level(other.output, 0)).all()
+    assert len(results_of(states)) == 4
+
+
+def test_a_worn_child_is_replaced(slides: Path, tmp_path: Path) -> None:
+    tasks = tasks_of(slides, tmp_path / "out")
+    assert statuses(run(tasks, restart_every=2)) == dict.fromkeys("abcd", "done")
+    logs = list((tmp_path / "out" / ".wsi2ihc-batch" / "logs").glob("child-*.log"))
+    assert len(logs) >= 2
+
+
+@pytest.fixture
+def client(slides: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command(slides, tmp_path / "out"), stderr=subprocess.PIPE, start_new_session=True)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def wait_until(is_time: object, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not is_time():  # type: ignore[operator]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_after_a_killed_client_only_what_is_missing_runs(
+    slides: Path, tmp_path: Path, client: subprocess.Popen[bytes]
+) -> None:
+    done = tmp_path / "out" / ".wsi2ihc-batch" / "done"
+    wait_until(lambda: list(done.glob("*.json")))
+    children = psutil.Process(client.pid).children(recursive=True)
+    client.kill()
+    client.wait()
+    psutil.wait_procs(children, timeout=20)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    before = {path.name: path.stat().st_mtime_ns for path in done.glob("*.json")}
+    assert before
+    again = subprocess.run(command(slides, tmp_path / "out", "--json"), capture_output=True, check=True)
+    answer = json.loads(again.stdout)
+    assert answer["counts"].get("done before", 0) == len(before)
+    assert sum(answer["counts"].values()) == 4
+    assert {name: (done / name).stat().st_mtime_ns for name in before} == before
+    assert not list((tmp_path / "out").glob(".*.partial"))
+
+
+def test_two_batches_on_one_folder_do_each_slide_once(slides: Path, tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(command(slides, tmp_path / "out", "--json"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    answers = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert all(sum(answer["counts"].values()) == 4 for answer in answers)
+    for task in tasks_of(slides, tmp_path / "out"):
+        assert read_done(task) is not None
+        assert read_level(task.output, 0).shape == (260, 260, 3)
+
+
+def test_a_cache_is_used_and_left_empty(slides: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    tasks = tasks_of(slides, tmp_path / "out")[:1]
+    assert statuses(run(tasks, cache=cache)) == {"a": "done"}  # type: ignore[arg-type]
+    assert list(cache.iterdir()) == []
+
+
+def test_children_share_the_cores_and_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    seen = [one["CUDA_VISIBLE_DEVICES"] for one in child_environments("auto", BatchOptions())]
+    assert seen == ["3", "5"]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in child_environments("cuda:1", BatchOptions())] == ["5"]
+    assert len(child_environments("cpu", BatchOptions(children=3))) == 3
+    with pytest.raises(DeviceError, match="there is no GPU 2"):
+        child_environments("cuda:2", BatchOptions())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(DeviceError, match="no NVIDIA GPU"):
+        child_environments("cuda", BatchOptions())
+    assert OPTIONS.device == "cpu"
