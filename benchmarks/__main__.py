@@ -26,6 +26,7 @@ MEASUREMENTS = {
     "redundancy": "work per kept pixel",
     "registration": "registered slides against landmarks, against known truth, and against strangers",
     "pairs": "two slides of 20,000² px to a data set: time and memory",
+    "batch": "what a batch takes beside the translations themselves",
     "evaluation": "the figures of an evaluation: time and memory",
     "training_step": "a training step against the same written plainly",
     "training_study": "the three recipes under one budget, λ, and another task (some hours)",
