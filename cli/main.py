@@ -32,6 +32,7 @@ COMMANDS = {
     "doctor": "Check what works in this environment.",
     "train": "Train a generator on paired patches.",
     "evaluate": "Say how good a virtual stain is, in numbers and pictures.",
+    "dataset": "Say what is in a paired dataset, and what is wrong with it.",
     "curves": "Draw the losses and metrics of training runs.",
     "demo": "Make a synthetic H&E slide, translate it, and say how to look at it.",
 }

@@ -1,0 +1,200 @@
+"""Whole data sets: what the report says of them, and one clear line for what cannot be inspected."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_fields import patch, write
+from make_pairs import kinds_first, save, side_by_side, write_csv
+
+from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.progress import Progress
+from wsi2ihc.training.inspection.inspecting import inspect_dataset, inspect_pairs
+from wsi2ihc.training.inspection.options import InspectOptions
+from wsi2ihc.training.reporting.document import Picture, Report, Table
+from wsi2ihc.training.reporting.writing import write_report
+
+PLAIN = InspectOptions(pictures=False, mpp=0.5, workers=2)
+
+
+def tables(report: Report) -> dict[str, Table]:
+    return {one.name: one for section in report.sections for one in section.contents if isinstance(one, Table)}
+
+
+@pytest.fixture(scope="module")
+def leaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In BCI's layout and with its names: a copy, an overlap and a mirrored patch between splits, and a wrong IHC."""
+    folder = tmp_path_factory.mktemp("leaking")
+    others = [patch(x, y, seed) for seed in range(1, 7) for x in (0, 200) for y in (0, 200)][:21]
+    for number, images in enumerate(others):
+        write(folder, f"{number:05}_train_{number % 3}{'+' if number % 3 else ''}", images, "train")
+    write(folder, "00030_train_0", patch(0, 0), "train")
+    write(folder, "00031_train_0", (patch(200, 200)[0], patch(0, 200, 9)[1]), "train")
+    write(folder, "00040_test_0", others[0], "test")
+    write(folder, "00041_test_1+", patch(90, 0), "test")
+    write(folder, "00042_test_2+", tuple(np.flipud(image) for image in others[4]), "test")
+    return folder
+
+
+def test_findings(leaking: Path) -> None:
+    inspection = inspect_pairs(leaking, PLAIN)
+    found = {
+        (Path(inspection.name(one.first)).stem, Path(inspection.name(one.second)).stem): one for one in inspection.leaks
+    }
+    assert {names: (one.between, one.kind, one.stains) for names, one in found.items()} == {
+        ("00000_train_0", "00040_test_0"): ("splits", "same pixels", "H&E and IHC"),
+        ("00004_train_1+", "00042_test_2+"): ("splits", "same field", "H&E"),
+        ("00030_train_0", "00041_test_1+"): ("splits", "overlap", "H&E"),
+    }
+    (misaligned,) = inspection.alignment.misaligned
+    assert inspection.name(misaligned.number) == "HE/train/00031_train_0.png"
+
+
+def test_report(leaking: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    options = InspectOptions(mpp=0.5, workers=2)
+    report = inspect_dataset(leaking, options, seen.append)
+    assert (seen[25].stage, seen[25].done, seen[25].total) == ("looking at patches", 26, 26)
+    first, *others = report.data["warnings"]
+    assert first.startswith(
+        "pairs of patches of different splits that show the same tissue: 3 (same pixels: 1, same field: 1, overlap: "
+        "1), such as HE/train/00000_train_0.png and HE/test/00040_test_0.png (100% of a patch); patches concerned: 3 "
+        "of test, 3 of train; that flatters"
+    )
+    assert others[0].startswith(
+        "pairs that are misaligned or do not belong together: 1 of 26, the worst HE/train/00031"
+    )
+    assert others[1:] == ["there is no pair of HER2 3+ in train", "there is no pair of HER2 3+ in test"]
+    assert "26 pairs of 192×192 px, 0.5 µm per px" in report.lead[0]
+    found = tables(report)
+    assert found["counts"].rows[3] == ("train", "3+", 0, None, None, None)
+    assert found["counts"].rows[4][:3] == ("train", "all", 23)
+    assert len(found["colour"].rows) == 2 * 15
+    assert found["sharpness"].rows[0][4] is not None
+    assert found["same_tissue_between_splits"].rows[1][6] == "mirrored top to bottom"
+    pictures = [one.name for section in report.sections for one in section.contents if isinstance(one, Picture)]
+    assert {"misaligned", "same_tissue", "plot_colour_1", "plot_texture_4"} <= set(pictures)
+    written = write_report(tmp_path / "report", report)
+    data = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert data["same_tissue"][0]["kind"] == "same pixels"
+    assert data["alignment"]["misaligned"][0]["pair"].endswith("00031_train_0.png")
+    assert {path.suffix for path in written} == {".html", ".md", ".json", ".csv", ".png", ".jpg"}
+
+
+def test_nothing_is_wrong(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path, f"p{number}_1", patch(0, 0, number))
+        write(tmp_path, f"p{number}_2", patch(60, 0, number))
+    report = inspect_dataset(tmp_path, InspectOptions(group_by="(?P<patient>p.)", pictures=False))
+    assert report.data["warnings"] == []
+    assert report.sections[0].paragraphs == ("Nothing was found.",)
+    assert [one["between"] for one in report.data["same_tissue"]] == [None] * 3
+    assert [(row[2], row[4]) for row in tables(report)["colour"].rows[::2]] == [
+        ("all", 6), ("p0", 2), ("p1", 2), ("p2", 2),
+    ]  # fmt: skip
+    assert "residual above 20 px" in " ".join(report.sections[3].paragraphs)  # µm per px is unknown
+    assert tables(report)["sharpness"].rows[0][-1] is None
+
+
+def test_without_groups_and_splits(tmp_path: Path) -> None:
+    for number in range(2):
+        write(tmp_path, f"{number}", patch(80 * number, 0))
+    (warning,) = inspect_dataset(tmp_path, PLAIN).data["warnings"]
+    assert warning.startswith(
+        "pairs of patches that show the same tissue: 1 (overlap: 1), such as HE/0.png and HE/1.png"
+    )
+    assert "by groups" in warning
+
+
+def test_a_group_in_two_splits_and_copies(tmp_path: Path) -> None:
+    kinds_first(tmp_path, {"": ("p_1", "p_2", "q_1")})
+    write(tmp_path, "q_2", patch(0, 0, side_px=64))
+    write(tmp_path, "q_3", patch(0, 0, side_px=64))
+    splits = {"p_1": "train", "p_2": "val", "q_1": "", "q_2": "train", "q_3": "train"}
+    rows = [{"name": name, "group": name[0], "split": split} for name, split in splits.items()]
+    write_csv(tmp_path / "groups.csv", rows)
+    report = inspect_dataset(tmp_path, InspectOptions(group_by="groups.csv", pictures=False))
+    assert report.data["warnings"] == [
+        "the group 'p' is in train and validation: keep each in one split",
+        "patches that are a copy of another one of the same split: 1; remove them",
+    ]
+
+
+def test_stains_of_other_tissue(tmp_path: Path) -> None:
+    """What the median tells where single pairs cannot be outliers."""
+    for number in range(4):
+        write(tmp_path, f"{number}", (patch(0, 0, number)[0], patch(50, 50, number + 10)[1]))
+    warnings = inspect_dataset(tmp_path, PLAIN).data["warnings"]
+    assert any("hardly correlates" in warning for warning in warnings)
+
+
+def test_one_pair(tmp_path: Path) -> None:
+    write(tmp_path, "only", patch(0, 0))
+    report = inspect_dataset(tmp_path, InspectOptions(mpp=0.5))
+    assert report.data["warnings"] == []
+    spread = report.data["counts"][0]["looks"]["H&E"]["red"]
+    assert spread["mean"] > 0
+    assert spread["sd"] is None
+
+
+def test_the_order_of_halves(tmp_path: Path) -> None:
+    side_by_side(tmp_path / "ab", {"": ("a", "b")})
+    side_by_side(tmp_path / "ba", {"": ("a", "b")}, order="BA")
+    figures = [
+        inspect_dataset(tmp_path / order.lower(), InspectOptions(order=order, pictures=False)).data["counts"]
+        for order in ("AB", "BA")
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="there is no folder"):
+        inspect_dataset(tmp_path / "lost", PLAIN)
+    folder = kinds_first(tmp_path / "small", {"": ("a",)}, size=(12, 40))
+    with pytest.raises(DatasetError, match="patches of 12×40 px; nothing can be told of less than 16 px"):
+        inspect_dataset(folder, PLAIN)
+    folder = kinds_first(tmp_path / "sizes", {"": ("a", "b")})
+    save(np.zeros((20, 20, 3), np.uint8), folder / "IHC" / "b.png")
+    with pytest.raises(DatasetError, match=r"b\.png has 40×32 px, but .*b\.png 20×20"):
+        inspect_dataset(folder, PLAIN)
+
+
+def test_a_corrupt_image_of_test_is_named(tmp_path: Path) -> None:
+    folder = kinds_first(tmp_path, {"train": ("a", "b"), "test": ("c",)})
+    path = folder / "IHC" / "test" / "c.png"
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(DatasetError, match=r"IHC.test.c\.png cannot be decoded"):
+        inspect_dataset(folder, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [({"order": "AC"}, "--order is AB or BA"), ({"mpp": 0.0}, "--mpp must lie"), ({"workers": -1}, "--workers must")],
+)
+def test_impossible_options(choice: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        InspectOptions(**choice)  # type: ignore[arg-type]
+
+
+def test_torch_is_not_imported() -> None:
+    program = "import sys, wsi2ihc.training.inspection.inspecting; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_real_patches(dev_data: Path, tmp_path: Path) -> None:
+    """Two acquisitions of one region, and another region: 25 patches each, cut where they overlap as it happens."""
+    source = dev_data / "hemit256" / "train"
+    if not source.is_dir():
+        pytest.skip("no real pairs")
+    for path in [*source.glob("*_18226_57650*"), *source.glob("*_18312_59079.jpg")]:
+        (tmp_path / path.name).symlink_to(path)
+    inspection = inspect_pairs(tmp_path, InspectOptions(mpp=0.5, group_by=r"_(?P<region>\d+_\d+)"))
+    assert all(one.between == "" for one in inspection.leaks)
+    assert len(inspection.leaks) >= 40
+    names = [(inspection.name(one.first), inspection.name(one.second)) for one in inspection.leaks]
+    assert sum(("M2" in first) != ("M2" in second) for first, second in names) >= 15

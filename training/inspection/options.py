@@ -1,0 +1,51 @@
+# ruff: noqa: RUF009 (`_option` only makes a field)
+"""How to inspect a data set: one configuration, whose fields are the options of ``wsi2ihc dataset``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from wsi2ihc.errors import OptionError
+from wsi2ihc.slide.resolution import MPP_RANGE
+
+from ..data import Order
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    """Options of `inspect_dataset`; each field's text is the help of its command-line option.
+
+    pictures: whether the report gets plots and pictures of patches, or tables only; the command line derives it
+
+    Raises
+    ------
+    OptionError
+        If a value is impossible.
+    """
+
+    order: Order = _option("AB", "Of side-by-side images: AB has the H&E to the left.")
+    group_by: str | None = _option(
+        None, "What must not be parted: a regular expression with one named group, or a CSV file (as in training)."
+    )
+    mpp: float | None = _option(None, "µm per px of the patches, where the data does not say.")
+    workers: int = _option(0, "Threads (0: as many as there are cores, up to 8).")
+    pictures: bool = True
+
+    def __post_init__(self) -> None:
+        if self.order not in ("AB", "BA"):
+            raise OptionError(f"--order is AB or BA, not {self.order!r:.40}")
+        if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
+            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
+        if self.workers < 0:
+            raise OptionError(f"--workers must be at least 0 (0: chosen here), not {self.workers}")
+
+    def stated(self) -> dict[str, Any]:
+        """All that can change a figure, as JSON values."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in ("workers", "pictures")}
