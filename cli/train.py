@@ -12,7 +12,7 @@ import click
 from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.progress import Progress
-from wsi2ihc.training.options import PRESETS, RECIPES, TrainOptions, config_text, resolve_options
+from wsi2ihc.training.options import RECIPES, TrainOptions, config_text, resolve_options
 from wsi2ihc.translation.report import DISCLAIMER
 
 if TYPE_CHECKING:
@@ -31,21 +31,20 @@ def _default(name: str, default: Any) -> str:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; needed unless with --dry-run.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the options below.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings of a known data set.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint, with the options it began with.")
 @click.option("--dry-run", is_flag=True, help="Show the configuration, the data and the memory; train nothing.")
 @options_of(TrainOptions, told=_default)
 @json_option
 @verbosity_options
 def command(
-    data: Path, out: Path | None, config: Path | None, preset: str | None, resume: bool, dry_run: bool, json: bool,
+    data: Path, out: Path | None, config: Path | None, resume: bool, dry_run: bool, json: bool,
     verbose: int, quiet: bool, **choices: Any,
 ) -> None:  # fmt: skip
     """Train a generator on the paired H&E and IHC patches in the folder DATA.
 
     OUT/model.safetensors is what `wsi2ihc translate --model` takes. Of what sets an option, the first in this list
-    wins: the command line, --config, --preset, the default. Naming a recipe sets its architecture, losses and weights.
-    Research use only, not for diagnosis.
+    wins: the command line, --config, what the data set states (its dataset.json and pairs.csv), --preset, the default.
+    Naming a recipe sets its architecture, losses and weights. Research use only, not for diagnosis.
     """
     from wsi2ihc.training.machine import is_first_process
 
@@ -53,23 +52,23 @@ def command(
     set_up_logging(verbose, quiet)
     given = {name: value for name, value in choices.items() if value is not None}
     if dry_run:
-        _show(data, _options(given, None, config, preset), json=json, quiet=quiet)
+        _show(data, _options(given, None, config), json=json, quiet=quiet)
     elif out is None:
         raise click.UsageError("name a folder for the run with --out, or look at what would be done with --dry-run")
     else:
-        _run(data, out, _options(given, out if resume else None, config, preset), resume=resume, json=json, quiet=quiet)
+        _run(data, out, _options(given, out if resume else None, config), resume=resume, json=json, quiet=quiet)
 
 
-def _options(given: dict[str, Any], resumed: Path | None, config: Path | None, preset: str | None) -> TrainOptions:
+def _options(given: dict[str, Any], resumed: Path | None, config: Path | None) -> TrainOptions:
     """As given; a run that is resumed keeps its own configuration, but for what is given now."""
     if resumed is not None:
         from wsi2ihc.training.runs import RunFolder
 
         folder = RunFolder(resumed)
         folder.check_resumable()
-        if config is None and preset is None:
+        if config is None:
             config = folder.config
-    return resolve_options(given, config=config, preset=preset)
+    return resolve_options(given, config=config)
 
 
 def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None:

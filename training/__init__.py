@@ -1,7 +1,7 @@
 """Paired datasets, losses and the training loop (import name ``wsi2ihc.training``).
 
 >>> from wsi2ihc.training import prepare, resolve_options, train
->>> job = prepare(Path("BCI"), resolve_options({"epochs": 20}, preset="bci"))  # doctest: +SKIP
+>>> job = prepare(Path("BCI"), resolve_options({"epochs": 20, "preset": "bci"}))  # doctest: +SKIP
 >>> train(job, "runs/first")  # doctest: +SKIP
 
 The way of a batch: `data` finds, splits, decodes and crops pairs; `loop` asks for one batch per step; `step` runs both

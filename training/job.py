@@ -12,11 +12,14 @@ from typing import Any
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.generator.spec import GeneratorSpec
 
-from .data import Pair, PairedData, PatchSizes, check_images, find_pairs, load_data
+from .data import Pair, PairedData, PatchSizes, assign_groups, assign_roles, check_images, find_pairs
 from .data.patches import steps_per_epoch
-from .options import ASSUMED_MPP, TrainOptions
+from .data_facts import facts_of, splits_by_patch
+from .options import TrainOptions
 
 _log = logging.getLogger(__name__)
+
+_OVERFITTED = "--overfit: validated on the patches that are trained on; the figures say nothing of any others"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class TrainingJob:
 
     options:          as asked for, but for what ``overfit`` changes
     data:             the pairs that were found, with their roles and groups
+    data_name:        of the data set
     train:            what is trained on
     validation:       what is validated on: all of it, or a fixed sample
     sizes:            of all patches that will be read
@@ -35,17 +39,13 @@ class TrainingJob:
 
     options: TrainOptions
     data: PairedData
+    data_name: str
     train: tuple[Pair, ...]
     validation: tuple[Pair, ...]
     sizes: PatchSizes
     spec: GeneratorSpec
     steps_per_epoch: int
     notes: tuple[str, ...]
-
-    @property
-    def data_name(self) -> str:
-        """Of the data set: as the user says, else its folder's."""
-        return self.options.data_name or self.data.folder.resolve().name
 
     @property
     def steps(self) -> int:
@@ -62,7 +62,11 @@ def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
         If the data cannot be used: pairs without a partner, images of a wrong kind or size, no groups to split by, a
         batch larger than the data.
     """
-    data = _overfit_data(folder, options) if options.overfit else _split_data(folder, options)
+    found = find_pairs(folder, order=options.order)
+    if not options.overfit:
+        found = assign_groups(found, options.group_by)
+    facts = facts_of(found, options)
+    data = _overfit_data(found, options) if options.overfit else _split_data(found, options)
     train, validation = data.of("train"), data.of("validation")
     if options.overfit:
         validation = train
@@ -74,29 +78,27 @@ def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
     steps = steps_per_epoch(train, options.batch_size)
     if options.validation_patches:
         validation = _sample(validation, options.validation_patches, options.seed)
-    spec, notes = _describe(data, options)
+    spec = options.spec(mpp=facts.mpp, stain=facts.stain, licence=facts.licence)
+    notes = (_OVERFITTED, *facts.notes) if options.overfit else facts.notes
     for note in notes:
         _log.warning(note)
-    return TrainingJob(options, data, train, validation, sizes, spec, steps, notes)
+    return TrainingJob(options, data, facts.name, train, validation, sizes, spec, steps, notes)
 
 
-def _split_data(folder: Path, options: TrainOptions) -> PairedData:
-    return load_data(
-        folder,
-        order=options.order,
-        group_by=options.group_by,
-        split_by_patch=options.split_by_patch,
+def _split_data(found: PairedData, options: TrainOptions) -> PairedData:
+    return assign_roles(
+        found,
         validation_share=options.validation_share,
+        split_by_patch=splits_by_patch(found, options),
         seed=options.seed,
     )
 
 
-def _overfit_data(folder: Path, options: TrainOptions) -> PairedData:
+def _overfit_data(data: PairedData, options: TrainOptions) -> PairedData:
     """A few pairs to train on and nothing else: they need no groups, since they are validated on as well."""
-    data = find_pairs(folder, order=options.order)
     chosen = _sample(tuple(pair for pair in data.pairs if pair.role in ("train", None)), options.overfit, options.seed)
     if not chosen:
-        raise DatasetError(f"{folder} holds no pair to train on")
+        raise DatasetError(f"{data.folder} holds no pair to train on")
     return dataclasses.replace(data, pairs=tuple(dataclasses.replace(pair, role="train") for pair in chosen))
 
 
@@ -104,24 +106,6 @@ def _sample(pairs: tuple[Pair, ...], count: int, seed: int) -> tuple[Pair, ...]:
     """At most this many of the pairs, in their order, the same for the same seed."""
     chosen = sorted(random.Random(seed).sample(range(len(pairs)), min(count, len(pairs))))
     return tuple(pairs[index] for index in chosen)
-
-
-def _describe(data: PairedData, options: TrainOptions) -> tuple[GeneratorSpec, tuple[str, ...]]:
-    """Resolution, stain and licence: as the user says, else as the data says, else assumed with a note."""
-    notes = []
-    if options.overfit:
-        notes.append("--overfit: validated on the patches that are trained on; the figures say nothing of any others")
-    mpp = options.mpp or data.mpp
-    if mpp is None:
-        mpp = ASSUMED_MPP
-        notes.append(f"the data does not say its resolution: {ASSUMED_MPP} µm/px is assumed and goes into the model, "
-                     "which translate will read slides at; state it with --mpp (BCI: 0.46)")  # fmt: skip
-    stain = options.stain or data.stain
-    if stain is None:
-        stain = "IHC"
-        notes.append("the data does not say its stain: the model will call it IHC; name it with --stain")
-    licence = options.data_licence or data.licence or ""
-    return options.spec(mpp=float(mpp), stain=stain, licence=licence), tuple(notes)
 
 
 def describe_data(job: TrainingJob) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from wsi2ihc.errors import OptionError
 from wsi2ihc.generator.spec import MPP_RANGE, GeneratorSpec
 
 from .data import Augmentation, Order
+from .presets import Preset
 
 Recipe = Literal["pix2pix", "pyramid", "variance"]
 Architecture = Literal["resnet", "unet"]
@@ -43,24 +44,7 @@ correlation per pixel on both of two seeds; 300 did better still in PSNR on one,
 (benchmarks/RESULTS.md).
 """
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "bci": {
-        "mpp": 0.46,
-        "stain": "HER2",
-        "data_name": "BCI",
-        "data_licence": "BCI: non-commercial research only",
-        "crop_size": 256,
-        # the names hold no patient or slide, so nothing better is possible; every run warns of it
-        "split_by_patch": True,
-    }
-}
-"""Settings that belong to a data set."""
-
-ASSUMED_MPP = 0.5
-"""µm per px that is written into the model, with a warning, where neither the data nor the user states it."""
-
 DEFAULT_DEPTHS: Mapping[Architecture, int] = {"resnet": 9, "unet": 8}
-
 
 MINIMUM_CROP_PX = 32
 """The discriminator halves three times and then loses 2 px: below this its answer is empty, or its batch norm has
@@ -117,14 +101,17 @@ class TrainOptions:
     group_by: str | None = _option(
         None, "What may not be split: a regular expression with one named group over the names, or a CSV."
     )
-    split_by_patch: bool = _option(False, "Carve validation out patch by patch where no groups are known (leaks).")
+    split_by_patch: bool | None = _option(
+        None, "Carve validation out patch by patch where no groups are known (leaks)."
+    )
     validation_share: float = _option(0.1, "Of the training patches, where the data has no validation patches.")
     overfit: int = _option(0, "Sanity check: train and validate on the same N patches (0: no).")
-    # what the model says of itself
-    mpp: float | None = _option(None, "µm per px of the patches, where the data does not say.")
-    stain: str | None = _option(None, "What is made, as in HER2, where the data does not say.")
-    data_name: str | None = _option(None, "Name of the data set, which goes into the model (default: its folder's).")
-    data_licence: str | None = _option(None, "Licence of the data, which the model file carries.")
+    # what the model says of itself; what is not given is left to the data, and then to the preset
+    preset: Preset = _option("none", "Public data set whose facts fill in what neither you nor the data say.")
+    mpp: float | None = _option(None, "µm per px of the patches (default: as the data says).")
+    stain: str | None = _option(None, "What is made, as in HER2 (default: as the data says).")
+    data_name: str | None = _option(None, "Name of the data set (default: as the data says, or its folder's).")
+    data_licence: str | None = _option(None, "Licence that the model carries (default: as the data says).")
     # the run
     validate_every: int = _option(1, "Epochs between validations.")
     validation_patches: int = _option(256, "Validate on a fixed sample of this many at most (0: all).")
@@ -211,14 +198,13 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def resolve_options(
-    explicit: Mapping[str, Any] | None = None, *, config: Path | None = None, preset: str | None = None
-) -> TrainOptions:
+def resolve_options(explicit: Mapping[str, Any] | None = None, *, config: Path | None = None) -> TrainOptions:
     """Put a configuration together; of two that set a field, the first in this list wins.
 
-    ``explicit`` (the command line), the file ``config``, the ``preset``, the defaults with the recipe "variance".
-    Naming a recipe sets all fields of that recipe at this place: so ``--recipe pyramid`` turns the configuration of a
-    run with another recipe into that of a pyramid run.
+    ``explicit`` (the command line), the file ``config``, the defaults with the recipe "variance". What none of these
+    says of the data is left to the data, and then to the preset (`data_facts`). Naming a recipe sets all fields of that
+    recipe at this place: so ``--recipe pyramid`` turns the configuration of a run with another recipe into that of a
+    pyramid run.
 
     Raises
     ------
@@ -226,8 +212,6 @@ def resolve_options(
         If the file cannot be read or has an unknown key, or a value is impossible.
     """
     layers: list[Mapping[str, Any]] = [{"recipe": "variance"}]
-    if preset is not None:
-        layers.append(PRESETS[_known("preset", preset, PRESETS)])
     if config is not None:
         layers.append(read_config(config))
     layers.append(explicit or {})
@@ -236,7 +220,7 @@ def resolve_options(
         if "recipe" in layer:
             merged.update(RECIPES[_known("recipe", layer["recipe"], RECIPES)])
         if "group_by" in layer:  # says how patches belong together, so a split by patch said elsewhere is obsolete
-            merged["split_by_patch"] = False
+            merged["split_by_patch"] = None
         merged.update(layer)
     return TrainOptions(**merged)
 

@@ -55,6 +55,14 @@ def test_expression_that_does_not_match_all(expression: str) -> None:
         assign_groups(data_of("p7_1", "x_a", "x_b"), expression)
 
 
+def test_an_expression_that_parts_all_patches_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    assign_groups(data_of("00000_train_2+", "00001_train_0"), "(?P<patient>[^_]+)_")
+    assert "makes every patch a group of its own" in caplog.text
+    caplog.clear()
+    assign_groups(data_of("p7_1", "p7_2"), "(?P<patient>[^_]+)_")
+    assert caplog.text == ""
+
+
 # tables of groups
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from wsi2ihc.training.data import load_data
-from wsi2ihc.training.options import PRESETS, RECIPES, TrainOptions, read_config, resolve_options
+from wsi2ihc.training.options import RECIPES, TrainOptions, read_config, resolve_options
+from wsi2ihc.training.presets import PRESETS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.toml"))
@@ -60,7 +61,7 @@ def test_facades_are_found(dev_data: Path) -> None:
         dev_data / "facades",
         order=options.order,
         group_by=options.group_by,
-        split_by_patch=options.split_by_patch,
+        split_by_patch=bool(options.split_by_patch),
         validation_share=options.validation_share,
         seed=options.seed,
     )

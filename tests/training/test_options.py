@@ -41,9 +41,9 @@ def test_defaults_are_the_study_s_hyperparameters() -> None:
 def test_what_is_nearer_to_the_user_wins(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text('recipe = "pyramid"\nepochs = 7\nngf = 8\nmpp = 0.3\n')
-    options = resolve_options({"ngf": 16}, config=config, preset="bci")
+    options = resolve_options({"ngf": 16}, config=config)
     assert (options.recipe, options.epochs, options.ngf, options.mpp) == ("pyramid", 7, 16, 0.3)
-    assert (options.stain, options.octaves, options.variance_weight) == ("HER2", 4, 0.0)
+    assert (options.octaves, options.variance_weight) == (4, 0.0)
     assert resolve_options({"recipe": "pix2pix"}, config=config).octaves == 1
 
 
@@ -53,17 +53,20 @@ def test_naming_a_recipe_replaces_that_of_a_run_s_configuration(tmp_path: Path) 
     assert resolve_options({"recipe": "pyramid"}, config=config) == resolve_options({"recipe": "pyramid", "ngf": 8})
 
 
-def test_groups_put_an_end_to_a_preset_s_split_by_patch() -> None:
-    assert resolve_options(preset="bci").split_by_patch
-    assert not resolve_options({"group_by": "patients.csv"}, preset="bci").split_by_patch
+def test_groups_put_an_end_to_a_file_s_split_by_patch(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("split_by_patch = true\n")
+    assert resolve_options(config=config).split_by_patch
+    assert not resolve_options({"group_by": "patients.csv"}, config=config).split_by_patch
     with pytest.raises(OptionError, match="contradict"):
         resolve_options({"group_by": "patients.csv", "split_by_patch": True})
 
 
-def test_the_bci_preset_states_what_the_data_is() -> None:
-    options = resolve_options(preset="bci")
-    assert (options.mpp, options.stain, options.split_by_patch) == (0.46, "HER2", True)
-    assert "non-commercial" in (options.data_licence or "")
+def test_a_preset_sets_no_option() -> None:
+    options = resolve_options({"preset": "bci"})
+    assert options == dataclasses.replace(resolve_options(), preset="bci")
+    with pytest.raises(OptionError, match="--preset is one of none, bci, not 'mine'"):
+        resolve_options({"preset": "mine"})
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from .table import role_in_table
 _KEY_COLUMNS = ("name", "patch", "region", "slide", "patient")
 _GROUP_COLUMNS = ("group", "patient", "slide", "region")
 _PATCH_COLUMNS = ("name", "patch")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,6 +81,10 @@ def _by_expression(data: PairedData, expression: str) -> PairedData:
     (name,) = pattern.groupindex
     groups = [(match := pattern.search(pair.name)) and match[name] for pair in data.pairs]
     _check_matched(data.pairs, groups, f"the regular expression {expression!r}")
+    if len(set(groups)) == len(groups) > 1:
+        _log.warning(
+            "the regular expression %r makes every patch a group of its own: it keeps none together", expression
+        )
     pairs = (dataclasses.replace(pair, group=group) for pair, group in zip(data.pairs, groups, strict=True))
     return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=f"regular expression {expression}")
 

@@ -65,7 +65,7 @@ class PairedData:
     layout:      one line for people, as in "side by side in train/, test/ (H&E left)"
     pairs:       in the table's order; else train, validation, test (by their folders), each by file name
     mpp:         µm per px, as the table or dataset.json states it; None where nothing does
-    stain, licence:
+    stain, licence, name:
                  as dataset.json states them
     grouped_by:  "patient", "slide", "group" (columns of the table), "regular expression …", the name of a CSV file,
                  "patch" (no groups: asked for), "" (no groups)
@@ -78,6 +78,7 @@ class PairedData:
     stain: str | None = None
     licence: str | None = None
     grouped_by: str = ""
+    name: str | None = None
 
     def of(self, role: Role) -> tuple[Pair, ...]:
         """The pairs of one role, in order."""

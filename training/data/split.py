@@ -18,8 +18,8 @@ from .pairs import ROLES, Order, Pair, PairedData, Role
 _log = logging.getLogger(__name__)
 
 _HOW_TO_GROUP = (
-    "give the groups (--group-by with a regular expression such as '(?P<patient>[^_]+)_', or a CSV file), or ask for "
-    "--split-by-patch"
+    "give the groups (--group-by with a CSV file, or with a regular expression for the part of the names that all "
+    "patches of a patient share; the number of a patch is no such part), or ask for --split-by-patch"
 )
 
 

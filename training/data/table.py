@@ -125,7 +125,7 @@ def _mpp(where: str, value: object) -> float:
 
 
 def with_statement(data: PairedData) -> PairedData:
-    """The data set with what the ``dataset.json`` in its folder states: mpp, stain and licence, each optional.
+    """The data set with what the ``dataset.json`` in its folder states: mpp, stain, licence and name, each optional.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def with_statement(data: PairedData) -> PairedData:
         raise DatasetError(f"{path} cannot be read as JSON ({error!s:.80})") from error
     if not isinstance(statement, dict):
         raise DatasetError(f"{path} is no JSON object")
-    for name in ("stain", "licence"):
+    for name in ("stain", "licence", "name"):
         if not isinstance(statement.get(name, ""), str | None):
             raise DatasetError(f"{path}: {name} is no text")
     mpp = data.mpp
@@ -149,9 +149,8 @@ def with_statement(data: PairedData) -> PairedData:
         mpp = _mpp(str(path), statement["mpp"])
         if data.mpp and not (1 / (1 + _MPP_TOLERANCE) <= mpp / data.mpp <= 1 + _MPP_TOLERANCE):
             raise DatasetError(f"{path} says {mpp:g} µm/px, but {TABLE_NAME} {data.mpp:g}")
-    return dataclasses.replace(
-        data, mpp=mpp, stain=statement.get("stain") or None, licence=statement.get("licence") or None
-    )
+    stain, licence, name = (statement.get(key) or None for key in ("stain", "licence", "name"))
+    return dataclasses.replace(data, mpp=mpp, stain=stain, licence=licence, name=name)
 
 
 def and_more(count: int) -> str:
