@@ -29,6 +29,7 @@ from wsi2ihc.tissue import TissueMask, detect_tissue, place_mask, without_margin
 from wsi2ihc.tissue.survey import mask_grid
 
 from .agreement import agreement
+from .coverage import tissue_share
 from .filters import PatchFigures, why_rejected
 from .measuring import Thickness, fold_density, looks
 from .options import PairsOptions
@@ -193,6 +194,8 @@ def _measured(figures: PatchFigures, he: RGBImage, ihc: RGBImage, valid: BoolIma
     look = looks(he, ihc, valid, mpp, plan.thickness)
     return dataclasses.replace(
         figures,
+        tissue_he=min(figures.tissue_he, tissue_share(he, mpp, plan.he_mask.glass)),
+        tissue_ihc=min(figures.tissue_ihc, tissue_share(ihc, mpp, plan.ihc_mask.glass)),
         valid=float(valid.mean()),
         correlation=agree.correlation,
         residual_um=agree.residual_um,

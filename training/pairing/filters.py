@@ -23,8 +23,9 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 class PatchFigures:
     """What was measured of one patch. None: not measured, or nothing there that could be.
 
-    tissue_he:     share of the patch that lies in the tissue mask of the H&E slide, 0 to 1
-    tissue_ihc:    share that lies in the tissue mask of the IHC slide
+    tissue_he:     share of the patch that is tissue of the H&E, 0 to 1: by the slide's tissue mask, or by the patch's
+                   own px, whichever is less; by the mask alone where that is too little for the patch to be read
+    tissue_ihc:    the same of the IHC
     valid:         share of the px that lie inside the IHC slide
     correlation:   of the haematoxylin of both, at zero offset, -1 to 1
     residual_um:   median offset that blocks of the patch still show

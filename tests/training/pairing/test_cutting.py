@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import threading
@@ -134,6 +135,25 @@ def test_glass_is_no_candidate_and_its_rim_is_rejected(slides: tuple[Slide, Slid
     assert {patch.rejected for patch in rim if patch.region.y < 700} == {"tissue"}
     shares = [patch.figures.tissue_he for patch in patches]
     assert all(cutting.CANDIDATE_SHARE <= share <= 1 for share in shares)
+
+
+def test_tissue_is_counted_on_the_pixels_too(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    """The mask closes small inlets of glass, and is everywhere in them."""
+    plan = plan_cuts(*slides, truth, options(stride=64, limits=dataclasses.replace(ANYTHING, min_tissue=0.5)))
+    everywhere = (np.ones_like(mask.pixels) for mask in (plan.he_mask, plan.ihc_mask))
+    masks = [
+        dataclasses.replace(mask, pixels=pixels)
+        for mask, pixels in zip((plan.he_mask, plan.ihc_mask), everywhere, strict=True)
+    ]
+    plan = dataclasses.replace(plan, he_mask=masks[0], ihc_mask=masks[1], shares=(1.0,) * len(plan.regions))
+    edge = [patch for patch in cut(plan) if patch.region.x < SIDE_PX < patch.region.right]
+    assert edge
+    for patch in edge:
+        on_tissue_he = (SIDE_PX - patch.region.x) / 256
+        if on_tissue_he < 0.85:  # a small gap at the edge counts as tissue
+            assert patch.figures.tissue_he == pytest.approx(on_tissue_he, abs=0.05)
+        assert min(patch.figures.tissue_he, patch.figures.tissue_ihc) < 0.5 or patch.rejected == ""
+        assert patch.rejected in ("", "tissue")
 
 
 def test_the_lattice_has_whole_patches_only(slides: tuple[Slide, Slide], truth: Transform) -> None:
