@@ -18,6 +18,7 @@ from wsi2ihc.cli.parameters import (
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.errors import RegistrationError
 from wsi2ihc.registration.options import RegistrationOptions
+from wsi2ihc.registration.result import numbered
 from wsi2ihc.slide import open_slide
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--landmarks", nargs=2, type=click.Path(path_type=Path), default=None, metavar="HE.csv IHC.csv",
               help="Landmarks on both slides in level-0 px (id, X, Y), to measure the errors with.")  # fmt: skip
 @options_of(RegistrationOptions)
-@click.option("--overwrite", is_flag=True, help="Replace an earlier registration in OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace a complete registration in OUT.")
 @json_option
 @verbosity_options
 def command(
@@ -55,14 +56,18 @@ def command(
 
     A registration that cannot be trusted is reported as failed (exit code 1), without a transform.
     """
+    from wsi2ihc.registration.folder import reserved
     from wsi2ihc.registration.registering import register
-    from wsi2ihc.registration.report import check_folder, report_of, write_registration
+    from wsi2ihc.registration.report import report_of, write_registration
     from wsi2ihc.registration.transform import frame_of
 
     set_up_logging(verbose, quiet)
-    check_folder(out, overwrite)
     options = RegistrationOptions(**choices)
-    with open_slide(he, mpp=mpp) as fixed, open_slide(ihc, mpp=moving_mpp, mpp_option="--moving-mpp") as moving:
+    with (
+        reserved(out, overwrite),
+        open_slide(he, mpp=mpp) as fixed,
+        open_slide(ihc, mpp=moving_mpp, mpp_option="--moving-mpp") as moving,
+    ):
         frames = frame_of(fixed.info), frame_of(moving.info)
         matched = None if landmarks is None else _matched(landmarks, frames[0].mpp, frames[1].mpp)
         bar = ProgressBar(quiet)
@@ -79,6 +84,8 @@ def command(
             f"{frames[1].name} could not be registered to {frames[0].name}: {found.reason.rstrip('.')}; "
             f"see {out / 'before.png'}"
         )
+    for warning in report.warnings if not quiet else ():
+        click.echo(f"WARNING: {warning}", err=True)
     if not json and not quiet:
         click.echo(summary(report))
         click.echo(f"  written to {out}: transform.json, registration.json, before.png, after.png, deformation.png")
@@ -89,6 +96,7 @@ def summary(report: RegistrationReport) -> str:
     found = report.registration
     turn_deg = (found.angle_deg + 180) % 360 - 180
     residual = "unknown" if found.residual_um is None else f"{found.residual_um:.3g} µm"
+    took = [f"{name} {stage.seconds:.1f}" for name, stage in zip(numbered(found.stages), found.stages, strict=True)]
     is_local = found.transform is not None and found.transform.field is not None
     lines = [
         f"{report.moving.name} lies on {report.fixed.name}",
@@ -97,7 +105,7 @@ def summary(report: RegistrationReport) -> str:
         f"  score          {found.score:.2f} (share of tissue blocks that are where the affine map puts them)",
         f"  residual       {residual} (median distance of blocks from "
         f"{'a local field that was not fitted to them' if is_local else 'the affine map'})",
-        f"  seconds        {', '.join(f'{stage.name} {stage.seconds:.1f}' for stage in found.stages)}",
+        f"  seconds        {', '.join(took)}",
     ]
     if report.matched is not None and report.before is not None:
         lines += _landmark_table(report, report.matched, report.before)
@@ -106,7 +114,8 @@ def summary(report: RegistrationReport) -> str:
 
 def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, before: LandmarkErrors) -> list[str]:
     alone = matched.unmatched_fixed + matched.unmatched_moving
-    rows = [("before", before), *((stage.name, errors) for stage, errors in report.stages if errors is not None)]
+    names = numbered(report.registration.stages)
+    rows = [("before", before), *zip(names, report.after, strict=True)]
     return [
         f"  landmarks      {len(matched.ids)} pairs{f', {alone} without a partner' if alone else ''}; errors in µm",
         f"    {'':10}{'median':>9}{'90 %':>9}{'most':>9}{'median rTRE':>14}",

@@ -17,7 +17,8 @@ from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.progress import Progress, ProgressCallback
 from wsi2ihc.registration import registering
-from wsi2ihc.registration.files import load_transform
+from wsi2ihc.registration.files import load_transform, save_transform
+from wsi2ihc.registration.folder import reserved
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.registration.result import Registration, Stage
 from wsi2ihc.registration.transform import LocalField, Transform, affine, frame_of, to_moving
@@ -245,6 +246,85 @@ def test_an_earlier_registration_is_replaced_only_when_asked(
     assert run(capsys, "register", *slides, out, "--overwrite")[0] == 1
     # nothing of the earlier one that contradicts the report, and nothing of somebody else's touched
     assert names(out) == ["before.png", "notes.txt", "registration.json"]
+
+
+@pytest.mark.usefixtures("register")
+def test_a_failed_or_incomplete_registration_does_not_block_its_folder(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(registering, "register", failed)
+        assert run(capsys, "register", *slides, out)[0] == 1
+    for gone in ("", "transform.npz", "after.png"):
+        if gone:
+            (out / gone).unlink()
+        assert run(capsys, "register", *slides, out, "-q") == (0, "", "")
+        assert names(out) == WITH_TRANSFORM
+    assert run(capsys, "register", *slides, out)[0] == 1
+
+
+@pytest.mark.usefixtures("register")
+def test_two_runs_do_not_write_one_folder(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "out"
+    with reserved(out, overwrite=False):
+        code, _, stderr = run(capsys, "register", *slides, out, "--overwrite")
+        assert (code, "another run is registering into" in stderr) == (1, True)
+    assert names(tmp_path) == []  # nothing was written, and the folders were made for it
+    (out / "x").mkdir(parents=True)
+    (out / "x").rmdir()
+    (out / ".lock").touch()  # what kill -9 leaves
+    (out / "before.png").touch()
+    assert run(capsys, "register", *slides, out)[0] == 0
+    assert names(out) == WITH_TRANSFORM
+
+
+@pytest.mark.usefixtures("register")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("transform.json", '{"matrix": [1, 0, 0]}'),
+        ("registration.json", '{"patient": "x"}'),
+        ("registration.json", "notes"),
+        ("before.png", "a picture"),
+    ],
+)
+def test_files_that_only_have_the_names_are_not_ours(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    for options in ((), ("--overwrite",)):
+        code, _, stderr = run(capsys, "register", *slides, tmp_path, *options)
+        assert (code, f"holds other files ({name})" in stderr) == (1, True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: content}
+
+
+@pytest.mark.usefixtures("register")
+def test_a_transform_saved_from_python_is_not_replaced(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_transform(tmp_path, affine(MATRIX))
+    assert run(capsys, "register", *slides, tmp_path)[0] == 1
+    assert names(tmp_path) == ["transform.json"]
+
+
+@pytest.mark.usefixtures("register")
+def test_landmarks_that_contradict_it_are_a_warning(
+    slides: tuple[Path, Path], landmarks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = landmarks[1].read_text(encoding="utf-8")
+    rows = [line.split(",") for line in text.splitlines()]
+    moved = [rows[0], *([name, str(float(x) + 300), y] for name, x, y in rows[1:])]
+    landmarks[1].write_text("\n".join(map(",".join, moved)), encoding="utf-8")
+    code, stdout, stderr = run(capsys, "register", *slides, tmp_path / "out", "--landmarks", *landmarks)
+    assert code == 0
+    (line,) = [line for line in stderr.splitlines() if line.startswith("WARNING: ")]
+    assert "the landmarks contradict the transform: it misses them by 150 µm (median; without it 170)" in line
+    assert "blocks of tissue miss by 2.5 µm" in line
+    assert report(tmp_path / "out")["warnings"] == [line.removeprefix("WARNING: ")]
+    assert "    local " in stdout
 
 
 @pytest.mark.usefixtures("register")

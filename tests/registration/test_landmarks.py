@@ -11,7 +11,9 @@ import pytest
 from wsi2ihc.errors import RegistrationError
 from wsi2ihc.geometry import Size
 from wsi2ihc.registration.landmarks import (
+    LandmarkErrors,
     Landmarks,
+    contradiction,
     diagonal_um,
     landmark_errors,
     match_landmarks,
@@ -135,3 +137,36 @@ def test_real_files_are_read(dev_data: Path) -> None:
     matched = match_landmarks(fixed, moving)
     assert len(matched.ids) == 78
     assert math.isclose(matched.fixed_um[0, 0], 59.5)
+
+
+def errors(median_um: float, count: int = 9) -> LandmarkErrors:
+    return LandmarkErrors(count, median_um, 2 * median_um, 3 * median_um, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("before_um", "after_um", "residual_um", "count", "contradicts"),
+    [
+        (500, 260, 5, 9, True),
+        (500, 240, 5, 9, False),  # less than half of before
+        (40, 25, 5, 9, True),
+        (40, 25, 9, 9, False),  # less than three residuals
+        (20, 19, 1, 9, False),  # two cells
+        (500, 500, None, 9, True),  # the identity, of somebody else
+        (500, 500, 5, 2, False),  # too few to tell
+    ],
+)
+def test_what_contradicts_a_transform(
+    before_um: float, after_um: float, residual_um: float | None, count: int, contradicts: bool
+) -> None:
+    said = contradiction(errors(before_um, count), errors(after_um, count), residual_um)
+    assert bool(said) == contradicts
+    assert "\n" not in said
+    assert ("blocks of tissue" in said) == (contradicts and residual_um is not None)
+
+
+def test_a_file_that_is_no_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "he.csv"
+    for encoding in ("latin-1", "utf-16"):
+        path.write_bytes(",X,Y\né,1,2\n".encode(encoding))
+        with pytest.raises(RegistrationError, match="save it as CSV in UTF-8"):
+            read_landmarks(path, MPP)

@@ -17,9 +17,10 @@ from wsi2ihc.errors import OutputError, RegistrationError
 from wsi2ihc.locks import locked
 from wsi2ihc.ordered import ordered_map
 from wsi2ihc.progress import Progress
+from wsi2ihc.registration.folder import BEFORE_NAME, OWN_NAMES
 from wsi2ihc.registration.landmarks import MatchedLandmarks
 from wsi2ihc.registration.pictures import PatchMark, kept_and_rejected, picture_mpp, thumbnail
-from wsi2ihc.registration.report import BEFORE_NAME, OWN_NAMES, write_picture, write_registration
+from wsi2ihc.registration.report import write_picture, write_registration
 from wsi2ihc.registration.transform import Transform, frame_of
 from wsi2ihc.runtime import versions
 from wsi2ihc.slide import Slide, known_mpp, open_slide

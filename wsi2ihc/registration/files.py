@@ -70,7 +70,7 @@ def save_transform(
     content = None if transform.field is None else _packed(transform.field)
     text = json.dumps(_as_json(transform, path.with_suffix(".npz").name, content) | dict(extra or {}),
                       indent=2, allow_nan=False, ensure_ascii=False)  # fmt: skip
-    _make_folder(path.parent)
+    make_folder(path.parent)
     if content is not None:
         write_file(path.with_suffix(".npz"), content)
     write_file(path, (text + "\n").encode())
@@ -237,7 +237,14 @@ def _content(path: Path, largest_bytes: int) -> bytes:
         raise TransformError(f"{path}: cannot be read ({error.strerror}); check the path and permissions") from error
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, if it is not there.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,6 +23,17 @@ LARGEST_FILE_BYTES = 64 << 20
 FARTHEST_PX = 1e8
 """No slide has a side of this length; a coordinate beyond it is damage."""
 
+LEAST_TO_CONTRADICT = 3
+"""Fewer landmarks say too little."""
+
+CONTRADICTS_FROM_UM = 20.0
+"""Median error below which landmarks contradict nothing: two cells, which is what people miss a place by, and what
+neighbouring sections differ by."""
+
+CONTRADICTS_RESIDUAL, CONTRADICTS_BEFORE = 3.0, 0.5
+"""Landmarks contradict a registration if their median error is more than three times the distance at which it found its
+own blocks, and more than half of what it was without it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landmarks:
@@ -163,6 +174,28 @@ def landmark_errors(transform: Transform, matched: MatchedLandmarks, moving_diag
     )
 
 
+def contradiction(before: LandmarkErrors, after: LandmarkErrors, residual_um: float | None) -> str:
+    """Why landmarks do not bear out a transform, one sentence; "" if they do, or are too few to tell.
+
+    Parameters
+    ----------
+    before, after
+        Their errors without the transform, and with it.
+    residual_um
+        How far tissue lies from where it puts it (median), by its own measure; None if nobody measured.
+    """
+    least_um = max(CONTRADICTS_FROM_UM, CONTRADICTS_RESIDUAL * (residual_um or 0.0))
+    if after.count < LEAST_TO_CONTRADICT or after.median_um <= least_um:
+        return ""
+    if after.median_um <= CONTRADICTS_BEFORE * before.median_um:
+        return ""
+    own = "" if residual_um is None else f", where blocks of tissue miss by {residual_um:.3g} µm"
+    return (
+        f"the landmarks contradict the transform: it misses them by {after.median_um:.3g} µm (median; without it "
+        f"{before.median_um:.3g}){own}; look at after.png, and whether both files are of these slides"
+    )
+
+
 def diagonal_um(frame: SlideFrame) -> float:
     """From one corner of a slide to the opposite one."""
     return math.hypot(frame.size.width * frame.mpp[0], frame.size.height * frame.mpp[1])
@@ -187,7 +220,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except OSError as error:
         raise RegistrationError(f"{path}: cannot be read ({error.strerror}); check the path and permissions") from error
     except UnicodeDecodeError as error:
-        raise RegistrationError(f"{path.name}: this is no text, so it holds no landmarks; give a CSV file") from error
+        raise RegistrationError(f"{path.name}: this is no text in UTF-8; save it as CSV in UTF-8") from error
     lines = text.splitlines()
     separator = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
     try:

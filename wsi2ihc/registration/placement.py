@@ -145,8 +145,8 @@ def _distinct(pair: OverviewPair, fitted: Iterable[Placement]) -> list[Placement
 def _doubt(best: Placement, next_score: float) -> str:
     if best.found < LEAST_FOUND or best.score < LEAST_SCORE:
         return (
-            f"the tissue does not match: {best.score:.0%} of its blocks ({best.found}) are found where the best "
-            f"placement puts them, and at least {LEAST_SCORE:.0%} ({LEAST_FOUND}) have to be"
+            f"the tissue does not match: the best placement finds {best.found} of its blocks again ({best.score:.0%}), "
+            f"where at least {LEAST_FOUND} and {LEAST_SCORE:.0%} are needed"
         )
     if best.score < LEAST_MARGIN * next_score:
         return (

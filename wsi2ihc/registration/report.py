@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,22 +20,16 @@ import numpy as np
 from PIL import Image
 
 from ..arrays import RGBImage
-from ..errors import OutputError, OutputExistsError
+from ..errors import OutputError
 from ..runtime import versions
 from ..slide import Slide
-from .files import TRANSFORM_NAME, save_transform, write_file
-from .landmarks import LandmarkErrors, MatchedLandmarks, diagonal_um, landmark_errors
+from .files import save_transform, write_file
+from .folder import AFTER_NAME, BEFORE_NAME, DEFORMATION_NAME, FORMAT, OWN_NAMES, REPORT_NAME, VERSION
+from .landmarks import LandmarkErrors, MatchedLandmarks, contradiction, diagonal_um, landmark_errors
 from .options import RegistrationOptions
 from .pictures import checkerboard, deformation_picture, picture_mpp, thumbnail
 from .result import Registration, Stage
 from .transform import SlideFrame, Transform, frame_of, identity
-
-FORMAT, VERSION = "wsi2ihc registration", 1
-
-REPORT_NAME = "registration.json"
-BEFORE_NAME, AFTER_NAME, DEFORMATION_NAME = "before.png", "after.png", "deformation.png"
-OWN_NAMES = (REPORT_NAME, TRANSFORM_NAME, Path(TRANSFORM_NAME).with_suffix(".npz").name, BEFORE_NAME, AFTER_NAME,
-             DEFORMATION_NAME)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +70,20 @@ class RegistrationReport:
             "options": dataclasses.asdict(self.options),
             "stages": [_stage(stage, errors) for stage, errors in self.stages],
             "landmarks": self._landmarks(),
+            "warnings": list(self.warnings),
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         finite: dict[str, Any] = _finite(plain)
         return finite
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Doubts about a registration that did not fail, one sentence each, for people."""
+        if self.before is None or not self.after or self.registration.transform is None:
+            return ()
+        doubt = contradiction(self.before, self.after[-1], self.registration.residual_um)
+        return (doubt,) if doubt else ()
 
     @property
     def stages(self) -> list[tuple[Stage, LandmarkErrors | None]]:
@@ -122,38 +124,6 @@ def report_of(
     )
 
 
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """See early, before any work is done, whether a registration can be written to a folder.
-
-    What a run has left that was killed, and so has no report, may be replaced.
-
-    Raises
-    ------
-    OutputExistsError
-        If a registration is there and may not be replaced, or the folder holds something else.
-    OutputError
-        If it is a file, or cannot be written to.
-    """
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"output {folder} is there and is no folder: name a folder")
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    try:
-        names = sorted(entry.name for entry in folder.iterdir()) if existing == folder else []
-    except OSError as error:
-        raise OutputError(f"output folder {folder} cannot be read ({error.strerror}): choose another") from error
-    visible = [name for name in names if not name.endswith(".partial")]
-    foreign = [name for name in visible if name not in OWN_NAMES]
-    if foreign and REPORT_NAME not in names:
-        raise OutputExistsError(
-            f"output folder {folder} holds other files ({foreign[0][:60]}): name a new folder, or an empty one"
-        )
-    if REPORT_NAME in names and not overwrite:
-        raise OutputExistsError(f"{folder} already holds a registration: choose another folder, or allow it with "
-                                "--overwrite")  # fmt: skip
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"output folder {existing} is not writable: change its permissions, or write elsewhere")
-
-
 def write_registration(
     folder: Path, fixed: Slide, moving: Slide, transform: Transform | None, facts: Mapping[str, Any]
 ) -> None:
@@ -165,7 +135,7 @@ def write_registration(
     Parameters
     ----------
     folder
-        Made if it is not there. `check_folder` says beforehand whether it may be used.
+        Made if it is not there. `folder.reserved` says beforehand whether it may be used.
     fixed, moving
         The open slides, for the pictures.
     transform

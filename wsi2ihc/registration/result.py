@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -28,6 +30,16 @@ class Stage:
     transform: Transform
     score: float
     seconds: float
+
+
+def numbered(stages: Sequence[Stage]) -> list[str]:
+    """What to call stages; those of one name are numbered."""
+    counts, seen = Counter(stage.name for stage in stages), Counter[str]()
+    names = []
+    for stage in stages:
+        seen[stage.name] += 1
+        names.append(f"{stage.name} {seen[stage.name]}" if counts[stage.name] > 1 else stage.name)
+    return names
 
 
 @dataclass(frozen=True, slots=True, eq=False)
