@@ -29,7 +29,7 @@ ALLOWED_BYTES, BYTES_PER_IMAGE = 1_000_000_000, 32_000
 def measure(context: Context) -> list[Row]:
     count = 100 if context.quick else IMAGES
     folder = _images(context.work / f"evaluation-{count}", count)
-    return [_time(folder, count), _memory(folder, count)]
+    return [_time(folder, count), _memory(folder, count, "folders"), _memory(folder, count, "models")]
 
 
 def _images(folder: Path, count: int) -> Path:
@@ -66,12 +66,12 @@ def _time(folder: Path, count: int) -> Row:
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
     from wsi2ihc.training.data import read_image
-    from wsi2ihc.training.evaluation.scores import Image, Scores
+    from wsi2ihc.training.evaluation.scores import ImageFacts, Scores
     from wsi2ihc.training.evaluation.sums import Scale
 
-    files = sorted((folder / "reference").iterdir())[:100]
+    files = sorted((folder / "reference").iterdir(), key=lambda file: file.stem[::-1])[:100]  # of all units
     pairs = [(read_image(folder / "virtual" / file.name), read_image(file)) for file in files]
-    images = [Image(file.stem, file.stem.split("_")[0]) for file in files]
+    images = [ImageFacts(file.stem, file.stem.split("_")[0]) for file in files]
 
     def plain() -> float:
         started = time.perf_counter()
@@ -98,24 +98,41 @@ def _time(folder: Path, count: int) -> Row:
                ratio <= 2, seconds)  # fmt: skip
 
 
-def _memory(folder: Path, count: int) -> Row:
-    answer = child("benchmarks.evaluation", str(folder))
+def _memory(folder: Path, count: int, how: str) -> Row:
+    """``folders``: one method over 50 units. ``models``: a model and both floors, and every image a unit by itself."""
+    answer = child("benchmarks.evaluation", str(folder), how)
     allowed = ALLOWED_BYTES + BYTES_PER_IMAGE * count
-    measured = f"{answer['peak_bytes'] / 1e9:.2f} GB with the report of {answer['seconds']:.0f} s"
-    return Row(f"peak memory of evaluating {count} pairs of 256² px", f"≤ {allowed / 1e9:.2f} GB", measured,
-               answer["peak_bytes"] <= allowed, answer)  # fmt: skip
+    measured = f"{answer['peak_bytes'] / 1e9:.2f} GB; {answer['seconds']:.0f} s with the report"
+    methods = {"folders": "one method, 50 units", "models": "three methods, a unit for every image"}[how]
+    what = f"peak memory of evaluating {count} pairs of {SIDE_PX}² px, {methods}"
+    return Row(what, f"≤ {allowed / 1e9:.2f} GB", measured, answer["peak_bytes"] <= allowed, answer)
 
 
-def _run(folder: Path) -> dict[str, float]:
+def _run(folder: Path, how: str) -> dict[str, float]:
     from wsi2ihc.training.evaluation.folders import evaluate_folders
     from wsi2ihc.training.evaluation.options import EvaluateOptions
+    from wsi2ihc.training.evaluation.patches import evaluate_patches
     from wsi2ihc.training.evaluation.presenting import present
 
     started = time.perf_counter()
-    options = EvaluateOptions(group_by="(?P<unit>unit[0-9]+)_")
-    report = present(evaluate_folders(folder / "reference", [folder / "virtual"], None, options))
+    if how == "folders":
+        options = EvaluateOptions(group_by="(?P<unit>unit[0-9]+)_")
+        report = present(evaluate_folders(folder / "reference", [folder / "virtual"], None, options))
+    else:
+        _write_table(folder)
+        report = present(evaluate_patches(folder, ["identity"]))
     return {"sections": len(report.sections), "seconds": time.perf_counter() - started}
 
 
+def _write_table(folder: Path) -> None:
+    """A ``pairs.csv`` without patients: twenty to train, all others to test."""
+    rows = ["he,ihc,split,her2"]
+    names = sorted(file.name for file in (folder / "virtual").iterdir())
+    for number, name in enumerate(names):
+        split = "train" if number < 20 else "test"
+        rows.append(f"virtual/{name},reference/{name},{split},{number % 4}")
+    (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
+
+
 if __name__ == "__main__":
-    print(json.dumps(_run(Path(sys.argv[1]))))
+    print(json.dumps(_run(Path(sys.argv[1]), sys.argv[2])))

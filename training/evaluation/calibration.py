@@ -17,7 +17,7 @@ from wsi2ihc.errors import DatasetError
 
 from ..floors import ColourRegression, fit_colour_regression
 from ..stain import dab_density
-from .scores import Image
+from .scores import ImageFacts
 from .sums import BINS, DENSITY_PER_BIN, GRADES
 
 Counts = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ class Calibration:
     slides: Mapping[str, SlideStain] = field(default_factory=dict)
 
 
-def calibrate(pairs: Iterable[tuple[Image, RGBImage, RGBImage]], stained_from: float | None = None) -> Calibration:
+def calibrate(pairs: Iterable[tuple[ImageFacts, RGBImage, RGBImage]], stained_from: float | None = None) -> Calibration:
     """Learn from training pairs: what they are, their H&E and their reference; read once.
 
     Parameters

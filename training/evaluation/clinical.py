@@ -9,7 +9,7 @@ from typing import get_args
 from .calibration import Calibration, Counts, h_score, stained_area
 from .levels import LEVELS, By, LevelCalls, call_levels, fit_cuts
 from .results import MethodResult
-from .scores import Image
+from .scores import ImageFacts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def fit_readers(calibration: Calibration) -> tuple[Reader, ...]:
 
 
 def call_slides(
-    results: Sequence[MethodResult], images: Sequence[Image], readers: Sequence[Reader]
+    results: Sequence[MethodResult], images: Sequence[ImageFacts], readers: Sequence[Reader]
 ) -> tuple[list[MethodResult], tuple[LevelCalls, ...]]:
     """The results with their calls, and the calls of the references; as they are where there is nothing to call."""
     labels = {image.slide or image.unit: image.her2 for image in images if image.her2 in LEVELS}

@@ -14,7 +14,11 @@ from wsi2ihc.arrays import RGBImage
 Values = npt.NDArray[np.float64]
 
 HELD_BYTES = 256 << 20
-"""For the sums of all cells. Where they would take more, only every n-th pixel along either axis counts."""
+"""For the sums of all cells of all methods together. Where they would take more, only every n-th pixel along either
+axis counts."""
+
+MOST_CELLS = 4000
+"""Of more there is no variance: the products of every two of them would take over 128 MB."""
 
 _VALUE_BYTES = 8
 
@@ -26,19 +30,23 @@ class BatchVariance:
     set of N images, the variance is ``(Σ |x|² - |S|² / N) / (N - 1)`` a pixel, and |S|² follows from the products of
     the cells' sums.
 
-    Memory bound: `HELD_BYTES`, and 8 bytes for each pair of cells at the end.
+    Memory bound: ``held_bytes``, and 8 bytes for each pair of cells at the end.
 
     Parameters
     ----------
     cells
         how many there will be
+    held_bytes
+        for their sums
     """
 
-    def __init__(self, cells: int) -> None:
-        self._cells = cells
+    def __init__(self, cells: int, held_bytes: int = HELD_BYTES) -> None:
+        self.cells = cells
+        self._held_bytes = held_bytes
         self._counts = np.zeros(cells)
         self._squares = np.zeros(cells)
         self._sums: Values | None = None
+        self._products: Values | None = None
         self._shape: tuple[int, ...] = ()
         self._step = 1
 
@@ -49,10 +57,12 @@ class BatchVariance:
 
     def add(self, cell: int, image: RGBImage) -> None:
         """Add an image of a cell. All have to be of one shape; after another one there are no variances."""
+        if self.cells > MOST_CELLS:
+            return
         if self._sums is None:
             self._shape = image.shape
-            self._step = max(1, int(np.ceil(np.sqrt(self._cells * image.size * _VALUE_BYTES / HELD_BYTES))))
-            self._sums = np.zeros((self._cells, self._seen(image).size))
+            self._step = max(1, int(np.ceil(np.sqrt(self.cells * image.size * _VALUE_BYTES / self._held_bytes))))
+            self._sums = np.zeros((self.cells, self._seen(image).size))
         if image.shape != self._shape:
             self._shape = ()
             return
@@ -60,17 +70,19 @@ class BatchVariance:
         self._counts[cell] += 1
         self._squares[cell] += np.square(values).sum()
         self._sums[cell] += values
+        self._products = None
 
     def variances(self, weights: Values) -> Values:
-        """Of sets of cells, given by how often each cell is in them, (…, cells): (…), grey levels squared.
+        """Of sets of cells, given by how often each cell is in them, (sets, cells): (sets,), grey levels squared.
 
-        NaN for fewer than two images, and where the images' shapes differ.
+        NaN for fewer than two images, where the images' shapes differ, and of more cells than `MOST_CELLS`.
         """
         if not self._shape or self._sums is None:
             return np.full(weights.shape[:-1], np.nan)
-        products = self._sums @ self._sums.T
+        if self._products is None:
+            self._products = self._sums @ self._sums.T
         count = weights @ self._counts
-        squared_sum = np.einsum("...i,ij,...j->...", weights, products, weights, optimize=True)
+        squared_sum = ((weights @ self._products) * weights).sum(-1)
         enough = count > 1
         count = np.where(enough, count, 2)
         total = weights @ self._squares - squared_sum / count

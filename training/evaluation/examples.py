@@ -8,7 +8,7 @@ import numpy as np
 
 from .methods import Method
 from .results import Example, MethodResult
-from .scores import Image
+from .scores import ImageFacts
 from .scoring import answer
 from .source import Source, trimmed
 
@@ -44,7 +44,7 @@ def choose_examples(
     return tuple(_example(source, methods, why, number, multiple_px) for why, number in wanted)
 
 
-def _of_levels(images: Sequence[Image], rows: int, random: np.random.Generator) -> list[tuple[str, int]]:
+def _of_levels(images: Sequence[ImageFacts], rows: int, random: np.random.Generator) -> list[tuple[str, int]]:
     """For every level so many images, drawn; where none are known, of all."""
     chosen = []
     for level in sorted({image.her2 or "" for image in images}):
@@ -54,9 +54,9 @@ def _of_levels(images: Sequence[Image], rows: int, random: np.random.Generator) 
     return chosen
 
 
-def _ranked(images: Sequence[Image], result: MethodResult, rows: int) -> list[tuple[str, int]]:
+def _ranked(images: Sequence[ImageFacts], result: MethodResult, rows: int) -> list[tuple[str, int]]:
     """Numbers of the images with the highest, middle and lowest own figure; images without one are left out."""
-    own = {scored.image: scored.stain_r for scored in result.scores.scored}
+    own = {scored.image: scored.stain_r for scored in result.scores.own}
     known = sorted(
         (number for number, image in enumerate(images) if np.isfinite(own.get(image, np.nan))),
         key=lambda number: -own[images[number]],

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from ..reporting.document import Cell, Column, Estimate, Table
 from .figures import FIGURES
+from .intervals import Subset
 from .levels import LEVELS, NEGATIVE, LevelCalls
 from .published import OVERALL, PUBLISHED, REMARKS
 from .results import Evaluation, MethodResult
-from .scores import Scores, Subset
+from .scores import Scores
 
 SUMMARY = ("psnr", "ssim", "stain_r", "stain_r_64px", "stain_ccc", "mcc", "variance_ratio")
 BY_LEVEL = ("psnr", "ssim", "fid", "stain_r", "stain_r_64px", "mcc", "area_virtual")
@@ -17,7 +18,7 @@ BY_SLIDE = ("psnr", "ssim", "stain_r", "stain_r_64px", "stain_bias", "area_virtu
 
 Estimates = dict[str, Estimate]
 
-DISTANCES = {"fid": Column("FID", 1), "kid": Column("KID", 4)}
+DISTANCES = {"fid": Column("FID", 1), "kid": Column("KID", 4), "kid_std": Column("KID, deviation over subsets", 4)}
 
 
 class Estimator:
@@ -30,7 +31,8 @@ class Estimator:
 
     def __call__(self, result: MethodResult, her2: str | None = None, *, interior: bool = False) -> Estimates:
         """Of a method, over a level or over all images."""
-        scores = result.interior if interior and result.interior else result.scores
+        scores = result.interior if interior else result.scores
+        assert scores is not None, "asked for only where there is one"
         key = (id(scores), her2 or "")
         if key not in self._known:
             estimates = scores.subset(her2=her2).estimates(seed=self._seed, resamples=self._resamples)
@@ -40,9 +42,10 @@ class Estimator:
     def _distances(self, result: MethodResult, level: str) -> Estimates:
         found = result.distances.get(level)
         if found is None:
-            nothing = Estimate(None, reason=self._reason or "there are no images")
-            return {"fid": nothing, "kid": nothing}
-        return {"fid": Estimate(found.fid, reason=found.reason), "kid": Estimate(found.kid_mean, reason=found.reason)}
+            return dict.fromkeys(DISTANCES, Estimate(None, reason=self._reason or "there are no images"))
+        values = {"fid": found.fid, "kid": found.kid_mean, "kid_std": found.kid_std}
+        reason = found.reason or "one subset holds all images"
+        return {name: Estimate(value, reason="" if value is not None else reason) for name, value in values.items()}
 
 
 def summary_table(evaluation: Evaluation, estimator: Estimator) -> Table:
@@ -103,7 +106,7 @@ def interior_table(evaluation: Evaluation, estimator: Estimator) -> Table | None
         for result in evaluation.methods
         if result.interior is not None
     )
-    note = f"Without {evaluation.interior_px} px at every border, which is as far as padding reaches."
+    note = f"Without {evaluation.interior_px} px at every border: as far as padding reaches through a ResNet-9."
     return Table("interior", "Interior of the patches", _columns(SUMMARY), rows, (note,))
 
 
@@ -152,7 +155,7 @@ def _level_counts(evaluation: Evaluation) -> Table:
 def slide_table(result: MethodResult, number: int) -> Table | None:
     """One method by slides (units where no slide is known); None where these are single images."""
     scores = result.scores
-    if len(scores.slides) == len(scores.scored):
+    if len(scores.slides) == len(scores.own):
         return None
     rows = tuple(_slide_row(scores, slide) for slide in scores.slides)
     heads = (Column("slide"), Column("HER2"), Column("images", 0), *(_column(name) for name in BY_SLIDE))
@@ -162,7 +165,7 @@ def slide_table(result: MethodResult, number: int) -> Table | None:
 def _slide_row(scores: Scores, slide: str) -> tuple[Cell, ...]:
     subset: Subset = scores.subset(slide=slide)
     values = subset.values()
-    levels = {scored.image.her2 for scored in scores.scored if (scored.image.slide or scored.image.unit) == slide}
+    levels = {scored.image.her2 for scored in scores.own if (scored.image.slide or scored.image.unit) == slide}
     return (
         slide,
         ", ".join(sorted(level for level in levels if level)),

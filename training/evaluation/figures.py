@@ -102,7 +102,7 @@ def figures_of(sums: Sums) -> dict[str, Values]:
         "ssim": _quotient(part["ssim"][..., 0], count),
         "l1": _quotient(part["absolute"][..., 0], count),
     }
-    figures |= _stain_figures(part["pixels"], part["blocks"])
+    figures |= stain_figures(sums)
     figures |= _area_figures(part["confusion"], part["grades"])
     virtual, reference = np.moveaxis(part["histograms"].reshape(*sums.shape[:-1], 2, len(PLANES), BINS), -3, 0)
     for number, plane in enumerate(PLANES):
@@ -118,7 +118,9 @@ def identical_images(sums: Sums) -> int:
     return int(sums[PARTS["images"]][0] - sums[PARTS["finite"]][0])
 
 
-def _stain_figures(pixels: Sums, blocks: Sums) -> dict[str, Values]:
+def stain_figures(sums: Sums) -> dict[str, Values]:
+    """Those of `figures_of` that compare densities of DAB."""
+    pixels, blocks = sums[..., PARTS["pixels"]], sums[..., PARTS["blocks"]]
     count, x, y, xx, yy, xy = np.moveaxis(pixels, -1, 0)
     mean_x, mean_y = _quotient(x, count), _quotient(y, count)
     spread = _quotient(xx + yy, count) - mean_x**2 - mean_y**2 + (mean_x - mean_y) ** 2
@@ -141,7 +143,6 @@ def _area_figures(confusion: Sums, grades: Sums) -> dict[str, Values]:
     count = confusion.sum(-1)
     virtual, reference = both + virtual_alone, both + reference_alone
     product = virtual * reference * (count - virtual) * (count - reference)
-    # divided by N² under the root: the product of four counts of a large set exceeds what float64 holds exactly
     covariance = both * neither - virtual_alone * reference_alone
     graded = grades.reshape(*grades.shape[:-1], 2, len(GRADES)).sum(-1)
     return {

@@ -22,7 +22,7 @@ from .methods import Method, floors
 from .options import EvaluateOptions
 from .patches import describe_images
 from .results import Evaluation
-from .scores import Image
+from .scores import ImageFacts
 from .scoring import interior_margin_px, load_inception_features, score_methods
 from .source import AHEAD, THREADS, Sample, Source
 from .sums import BINS, Scale
@@ -56,9 +56,7 @@ def evaluate_folders(
     Raises
     ------
     DatasetError
-        If folders do not match, an image cannot be read, or sizes differ.
-    OptionError
-        If two virtual folders have one name.
+        If folders do not match, two have one name, an image cannot be read, or sizes differ.
     """
     options = options or EvaluateOptions()
     files = _matched(reference, {**_named(virtual), **({_HE: he} if he else {})})
@@ -88,7 +86,7 @@ def evaluate_folders(
         notes=_notes(unit, he),
         facts={
             "data": {"reference": reference.resolve().name, "virtual": list(_named(virtual)), "images": len(pairs)},
-            "options": options.stated(),
+            "options": options.stated("group_by", "mpp", "stained_from", "inception_weights", "resamples", "seed"),
         },
     )
 
@@ -103,7 +101,8 @@ def _named(virtual: Sequence[Path]) -> dict[str, Path]:
     if len(set(names)) < len(names):
         names = [f"{folder.resolve().parent.name}/{folder.resolve().name}" for folder in virtual]
     if len(set(names)) < len(names):
-        raise DatasetError(f"two of the virtual folders are called {names[0]}; give each folder its own name")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DatasetError(f"two of the virtual folders are called {twice}; give each folder its own name")
     return dict(zip(names, virtual, strict=True))
 
 
@@ -141,7 +140,7 @@ def _pairs(reference: Path, files: Mapping[str, Mapping[str, Path]], options: Ev
     return assign_groups(PairedData(reference, "folders", pairs), options.group_by).pairs
 
 
-def _source(images: tuple[Image, ...], files: Sequence[Mapping[str, Path]]) -> Source:
+def _source(images: tuple[ImageFacts, ...], files: Sequence[Mapping[str, Path]]) -> Source:
     def load(number: int) -> Sample:
         pixels = {key: read_image(path) for key, path in files[number].items()}
         given = {key: image for key, image in pixels.items() if key not in (_REFERENCE, _HE)}
@@ -164,7 +163,7 @@ def _calibration(
 
 
 def _notes(unit: str, he: Path | None) -> tuple[str, ...]:
-    notes = ["no training split is at hand: no colour regression, no HER2 cuts, and a threshold that is not blind"]
+    notes = ["no training split is at hand: no colour regression, no HER2 cuts"]
     if he is None:
         notes.append("no H&E images were named (--he), so that the floors cannot be computed")
     if unit == "patches":

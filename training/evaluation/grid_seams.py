@@ -6,6 +6,7 @@ difference of neighbouring pixels across the borders, among those at other place
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +46,11 @@ class GridSeams:
     borders: int
 
 
-def measure_grid(slide: Slide, what: str, period_px: tuple[int, int]) -> GridSeams:
-    """Measure a slide at the borders of a grid that begins at its corner.
+def measure_grid(slide: Slide, what: str, period_px: tuple[int, int], origin_px: tuple[int, int] = (0, 0)) -> GridSeams:
+    """Measure a slide at the borders of a grid.
 
-    Borders are compared with the other multiples of 8 px only: JPEG's blocks meet at all of them, so that what its
-    compression does there is done at the border as well.
+    Borders are compared with places at multiples of 8 px from them only: where JPEG's blocks meet at the borders, they
+    meet at all of these, so that what its compression does is done at all alike.
 
     Parameters
     ----------
@@ -59,20 +60,25 @@ def measure_grid(slide: Slide, what: str, period_px: tuple[int, int]) -> GridSea
         What the grid is of.
     period_px
         Width and height of a cell.
+    origin_px
+        Where the first cell begins, (x, y).
     """
-    found = [_measure_axis(slide, axis, period) for axis, period in enumerate(period_px)]
+    found = [
+        _measure_axis(slide, axis, period, origin % period)
+        for axis, (period, origin) in enumerate(zip(period_px, origin_px, strict=True))
+    ]
     borders = sum(count for _, _, count in found)
     known = [(contrast, z) for contrast, z, _ in found if contrast is not None and z is not None]
     contrast, z = max(known, key=lambda one: abs(one[1]), default=(None, None))
     return GridSeams(what, contrast, z, borders)
 
 
-def _measure_axis(slide: Slide, axis: int, period: int) -> tuple[float | None, float | None, int]:
+def _measure_axis(slide: Slide, axis: int, period: int, origin: int) -> tuple[float | None, float | None, int]:
     """Contrast, z, and how many windows, of the borders that are crossed along x (0) or y (1)."""
     grid = working_grid(slide.info, None)
     reach = min(REACH_PX, period // 2 // BLOCK_PX * BLOCK_PX)
     profiles = []
-    for region in _windows(grid.size.width, grid.size.height, axis, period, reach):
+    for region in _windows(grid.size.width, grid.size.height, axis, range(origin, 10**7, period), reach):
         steps = _steps(read_region(slide, grid, region), axis)[BLOCK_PX - 1 :: BLOCK_PX]
         if steps.mean() > PLAIN:
             profiles.append(steps / steps.mean())
@@ -85,12 +91,13 @@ def _measure_axis(slide: Slide, axis: int, period: int) -> tuple[float | None, f
     return contrast, float((profile[middle] - others.mean()) / max(float(others.std()), 1e-6)), len(profiles)
 
 
-def _windows(width: int, height: int, axis: int, period: int, reach: int) -> list[Region]:
+def _windows(width: int, height: int, axis: int, borders: range, reach: int) -> list[Region]:
     """Windows of twice the reach across a border, half as long along it, evenly spread."""
     along, across = (height, width) if axis == 0 else (width, height)
     places = [
         (border, start)
-        for border in range(period, across - reach + 1, period)
+        for border in itertools.takewhile(lambda place: place <= across - reach, borders)
+        if border >= reach
         for start in range(0, along - reach + 1, reach)
     ]
     chosen = places[:: max(1, -(-len(places) // WINDOWS))]

@@ -59,7 +59,7 @@ class EvaluateOptions:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):
             raise OptionError(f"--mpp must be above 0 µm per px, not {self.mpp}")
 
-    def stated(self) -> dict[str, Any]:
-        """All options as JSON values; of files the base names."""
-        values = dataclasses.asdict(self)
+    def stated(self, *names: str) -> dict[str, Any]:
+        """The options of these names, or all, as JSON values; of files the base names."""
+        values = {name: getattr(self, name) for name in names} if names else dataclasses.asdict(self)
         return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}

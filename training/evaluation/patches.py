@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 
-from ..data import Pair, PairedData, assign_groups, assign_roles, find_pairs, read_pair, read_sizes
+from ..data import Pair, PairedData, PatchSizes, assign_groups, assign_roles, find_pairs, read_pair, read_sizes
 from .calibration import Calibration, calibrate
 from .clinical import call_slides, fit_readers
 from .examples import choose_examples
 from .methods import Method, floors, load_methods
 from .options import EvaluateOptions
 from .results import Evaluation
-from .scores import Image
+from .scores import ImageFacts
 from .scoring import interior_margin_px, load_inception_features, score_methods
 from .source import Sample, Source
 from .sums import Scale
@@ -61,7 +61,7 @@ def evaluate_patches(
     trained = load_methods(models, options.device, options.precision)
     inception, facts = load_inception_features(options.inception_weights, options.device)
     unit, images = describe_images(pairs, data)
-    calibration, notes = _calibration(training, images, pairs, options, progress)
+    calibration, notes = _calibration(data, training, images, pairs, options, progress)
     methods = [*trained, *floors(calibration.regression, [method.name for method in trained])]
     source = Source(images, lambda number: _sample(images[number], pairs[number]))
     mpp = options.mpp or data.mpp
@@ -70,7 +70,8 @@ def evaluate_patches(
         source, methods, Scale(calibration.stained_from, mpp), batch_size=options.batch_size, margin_px=margin_px,
         inception=inception, seed=options.seed, progress=progress,
     )  # fmt: skip
-    called, reference_calls = call_slides(results, images, fit_readers(calibration))
+    readers = () if unit == "patches" else fit_readers(calibration)
+    called, reference_calls = call_slides(results, images, readers)
     progress(Progress("choosing pictures"))
     multiple_px = math.lcm(*(method.multiple_px for method in methods))
     return Evaluation(
@@ -84,7 +85,7 @@ def evaluate_patches(
         inception=facts,
         examples=choose_examples(source, results, multiple_px, options.pictures, options.seed),
         notes=(*notes, *_notes(data, options, unit, mpp, trained)),
-        facts=_facts(data, options, mpp),
+        facts={**_facts(data, options, mpp), "cut_to_multiples_of_px": _cut_to(multiple_px, sizes)},
     )
 
 
@@ -111,45 +112,64 @@ def find_split(folder: Path, options: EvaluateOptions) -> PairedData:
     return data
 
 
-def describe_images(pairs: Sequence[Pair], data: PairedData) -> tuple[str, tuple[Image, ...]]:
-    """What the patches are to the scores, and what intervals are taken over, in the plural."""
-    if data.grouped_by and data.grouped_by not in ("patient", "slide"):
-        kind, key = "groups", "group"
-    else:
-        kind, key = next(
-            ((f"{name}s", name) for name in ("patient", "slide", "group") if any(getattr(p, name) for p in pairs)),
-            ("patches", ""),
-        )  # fmt: skip
-    return kind, tuple(
-        Image(pair.name, str((key and getattr(pair, key)) or pair.ihc), pair.her2, pair.slide) for pair in pairs
+def describe_images(pairs: Sequence[Pair], data: PairedData) -> tuple[str, tuple[ImageFacts, ...]]:
+    """What the patches are to the scores, and what intervals are taken over, in the plural.
+
+    A unit is the group where groups were asked for; else the patient, else the slide, else the group, of each pair by
+    itself, and at last the patch.
+    """
+    asked_for = data.grouped_by not in ("", "patient", "slide", "group", "patch")
+    keys = ("group",) if asked_for else ("patient", "slide", "group")
+    found = [next((key for key in keys if getattr(pair, key)), "") for pair in pairs]
+    kinds = [f"{key}s" if key else "patches" for key in (*keys, "") if key in found]
+    shared = _shared_slides(pairs)
+    return " and ".join(kinds) or "patches", tuple(
+        ImageFacts(
+            name=pair.name,
+            unit=f"{key} {getattr(pair, key)}" if key else str(pair.ihc),
+            her2=pair.her2,
+            slide=f"{pair.patient} {pair.slide}" if pair.slide in shared else pair.slide,
+        )
+        for pair, key in zip(pairs, found, strict=True)
     )
 
 
-def _sample(image: Image, pair: Pair) -> Sample:
+def _shared_slides(pairs: Sequence[Pair]) -> set[str]:
+    """Names of slides that several patients have."""
+    patients: dict[str, set[str | None]] = defaultdict(set)
+    for pair in pairs:
+        if pair.slide is not None:
+            patients[pair.slide].add(pair.patient)
+    return {slide for slide, of in patients.items() if len(of) > 1}
+
+
+def _sample(image: ImageFacts, pair: Pair) -> Sample:
     he, reference = read_pair(pair)
     return Sample(image, he, reference)
 
 
 def _calibration(
-    training: Sequence[Pair], scored: Sequence[Image], pairs: Sequence[Pair], options: EvaluateOptions,
+    data: PairedData,
+    training: Sequence[Pair], scored: Sequence[ImageFacts], pairs: Sequence[Pair], options: EvaluateOptions,
     progress: ProgressCallback,
 ) -> tuple[Calibration, tuple[str, ...]]:  # fmt: skip
     """From the training split; where there is none, the threshold alone, from the very references that are scored."""
     if training:
-        return calibrate(_read(training, progress), options.stained_from), ()
+        return calibrate(_read(training, data, progress), options.stained_from), ()
     own = calibrate(
         ((image, *read_pair(pair)) for image, pair in zip(scored, pairs, strict=True)), options.stained_from
     )  # fmt: skip
     source = own.source if options.stained_from else "Otsu's threshold of the scored references"
-    note = "there are no training patches: no colour regression, no HER2 cuts, and the stain's threshold is not blind"
+    note = "there are no training patches: no colour regression, no HER2 cuts"
+    if options.stained_from is None:
+        note += ", and the stain's threshold is not blind"
     return Calibration(own.stained_from, source), (note,)
 
 
-def _read(pairs: Sequence[Pair], progress: ProgressCallback) -> Iterator[tuple[Image, RGBImage, RGBImage]]:
-    images = tuple(
-        Image(pair.name, pair.slide or pair.patient or pair.group or str(pair.ihc), pair.her2, pair.slide)
-        for pair in pairs
-    )  # fmt: skip
+def _read(
+    pairs: Sequence[Pair], data: PairedData, progress: ProgressCallback
+) -> Iterator[tuple[ImageFacts, RGBImage, RGBImage]]:
+    _, images = describe_images(pairs, data)
     source = Source(images, lambda number: _sample(images[number], pairs[number]))
     for number, sample in enumerate(source.read()):
         if number % 16 == 0:
@@ -161,10 +181,10 @@ def _read(pairs: Sequence[Pair], progress: ProgressCallback) -> Iterator[tuple[I
 def _notes(
     data: PairedData, options: EvaluateOptions, unit: str, mpp: float | None, models: Sequence[Method]
 ) -> Iterator[str]:  # fmt: skip
-    if unit == "patches":
+    if "patches" in unit:
         yield (
-            "nothing says which patches belong to one patient or slide: intervals are over patches, and too narrow "
-            "(name groups with --group-by)"
+            "nothing says which patches belong to one patient or slide: intervals are over patches, and too narrow; "
+            "and no slide can be called a HER2 level (name groups with --group-by)"
         )
     scored = {pair.group for pair in data.of(options.split)} - {None}
     shared = {pair.group for pair in data.of("train")} & scored
@@ -176,6 +196,12 @@ def _notes(
         trained_at = method.facts.get("mpp")
         if trained_at and mpp and abs(trained_at / mpp - 1) > MPP_TOLERANCE:
             yield f"{method.name} works at {trained_at:g} µm/px, but the patches have {mpp:g}"
+
+
+def _cut_to(multiple_px: int, sizes: PatchSizes) -> int:
+    """The multiple, where it cuts any image."""
+    sides = (*dataclasses.astuple(sizes.smallest), *dataclasses.astuple(sizes.largest))
+    return multiple_px if any(side % multiple_px for side in sides) else 1
 
 
 def _facts(data: PairedData, options: EvaluateOptions, mpp: float | None) -> dict[str, object]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from wsi2ihc.runtime import versions
+
 from ..reporting.document import Cell, Estimate, Picture, Report, Section, Table
 from .evaluation_pictures import call_pictures, distribution_pictures, example_pictures, level_pictures
 from .figure_tables import (
@@ -20,9 +22,9 @@ from .figure_tables import (
     slide_table,
     summary_table,
 )
+from .intervals import differences
 from .levels import LevelCalls
 from .results import Evaluation, MethodResult
-from .scores import differences
 from .sums import BLOCK_PX, GRADES
 
 SETTINGS = (
@@ -35,8 +37,9 @@ SETTINGS = (
     f"The H-score is that of pixels: weak, moderate and strong from {', '.join(f'{grade:g}' for grade in GRADES)} OD.",
     "EMD, KL and JS are between histograms of 256 bins; the batch variance is that over all images, for each row, "
     "column and channel, averaged.",
-    "Patches are translated by one plain forward pass with the network's own padding, in evaluation mode.",
 )
+
+PLAIN_PASS = "Models translate patches by one plain forward pass with the network's own padding, in evaluation mode."
 
 RESEARCH = "Research use only, not for diagnosis: a virtual stain shows what a network expects, not what a stain binds."
 
@@ -135,7 +138,19 @@ def _method(evaluation: Evaluation) -> Section:
         for result in evaluation.methods
         if "description" in result.method.facts
     )
-    return Section("How this was measured", (*SETTINGS, _threshold(evaluation), distances, *models))
+    plain = (PLAIN_PASS,) if any(result.method.kind == "model" for result in evaluation.methods) else ()
+    return Section(
+        "How this was measured", (*SETTINGS, *plain, *_sampling(evaluation), _threshold(evaluation), distances, *models)
+    )
+
+
+def _sampling(evaluation: Evaluation) -> Iterator[str]:
+    step_px = max((result.scores.virtual.step_px for result in evaluation.methods), default=1)
+    if step_px > 1:
+        yield f"The batch variance is that of every {step_px}th pixel along either axis, which bounds the memory."
+    multiple_px = evaluation.facts.get("cut_to_multiples_of_px", 1)
+    if multiple_px > 1:
+        yield f"Images were cut at the right and at the bottom to multiples of {multiple_px} px, which a model needs."
 
 
 def _threshold(evaluation: Evaluation) -> str:
@@ -158,6 +173,7 @@ def _data(evaluation: Evaluation, estimator: Estimator) -> dict[str, Any]:
         "methods": {
             result.method.name: _method_data(evaluation, result, estimator) for result in evaluation.methods
         },
+        "versions": versions("torch"),
         **evaluation.facts,
     }  # fmt: skip
 
@@ -172,11 +188,7 @@ def _method_data(evaluation: Evaluation, result: MethodResult, estimator: Estima
         "figures": _figures(estimator(result)),
         "levels": {level: _figures(estimator(result, level)) for level in evaluation.levels},
         "interior": _figures(estimator(result, interior=True)) if result.interior else None,
-        "slides": {
-            slide: {name: number(value) for name, value in result.scores.subset(slide=slide).values().items()}
-            for slide in result.scores.slides
-            if len(result.scores.slides) < len(result.scores.scored)
-        },
+        "slides": _slides_data(result),
         "distances": {
             level or "all": {
                 "fid": one.fid, "kid_mean": one.kid_mean, "kid_std": one.kid_std,
@@ -187,6 +199,16 @@ def _method_data(evaluation: Evaluation, result: MethodResult, estimator: Estima
         },
         "her2_calls": [_calls(one) for one in result.calls],
     }  # fmt: skip
+
+
+def _slides_data(result: MethodResult) -> dict[str, Any]:
+    slides = result.scores.slides
+    if len(slides) == len(result.scores.own):  # a slide for every image: none is known
+        return {}
+    return {
+        slide: {name: number(value) for name, value in result.scores.subset(slide=slide).values().items()}
+        for slide in slides
+    }
 
 
 def _figures(estimates: Estimates) -> dict[str, Any]:

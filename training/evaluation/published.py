@@ -63,6 +63,7 @@ REMARKS = (
     "The study's overall PSNRs of pyramid pix2pix and of its own method lie above their levels' values weighted by the "
     "numbers of test images, which give 20.25 and 20.88 dB; its own, 22.16, lies above every one of its levels.",
     "Its FIDs per level follow the number of images (correlation with 1/N: 0.98), so they do not rank levels.",
+    "On facades the study reports 12.91 dB, 0.24 and FID 611 for pyramid pix2pix, 12.80 dB, 0.25 and 549 for its own.",
     "What holds is the difference between methods under one budget: the study's method beats pyramid pix2pix by about "
     "0.6 dB (weighted as above) and 0.04 in SSIM, most on 3+.",
 )

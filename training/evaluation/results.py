@@ -12,7 +12,7 @@ from .calibration import Calibration
 from .frechet import DistributionDistances
 from .levels import LevelCalls
 from .methods import Method
-from .scores import Image, Scores
+from .scores import ImageFacts, Scores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ class Example:
     """
 
     why: str
-    image: Image
+    image: ImageFacts
     he: RGBImage | None
     reference: RGBImage
     virtual: Mapping[str, RGBImage]

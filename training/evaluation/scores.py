@@ -1,29 +1,27 @@
-"""The scores of one method: of all images, of each level and slide, with intervals over what is independent."""
+"""The scores of one method: sums over images, kept by what is pooled, parted and resampled."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
 
-from ..moments import correlation, percentile_interval
-from ..reporting.document import Estimate
-from .diversity import BatchVariance
-from .figures import UNIT_MEANS, Values, figures_of, identical_images
-from .sums import BINS, JOINT_BINS, LENGTH, PARTS, PLANES, Scale, Sums, score_pair
+from ..moments import correlation
+from .diversity import HELD_BYTES, BatchVariance
+from .intervals import Subset
+from .sums import JOINT_BINS, LENGTH, PARTS, Scale, Sums, score_pair
 
-LEVEL = 0.95
-"""Of intervals."""
+Cell = tuple[str, str, str]
+"""Unit, HER2 level and slide; "" where unknown."""
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class ImageFacts:
     """What is known of a pair of images.
 
     name:   for people
@@ -37,15 +35,28 @@ class Image:
     her2: str | None = None
     slide: str | None = None
 
+    @property
+    def cell(self) -> Cell:
+        """The cell that its sums are added to."""
+        return self.unit, self.her2 or "", self.slide or ""
+
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One image's own figures: PSNR in dB (infinite if equal), SSIM, stain correlation per pixel (NaN if constant)."""
+class OwnFigures:
+    """One image's own figures.
 
-    image: Image
+    psnr:     dB; infinite if it equals its reference
+    stain_r:  correlation of the density per pixel; NaN if one side is constant
+    area_virtual, area_reference:
+              stained share, 0 to 1
+    """
+
+    image: ImageFacts
     psnr: float
     ssim: float
     stain_r: float
+    area_virtual: float
+    area_reference: float
 
 
 class Scores:
@@ -59,18 +70,27 @@ class Scores:
         all that will be added
     scale
         what they are compared with
+    like
+        the scores of another method on the same images, whose sums of the references are shared; it has to be given
+        each image, too
+    held_bytes
+        for the batch variance of the virtual images
     """
 
-    def __init__(self, images: Sequence[Image], scale: Scale) -> None:
+    def __init__(
+        self, images: Sequence[ImageFacts], scale: Scale, like: Scores | None = None, held_bytes: int = HELD_BYTES // 2
+    ) -> None:
         self.scale = scale
-        self.scored: list[Scored] = []
+        self.own: list[OwnFigures] = []
         self.joint = np.zeros((JOINT_BINS, JOINT_BINS), np.int64)
-        self._cells = sorted({_cell(image) for image in images})
-        self._numbers = {cell: number for number, cell in enumerate(self._cells)}
-        self._sums = np.zeros((len(self._cells), LENGTH))
-        self._virtual, self._reference = (BatchVariance(len(self._cells)) for _ in range(2))
+        self.cells: tuple[Cell, ...] = tuple(sorted({image.cell for image in images}))
+        self.sums: Sums = np.zeros((len(self.cells), LENGTH))
+        self.virtual = BatchVariance(len(self.cells), held_bytes)
+        self.reference: BatchVariance = BatchVariance(len(self.cells), held_bytes) if like is None else like.reference
+        self._keeps_references = like is None
+        self._numbers = {cell: number for number, cell in enumerate(self.cells)}
 
-    def add(self, image: Image, virtual: RGBImage, reference: RGBImage) -> None:
+    def add(self, image: ImageFacts, virtual: RGBImage, reference: RGBImage) -> None:
         """Add a pair of images (H, W, 3) uint8 of one shape.
 
         Raises
@@ -80,162 +100,41 @@ class Scores:
         """
         if virtual.shape != reference.shape:
             raise DatasetError(f"{image.name}: virtual image {virtual.shape[:2]}, reference {reference.shape[:2]}")
-        scores, number = score_pair(virtual, reference, self.scale), self._numbers[_cell(image)]
-        self._sums[number] += scores.sums
+        scores, number = score_pair(virtual, reference, self.scale), self._numbers[image.cell]
+        self.sums[number] += scores.sums
         self.joint += scores.joint
-        self._virtual.add(number, virtual)
-        self._reference.add(number, reference)
-        own = float(correlation(scores.sums[PARTS["pixels"]]))
-        self.scored.append(Scored(image, scores.psnr, scores.ssim, own))
+        self.virtual.add(number, virtual)
+        if self._keeps_references:
+            self.reference.add(number, reference)
+        both, alone, missed, neither = scores.sums[PARTS["confusion"]].tolist()
+        count = both + alone + missed + neither
+        stain_r = float(correlation(scores.sums[PARTS["pixels"]]))
+        areas = (both + alone) / count, (both + missed) / count
+        self.own.append(OwnFigures(image, scores.psnr, scores.ssim, stain_r, *areas))
 
     @property
     def levels(self) -> tuple[str, ...]:
         """The HER2 levels that images have, sorted."""
-        return tuple(sorted({level for _, level, _ in self._cells} - {""}))
+        return tuple(sorted({level for _, level, _ in self.cells} - {""}))
 
     @property
     def slides(self) -> tuple[str, ...]:
         """The slides that images have, sorted; units where no slide is known."""
-        return tuple(sorted({slide or unit for unit, _, slide in self._cells}))
+        return tuple(sorted({slide or unit for unit, _, slide in self.cells}))
 
     def subset(self, *, her2: str | None = None, slide: str | None = None) -> Subset:
         """The images of a level, or of a slide; all where neither is given."""
         chosen = [
             number
-            for number, (unit, level, of_slide) in enumerate(self._cells)
+            for number, (unit, level, of_slide) in enumerate(self.cells)
             if her2 in (None, level) and slide in (None, of_slide or unit)
         ]
-        return Subset(self, np.array(chosen, np.intp))
+        return Subset(
+            tuple(self.cells[number][0] for number in chosen), self.sums[chosen], np.array(chosen, np.intp),
+            (self.virtual, self.reference), self.scale,
+        )  # fmt: skip
 
-    def slide_counts(self, which: Literal["virtual", "reference"]) -> dict[str, npt.NDArray[np.float64]]:
+    def slide_counts(self, which: Literal["virtual", "reference"]) -> dict[str, Sums]:
         """Px by density of DAB, (256,), of every slide."""
         side = ("virtual", "reference").index(which)
         return {slide: self.subset(slide=slide).histograms[side, -1] for slide in self.slides}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Subset:
-    """Some cells of a method's scores."""
-
-    scores: Scores
-    cells: npt.NDArray[np.intp]
-
-    @property
-    def images(self) -> int:
-        """How many images there are."""
-        return int(self.pooled[PARTS["images"]][0]) if self.cells.size else 0
-
-    @property
-    def identical(self) -> int:
-        """How many virtual images equal their references."""
-        return identical_images(self.pooled)
-
-    @property
-    def pooled(self) -> Sums:
-        """The sum over all images."""
-        return np.asarray(self.scores._sums[self.cells].sum(0), np.float64)
-
-    @property
-    def histograms(self) -> npt.NDArray[np.float64]:
-        """Px of virtual and reference by level of red, green and blue, and by density of DAB: (2, 4, 256)."""
-        return self.pooled[PARTS["histograms"]].reshape(2, len(PLANES), BINS)
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """What intervals are taken over."""
-        return tuple(sorted({self.scores._cells[cell][0] for cell in self.cells}))
-
-    def values(self) -> dict[str, float]:
-        """All figures, by the names in `figures.FIGURES`; NaN where one is not defined."""
-        return {name: float(value[0]) for name, value in self._figures(np.ones((1, len(self.units)))).items()}
-
-    def estimates(self, *, seed: int = 0, resamples: int = 2000) -> dict[str, Estimate]:
-        """All figures with percentile bootstrap intervals over units; without intervals if there is one unit only."""
-        values = self.values()
-        spread = self.resampled(seed=seed, resamples=resamples) if len(self.units) > 1 else {}
-        return {
-            name: _estimate(value, spread.get(name), "" if np.isfinite(value) else _why_undefined(name, self))
-            for name, value in values.items()
-        }
-
-    def resampled(self, *, seed: int, resamples: int) -> dict[str, Values]:
-        """All figures of resamples of the units, (resamples,) each.
-
-        The same seed draws the same units, so that differences between methods over the same units are paired.
-        """
-        count = len(self.units)
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-        return self._figures(draws.astype(np.float64))
-
-    def _figures(self, draws: Values) -> dict[str, Values]:
-        """Of sets of units, given by how often each unit is in them, (sets, units)."""
-        units = self.units
-        of_cells = np.array([self.scores._cells[cell][0] for cell in self.cells], object)
-        belongs = np.equal.outer(np.array(units, object), of_cells).astype(np.float64)
-        sums = self.scores._sums[self.cells]
-        figures = figures_of(draws @ (belongs @ sums))
-        own = figures_of(belongs @ sums)
-        for name, of in UNIT_MEANS.items():
-            figures[name] = _mean_over_units(draws, own[of])
-        weights = np.zeros((len(draws), len(self.scores._cells)))
-        weights[:, self.cells] = draws @ belongs
-        virtual, reference = (one.variances(weights) for one in (self.scores._virtual, self.scores._reference))
-        figures["variance_ratio"] = np.divide(
-            virtual, reference, out=np.full(len(draws), np.nan), where=reference > 0
-        )  # fmt: skip
-        return figures
-
-
-def differences(
-    first: Subset, second: Subset, names: Sequence[str], *, seed: int = 0, resamples: int = 2000
-) -> Mapping[str, Estimate]:
-    """Figures of the first method less those of the second on the same images, with paired intervals.
-
-    Raises
-    ------
-    DatasetError
-        If the units differ.
-    """
-    if first.units != second.units:
-        raise DatasetError("two methods were not scored on the same images, so they cannot be compared in pairs")
-    values = first.values(), second.values()
-    enough = len(first.units) > 1
-    spreads = [one.resampled(seed=seed, resamples=resamples) for one in (first, second)] if enough else []
-    return {
-        name: _estimate(
-            values[0][name] - values[1][name], spreads[0][name] - spreads[1][name] if enough else None, "not defined"
-        )
-        for name in names
-    }
-
-
-def _estimate(value: float, spread: Values | None, reason: str) -> Estimate:
-    if not np.isfinite(value):
-        return Estimate(None, reason=reason)
-    return Estimate(value) if spread is None else Estimate(value, *percentile_interval(spread, LEVEL))
-
-
-def _cell(image: Image) -> tuple[str, str, str]:
-    return image.unit, image.her2 or "", image.slide or ""
-
-
-def _mean_over_units(draws: Values, values: Values) -> Values:
-    """Of the units that have a value."""
-    known = np.isfinite(values)
-    count = draws @ known.astype(np.float64)
-    total = draws @ np.where(known, values, 0.0)
-    return np.asarray(np.divide(total, count, out=np.full(len(draws), np.nan), where=count > 0), np.float64)
-
-
-def _why_undefined(name: str, subset: Subset) -> str:
-    if not subset.images:
-        return "there are no images"
-    if name == "psnr":
-        return "every virtual image equals its reference"
-    if name.endswith("um") and subset.scores.scale.mpp is None:
-        return "the resolution is unknown"
-    if name.endswith("um"):
-        return "the images are smaller than such a block, or the stain is the same in all"
-    if name == "variance_ratio":
-        return "there are fewer than two images, or their sizes differ, or the references are all the same"
-    return "one side is constant, or holds no stain"

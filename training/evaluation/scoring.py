@@ -16,10 +16,11 @@ from wsi2ihc.arrays import RGBBatch, RGBImage
 from wsi2ihc.errors import DatasetError, ModelError, OptionError
 from wsi2ihc.progress import Progress, ProgressCallback
 
+from .diversity import HELD_BYTES
 from .frechet import DistributionDistances, distribution_distances
 from .methods import Method
 from .results import MethodResult
-from .scores import Image, Scores
+from .scores import ImageFacts, Scores
 from .source import Sample, Source, batched, trimmed
 from .sums import Scale
 
@@ -65,7 +66,10 @@ def score_methods(
         If a model's answer is not finite.
     """
     multiple_px = math.lcm(*(method.multiple_px for method in methods))
-    boards = [_Board(method, source.images, scale, margin_px) for method in methods]
+    boards: list[_MethodScores] = []
+    for method in methods:
+        first = boards[0] if boards else None
+        boards.append(_MethodScores(method, source.images, scale, margin_px, first, len(methods)))
     features = _FeatureStore(inception)
     done = 0
     progress(Progress("scoring", 0, len(source.images), unit="image"))
@@ -89,14 +93,20 @@ def answer(method: Method, batch: Sequence[Sample]) -> RGBBatch:
     return method.translate(np.stack([_he(sample) for sample in batch]))
 
 
-class _Board:
-    """The scores of one method, whole and interior."""
+class _MethodScores:
+    """The scores of one method, whole and interior. References are those of the first method for all."""
 
-    def __init__(self, method: Method, images: Sequence[Image], scale: Scale, margin_px: int) -> None:
+    def __init__(
+        self, method: Method, images: Sequence[ImageFacts], scale: Scale, margin_px: int, like: _MethodScores | None,
+        methods: int,
+    ) -> None:  # fmt: skip
         self.method = method
         self._margin_px = margin_px
-        self._whole = Scores(images, scale)
-        self._interior = Scores(images, scale) if margin_px else None
+        held_bytes = HELD_BYTES // (methods + 1) // (2 if margin_px else 1)
+        self._whole: Scores = Scores(images, scale, like._whole if like else None, held_bytes)
+        self._interior: Scores | None = None
+        if margin_px:
+            self._interior = Scores(images, scale, like._interior if like else None, held_bytes)
 
     def add(self, batch: Sequence[Sample], answers: RGBBatch) -> None:
         for sample, virtual in zip(batch, answers, strict=True):
@@ -123,7 +133,7 @@ class _FeatureStore:
 
         self._features.setdefault(name, []).append(features(self._network, images))
 
-    def distances(self, name: str, images: Sequence[Image], seed: int) -> Mapping[str, DistributionDistances]:
+    def distances(self, name: str, images: Sequence[ImageFacts], seed: int) -> Mapping[str, DistributionDistances]:
         """By level, and of all."""
         if self._network is None:
             return {}

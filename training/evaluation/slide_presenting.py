@@ -41,13 +41,13 @@ def _maps(result: SlideEvaluation) -> Iterator[Picture]:
     extent_mm = (squares.shape[1] * side_mm, squares.shape[0] * side_mm)
     areas = np.stack([maps.reference, maps.virtual])
     scale = float(np.nanmin(areas)), float(np.nanmax(areas))
-    for name, title, values, limits in (
-        ("map_reference", "Stained area, reference", maps.reference, scale),
-        ("map_virtual", "Stained area, virtual", maps.virtual, scale),
-        ("map_error", "Stained area, virtual less reference", maps.virtual - maps.reference, None),
-        ("map_correlation", "Stain R per pixel", maps.stain_r, (-1.0, 1.0)),
+    for name, title, values, limits, is_signed in (
+        ("map_reference", "Stained area, reference", maps.reference, scale, False),
+        ("map_virtual", "Stained area, virtual", maps.virtual, scale, False),
+        ("map_error", "Stained area, virtual less reference", maps.virtual - maps.reference, None, True),
+        ("map_correlation", "Stain R per pixel", maps.stain_r, (-1.0, 1.0), True),
     ):
-        plot = heat_map(np.asarray(values, np.float64), title, "", extent_mm, limits=limits, symmetric=limits != scale)
+        plot = heat_map(np.asarray(values, np.float64), title, "", extent_mm, limits=limits, symmetric=is_signed)
         yield Picture(name, title, plot, "Squares without tissue on both slides are left out.")
 
 

@@ -17,15 +17,16 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.transform import identity
+from wsi2ihc.registration.warp_plan import check_slide
 from wsi2ihc.slide import Slide, open_slide, overview_grid, read_overview
 
 from ..moments import correlation
-from .calibration import Calibration, density_counts, otsu_threshold, stained_area
+from .calibration import Calibration, density_counts, otsu_threshold
 from .grid_seams import GridSeams, measure_grid
 from .methods import Method, floors
 from .options import EvaluateOptions
 from .results import Evaluation, MethodResult
-from .scores import Image, Scores
+from .scores import ImageFacts, Scores
 from .scoring import answer
 from .source import Sample
 from .squares import SQUARE_UM, SlidePair, Square, SquareGrid, plan_squares, read_squares
@@ -115,7 +116,10 @@ def evaluate_slides(
         ours, theirs = (
             stack.enter_context(open_slide(path, mpp=mpp)) for path, mpp in ((virtual, None), (reference, options.mpp))
         )
-        source = stack.enter_context(open_slide(he, mpp=ours.info.mpp and ours.info.mpp[0])) if he else None
+        source = stack.enter_context(open_slide(he)) if he else None
+        if source is not None:
+            check_slide(found.fixed, source.info)
+        check_slide(found.moving, theirs.info)
         pair = SlidePair(ours, theirs, found, _offset_um(report), source)
         progress(Progress("finding the tissue of both"))
         squares = plan_squares(pair, square_um)
@@ -124,7 +128,7 @@ def evaluate_slides(
         methods += floors(None) if source else []
         scores, maps = _compare(pair, squares, methods, Scale(calibration.stained_from, squares.mpp), progress)
         progress(Progress("looking for seams"))
-        seams = tuple(measure_grid(ours, what, period) for what, period in _periods(report))
+        seams = tuple(measure_grid(ours, *cells) for cells in _cells(report))
         overviews = _overview(ours), _overview(theirs)
         evaluation = Evaluation(
             subject=f"{ours.info.name} against {theirs.info.name}: {len(squares.chosen):,} squares of "
@@ -135,7 +139,11 @@ def evaluate_slides(
             calibration=calibration,
             inception={"reason": "two slides are not a set of images"},
             notes=tuple(_notes(transform, he)),
-            facts={"options": options.stated(), "square_um": squares.side_px * squares.mpp, "mpp": squares.mpp},
+            facts={
+                "options": options.stated("stained_from", "mpp", "resamples", "seed"),
+                "square_um": squares.side_px * squares.mpp,
+                "mpp": squares.mpp,
+            },
         )
     return SlideEvaluation(evaluation, squares, maps, seams, report.get("seams") if report else None, overviews)
 
@@ -155,25 +163,27 @@ def _compare(
 ) -> tuple[list[Scores], SlideMaps]:
     """The scores of every method, and the maps of the first, which is the virtual slide."""
     images = {(int(row), int(column)): _image(int(row), int(column)) for row, column in squares.chosen}
-    scores = [Scores(list(images.values()), scale) for _ in methods]
+    scores: list[Scores] = []
+    for _ in methods:
+        scores.append(Scores(list(images.values()), scale, scores[0] if scores else None))
     maps = np.full((3, *squares.shape), np.nan)
     for number, square in enumerate(read_squares(pair, squares, squares.chosen)):
         progress(Progress("comparing", number, len(squares.chosen), unit="square"))
         image = images[square.place]
         for method, own in zip(methods, scores, strict=True):
             own.add(image, answer(method, [_sample(image, method, square)])[0], square.reference)
-        areas = (stained_area(density_counts(one), scale.stained_from) for one in (square.virtual, square.reference))
-        maps[:, *square.place] = (*areas, scores[0].scored[-1].stain_r)
+        first = scores[0].own[-1]
+        maps[:, *square.place] = first.area_virtual, first.area_reference, first.stain_r
     return scores, SlideMaps(*maps)
 
 
-def _sample(image: Image, method: Method, square: Square) -> Sample:
+def _sample(image: ImageFacts, method: Method, square: Square) -> Sample:
     return Sample(image, square.he, square.reference, {method.name: square.virtual})
 
 
-def _image(row: int, column: int) -> Image:
+def _image(row: int, column: int) -> ImageFacts:
     name = f"row {row}, column {column}"
-    return Image(name, name)
+    return ImageFacts(name, name)
 
 
 def _calibration(
@@ -202,21 +212,30 @@ def _report_beside(virtual: str) -> dict[str, Any] | None:
 def _offset_um(report: Mapping[str, Any] | None) -> tuple[float, float]:
     """Where the corner of the virtual slide lies on its source: not at its corner if a part of it was translated."""
     try:
-        extent, (mpp_x, mpp_y) = (report or {})["extent"], (report or {})["output_mpp"]
-        return float(extent["x"]) * float(mpp_x), float(extent["y"]) * float(mpp_y)
+        x, y = (report or {})["position_um"]
+        return float(x), float(y)
     except (KeyError, TypeError, ValueError):
         return 0.0, 0.0
 
 
-def _periods(report: Mapping[str, Any] | None) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Grids on which seams can lie: what they are of, and their cells in px."""
-    yield "tiles of 512 px", (512, 512)
+def _cells(report: Mapping[str, Any] | None) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
+    """Grids on which seams can lie: what they are of, width and height of a cell, and where the first one begins, px.
+
+    Windows that were blended have no borders.
+    """
+    facts = report or {}
     try:
-        width, height = (int(side) for side in (report or {})["plan"]["cell"])
+        tile_px = int(facts["options"]["pyramid"]["tile_px"])
+    except (KeyError, TypeError, ValueError):
+        tile_px = 512
+    yield f"tiles of {tile_px} px", (tile_px, tile_px), (0, 0)
+    try:
+        plan = facts["plan"]
+        (width, height), (x, y) = plan["cell"], plan["cell_origin"]
+        if plan["overlap_px"] == 0 and plan["halo_px"] > 0:
+            yield f"cores of {width}×{height} px", (int(width), int(height)), (int(x), int(y))
     except (KeyError, TypeError, ValueError):
         return
-    if (width, height) != (512, 512) and min(width, height) >= 64:
-        yield f"cores of {width}×{height} px", (width, height)
 
 
 def _overview(slide: Slide) -> RGBImage:
@@ -226,7 +245,7 @@ def _overview(slide: Slide) -> RGBImage:
 
 def _notes(transform: Path | None, he: str | None) -> Iterator[str]:
     yield ("intervals are over squares of one slide: they say how far its places differ, and nothing of other slides")
-    yield "no training split is at hand: no colour regression, no HER2 cuts, and a threshold that is not blind"
+    yield "no training split is at hand: no colour regression, no HER2 cuts"
     if he is None:
         yield "the H&E slide was not named (--he), so that the floor counterstain cannot be computed"
     if transform is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.ordered import ordered_map
 
-from .scores import Image
+from .scores import ImageFacts
 
 AHEAD = 4
 """Samples that are decoded or being decoded beside the batch at hand."""
@@ -25,7 +25,7 @@ class Sample:
     given:  virtual images that are there already, by the name of their method
     """
 
-    image: Image
+    image: ImageFacts
     he: RGBImage | None
     reference: RGBImage
     given: Mapping[str, RGBImage] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Source:
         Where reading: if a file is damaged, or the sizes of a place's images differ.
     """
 
-    images: tuple[Image, ...]
+    images: tuple[ImageFacts, ...]
     load: Callable[[int], Sample]
 
     def read(self, numbers: Sequence[int] | None = None) -> Iterator[Sample]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wsi2ihc.arrays import RGBImage
+from wsi2ihc.arrays import BoolImage, RGBImage
 from wsi2ihc.errors import DatasetError, MissingResolutionError
 from wsi2ihc.geometry import Region
 from wsi2ihc.ordered import ordered_map
@@ -43,23 +43,23 @@ class SquareGrid:
     shape:      rows and columns
     side_px:    of a square in working px
     mpp:        µm per working px
-    virtual, reference:
-                (rows, columns) share of each square that is tissue on either slide, 0 to 1
+    reference:  (rows, columns) share of each square that is tissue of the reference, 0 to 1
+    both:       share that is tissue on both slides
     chosen:     (N, 2) rows and columns of the squares that are compared, in raster order
     """
 
     shape: tuple[int, int]
     side_px: int
     mpp: float
-    virtual: npt.NDArray[np.float64]
     reference: npt.NDArray[np.float64]
+    both: npt.NDArray[np.float64]
     chosen: npt.NDArray[np.intp]
 
     @property
     def coverage(self) -> float:
-        """Share of the reference's tissue on which the virtual slide has tissue, too; NaN without any."""
+        """Share of the reference's tissue within the grid on which the virtual slide has tissue, too; NaN if none."""
         whole = float(self.reference.sum())
-        return float(np.minimum(self.reference, self.virtual).sum()) / whole if whole > 0 else float("nan")
+        return float(self.both.sum()) / whole if whole > 0 else float("nan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,14 +115,14 @@ def plan_squares(pair: SlidePair, square_um: float = SQUARE_UM) -> SquareGrid:
             for y in _starts(shape[0], side_px)
         ]
     )
-    virtual, reference = shares[..., 0], shares[..., 1]
-    chosen = np.argwhere(np.minimum(virtual, reference) >= LEAST_TISSUE)
+    reference, both = shares[..., 0], shares[..., 1]
+    chosen = np.argwhere(both >= LEAST_TISSUE)
     if not len(chosen):
         raise DatasetError(
             f"{pair.virtual.info.name} and {pair.reference.info.name} have no tissue in the same place; register them "
             "(wsi2ihc register) and name the --transform"
         )
-    return SquareGrid(shape, side_px, mpp, virtual, reference, chosen)
+    return SquareGrid(shape, side_px, mpp, reference, both, chosen)
 
 
 def read_squares(pair: SlidePair, squares: SquareGrid, chosen: npt.NDArray[np.intp]) -> Iterator[Square]:
@@ -168,16 +168,19 @@ def _tissue_shares(
     pair: SlidePair, grid: WorkingGrid, region: Region, masks: tuple[TissueMask, TissueMask]
 ) -> tuple[float, float]:
     x_um, y_um = _centres_um(pair, grid, region, SAMPLES)
+    """Of a region: tissue of the reference, and tissue on both."""
     own = np.stack(np.meshgrid(x_um - pair.offset_um[0], y_um - pair.offset_um[1]), axis=-1)
     theirs = moving_grid(pair.transform, x_um, y_um)
-    return _share(masks[0], pair.virtual, own), _share(masks[1], pair.reference, theirs)
+    reference = _holds(masks[1], pair.reference, theirs)
+    return float(reference.mean()), float((reference & _holds(masks[0], pair.virtual, own)).mean())
 
 
-def _share(mask: TissueMask, slide: Slide, places_um: npt.NDArray[np.float64]) -> float:
-    """Of the places that lie in a slide's mask."""
+def _holds(mask: TissueMask, slide: Slide, places_um: npt.NDArray[np.float64]) -> BoolImage:
+    """Which places lie in a slide's mask."""
     assert slide.info.mpp is not None
     at = np.floor((places_um / slide.info.mpp - mask.origin) / mask.pixel_size).astype(np.intp)
     rows, columns = mask.pixels.shape
     inside = np.all((at >= 0) & (at < (columns, rows)), axis=-1)
     column, row = np.moveaxis(np.where(inside[..., np.newaxis], at, 0), -1, 0)
-    return float((inside & mask.pixels[row, column]).mean())
+    held: BoolImage = inside & mask.pixels[row, column]
+    return held

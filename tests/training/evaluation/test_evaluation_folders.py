@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_groups_make_the_intervals(folders: dict[str, Path]) -> None:
     options = EvaluateOptions(resamples=100, pictures=0, group_by=r"_(?P<slide>\d\+)", stained_from=0.2)
     evaluation = evaluate_folders(folders["real"], [folders["good"]], None, options)
     assert evaluation.unit == "groups"
-    assert evaluation.methods[0].scores.subset().units == ("1+", "3+")
+    assert evaluation.methods[0].scores.subset().units == ("group 1+", "group 3+")
     assert evaluation.calibration.stained_from == 0.2
     assert any("--he" in note for note in evaluation.notes)
 
@@ -109,9 +110,10 @@ def test_identical_images_are_counted_and_one_image_will_do(tmp_path: Path) -> N
 
 
 def test_folders_of_one_name_are_told_apart_by_their_parents(folders: dict[str, Path], tmp_path: Path) -> None:
-    for run in ("run1", "run2"):
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "images").symlink_to(folders["good"] if run == "run1" else folders["bad"])
+    for run, source in (("run1", "good"), ("run2", "bad")):
+        shutil.copytree(folders[source], tmp_path / run / "images")
     copies = [tmp_path / "run1" / "images", tmp_path / "run2" / "images"]
     evaluation = evaluate_folders(folders["real"], copies, None, QUICK)
-    assert len({result.method.name for result in evaluation.methods}) == 2
+    assert [result.method.name for result in evaluation.methods] == ["run1/images", "run2/images"]
+    with pytest.raises(DatasetError, match="run1/images"):
+        evaluate_folders(folders["real"], [copies[0], copies[0]], None, QUICK)

@@ -15,8 +15,11 @@ from wsi2ihc.errors import DatasetError, OptionError
 from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
 from wsi2ihc.generator.pixels import to_network, to_pixels
 from wsi2ihc.generator.spec import GeneratorSpec
+from wsi2ihc.training.data import Pair, PairedData, read_pair
+from wsi2ihc.training.evaluation import inception, patches
+from wsi2ihc.training.evaluation.frechet import frechet_distance
 from wsi2ihc.training.evaluation.options import EvaluateOptions
-from wsi2ihc.training.evaluation.patches import evaluate_patches
+from wsi2ihc.training.evaluation.patches import describe_images, evaluate_patches, find_split
 from wsi2ihc.training.evaluation.presenting import present
 from wsi2ihc.training.evaluation.results import Evaluation
 from wsi2ihc.training.reporting.document import Picture, Table
@@ -115,6 +118,47 @@ def test_patches_without_ids_are_their_own_units_and_that_is_said(tmp_path: Path
     evaluation = evaluate_patches(folder, ["identity"], QUICK)
     assert evaluation.unit == "patches"
     assert any("too narrow" in note for note in evaluation.notes)
+    assert evaluation.reference_calls == (), "a patch is no slide"
+
+
+def test_units_are_those_of_each_pair_and_slides_of_two_patients_are_two(tmp_path: Path) -> None:
+    pairs = [
+        Pair("a", tmp_path / "a", tmp_path / "a", patient="p", slide="1"),
+        Pair("b", tmp_path / "b", tmp_path / "b", patient="q", slide="1"),
+        Pair("c", tmp_path / "c", tmp_path / "c", slide="2"),
+        Pair("d", tmp_path / "d", tmp_path / "d"),
+    ]
+    unit, images = describe_images(pairs, PairedData(tmp_path, "", tuple(pairs)))
+    assert unit == "patients and slides and patches"
+    assert [image.unit for image in images] == ["patient p", "patient q", "slide 2", str(tmp_path / "d")]
+    assert [image.slide for image in images] == ["p 1", "q 1", "2", None]
+
+
+class MeanColours:
+    """Stands in for Inception: three features, the mean of each channel."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return images.mean((1, 2)).astype(np.float32)
+
+
+def test_distances_are_those_of_each_methods_own_images(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(inception, "features", lambda network, images: network(images))
+    monkeypatch.setattr(patches, "load_inception_features", lambda *_: (MeanColours(), {"layer": "means"}))
+    evaluation = evaluate_patches(data, ["identity"], QUICK)
+    found = find_split(data, QUICK).of("test")
+    he, ihc = (np.stack([read_pair(pair)[side] for pair in found]) for side in (0, 1))
+    levels = np.array([pair.her2 for pair in found])
+    for level in ("", "1+"):
+        which = (levels == level) | (level == "")
+        expected = frechet_distance(he[which].mean((1, 2)), ihc[which].mean((1, 2)))
+        distances = evaluation.methods[0].distances[level]
+        assert distances.fid == pytest.approx(expected, rel=1e-4)
+        assert distances.virtual_images == which.sum()
+    assert evaluation.methods[0].distances[""].fid != evaluation.methods[1].distances[""].fid
+    report = present(evaluation, resamples=100)
+    assert report.data["methods"]["identity"]["figures"]["fid"]["value"] is not None
 
 
 def test_large_patches_have_an_interior(tmp_path: Path) -> None:

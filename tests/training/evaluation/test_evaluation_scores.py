@@ -7,16 +7,16 @@ import pytest
 from make_images import stained_image, virtual_of
 
 from wsi2ihc.errors import DatasetError
-from wsi2ihc.training.evaluation import diversity
 from wsi2ihc.training.evaluation.diversity import BatchVariance
 from wsi2ihc.training.evaluation.figures import figures_of
-from wsi2ihc.training.evaluation.scores import Image, Scores, differences
+from wsi2ihc.training.evaluation.intervals import differences
+from wsi2ihc.training.evaluation.scores import ImageFacts, Scores
 from wsi2ihc.training.evaluation.sums import Scale, score_pair
 
 SCALE = Scale(0.15, 2.0)
 IMAGES = [
-    Image("a", "p1", "1+", "s1"), Image("b", "p1", "1+", "s1"), Image("c", "p1", "3+", "s2"),
-    Image("d", "p2", "3+", "s3"), Image("e", "p3", "2+", "s4"), Image("f", "p3", "2+", "s4"),
+    ImageFacts("a", "p1", "1+", "s1"), ImageFacts("b", "p1", "1+", "s1"), ImageFacts("c", "p1", "3+", "s2"),
+    ImageFacts("d", "p2", "3+", "s3"), ImageFacts("e", "p3", "2+", "s4"), ImageFacts("f", "p3", "2+", "s4"),
 ]  # fmt: skip
 REFERENCES = [stained_image(seed, 72, 0.4 + 0.1 * seed) for seed in range(len(IMAGES))]
 
@@ -74,9 +74,8 @@ def test_batch_variance_of_repeated_cells_is_that_of_repeated_images() -> None:
     assert np.isnan(meter.variances(np.array([1.0, 1.0]))), "images of two sizes"
 
 
-def test_batch_variance_of_many_cells_looks_at_every_nth_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diversity, "HELD_BYTES", 6 * 72 * 72 * 3 * 8 // 8)
-    meter = BatchVariance(6)
+def test_batch_variance_of_many_cells_looks_at_every_nth_pixel() -> None:
+    meter = BatchVariance(6, held_bytes=6 * 72 * 72 * 3 * 8 // 8)
     for cell, image in enumerate(REFERENCES):
         meter.add(cell, image)
     assert meter.step_px == 3
@@ -105,8 +104,8 @@ def test_one_unit_has_no_interval() -> None:
 
 
 def test_what_is_not_defined_says_why() -> None:
-    board = Scores([Image("a", "p")], Scale(0.15, None))
-    board.add(Image("a", "p"), REFERENCES[0], REFERENCES[0])
+    board = Scores([ImageFacts("a", "p")], Scale(0.15, None))
+    board.add(ImageFacts("a", "p"), REFERENCES[0], REFERENCES[0])
     estimates = board.subset().estimates(resamples=100)
     assert estimates["psnr"].value is None
     assert "equals its reference" in estimates["psnr"].reason
@@ -122,8 +121,8 @@ def test_paired_differences_are_narrower_than_two_intervals() -> None:
     expected = first.values()["psnr"] - second.values()["psnr"]
     assert paired["psnr"].value == pytest.approx(expected)
     assert paired["psnr"].high - paired["psnr"].low < alone.high - alone.low
-    other = Scores([Image("a", "x")], SCALE)
-    other.add(Image("a", "x"), REFERENCES[0], REFERENCES[1])
+    other = Scores([ImageFacts("a", "x")], SCALE)
+    other.add(ImageFacts("a", "x"), REFERENCES[0], REFERENCES[1])
     with pytest.raises(DatasetError, match="same images"):
         differences(first, other.subset(), ("psnr",))
 

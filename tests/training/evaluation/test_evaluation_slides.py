@@ -12,14 +12,23 @@ from make_slides import halves, write_slide
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.demo.restained import IHC_GLASS, restain
-from wsi2ihc.errors import DatasetError
+from wsi2ihc.errors import DatasetError, TransformError
+from wsi2ihc.generator.builtin import counterstain
+from wsi2ihc.generator.registry import load_generator
+from wsi2ihc.geometry import Region, Size
+from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.files import save_transform
-from wsi2ihc.registration.transform import affine
+from wsi2ihc.registration.transform import SlideFrame, Transform, affine, identity
+from wsi2ihc.slide import open_slide
 from wsi2ihc.slide.memory_slide import MemorySlide
 from wsi2ihc.training.evaluation.grid_seams import measure_grid
 from wsi2ihc.training.evaluation.options import EvaluateOptions
+from wsi2ihc.training.evaluation.scores import ImageFacts, Scores
 from wsi2ihc.training.evaluation.slide_presenting import present_slide
 from wsi2ihc.training.evaluation.slides import area_agreement, evaluate_slides
+from wsi2ihc.training.evaluation.squares import SlidePair, plan_squares
+from wsi2ihc.translation.options import TranslateOptions
+from wsi2ihc.translation.pipeline import translate
 
 QUICK = EvaluateOptions(resamples=100)
 SHIFT_PX = 40
@@ -76,14 +85,65 @@ def test_a_part_of_a_slide_lies_where_its_report_says(slides: Path, tmp_path: Pa
     write_slide(part, halves(np.ascontiguousarray(ihc[100:500, 200:680]), 2), compression="deflate")
     (tmp_path / "part.tif.json").write_text(
         json.dumps({
-            "extent": {"x": 200, "y": 100, "width": 480, "height": 400}, "output_mpp": [0.5, 0.5],
-            "plan": {"cell": [128, 128]}, "seams": {"z": 0.7},
+            "position_um": [100, 50], "output_mpp": [0.5, 0.5], "options": {"pyramid": {"tile_px": 256}},
+            "plan": {"cell": [128, 128], "cell_origin": [-36, -36], "halo_px": 88, "overlap_px": 0},
+            "seams": {"z": 0.7},
         })
     )  # fmt: skip
     result = evaluate_slides(str(slides / "virtual.tif"), str(part), None, QUICK, square_um=50)
     assert result.evaluation.methods[0].scores.subset().values()["stain_r"] > 0.9999
-    assert [one.what for one in result.seams] == ["tiles of 512 px", "cores of 128×128 px"]
+    assert [one.what for one in result.seams] == ["tiles of 256 px", "cores of 128×128 px"]
     assert result.reported == {"z": 0.7}
+
+
+def test_the_translations_own_report_says_where_a_part_lies(slides: Path, tmp_path: Path) -> None:
+    with open_slide(slides / "virtual.tif") as slide:
+        options = TranslateOptions(
+            region=Region(200, 100, 480, 400), tissue="none", pyramid=PyramidOptions(compression="deflate")
+        )
+        translate(slide, load_generator("identity"), tmp_path / "part.ome.tiff", options)
+    result = evaluate_slides(str(slides / "virtual.tif"), str(tmp_path / "part.ome.tiff"), None, QUICK, square_um=50)
+    assert result.evaluation.methods[0].scores.subset().values()["stain_r"] > 0.9999
+
+
+def test_the_floor_is_made_of_the_he_slide_at_its_own_resolution(slides: Path, tmp_path: Path) -> None:
+    """An H&E slide of twice the resolution shows the same tissue in the same place."""
+    he = synthetic_tissue(700, 600, seed=1)
+    write_slide(tmp_path / "he.tif", halves(np.repeat(np.repeat(he, 2, 0), 2, 1), 2), mpp=0.25, compression="deflate")
+    save_transform(tmp_path / "identity.json", affine(np.eye(2, 3)))
+    result = evaluate_slides(
+        str(slides / "virtual.tif"), str(slides / "virtual.tif"), None, QUICK, square_um=50, he=str(tmp_path / "he.tif")
+    )
+    _, floor = result.evaluation.methods
+    assert floor.method.name == "counterstain"
+    rows, columns = result.squares.shape
+    side = result.squares.side_px
+    scores = Scores([ImageFacts("all", "all")], floor.scores.scale)
+    for row, column in result.squares.chosen:
+        part = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        with open_slide(slides / "virtual.tif") as slide:
+            ihc = slide.read_level(0, Region(0, 0, columns * side, rows * side))[part]
+        scores.add(ImageFacts("all", "all"), counterstain(he[part][np.newaxis])[0], ihc)
+    expected, found = scores.subset().values(), floor.scores.subset().values()
+    assert found["l1"] == pytest.approx(expected["l1"], rel=0.02)
+    assert found["psnr"] == pytest.approx(expected["psnr"], abs=0.3)
+
+
+def test_a_transform_of_other_slides_is_refused(slides: Path, tmp_path: Path) -> None:
+    frame = SlideFrame("other.tif", Size(123, 456), (0.5, 0.5), "")
+    save_transform(tmp_path / "other.json", Transform(np.eye(2, 3), moving=frame))
+    with pytest.raises(TransformError, match=r"other\.tif"):
+        evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), tmp_path / "other.json", QUICK)
+
+
+def test_tissue_beside_tissue_is_no_coverage() -> None:
+    left = np.full((400, 400, 3), 243, np.uint8)
+    right = left.copy()
+    tissue = synthetic_tissue(160, 400, seed=3)
+    left[:, :160], right[:, 240:] = tissue, tissue
+    pair = SlidePair(*(MemorySlide(image, "slide", (0.5, 0.5)) for image in (left, right)), identity())
+    with pytest.raises(DatasetError, match="no tissue in the same place"):
+        plan_squares(pair, 200)
 
 
 def test_slides_without_tissue_in_the_same_place_are_refused(slides: Path, tmp_path: Path) -> None:
@@ -106,6 +166,11 @@ def test_a_grid_of_steps_stands_out_and_plain_tissue_does_not(ihc: RGBImage) -> 
     found = measure_grid(MemorySlide(seamed, "seamed", (0.5, 0.5)), "cells", (256, 256))
     assert found.z is not None
     assert found.z > 5
+    shifted = MemorySlide(np.roll(seamed, (36, 36), (0, 1)), "shifted", (0.5, 0.5))
+    at_origin, off_it = (measure_grid(shifted, "cells", (256, 256), origin) for origin in ((36, 36), (0, 0)))
+    assert at_origin.z is not None
+    assert off_it.z is not None
+    assert at_origin.z > 5 > off_it.z
     assert found.contrast is not None
     assert found.contrast > 1.2
     blank = np.full_like(tissue, 240)
