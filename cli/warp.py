@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.transform import Transform
-from wsi2ihc.registration.warp_plan import MPP_TOLERANCE
+from wsi2ihc.registration.warp_plan import MPP_TOLERANCE, doubt_of_slide
 from wsi2ihc.registration.warp_provenance import NOTICE
 from wsi2ihc.registration.warped_slide import WarpOptions, WarpReport, warp_slide
 from wsi2ihc.slide import Slide, open_slide
@@ -44,6 +43,8 @@ from wsi2ihc.slide import Slide, open_slide
 @click.option("--tile-size", type=int, default=512, show_default=True, help="Of the output, in pixels.")
 @click.option("--openslide-compatible", is_flag=True, help="Let OpenSlide see all levels, against the letter of the "
               "OME-TIFF specification.")  # fmt: skip
+@click.option("--any-slide", is_flag=True, help="Take a slide that was not registered: another export of the same "
+              "section, say.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 @json_option
 @verbosity_options
@@ -54,40 +55,41 @@ def command(
     """Write the slide IHC as it lies on its H&E slide, to OUTPUT (.ome.tiff).
 
     TRANSFORM is what `wsi2ihc register` has saved: a transform.json, or its folder. OUTPUT has the H&E slide's size and
-    resolution, so that both open on each other pixel for pixel.
+    resolution, so that both open on each other pixel for pixel. OUTPUT.json says how it was made.
     """
     set_up_logging(verbose, quiet)
     options = _options(mpp=mpp or 0.0, **choices)
     loaded = load_transform(transform)
     bar = ProgressBar(quiet)
     try:
-        slide, notes = _open(ihc, loaded, ihc_mpp)
+        slide, notes = _open(ihc, loaded, ihc_mpp, any_slide=options.any_slide)
         with slide:
-            report = warp_slide(slide, loaded, output, options, progress=bar)
+            report = warp_slide(slide, loaded, output, options, progress=bar, notes=notes)
     finally:
         bar.close()
-    report = dataclasses.replace(report, warnings=(*report.warnings, *notes))
     if json:
         echo_json(report.to_json())
     elif not quiet:
         click.echo(summary(report))
 
 
-def _open(path: str, transform: Transform, mpp: float | None) -> tuple[Slide, tuple[str, ...]]:
-    """The slide, at the stated resolution, else at the one that it was registered with; and a note if it says another.
+def _open(path: str, transform: Transform, mpp: float | None, *, any_slide: bool) -> tuple[Slide, tuple[str, ...]]:
+    """The slide, at the stated resolution, else at the one that it was registered with; and what is to be said of it.
 
-    Positions in the transform are µm of that resolution, whatever the slide says of itself.
+    Positions in the transform are µm of that resolution, whatever the slide says of itself. Another slide has its own.
     """
     slide = open_slide(path, mpp=mpp, mpp_option="--ihc-mpp")
     own, registered = slide.info.mpp, None if transform.moving is None else transform.moving.mpp
-    if mpp is not None or registered is None or own == registered:
-        return slide, ()
+    notes = tuple(filter(None, [doubt_of_slide(transform.moving, slide.info)]))
+    if mpp is not None or registered is None or own == registered or (any_slide and own is not None):
+        return slide, notes
     slide.close()
     slide = open_slide(path, mpp=registered, mpp_option="--ihc-mpp")
     if own is not None and all(abs(a / b - 1) <= MPP_TOLERANCE for a, b in zip(own, registered, strict=True)):
-        return slide, ()
+        return slide, notes
     says = "does not say its resolution" if own is None else f"says {own[0]:.4g} µm/px"
     return slide, (
+        *notes,
         f"The slide {says}; the {registered[0]:.4g} that it was registered with are used (--ihc-mpp states others).",
     )
 

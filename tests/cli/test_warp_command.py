@@ -238,6 +238,45 @@ def test_an_input_is_not_replaced(ihc: Path, saved: Path, tmp_path: Path) -> Non
     assert copy.read_bytes() == ihc.read_bytes()
 
 
+def test_another_file_is_refused_but_for_any_slide(ihc: Path, tmp_path: Path) -> None:
+    other = tmp_path / "ihc.svs"
+    with open_slide(ihc) as slide:
+        pixels = slide.read_level(0, slide.info.bounds)[:, ::-1]
+    write_slide(other, halves(np.ascontiguousarray(pixels), 2), style="aperio", tile=256, mpp=0.5)
+    saved = save_transform(tmp_path / "pair", transform_onto(ihc))
+    out = tmp_path / "out.ome.tiff"
+    refused = invoke(other, saved, out)
+    assert isinstance(refused.exception, TransformError)
+    assert "this is another file than the one of this name that the transform was made for" in str(refused.exception)
+    assert str(refused.exception).endswith("or use it all the same with --any-slide")
+    assert invoke(other, saved, out, "-q", "--any-slide").exit_code == 0
+    renamed = other.with_name("renamed.svs")
+    renamed.write_bytes(ihc.read_bytes())
+    assert "note" not in invoke(renamed, saved, out, "--overwrite").output
+
+
+def test_a_name_is_doubted_where_there_is_no_hash(ihc: Path, tmp_path: Path) -> None:
+    frame = SlideFrame("other.svs", Size(1200, 900), (0.5, 0.5))
+    saved = save_transform(tmp_path / "pair", transform_onto(ihc, moving=frame))
+    result = invoke(ihc, saved, tmp_path / "out.ome.tiff", "--mpp", "2")
+    assert (
+        "note     The transform was made for other.svs; whether ihc.svs is that slide cannot be told" in result.output
+    )
+
+
+def test_the_folder_is_made_and_the_report_lies_beside(ihc: Path, saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "deep" / "out.ome.tiff"
+    assert isinstance(invoke(ihc, saved, out.with_name("out.png")).exception, OutputError)
+    assert isinstance(invoke(ihc, saved, out, "--mpp", "90").exception, OptionError)
+    assert not (tmp_path / "new").exists()
+    told = json.loads(invoke(ihc, saved, out, "--mpp", "2", "--json", "-q").stdout)
+    beside = out.with_name("out.ome.tiff.json")
+    assert json.loads(beside.read_text(encoding="utf-8")) == told
+    out.unlink()
+    assert isinstance(invoke(ihc, saved, out, "--mpp", "2").exception, OutputExistsError)
+    assert invoke(ihc, saved, out, "--mpp", "2", "-q", "--overwrite").exit_code == 0
+
+
 def test_a_transform_that_looks_elsewhere(ihc: Path, tmp_path: Path) -> None:
     """Nothing of the slide is in the frame: glass all over."""
     away = transform_onto(ihc, matrix=np.array([[1, 0, 1e5], [0, 1, 0.0]]))

@@ -39,7 +39,7 @@ class OutputFrame:
     read_mpp: float
 
 
-def check_slide(frame: SlideFrame | None, info: SlideInfo) -> None:
+def check_slide(frame: SlideFrame | None, info: SlideInfo, otherwise: str = "") -> None:
     """Refuse a slide that a transform was not made for.
 
     Parameters
@@ -48,6 +48,8 @@ def check_slide(frame: SlideFrame | None, info: SlideInfo) -> None:
         What the transform knows of the slide on this side of it.
     info
         The slide.
+    otherwise
+        What else a user can do about another file, to end the message with.
 
     Raises
     ------
@@ -59,12 +61,13 @@ def check_slide(frame: SlideFrame | None, info: SlideInfo) -> None:
     if frame.size != info.size:
         raise TransformError(
             f"{info.name}: {info.size} px, but the transform was made for {frame.name} of {frame.size} px; give that "
-            "slide, or register this one"
+            f"slide, or register this one{otherwise}"
         )
     if _is_comparable(frame.quickhash, info.quickhash) and frame.quickhash != info.quickhash:
+        known = "the one of this name" if frame.name == info.name else f"the {frame.name}"
         raise TransformError(
-            f"{info.name}: this is not the {frame.name} that the transform was made for (its hash differs); give that "
-            "slide, or register this one"
+            f"{info.name}: this is another file than {known} that the transform was made for (its hash differs); give "
+            f"that slide, or register this one{otherwise}"
         )
     if info.mpp is not None and any(
         abs(own / known - 1) > MPP_TOLERANCE for own, known in zip(info.mpp, frame.mpp, strict=True)
@@ -75,13 +78,30 @@ def check_slide(frame: SlideFrame | None, info: SlideInfo) -> None:
         )
 
 
+def doubt_of_slide(frame: SlideFrame | None, info: SlideInfo) -> str:
+    """Why a slide that `check_slide` lets pass may yet be another one, a sentence; "" if nothing speaks for that.
+
+    A file whose hash is the same is the same, whatever it is called by now.
+    """
+    if frame is None or frame.name == info.name or _is_comparable(frame.quickhash, info.quickhash):
+        return ""
+    return (
+        f"The transform was made for {frame.name}; whether {info.name} is that slide cannot be told, since there is no "
+        "hash to compare."
+    )
+
+
 def _is_comparable(one: str, other: str) -> bool:
     """Whether two hashes are there and of one kind; another reader of the same file has another kind."""
     return bool(one and other) and one.startswith("sha256:") == other.startswith("sha256:")
 
 
-def output_frame(info: SlideInfo, transform: Transform, mpp: float, tile_px: int) -> OutputFrame:
+def output_frame(
+    info: SlideInfo, transform: Transform, mpp: float, tile_px: int, *, any_slide: bool = False
+) -> OutputFrame:
     """The frame of the fixed slide, at ``mpp`` µm per px, or at its own where that is 0; tiles of ``tile_px`` at most.
+
+    ``any_slide`` takes a moving slide that the transform was not made for.
 
     Raises
     ------
@@ -90,7 +110,8 @@ def output_frame(info: SlideInfo, transform: Transform, mpp: float, tile_px: int
     MissingResolutionError
         If the resolution of the moving slide, ``info``, is unknown.
     """
-    check_slide(transform.moving, info)
+    if not any_slide:
+        check_slide(transform.moving, info, ", or use it all the same with --any-slide")
     own_mpp = known_mpp(info)
     fixed = transform.fixed
     if fixed is None:

@@ -10,7 +10,7 @@ import datetime as dt
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..pyramid import PyramidOptions, Tile, check_output, published, validate, w
 from ..runtime import cores, versions
 from ..slide import Slide
 from ..tissue import TissueMask, detect_tissue, whole_slide
-from .files import fingerprint
+from .files import fingerprint, make_folder, write_file
 from .transform import Transform
 from .warp_plan import OutputFrame, occupied_tiles, output_frame
 from .warp_provenance import NOTICE, describe_image
@@ -42,6 +42,7 @@ class WarpOptions:
     tissue:     "auto" leaves tiles without tissue as plain glass, "none" writes all that the slide holds
     workers:    threads that read, warp and encode; 0 for one per core
     pyramid:    how the output is stored
+    any_slide:  take a slide that the transform was not made for: another export of the same section, say
     overwrite:  replace an output that is there
     """
 
@@ -49,6 +50,7 @@ class WarpOptions:
     tissue: Literal["auto", "none"] = "auto"
     workers: int = 0
     pyramid: PyramidOptions = field(default_factory=PyramidOptions)
+    any_slide: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -99,11 +101,13 @@ def warp_slide(
     options: WarpOptions | None = None,
     *,
     progress: ProgressCallback = silent,
+    notes: Sequence[str] = (),
 ) -> WarpReport:
     """Write the moving slide in the frame of the fixed one, so that viewers lay them on each other px by px.
 
     The output covers the whole fixed slide. What the moving slide does not hold gets the colour of its own glass.
-    Colours and colour profile are kept. The file appears under its name only when it is complete and was read back.
+    Colours and colour profile are kept. The file appears under its name only when it is complete and was read back; its
+    report is then written beside it, under its name and ``.json``.
 
     Parameters
     ----------
@@ -112,11 +116,13 @@ def warp_slide(
     transform
         Must know the fixed slide's frame. Where it knows the moving slide's, ``slide`` has to be that one.
     output
-        Path that ends in ``.ome.tiff`` or ``.ome.tif``, in a folder that exists.
+        Path that ends in ``.ome.tiff`` or ``.ome.tif``; its folder is made if it is not there.
     options
         All other choices.
     progress
         Called from this thread, often.
+    notes
+        What else is to be told among the warnings of the report.
 
     Raises
     ------
@@ -137,10 +143,8 @@ def warp_slide(
     options = options or WarpOptions()
     path = Path(output)
     started = time.perf_counter()
-    check_output(path, options.overwrite)
-    if path.exists() and Path(slide.path).is_file() and path.samefile(slide.path):
-        raise OutputError(f"{path}: this file is also the input; give the output another name")
-    frame = output_frame(slide.info, transform, options.mpp, options.pyramid.tile_px)
+    frame = output_frame(slide.info, transform, options.mpp, options.pyramid.tile_px, any_slide=options.any_slide)
+    _check_outputs(path, slide, options.overwrite)
     progress(Progress("finding tissue"))
     mask, warnings = _find_mask(slide, options)
     occupied = occupied_tiles(slide.info, transform, mask, frame)
@@ -162,7 +166,7 @@ def warp_slide(
         progress(Progress("checking the file"))
         validate(partial, written.levels)
     seconds = time.perf_counter() - started
-    return WarpReport(
+    report = WarpReport(
         source=slide.info.described(),
         fixed={} if transform.fixed is None else dataclasses.asdict(transform.fixed),
         transform=fingerprint(transform),
@@ -177,10 +181,28 @@ def warp_slide(
         on_slide=counts.valid_px / max(1, counts.done_px),
         seconds=seconds,
         mpx_per_s=counts.done_px / 1e6 / seconds,
-        warnings=(*slide.info.problems, *warnings),
+        warnings=(*slide.info.problems, *warnings, *notes),
         versions=versions(),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
+    text = json.dumps(report.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_file(report_path(path), text.encode())
+    return report
+
+
+def report_path(output: Path) -> Path:
+    """Where the report of an output goes."""
+    return output.with_name(f"{output.name}.json")
+
+
+def _check_outputs(path: Path, slide: Slide, overwrite: bool) -> None:
+    """Refuse what cannot be written, and only then make the folder."""
+    existing = next(place for place in path.absolute().parents if place.exists())
+    check_output(existing / path.name if existing != path.absolute().parent else path, overwrite)
+    make_folder(path.parent)
+    check_output(report_path(path), overwrite, suffixes=(".json",))
+    if path.exists() and Path(slide.path).is_file() and path.samefile(slide.path):
+        raise OutputError(f"{path}: this file is also the input; give the output another name")
 
 
 def _find_mask(slide: Slide, options: WarpOptions) -> tuple[TissueMask, tuple[str, ...]]:
