@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from wsi2ihc.bands.translating import translate
 from wsi2ihc.cli.parameters import (
     AutoInteger,
     BytesParameter,
@@ -21,9 +22,10 @@ from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.slide import open_slide
+from wsi2ihc.translation.finishing import report_path
 from wsi2ihc.translation.forecast import Forecast, forecast
 from wsi2ihc.translation.options import TranslateOptions
-from wsi2ihc.translation.pipeline import check_outputs, prepare, run
+from wsi2ihc.translation.pipeline import check_not_inputs, check_outputs, prepare
 from wsi2ihc.translation.report import DISCLAIMER, TranslateReport
 from wsi2ihc.translation.seams import SeamFigures
 
@@ -60,6 +62,10 @@ from wsi2ihc.translation.seams import SeamFigures
 @click.option("--on-read-error", type=click.Choice(["fail", "glass"]), default="fail", show_default=True,
               help="What to do where the slide cannot be read.")  # fmt: skip
 @click.option("--preview", type=click.Path(path_type=Path), help="Also write a PNG with source and result.")
+@click.option("--resume", is_flag=True, help="Keep what is done in a hidden folder beside the output, and go on with "
+              "what is there; several processes may do so at once.")  # fmt: skip
+@click.option("--band-height", type=AutoInteger(), default=0, show_default="auto",
+              help="Rows of pixels that are done at a time with --resume: what a killed run loses.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn at random.")
@@ -69,7 +75,7 @@ def command(
     slide: str, output: Path, model: str, mpp: float | None, dry_run: bool, json: bool, verbose: int, quiet: bool,
     **choices: Any,
 ) -> None:  # fmt: skip
-    """Turn the H&E slide SLIDE into a virtual IHC slide OUTPUT (.ome.tiff).
+    """Turn the H&E slide SLIDE into a virtual IHC slide OUTPUT (.ome.tiff, or .ome.zarr).
 
     SLIDE is a file that OpenSlide or tiffslide reads, or a URL. Research use only, not for diagnosis.
     """
@@ -78,14 +84,16 @@ def command(
     bar = ProgressBar(quiet)
     try:
         with open_slide(slide, mpp=mpp) as opened:
-            check_outputs(opened, output, options, inputs=[model])
-            job = prepare(opened, load_generator(model), options, progress=bar)
+            if options.resume:  # an output that is there may be what is asked for
+                check_not_inputs([output, report_path(output)], [model])
+            else:
+                check_outputs(opened, output, options, inputs=[model])
             if dry_run:
-                outlook = forecast(job)
+                outlook = forecast(prepare(opened, load_generator(model), options, progress=bar))
                 bar.close()
                 echo_json(outlook.to_json()) if json else click.echo(_describe_forecast(outlook))
                 return
-            report = run(job, output, progress=bar)
+            report = translate(opened, load_generator(model), output, options, progress=bar)
     finally:
         bar.close()
     if json:
@@ -99,6 +107,7 @@ def translate_options(
     max_memory: int,
     overlap: int,
     core_size: int,
+    band_height: int,
     compression: Any,
     quality: int,
     tile_size: int,
@@ -110,7 +119,12 @@ def translate_options(
         tile_px=tile_size, compression=compression, quality=quality, openslide_compatible=openslide_compatible
     )
     return TranslateOptions(
-        pyramid=pyramid, max_memory_bytes=max_memory, overlap_px=overlap, core_px=core_size, **others
+        pyramid=pyramid,
+        max_memory_bytes=max_memory,
+        overlap_px=overlap,
+        core_px=core_size,
+        band_px=band_height,
+        **others,
     )
 
 

@@ -12,8 +12,8 @@ from typing import TextIO
 import pytest
 
 from wsi2ihc import locks
-from wsi2ihc.errors import OutputError
-from wsi2ihc.locks import LOCK, locked
+from wsi2ihc.errors import OutputBusyError, OutputError
+from wsi2ihc.locks import LOCK, in_use, is_there, locked, unused
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 
@@ -79,3 +79,30 @@ def test_never_two_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert (most, entered > 10) == (1, True)
+
+
+def test_pieces_of_work_in_one_folder_are_apart(tmp_path: Path) -> None:
+    with locked(tmp_path, "busy", "1"), locked(tmp_path, "busy", "2"):
+        with pytest.raises(OutputBusyError, match=r"^busy$"), locked(tmp_path, "busy", "1"):
+            pass
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "gone", "busy", make=False):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_in_use_is_not_unused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with pytest.raises(FileNotFoundError), in_use(file):
+        pass
+    file.write_text("content")
+    with in_use(file) as opened, in_use(file):
+        with pytest.raises(OutputBusyError, match=r"^busy$"), unused(file, "busy"):
+            pass
+        assert is_there(opened, file)
+        file.rename(tmp_path / "other")
+        file.write_text("another")
+        assert not is_there(opened, file)
+    with unused(file, "busy"), pytest.raises(OutputBusyError, match="being removed"), in_use(file):
+        pass
+    assert file.read_text() == "another"

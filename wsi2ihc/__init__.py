@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 from .lazy import lazily
 
 if TYPE_CHECKING:
+    from .bands.translating import translate as translate
     from .generator.registry import load_generator as load_generator
     from .slide import open_slide as open_slide
     from .translation.options import TranslateOptions as TranslateOptions
-    from .translation.pipeline import translate as translate
 
 __version__ = version("wsi2ihc")
 
 _HOMES = {
     "open_slide": ".slide",
     "load_generator": ".generator.registry",
-    "translate": ".translation.pipeline",
+    "translate": ".bands.translating",
     "TranslateOptions": ".translation.options",
 }
 """Public names and where they live; imported on first use, so that ``import wsi2ihc`` stays quick."""

@@ -79,3 +79,7 @@ class OutputError(Wsi2IhcError, OSError):
 
 class OutputExistsError(OutputError, FileExistsError):
     """The output is already there and overwriting was not asked for."""
+
+
+class OutputBusyError(OutputError):
+    """Another process is at work on the output."""

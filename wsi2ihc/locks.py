@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""One process at a time in a folder, or at one piece of work in it; and which files are in use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from .errors import OutputError
+from .errors import OutputBusyError, OutputError
 
 if sys.platform != "win32":
     import fcntl
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, busy: str) -> Iterator[None]:
+def locked(folder: Path, busy: str, name: str = LOCK, *, make: bool = True) -> Iterator[None]:
     """Make a folder, and keep other processes that ask for it out of it while the body runs.
 
     The lock ends with the process however that ends. Where the system has no such locks (Windows, some network file
@@ -31,24 +31,60 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
     Parameters
     ----------
     folder
-        Made if it is not there.
+        Made if it is not there, unless ``make`` is False.
     busy
         What to say if another process is in it.
+    name
+        Of the file in the folder that is locked: another one keeps another piece of work to oneself.
 
     Raises
     ------
+    OutputBusyError
+        If another process is in it.
     OutputError
-        If the folder cannot be made, or another process is in it.
+        If the folder cannot be made.
     """
-    with _locked_file(folder, busy):
+    with _locked_file(folder, busy, name, make):
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                (folder / LOCK).unlink(missing_ok=True)
+                (folder / name).unlink(missing_ok=True)
 
 
-def _locked_file(folder: Path, busy: str) -> TextIO:
+@contextlib.contextmanager
+def in_use(file: Path) -> Iterator[TextIO]:
+    """Mark a file that is there as in use while the body runs, by this process and by as many others as like to.
+
+    Raises
+    ------
+    OutputBusyError
+        If somebody removes it (see `unused`).
+    OSError
+        If there is no such file.
+    """
+    with file.open("r+", encoding="utf-8") as opened:
+        _lock(opened, file.parent, f"{file.parent} is being removed by another run: run again", shared=True)
+        yield opened
+
+
+@contextlib.contextmanager
+def unused(file: Path, busy: str) -> Iterator[None]:
+    """Make sure that nobody has a file `in_use` while the body runs.
+
+    Raises
+    ------
+    OutputBusyError
+        If somebody has.
+    OSError
+        If there is no such file.
+    """
+    with file.open("r+", encoding="utf-8") as opened:
+        _lock(opened, file.parent, busy)
+        yield
+
+
+def _locked_file(folder: Path, busy: str, name: str, make: bool) -> TextIO:
     """The open lock file, locked.
 
     Whoever leaves the folder removes the file. One that was opened before that and locked after it keeps nobody out,
@@ -56,13 +92,14 @@ def _locked_file(folder: Path, busy: str) -> TextIO:
     """
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / LOCK).open("w")
+            if make:
+                folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / name).open("w")
         except OSError as error:
             raise OutputError(f"the folder {folder} cannot be written ({error.strerror})") from error
         try:
             _lock(file, folder, busy)
-            if _is_there(file, folder):
+            if is_there(file, folder / name):
                 return file
         except BaseException:
             file.close()
@@ -70,22 +107,22 @@ def _locked_file(folder: Path, busy: str) -> TextIO:
         file.close()
 
 
-def _is_there(file: TextIO, folder: Path) -> bool:
-    """Whether the open file is the one under its name."""
+def is_there(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one under its name, and not one that was removed or replaced."""
     if sys.platform == "win32":  # an open file cannot be removed
         return True
     try:
-        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _lock(file: TextIO, folder: Path, busy: str) -> None:
+def _lock(file: TextIO, folder: Path, busy: str, *, shared: bool = False) -> None:
     if sys.platform == "win32":
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise OutputError(busy) from error
+        raise OutputBusyError(busy) from error
     except OSError as error:
         _log.debug("no file locks in %s: %s", folder, error)

@@ -9,7 +9,7 @@ that the plan of a part of a slide translates the same pixels as the plan of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -210,27 +210,49 @@ def plan_windows(extent: Region, tissue: TissueGrid, layout: Layout, cell: Size 
     """
     if extent.is_empty:
         raise ValueError("an empty extent cannot be planned")
-    sizes = [cell] if cell is not None else _candidate_cells(extent, layout)
-    for size in sizes:
-        if min(size.width, size.height) < layout.overlap_px // 2:
-            raise OptionError(f"cells of {size} px are too small for an overlap of {layout.overlap_px} px")
-        if _window_area_px(size, layout) > layout.max_window_px:
-            raise OptionError(
-                f"cells of {size} px make windows of {_window_area_px(size, layout):,} px, and the memory bound allows "
-                f"{layout.max_window_px:,}: raise --max-memory, lower --batch-size, --core-size or --overlap, or use "
-                "--blend overlap"
-            )
-        if size.width % layout.lattice_px or size.height % layout.lattice_px:
-            raise OptionError(f"core size {size} is not a multiple of the model's lattice of {layout.lattice_px} px")
-    # All cells are multiples of one step, so the tissue is looked at once, in squares of that step.
-    step = math.gcd(_step_px(layout), *(side for size in sizes for side in (size.width, size.height)))
+    size = cell if cell is not None else best_cell([extent], tissue, layout)
+    _check_cell(size, layout)
+    step = math.gcd(_step_px(layout), size.width, size.height)
+    boxes = _tissue_boxes(_blocks(extent, tissue, layout, step), size.width // step, size.height // step)
+    origin = _cell_origin(extent, layout)
+    windows = tuple(_windows(extent, boxes, step, origin, layout, size))
+    return Plan(extent, size, origin, layout, windows, tissue.area_in(extent))
+
+
+def best_cell(extents: Sequence[Region], tissue: TissueGrid, layout: Layout) -> Size:
+    """The size of cells with the least work over all of ``extents``, each of which has a grid of cells of its own.
+
+    The first extent is the largest; which sizes are tried follows from it.
+    """
+    sizes = _candidate_cells(extents[0], layout)
+    step = _step_px(layout)  # all of them are multiples of it, so the tissue is looked at once, in squares of that step
+    work = dict.fromkeys(sizes, 0)
+    for extent in extents:
+        blocks = _blocks(extent, tissue, layout, step)
+        for size in sizes:
+            boxes = _tissue_boxes(blocks, size.width // step, size.height // step)
+            work[size] += _work_px(boxes, step, layout, size)
+    return min(sizes, key=lambda size: work[size])
+
+
+def _check_cell(size: Size, layout: Layout) -> None:
+    if min(size.width, size.height) < layout.overlap_px // 2:
+        raise OptionError(f"cells of {size} px are too small for an overlap of {layout.overlap_px} px")
+    if _window_area_px(size, layout) > layout.max_window_px:
+        raise OptionError(
+            f"cells of {size} px make windows of {_window_area_px(size, layout):,} px, and the memory bound allows "
+            f"{layout.max_window_px:,}: raise --max-memory, lower --batch-size, --core-size or --overlap, or use "
+            "--blend overlap"
+        )
+    if size.width % layout.lattice_px or size.height % layout.lattice_px:
+        raise OptionError(f"core size {size} is not a multiple of the model's lattice of {layout.lattice_px} px")
+
+
+def _blocks(extent: Region, tissue: TissueGrid, layout: Layout, step: int) -> BoolImage:
+    """Which squares of ``step`` px of an extent's grid hold tissue."""
     origin = _cell_origin(extent, layout)
     shape = (-(-(extent.bottom - origin[1]) // step), -(-(extent.right - origin[0]) // step))
-    blocks = tissue.blocks(origin, step, shape, extent)
-    by_size = {size: _tissue_boxes(blocks, size.width // step, size.height // step) for size in sizes}
-    size = min(sizes, key=lambda size: _work_px(by_size[size], step, layout, size))
-    windows = tuple(_windows(extent, by_size[size], step, origin, layout, size))
-    return Plan(extent, size, origin, layout, windows, tissue.area_in(extent))
+    return tissue.blocks(origin, step, shape, extent)
 
 
 def _cell_origin(extent: Region, layout: Layout) -> tuple[int, int]:

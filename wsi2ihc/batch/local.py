@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DeviceError
@@ -38,6 +38,10 @@ class LocalEngine:
         As `TranslateOptions.device` has it.
     options
         Of the batch.
+    environments
+        Variables of each child, instead of those that follow from the device and the options.
+    log_name
+        What the names of the children's logs begin with.
 
     Raises
     ------
@@ -45,8 +49,11 @@ class LocalEngine:
         If a GPU is asked for and none is found; later, if children cannot even be started.
     """
 
-    def __init__(self, folder: Path, device: str, options: BatchOptions) -> None:
-        self._options = options
+    def __init__(
+        self, folder: Path, device: str, options: BatchOptions, *,
+        environments: Sequence[Mapping[str, str]] | None = None, log_name: str = "child",
+    ) -> None:  # fmt: skip
+        self._options, self._log_name = options, log_name
         self._logs = folder / DONE_FOLDER / "logs"
         self._heard: queue.SimpleQueue[tuple[int, Event | None]] = queue.SimpleQueue()
         self._told: deque[Event] = deque()
@@ -55,7 +62,7 @@ class LocalEngine:
         self._children: dict[int, Child] = {}
         self._environments: dict[int, Mapping[str, str]] = {}
         self._alone: set[int] = set()
-        for environment in child_environments(device, options):
+        for environment in child_environments(device, options) if environments is None else environments:
             self._start(environment)
 
     def has_room(self, *, alone: bool) -> bool:
@@ -141,7 +148,10 @@ class LocalEngine:
         number = next(self._numbers)
         self._environments[number] = environment
         self._children[number] = Child(
-            number, lambda *heard: self._heard.put(heard), environment, self._logs / f"child-{number}.log"
+            number,
+            lambda *heard: self._heard.put(heard),
+            environment,
+            self._logs / f"{self._log_name}-{number}.log",
         )
 
 

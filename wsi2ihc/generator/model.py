@@ -142,6 +142,27 @@ def with_slide_statistics(
     return SlideStatistics(dataclasses.replace(generator, module=estimated.module), estimated.moved_levels)
 
 
+def statistics_to_bytes(estimated: SlideStatistics) -> bytes:
+    """Statistics that were taken from a slide, to be kept: the bytes of a safetensors file."""
+    from .statistics import to_bytes
+
+    return to_bytes(_network(estimated.generator), estimated.moved_levels)
+
+
+def statistics_from_bytes(generator: Generator, content: bytes) -> SlideStatistics:
+    """The generator with statistics that `statistics_to_bytes` kept, to the bit.
+
+    Raises
+    ------
+    ModelError
+        If they are damaged, or another generator's.
+    """
+    from .statistics import from_bytes
+
+    stored = from_bytes(_network(generator), content)
+    return SlideStatistics(dataclasses.replace(generator, module=stored.module), stored.moved_levels)
+
+
 def _network(generator: Generator) -> nn.Module:
     if generator.module is None:
         raise ModelError(f"the model {generator.name} is only described here; load it with load_generator")

@@ -45,11 +45,13 @@ def fold_pixels(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         for `to_centred`; the centre (3) in whole levels from 0 to 255
     """
     weight, bias = weight / _HALF_RANGE, bias - weight.sum((1, 2, 3))
-    sums = weight.sum((2, 3))
+    sums = weight.sum((2, 3)).double()
+    # In float64, which leaves the rounded centre alone: in float32 the solver's answer depends on where in memory the
+    # numbers lie, so that the same model had another centre now and then, and its pixels other roundings.
     # (NaN is left to be found in the answer; the solver does not take it.)
-    solved = torch.linalg.lstsq(sums.nan_to_num(), -bias.nan_to_num()[:, None]).solution[:, 0]
+    solved = torch.linalg.lstsq(sums.nan_to_num(), -bias.double().nan_to_num()[:, None]).solution[:, 0]
     centre = solved.nan_to_num().round().clamp(0, 255)
-    return weight, bias + sums @ centre, centre
+    return weight, (bias + (sums * centre).sum(1)).to(bias.dtype), centre.to(bias.dtype)
 
 
 def to_pixels(values: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ and Johnson 2021, arXiv 2105.07576, section 3), and useful as the last step of t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..arrays import RGBBatch
@@ -21,6 +23,7 @@ from ..errors import ModelError
 from .pixels import to_network
 
 _COMPARED_BATCHES = 2
+_MOVED = "moved_levels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,41 @@ def statistics_of_pixels(module: nn.Module, sample: Iterable[RGBBatch], device: 
     batches = [to_network(torch.from_numpy(np.require(batch, requirements=["C", "W"]))) for batch in sample]
     estimated = estimate_statistics(copy.deepcopy(module).to(device), batches)
     return EstimatedStatistics(estimated.module.cpu(), estimated.moved_levels)
+
+
+def to_bytes(module: nn.Module, moved_levels: Sequence[float]) -> bytes:
+    """The statistics that a frozen generator normalises by, as the bytes of a safetensors file."""
+    tensors = {f"{name}.{kind}": value for name, kind, value in _statistics(module)}
+    return save({**tensors, _MOVED: torch.tensor(moved_levels, dtype=torch.float64)})
+
+
+def from_bytes(module: nn.Module, content: bytes) -> EstimatedStatistics:
+    """Freeze a generator's normalisation at statistics that `to_bytes` gave, to the bit. The module is not changed.
+
+    Raises
+    ------
+    ModelError
+        If they are damaged, or those of another generator.
+    """
+    frozen = _with_batch_norms(copy.deepcopy(module)).eval()
+    try:
+        tensors = load(content)
+        red, green, blue = tensors.pop(_MOVED).tolist()
+        for name, kind, value in _statistics(frozen):
+            value.copy_(tensors.pop(f"{name}.{kind}").reshape(value.shape))
+        if tensors:
+            raise KeyError(next(iter(tensors)))
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f"stored normalisation statistics are damaged or another model's ({error!s:.80})") from error
+    return EstimatedStatistics(frozen, (red, green, blue))
+
+
+def _statistics(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """(layer, kind, values) of the means and variances of all batch norms."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            yield name, "mean", _buffer(layer.running_mean)
+            yield name, "variance", _buffer(layer.running_var)
 
 
 def _mean_answer(module: nn.Module, batches: Sequence[Tensor], device: torch.device) -> Tensor:

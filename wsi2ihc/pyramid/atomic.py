@@ -50,17 +50,26 @@ def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES
     """
     if suffixes and not path.name.lower().endswith(tuple(suffixes)):
         raise OutputError(f"output {path.name} has an unknown suffix: end its name in {' or '.join(suffixes)}")
-    folder = path.parent
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise OutputError(f"output folder {folder} {what}: create it, or write elsewhere")
+    check_folder(path.parent)
     if path.is_dir():
         raise OutputError(f"output {path} is a folder: name a file")
     if os.path.lexists(path):
         if not path.is_file():
             raise OutputError(f"output {path} is there and is not a regular file: choose another name")
         if not overwrite:
-            raise _exists(path)
+            raise exists(path)
+    check_writable(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that is not there."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise OutputError(f"output folder {folder} {what}: create it, or write elsewhere")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse an output folder that cannot be written to."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"output folder {folder} is not writable: change its permissions, or write elsewhere")
 
@@ -162,9 +171,9 @@ def _publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
             partial.replace(path)
         else:
             _rename_unless_exists(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except FileExistsError as error:
-        raise _exists(path) from error
+        raise exists(path) from error
     except OSError as error:
         raise OutputError(f"cannot finish {path.name} in {path.parent}: {error.strerror}") from error
 
@@ -186,8 +195,8 @@ def _rename_unless_exists(partial: Path, path: Path) -> None:
         partial.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where folders can be synchronised."""
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable, where folders can be synchronised."""
     if sys.platform == "win32":
         return
     with contextlib.suppress(OSError):
@@ -198,5 +207,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _exists(path: Path) -> OutputExistsError:
+def exists(path: Path) -> OutputExistsError:
+    """The error of an output that is there."""
     return OutputExistsError(f"output {path} is already there: choose another name, or allow it with --overwrite")

@@ -137,7 +137,7 @@ def write_pyramid(
     except OSError as error:
         if isinstance(error, Wsi2IhcError) or (feed is not None and error is feed.source_failure):
             raise
-        raise _disk_error(file, error) from error
+        raise disk_error(file, error) from error
     tile_count = sum(level.occupied.size for level in levels)
     occupied_count = sum(int(level.occupied.sum()) for level in levels)
     return PyramidReport(tuple(level.size for level in levels), file_bytes, tile_count - occupied_count, tile_count)
@@ -208,7 +208,8 @@ def _software() -> str:
         return "wsi2ihc"
 
 
-def _disk_error(file: Path, error: OSError) -> OutputError:
+def disk_error(file: Path, error: OSError) -> OutputError:
+    """What to tell of a failure to write ``file``."""
     if error.errno in NO_ROOM:
         return OutputError(f"disk full: no room in {file.parent} for {file.name}; free some, or write elsewhere")
     return OutputError(f"cannot write {file.name} in {file.parent}: {error.strerror or error}")

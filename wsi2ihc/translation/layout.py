@@ -86,23 +86,25 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def make_plan(scene: Scene, layout: Layout, options: TranslateOptions, name: str) -> Plan:
-    """Plan the windows.
+def make_plan(scene: Scene, layout: Layout, options: TranslateOptions, name: str, cell: Size | None = None) -> Plan:
+    """Plan the windows, in cells of the given size, or as the options and the least work have it.
 
     Raises
     ------
     NoTissueError
         If the extent holds no tissue.
     """
-    cell = None
-    if options.core_px:
-        side = ceil_to(options.core_px, layout.lattice_px)
-        cell = Size(side, side)
-    plan = plan_windows(scene.extent, scene.tissue, layout, cell)
+    plan = plan_windows(scene.extent, scene.tissue, layout, cell or chosen_cell(layout, options))
     if not plan.windows:
         where = "on it" if options.region is None else f"in --region {options.region}"
         raise NoTissueError(f"{name}: no tissue {where}; choose another region, or --tissue none")
     return plan
+
+
+def chosen_cell(layout: Layout, options: TranslateOptions) -> Size | None:
+    """The size of cells that the options ask for, on the lattice; None where it is to be searched for."""
+    side = ceil_to(options.core_px, layout.lattice_px)
+    return Size(side, side) if side else None
 
 
 def answer_to_glass(translator: Translator, layout: Layout, glass: RGB) -> RGB:

@@ -10,7 +10,14 @@ import numpy as np
 
 from ..arrays import RGB, RGBBatch, RGBImage
 from ..errors import OptionError
-from ..generator.model import Generator, make_translator, with_slide_statistics
+from ..generator.model import (
+    Generator,
+    SlideStatistics,
+    make_translator,
+    statistics_from_bytes,
+    statistics_to_bytes,
+    with_slide_statistics,
+)
 from ..generator.protocol import Translator
 from ..geometry import Region, ceil_to
 from .options import TranslateOptions
@@ -37,6 +44,7 @@ class Machine:
     """Translators, one per device, and what is said of them in the report.
 
     memory_bytes: free memory of the (first) GPU; None on a CPU
+    statistics:   the normalisation statistics that were taken from the slide, as bytes; None where there are none
     """
 
     translators: tuple[Translator, ...]
@@ -45,6 +53,7 @@ class Machine:
     on_gpu: bool
     memory_bytes: int | None
     warnings: tuple[str, ...]
+    statistics: bytes | None = None
 
     @property
     def bytes_per_px(self) -> float:
@@ -53,9 +62,15 @@ class Machine:
 
 
 def make_machine(
-    generator: Generator, scene: Scene, options: TranslateOptions, translators: Sequence[Translator] | None
+    generator: Generator,
+    scene: Scene,
+    options: TranslateOptions,
+    translators: Sequence[Translator] | None,
+    statistics: bytes | None = None,
 ) -> Machine:
     """Put the generator on its devices.
+
+    ``statistics`` are those that another machine took from this slide; without them they are taken anew.
 
     Raises
     ------
@@ -75,7 +90,8 @@ def make_machine(
     precision = choose_precision(options.precision, devices[0])
     warnings = ()
     if options.statistics == "slide":
-        generator, warnings = _with_slide_statistics(generator, scene, options, devices[0])
+        estimated = _slide_statistics(generator, scene, options, devices[0], statistics)
+        generator, warnings, statistics = estimated.generator, (_how_moved(estimated),), statistics_to_bytes(estimated)
     exact = _is_exact(generator, options)
     if not exact and options.blend == "auto":
         warnings += (_why_blended(generator),)
@@ -85,7 +101,22 @@ def make_machine(
     names = ", ".join(str(device) for device in devices)
     free_bytes = [free for device in devices if (free := free_memory_bytes(device)) is not None]
     on_gpu = devices[0].type != "cpu"
-    return Machine(made, names, precision, on_gpu, min(free_bytes, default=None), warnings)
+    return Machine(made, names, precision, on_gpu, min(free_bytes, default=None), warnings, statistics)
+
+
+def resolved_precision(generator: Generator, options: TranslateOptions) -> str:
+    """The precision that `make_machine` will settle on.
+
+    Raises
+    ------
+    DeviceError
+        If the device is missing, or cannot work in the chosen precision.
+    """
+    if generator.module is None:
+        return "exact"
+    from ..generator.device import choose_precision, parse_devices
+
+    return choose_precision(options.precision, parse_devices(options.device)[0])
 
 
 def _ignored(generator: Generator, options: TranslateOptions) -> tuple[str, ...]:
@@ -129,15 +160,20 @@ def _why_blended(generator: Generator) -> str:
     )
 
 
-def _with_slide_statistics(
-    generator: Generator, scene: Scene, options: TranslateOptions, device: torch.device
-) -> tuple[Generator, tuple[str, ...]]:
+def _slide_statistics(
+    generator: Generator, scene: Scene, options: TranslateOptions, device: torch.device, known: bytes | None
+) -> SlideStatistics:
+    if known is not None:
+        return statistics_from_bytes(generator, known)
     sample = list(_sample(scene, generator.dependency.lattice_px, options.seed))
-    frozen = with_slide_statistics(generator, sample, device)
-    moved = ", ".join(f"{round(levels):+d}" for levels in frozen.moved_levels)
-    return frozen.generator, (
+    return with_slide_statistics(generator, sample, device)
+
+
+def _how_moved(estimated: SlideStatistics) -> str:
+    moved = ", ".join(f"{round(levels):+d}" for levels in estimated.moved_levels)
+    return (
         "normalisation statistics were estimated on this slide, which can move the strength of its stain (here its "
-        f"mean colour by {moved} grey levels in red, green, blue): do not compare it with slides translated otherwise",
+        f"mean colour by {moved} grey levels in red, green, blue): do not compare it with slides translated otherwise"
     )
 
 

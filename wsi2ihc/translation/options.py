@@ -43,6 +43,8 @@ class TranslateOptions:
     seed:             of everything drawn at random (the sample for statistics)
     overwrite:        replace an output that is there
     preview:          PNG to write with source and result side by side, or None
+    resume:           keep what is done in a hidden folder beside the output, and go on with what is there
+    band_px:          rows of px that are done at a time (`resume`, OME-Zarr); 0 chooses
     """
 
     region: Region | None = None
@@ -62,6 +64,8 @@ class TranslateOptions:
     seed: int = 0
     overwrite: bool = False
     preview: Path | None = None
+    resume: bool = False
+    band_px: int = 0
 
     def __post_init__(self) -> None:
         _one_of("--precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
@@ -76,6 +80,8 @@ class TranslateOptions:
                 raise OptionError(f"--{name.replace('_', '-')} cannot be negative ({getattr(self, name)})")
         if self.core_px and not 16 <= self.core_px <= 8192:
             raise OptionError(f"--core-size {self.core_px} is not between 16 and 8192 px")
+        if self.band_px and not 16 <= self.band_px <= 65536:
+            raise OptionError(f"--band-height {self.band_px} is not between 16 and 65536 px")
         if self.max_memory_bytes < SMALLEST_MEMORY_BYTES:
             raise OptionError(f"--max-memory {self.max_memory_bytes:,} bytes is too little: allow at least 1 GiB")
         if self.overlap_px and self.blend == "exact":

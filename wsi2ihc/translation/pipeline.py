@@ -7,7 +7,6 @@ is ever as large as the slide.
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,27 +14,37 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OptionError, OutputError
 from ..generator.model import Generator
 from ..generator.protocol import Translator
 from ..geometry import Region, ceil_to
 from ..plan import Plan
 from ..progress import Progress, ProgressCallback, silent
-from ..pyramid import PyramidOptions, PyramidReport, Tile, check_output, published, validate, write_pyramid
-from ..slide import Slide, srgb_profile
+from ..pyramid import (
+    SUFFIXES,
+    ZARR_SUFFIX,
+    PyramidOptions,
+    Tile,
+    check_folder_output,
+    check_output,
+    is_zarr,
+    published,
+    validate,
+)
+from ..slide import Slide
 from .assembling import assemble_tiles
 from .blending import blend_overlaps, cut_cores
 from .feathering import feather_cores
-from .job import Job
+from .finishing import Work, make_report, plan_facts, report_path, write_extras, write_image
+from .identity import identity
+from .job import Job, Settled
 from .layout import answer_to_glass, batch_size, choose_layout, default_workers, make_plan
 from .machine import make_machine
 from .options import TranslateOptions
-from .preview import write_preview
-from .provenance import describe_image
 from .reading import read_windows
-from .report import TranslateReport, describe_model, options_for_report, versions, write_report
+from .report import TranslateReport
 from .scene import set_scene
-from .seams import SeamFigures, SeamMeter
+from .seams import SeamMeter
 from .stages import FinishedCore
 from .translating import DeviceClock, translate_windows
 
@@ -50,7 +59,8 @@ def translate(
 ) -> TranslateReport:
     """Translate ``slide`` with ``generator`` into the pyramidal OME-TIFF ``output``, and a JSON report beside it.
 
-    The file appears under its name only when it is complete and has been read back.
+    The file appears under its name only when it is complete and has been read back. This is the one pass, which keeps
+    nothing of a run that is interrupted; `wsi2ihc.bands.translate` also knows how to go on, and writes OME-Zarr.
 
     Parameters
     ----------
@@ -72,6 +82,8 @@ def translate(
     """
     options = options or TranslateOptions()
     path = Path(output)
+    if options.resume or is_zarr(path):
+        raise OptionError(f"{path.name}: one pass neither goes on nor writes OME-Zarr; call wsi2ihc.bands.translate")
     check_outputs(slide, path, options)
     job = prepare(slide, generator, options, progress=progress)
     return run(job, path, progress=progress)
@@ -90,7 +102,10 @@ def check_outputs(
         If a folder is missing or not writable, a suffix is unknown, or a file is there and may not be replaced.
     """
     outputs = [path, report_path(path)]
-    check_output(path, options.overwrite)
+    if is_zarr(path):
+        check_folder_output(path, options.overwrite)
+    else:
+        check_output(path, options.overwrite, suffixes=(*SUFFIXES, ZARR_SUFFIX))
     check_output(report_path(path), options.overwrite, suffixes=(".json",))
     if options.preview is not None:
         check_output(options.preview, options.overwrite, suffixes=(".png",))
@@ -112,38 +127,40 @@ def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike
             raise OutputError(f"{output}: this file is also an input; give the output another name")
 
 
-def report_path(path: Path) -> Path:
-    """Where the JSON report of an output goes."""
-    return path.with_name(path.name + ".json")
-
-
 def prepare(
     slide: Slide,
     generator: Generator,
     options: TranslateOptions,
     *,
     translators: Sequence[Translator] | None = None,
+    settled: Settled | None = None,
     progress: ProgressCallback = silent,
 ) -> Job:
     """Find the tissue, load the network onto its devices, and plan the windows.
 
-    ``translators`` replaces the generator's own (for measuring the pipeline around them).
+    Parameters
+    ----------
+    translators
+        Replace the generator's own (for measuring the pipeline around them).
+    settled
+        What another run has found and decided for the same slide, model and options.
     """
     started = time.perf_counter()
+    facts = identity(slide, generator, options)
     progress(Progress("finding tissue"))
-    scene = set_scene(slide, generator.mpp, options)
+    scene = set_scene(slide, generator.mpp, options, settled.mask if settled else None)
     found = time.perf_counter()
     progress(Progress("loading the model"))
-    machine = make_machine(generator, scene, options, translators)
+    machine = make_machine(generator, scene, options, translators, settled.statistics if settled else None)
     options = replace(options, pyramid=_fitted(options.pyramid, scene.extent))
-    layout = choose_layout(machine, options, scene.extent.width)
-    plan = make_plan(scene, layout, options, slide.info.name)
-    fill = answer_to_glass(machine.translators[0], layout, scene.shown_glass)
+    layout = settled.layout if settled else choose_layout(machine, options, scene.extent.width)
+    plan = make_plan(scene, layout, options, slide.info.name, settled.cell if settled else None)
+    fill = settled.fill if settled else answer_to_glass(machine.translators[0], layout, scene.shown_glass)
     seconds = {"tissue": found - started, "model": time.perf_counter() - found}
     workers = options.workers or default_workers()
     return Job(
         slide, generator, options, scene, machine, layout, plan, fill, workers,
-        batch_size(options, plan, machine.on_gpu), seconds,
+        batch_size(options, plan, machine.on_gpu), seconds, facts,
     )  # fmt: skip
 
 
@@ -153,30 +170,24 @@ def _fitted(pyramid: PyramidOptions, extent: Region) -> PyramidOptions:
 
 
 def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> TranslateReport:
-    """Do a prepared translation."""
+    """Do a prepared translation, in one pass into an OME-TIFF."""
     started = time.perf_counter()
     clock = DeviceClock()
-    # Where no window needs a margin, each pixel is translated by itself, and there is nothing to measure.
-    meter = SeamMeter(job.plan) if job.layout.margin_px else None
+    meter = SeamMeter(job.plan) if job.can_have_seams else None
     with (
         published(path, overwrite=job.options.overwrite) as partial,
         ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor,
     ):
         tiles = finished_tiles(job, executor, clock, meter, progress)
-        written = _write(job, partial, tiles, executor, path.name)
+        occupied = job.plan.occupied_tiles(job.options.pyramid.tile_px)
+        written = write_image(job, partial, tiles, occupied, executor, path.name)
         progress(Progress("checking the file"))
         validate(partial, written.levels)
-    translated = time.perf_counter()
-    report = _report(job, path.name, written, meter.figures() if meter else None, clock, translated - started)
-    write_report(report_path(path), report)
-    if job.options.preview is not None:
-        progress(Progress("drawing the preview"))
-        try:
-            write_preview(job.options.preview, path, job)
-        except OSError as error:
-            raise OutputError(
-                f"{job.options.preview}: the preview cannot be written ({error}); the virtual slide {path} is complete"
-            ) from error
+    run_s = time.perf_counter() - started
+    seams = meter.figures() if meter else None
+    plan = plan_facts([job.plan], [job.plan])
+    report = make_report(job, path.name, written, Work(plan, seams, clock.busy_s, run_s, job.scene.damaged_places))
+    write_extras(job, path, report, progress)
     return report
 
 
@@ -184,81 +195,34 @@ def finished_tiles(
     job: Job, executor: Executor, clock: DeviceClock, meter: SeamMeter | None, progress: ProgressCallback = silent
 ) -> Iterator[Tile]:
     """The stages in a row: windows → pixels → answers → cores → tiles of the output."""
-    patches = read_windows(job.plan.windows, job.scene.reader, executor, ahead=2 * job.workers + 2 * job.batch_size)
+    cores = counted(translated_cores(job, job.plan, executor, clock), progress, job.plan.window_px)
+    return tiles_of_cores(job, cores, job.plan, executor, meter)
+
+
+def translated_cores(job: Job, plan: Plan, executor: Executor, clock: DeviceClock) -> Iterator[FinishedCore]:
+    """The first stages: windows of a plan, the job's own or that of a part → pixels → answers → cores."""
+    patches = read_windows(plan.windows, job.scene.reader, executor, ahead=2 * job.workers + 2 * job.batch_size)
     answers = translate_windows(patches, job.machine.translators, job.batch_size, clock)
-    cores = blend_overlaps(answers, job.plan) if job.layout.overlap_px else cut_cores(answers)
-    cores = _counted(cores, job.plan, progress)
+    return blend_overlaps(answers, plan) if plan.layout.overlap_px else cut_cores(answers)
+
+
+def tiles_of_cores(
+    job: Job, cores: Iterator[FinishedCore], plan: Plan, executor: Executor, meter: SeamMeter | None
+) -> Iterator[Tile]:
+    """The last stages: cores of a plan are measured and fade into the fill → tiles of what the plan shows."""
     if meter is not None:
         cores = meter.watch(cores)
     if not job.scene.mask.pixels.all():
         cores = feather_cores(cores, job.scene.tissue, job.scene.grid.mpp, job.fill, executor, ahead=job.workers + 1)
-    return assemble_tiles(cores, job.plan, job.options.pyramid.tile_px, job.fill)
+    return assemble_tiles(cores, plan, job.options.pyramid.tile_px, job.fill)
 
 
-def _counted(cores: Iterator[FinishedCore], plan: Plan, progress: ProgressCallback) -> Iterator[FinishedCore]:
-    done, total = 0, plan.window_px
-    progress(Progress("translating", done, total))
+def counted(
+    cores: Iterator[FinishedCore], progress: ProgressCallback, total_px: int, done_px: int = 0
+) -> Iterator[FinishedCore]:
+    """Pass cores on and tell how many px of windows are done, of ``total_px``."""
+    progress(Progress("translating", done_px, total_px))
     for core in cores:
-        done += core.window.region.area_px
-        progress(Progress("translating", done, total))
+        done_px += core.window.region.area_px
+        progress(Progress("translating", done_px, total_px))
         yield core
-
-
-def _write(job: Job, partial: Path, tiles: Iterator[Tile], executor: Executor, name: str) -> PyramidReport:
-    info, grid, extent = job.slide.info, job.scene.grid, job.plan.extent
-    profile = info.icc_profile if job.options.icc == "keep" else srgb_profile()
-    return write_pyramid(
-        partial,
-        tiles,
-        job.plan.occupied_tiles(job.options.pyramid.tile_px),
-        extent.size,
-        grid.mpp,
-        job.fill,
-        job.options.pyramid,
-        ome_xml=describe_image(job, name),
-        icc_profile=profile,
-        executor=executor,
-    )
-
-
-def _report(
-    job: Job, name: str, written: PyramidReport, seams: SeamFigures | None, clock: DeviceClock, run_s: float
-) -> TranslateReport:
-    plan = job.plan
-    unreadable = job.scene.damaged_places
-    warnings = job.warnings
-    if unreadable:
-        warnings += (f"{unreadable} places could not be read and were taken for glass",)
-    return TranslateReport(
-        source=job.slide.info.described(),
-        model=describe_model(job.generator),
-        options=options_for_report(job.options),
-        output_name=name,
-        output_size=plan.extent.size,
-        output_mpp=job.scene.grid.mpp,
-        output_levels=written.levels,
-        output_bytes=written.file_bytes,
-        extent=plan.extent,
-        tissue_share=plan.tissue_px / plan.extent.area_px,
-        glass=job.scene.mask.glass,
-        fill=job.fill,
-        plan={
-            "windows": len(plan.windows),
-            "cell": [plan.cell.width, plan.cell.height],
-            "halo_px": plan.layout.halo_px,
-            "overlap_px": plan.layout.overlap_px,
-            "kept_px": plan.kept_px,
-            "window_px": plan.window_px,
-            "tissue_px": round(plan.tissue_px),
-        },
-        device=job.machine.device,
-        precision=job.machine.precision,
-        blend=job.blend,
-        seams=seams,
-        seconds={**job.seconds, "run": run_s, "generator": clock.busy_s},
-        mpx_per_s=plan.kept_px / 1e6 / run_s,
-        unreadable_regions=unreadable,
-        warnings=warnings,
-        versions=versions(),
-        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from ..pyramid import OmeImage, ome_xml
+from ..pyramid import OmeImage
 from .job import Job
 from .report import DISCLAIMER, describe_model, options_for_report, versions
 
 
-def describe_image(job: Job, name: str) -> str:
-    """The OME-XML of a job's output ``name``."""
+def describe_image(job: Job, name: str) -> OmeImage:
+    """What a job's output ``name`` is."""
     info, grid, extent = job.slide.info, job.scene.grid, job.plan.extent
     model = describe_model(job.generator)
     provenance = {
@@ -28,15 +28,13 @@ def describe_image(job: Job, name: str) -> str:
     }
     # A coarser working grid is seen as through a weaker objective.
     magnification = None if info.magnification is None else info.magnification / grid.downsample[0]
-    return ome_xml(
-        OmeImage(
-            name=name,
-            size=extent.size,
-            mpp=grid.mpp,
-            magnification=magnification,
-            channel=job.generator.channel_name,
-            description=f"{job.generator.channel_name} of {info.name}. {DISCLAIMER}",
-            position_um=(extent.x * grid.mpp[0], extent.y * grid.mpp[1]) if job.options.region else None,
-            provenance=provenance,
-        )
+    return OmeImage(
+        name=name,
+        size=extent.size,
+        mpp=grid.mpp,
+        magnification=magnification,
+        channel=job.generator.channel_name,
+        description=f"{job.generator.channel_name} of {info.name}. {DISCLAIMER}",
+        position_um=(extent.x * grid.mpp[0], extent.y * grid.mpp[1]) if job.options.region else None,
+        provenance=provenance,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ DISCLAIMER = "Computed from H&E by a neural network or colour model: research us
 class TranslateReport:
     """The facts of one finished translation; lengths in px of level 0 of source or output, times in seconds.
 
-    ``seams`` is None where there can be none, since the model looks at one pixel at a time.
+    ``position_um`` is where the output's corner lies, from the corner of the slide's level 0.
+    ``seams`` is None where there can be none, since the model looks at one pixel at a time. ``fingerprint`` is that of
+    the translation's identity. Where several processes took part, "run" and "generator" among the seconds are sums.
     """
 
     source: dict[str, Any]
@@ -38,6 +41,7 @@ class TranslateReport:
     output_levels: tuple[Size, ...]
     output_bytes: int
     extent: Region
+    position_um: tuple[float, float]
     tissue_share: float
     glass: RGB
     fill: RGB
@@ -51,6 +55,7 @@ class TranslateReport:
     unreadable_regions: int
     warnings: tuple[str, ...]
     versions: dict[str, str]
+    fingerprint: str
     created: str
 
     def to_json(self) -> dict[str, Any]:
@@ -60,6 +65,30 @@ class TranslateReport:
             plain["seams"]["z"] = self.seams.z
         plain["disclaimer"] = DISCLAIMER
         return plain
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> TranslateReport:
+        """The inverse of `to_json`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If these are no facts of a translation.
+        """
+        seams = facts["seams"]
+        if seams is not None:
+            seams = SeamFigures(**{one.name: seams[one.name] for one in dataclasses.fields(SeamFigures)})
+        return cls(**{
+            **{one.name: facts[one.name] for one in dataclasses.fields(cls)},
+            "output_size": Size(**facts["output_size"]),
+            "output_mpp": tuple(facts["output_mpp"]),
+            "output_levels": tuple(Size(**size) for size in facts["output_levels"]),
+            "extent": Region(**facts["extent"]),
+            "glass": tuple(facts["glass"]),
+            "fill": tuple(facts["fill"]),
+            "seams": seams,
+            "warnings": tuple(facts["warnings"]),
+        })  # fmt: skip
 
 
 def write_report(path: Path, report: TranslateReport) -> None:
@@ -91,10 +120,10 @@ def describe_model(generator: Generator) -> dict[str, Any]:
 
 
 def options_for_report(options: TranslateOptions) -> dict[str, Any]:
-    """The options, without anything that names a folder."""
+    """The options that made the output what it is, without anything that names a folder."""
     plain = dataclasses.asdict(options)
-    plain.pop("preview")
-    plain.pop("overwrite")
+    for name in ("preview", "overwrite", "resume", "band_px"):
+        plain.pop(name)
     if plain["tissue"] not in ("auto", "none"):
         plain["tissue"] = Path(plain["tissue"]).suffix.lstrip(".") + " mask"
     return plain

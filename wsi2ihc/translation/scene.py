@@ -49,8 +49,10 @@ class Scene:
         return red, green, blue
 
 
-def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) -> Scene:
-    """Choose the working grid, find the tissue, and make the reader.
+def set_scene(
+    slide: Slide, model_mpp: float | None, options: TranslateOptions, mask: TissueMask | None = None
+) -> Scene:
+    """Choose the working grid, find the tissue unless it is known (``mask``), and make the reader.
 
     Raises
     ------
@@ -73,7 +75,8 @@ def set_scene(slide: Slide, model_mpp: float | None, options: TranslateOptions) 
         warnings += ("the slide has no colour profile; its colours were taken for sRGB",)
     if options.on_read_error == "glass":
         slide = ForgivingSlide(slide)
-    mask = find_mask(slide, options)
+    if mask is None:
+        mask = find_mask(slide, options)
     colour = None
     if options.icc == "srgb" and slide.info.icc_profile is not None:
         colour = to_srgb_transform(slide.info.icc_profile)

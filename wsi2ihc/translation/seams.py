@@ -52,15 +52,15 @@ class SeamFigures:
 
 
 @dataclass(slots=True)
-class _Phases:
-    """Sums of absolute differences and their number, by phase, of result and source."""
+class Phases:
+    """Sums of absolute differences and their number, by phase, of result and source; all of them whole numbers."""
 
     result: npt.NDArray[np.float64]
     source: npt.NDArray[np.float64]
     count: npt.NDArray[np.float64]
 
     @classmethod
-    def zeros(cls, length: int) -> _Phases:
+    def zeros(cls, length: int) -> Phases:
         return cls(np.zeros(length), np.zeros(length), np.zeros(length))
 
     def add(self, first: int, result: npt.NDArray[np.float64], source: npt.NDArray[np.float64], samples: int) -> None:
@@ -68,6 +68,9 @@ class _Phases:
         self.result[span] += result
         self.source[span] += source
         self.count[span] += samples
+
+    def __add__(self, other: Phases) -> Phases:
+        return Phases(self.result + other.result, self.source + other.source, self.count + other.count)
 
     def score(self) -> tuple[float | None, float | None]:
         """(z-score, contrast) of phase 0."""
@@ -84,6 +87,23 @@ class _Phases:
         spread *= math.sqrt(max(1.0, float(count[1:].mean() / count[0])))
         # An even spread of exactly nothing (a model that copies its input) must not divide by zero.
         return float(border - mean) / max(spread, 1e-6 * mean), float(border) / mean
+
+
+@dataclass(frozen=True, slots=True)
+class SeamSums:
+    """What a `SeamMeter` has gathered, along x and y; sums of parts with cells of one size can be added up."""
+
+    along_x: Phases
+    along_y: Phases
+    borders: int
+
+    def __add__(self, other: SeamSums) -> SeamSums:
+        return SeamSums(self.along_x + other.along_x, self.along_y + other.along_y, self.borders + other.borders)
+
+    def figures(self) -> SeamFigures:
+        """The figures of all that is in the sums."""
+        (z_x, contrast_x), (z_y, contrast_y) = self.along_x.score(), self.along_y.score()
+        return SeamFigures(z_x, z_y, contrast_x, contrast_y, self.borders)
 
 
 Lane = tuple[int, int]
@@ -115,20 +135,29 @@ class SeamMeter:
 
     Memory bound: phases of one cell, and the ends of the sampled lines (6 bytes a line) of each row and column of
     cells; some hundred kilobytes on a slide of 100,000² px.
+
+    Parameters
+    ----------
+    plan
+        Whose cores are measured.
+    of_px
+        Pixels of all cores, where the plan is a part of more; decides how thinly is sampled.
     """
 
     plan: Plan
-    borders: int = 0
+    of_px: int | None = None
+    borders: int = field(init=False, default=0)
     _every_px: int = field(init=False)
-    _along_x: _Phases = field(init=False)
-    _along_y: _Phases = field(init=False)
+    _along_x: Phases = field(init=False)
+    _along_y: Phases = field(init=False)
     _left: dict[Lane, _Edge] = field(default_factory=dict)
     _above: dict[Lane, _Edge] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._every_px = GROUP_EVERY_PX * max(1, self.plan.kept_px // SAMPLED_FULLY_PX)
-        self._along_x = _Phases.zeros(self.plan.cell.width)
-        self._along_y = _Phases.zeros(self.plan.cell.height)
+        of_px = self.plan.kept_px if self.of_px is None else self.of_px
+        self._every_px = GROUP_EVERY_PX * max(1, of_px // SAMPLED_FULLY_PX)
+        self._along_x = Phases.zeros(self.plan.cell.width)
+        self._along_y = Phases.zeros(self.plan.cell.height)
 
     def watch(self, cores: Iterable[FinishedCore]) -> Iterator[FinishedCore]:
         """Pass cores on unchanged and measure them."""
@@ -152,11 +181,14 @@ class SeamMeter:
 
     def figures(self) -> SeamFigures:
         """The figures of everything seen so far."""
-        (z_x, contrast_x), (z_y, contrast_y) = self._along_x.score(), self._along_y.score()
-        return SeamFigures(z_x, z_y, contrast_x, contrast_y, self.borders)
+        return self.sums().figures()
+
+    def sums(self) -> SeamSums:
+        """All that was gathered so far."""
+        return SeamSums(self._along_x, self._along_y, self.borders)
 
     def _measure(
-        self, phases: _Phases, edges: dict[Lane, _Edge], cells: int, first_phase: int, start: int, sample: _Sample
+        self, phases: Phases, edges: dict[Lane, _Edge], cells: int, first_phase: int, start: int, sample: _Sample
     ) -> None:
         """Add one group, which begins at ``start`` along the direction of the differences."""
         samples = len(sample.lines) * 3

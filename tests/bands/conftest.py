@@ -1,0 +1,66 @@
+"""A small slide, tiny networks, and bands small enough that there are several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from make_slides import halves, write_slide
+
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.demo import synthetic_tissue
+from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
+from wsi2ihc.generator.spec import GeneratorSpec
+from wsi2ihc.pyramid import PyramidOptions
+from wsi2ihc.translation.options import TranslateOptions
+
+GLASS = (243, 241, 240)
+
+LOSSLESS = PyramidOptions(compression="deflate", tile_px=64)
+
+
+@pytest.fixture(scope="session")
+def picture() -> RGBImage:
+    """700×620 px, tissue in the middle 460×400."""
+    picture = np.empty((620, 700, 3), dtype=np.uint8)
+    picture[:] = GLASS
+    picture[113:513, 131:591] = synthetic_tissue(460, 400, seed=3)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def slide_file(picture: RGBImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The picture as a slide whose pixels come back exactly."""
+    path = tmp_path_factory.mktemp("slides") / "tissue.svs"
+    return write_slide(path, halves(picture, 2), style="aperio", compression="deflate", tile=256, mpp=0.5)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny networks: "batch" is local, "instance" looks at the statistics of its window."""
+    folder, paths = tmp_path_factory.mktemp("models"), {}
+    for norm in ("batch", "instance"):
+        torch.manual_seed(7)
+        spec = GeneratorSpec(depth=1, width=16, norm=norm, mpp=0.5, stain="HER2")
+        network = build_network(spec)
+        with torch.no_grad():  # initial weights answer with grey; these have contrast
+            for weights in network.parameters():
+                weights.mul_(6.0) if weights.ndim > 1 else None
+        paths[norm] = folder / f"{norm}.safetensors"
+        save_checkpoint(paths[norm], network, spec)
+    return paths
+
+
+@pytest.fixture
+def make_options() -> Callable[..., TranslateOptions]:
+    """Options with lossless tiles of 64 px and bands of 128 px, and whatever else is asked for."""
+
+    def make(**changes: Any) -> TranslateOptions:
+        chosen = {"pyramid": LOSSLESS, "band_px": 128, "device": "cpu", "precision": "fp32", **changes}
+        return TranslateOptions(**chosen)
+
+    return make

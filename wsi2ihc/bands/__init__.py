@@ -1,0 +1,45 @@
+"""A translation in bands: it can be gone on with after a kill, and several processes can work on one slide.
+
+`translate` does all of it. An engine takes the parts: `open_store`, `band_numbers`, `translate_band` for each number
+(in any order, in any process), and `assemble`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .assembling import assemble as assemble
+    from .running import complete as complete
+    from .store import Store as Store
+    from .store import band_numbers as band_numbers
+    from .store import missing_bands as missing_bands
+    from .store import open_store as open_store
+    from .translating import translate as translate
+    from .working import translate_band as translate_band
+
+_HOMES = {
+    "Store": ".store",
+    "assemble": ".assembling",
+    "band_numbers": ".store",
+    "complete": ".running",
+    "missing_bands": ".store",
+    "open_store": ".store",
+    "translate": ".translating",
+    "translate_band": ".working",
+}
+
+__all__ = [
+    "Store",
+    "assemble",
+    "band_numbers",
+    "complete",
+    "missing_bands",
+    "open_store",
+    "translate",
+    "translate_band",
+]
+
+__getattr__ = lazily(__name__, _HOMES)

@@ -1,0 +1,183 @@
+"""From the bands to the output, in one pass: an OME-TIFF, or the store's own image with its lower levels.
+
+The order in which things happen is what makes a kill at any moment harmless. The output's trace and the report are
+noted in the store, then the output gets its name, then the report and the preview are written beside it, and only then
+is the store removed. A run that finds a store whose output is there by its trace has nothing left to do but the last
+steps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+from ..errors import OutputBusyError, OutputError, Wsi2IhcError
+from ..locks import locked
+from ..progress import Progress, ProgressCallback, silent
+from ..pyramid import PyramidReport, is_zarr, publish_folder, published, validate
+from ..pyramid.folders import tree_bytes
+from ..pyramid.omezarr import create_image, open_level, shard_columns
+from ..pyramid.shards import DamagedShardError, read_tiles
+from ..pyramid.writer import disk_error
+from ..pyramid.zarr_levels import validate_image, write_lower_levels
+from ..translation.finishing import Work, make_report, plan_facts, write_extras, write_image
+from ..translation.provenance import describe_image
+from ..translation.report import TranslateReport, write_report
+from .marker import Marker
+from .places import LOCKS, PUBLISHED, is_published, remove_store, trace_of
+from .store import Store, band_numbers, forget_band, is_still_there, missing_bands
+
+ASSEMBLING = "assembling"
+"""The lock of the one who makes the output."""
+
+REPORT = "report.json"
+
+_NO_PROFILE = "OME-Zarr has no place for the slide's colour profile, and it was left out; --icc srgb converts colours"
+
+_log = logging.getLogger(__name__)
+
+
+def assemble(store: Store, *, progress: ProgressCallback = silent) -> TranslateReport | None:
+    """Make the output of a store whose bands are all done, and remove the store.
+
+    Returns
+    -------
+    TranslateReport or None
+        None if it cannot be made now: a band is missing, or could not be read back and is to be done again; or another
+        process is at it.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be written, has appeared meanwhile and may not be replaced, or a band could not be read
+        back for the second time.
+    """
+    try:
+        with locked(store.folder / LOCKS, "", ASSEMBLING, make=False):
+            if not is_still_there(store):
+                return None
+            if is_published(store.folder, store.output):
+                report = _noted(store)
+            else:
+                # what was done may have been found damaged by another process since it was looked at
+                store.known.clear()
+                if missing_bands(store):
+                    return None
+                report = _publish(store, [store.known[number] for number in band_numbers(store)], progress)
+            write_extras(store.job, store.output, report, progress)
+            remove_store(store.folder, store.output)
+    except OutputBusyError:
+        return None
+    except DamagedShardError as error:
+        _do_again(store, error)
+        return None
+    return report
+
+
+def _do_again(store: Store, damage: DamagedShardError) -> None:
+    number = next(band.number for band in store.bands if damage.row in band.rows)
+    if number in store.redone:
+        raise OutputError(f"{store.image}: band {number}: {damage}, a second time; check the disk, or write elsewhere")
+    store.redone.add(number)
+    forget_band(store, number)
+    _log.warning("%s: band %d is done again: %s", store.folder.name, number, damage)
+
+
+def _publish(store: Store, markers: list[Marker], progress: ProgressCallback) -> TranslateReport:
+    try:
+        if is_zarr(store.output):
+            return _publish_zarr(store, markers, progress)
+        return _publish_tiff(store, markers, progress)
+    except OSError as error:
+        if isinstance(error, Wsi2IhcError):
+            raise
+        raise disk_error(store.output, error) from error
+
+
+def _publish_tiff(store: Store, markers: list[Marker], progress: ProgressCallback) -> TranslateReport:
+    job, level, started = store.job, store.levels[0], time.perf_counter()
+    with (
+        published(store.output, overwrite=job.options.overwrite) as partial,
+        ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor,
+    ):
+        tiles = read_tiles(open_level(store.image, 0), level, executor, _shards_ahead(store))
+        told = _told(store, progress)
+        written = write_image(job, partial, tiles, level.occupied, executor, store.output.name, told)
+        progress(Progress("checking the file"))
+        validate(partial, written.levels)
+        report = _report(store, markers, written, time.perf_counter() - started)
+        _note(store, partial, report)
+    return report
+
+
+def _publish_zarr(store: Store, markers: list[Marker], progress: ProgressCallback) -> TranslateReport:
+    job, started = store.job, time.perf_counter()
+    sizes = tuple(level.size for level in store.levels)
+    with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
+        write_lower_levels(
+            store.image, store.levels, job.fill, executor, _shards_ahead(store), _told(store, progress)
+        )  # fmt: skip
+    create_image(store.image, describe_image(job, store.output.name), sizes)
+    progress(Progress("checking the file"))
+    validate_image(store.image, sizes)
+    tiles = sum(level.occupied.size for level in store.levels)
+    blank = tiles - sum(int(level.occupied.sum()) for level in store.levels)
+    written = PyramidReport(sizes, tree_bytes(store.image), blank, tiles)
+    report = _report(store, markers, written, time.perf_counter() - started)
+    _note(store, store.image, report)
+    publish_folder(store.image, store.output, job.options.overwrite)
+    return report
+
+
+def _shards_ahead(store: Store) -> int:
+    """Shards that are read at once: some tiles for each thread."""
+    return max(2, 4 * store.job.workers // shard_columns(store.levels[0]))
+
+
+def _told(store: Store, progress: ProgressCallback) -> Callable[[int], None]:
+    total = int(store.levels[0].occupied.sum())
+    return lambda done: progress(Progress("writing the file", done, total, "tile"))
+
+
+def _report(store: Store, markers: list[Marker], written: PyramidReport, assembling_s: float) -> TranslateReport:
+    job = store.job
+    seams = [marker.seams for marker in markers if marker.seams is not None]
+    places = {place for marker in markers for place in marker.damaged}
+    plan = plan_facts([band.work for band in store.bands], [band.shown for band in store.bands])
+    height = store.bands[0].region.height
+    profile_lost = is_zarr(store.output) and job.options.icc == "keep" and job.slide.info.icc_profile is not None
+    work = Work(
+        plan={**plan, "bands": len(store.bands), "band_px": height},
+        seams=reduce(add, seams).figures() if seams else None,
+        generator_s=sum(marker.generator_s for marker in markers),
+        run_s=sum(marker.run_s for marker in markers) + assembling_s,
+        unreadable=max(len(places), store.damaged),
+        warnings=(_NO_PROFILE,) if profile_lost else (),
+    )
+    return make_report(job, store.output.name, written, work)
+
+
+def _note(store: Store, unpublished: Path, report: TranslateReport) -> None:
+    """Note in the store what will have been published, before it is."""
+    write_report(store.folder / REPORT, report)
+    with published(store.folder / PUBLISHED, overwrite=True) as partial:
+        partial.write_text(json.dumps({"trace": trace_of(unpublished)}), encoding="utf-8")
+
+
+def _noted(store: Store) -> TranslateReport:
+    """The report of an output that was published by a run that was killed then."""
+    try:
+        facts = json.loads((store.folder / REPORT).read_text(encoding="utf-8"))
+        return replace(TranslateReport.from_json(facts), output_name=store.output.name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{store.folder}: what was noted of the finished {store.output.name} is damaged ({error!s:.80}); the "
+            "output is complete, and the folder can be removed"
+        ) from error

@@ -1,0 +1,153 @@
+"""Where the store of an output lies, what killed runs left there, and how it goes away. Knows no zarr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ..errors import OutputBusyError, OutputError
+from ..locks import locked, unused
+from ..progress import Progress, ProgressCallback
+from ..pyramid.folders import remove_tree
+
+IMAGE, DONE, LOCKS, IN_USE, PUBLISHED = "image.ome.zarr", "done", "locks", "in-use", "published.json"
+"""In a store: the image, a marker for each finished band, locks, the file that is locked as long as somebody uses the
+store, and what is known of the output."""
+
+PAUSE_S = 0.5
+"""Between two looks at what other processes have done."""
+
+_log = logging.getLogger(__name__)
+
+
+def store_path(output: Path) -> Path:
+    """Where the store of an output lies that processes share."""
+    return output.with_name(f".{output.name}.bands")
+
+
+def own_path(output: Path) -> Path:
+    """A new name for a store that is being made, is one process's own, or is being removed."""
+    return output.with_name(f".{output.name}.bands.{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def alone(output: Path, progress: ProgressCallback, *, wait: bool) -> Iterator[None]:
+    """Be the only one who opens, makes or removes a store of this output, while the body runs.
+
+    Raises
+    ------
+    OutputBusyError
+        If another process is, and ``wait`` is False.
+    """
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(output.parent, _busy(output), f"{store_path(output).name}.lock"))
+                break
+            except OutputBusyError:
+                if not wait:
+                    raise
+            progress(Progress("waiting for another process to begin"))
+            time.sleep(PAUSE_S)
+        yield
+
+
+def remove_leftovers(output: Path, *, shared: bool) -> None:
+    """Remove what killed runs left under names of their own.
+
+    Raises
+    ------
+    OutputBusyError
+        If such a run is alive and no other may be (not ``shared``).
+    """
+    pattern = re.compile(rf"\.{re.escape(output.name)}\.bands\.[0-9a-f]{{8}}\.partial")
+    for leftover in [entry for entry in output.parent.iterdir() if pattern.fullmatch(entry.name)]:
+        try:
+            with _unused(leftover, output):
+                remove_tree(leftover)
+                _log.info("removed %s, left behind by an interrupted run", leftover.name)
+        except OutputBusyError:
+            if not shared:
+                raise
+
+
+def remove_store(folder: Path, output: Path) -> None:
+    """Remove a store: first its name, in one step, then what is in it.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses.
+    """
+    gone = own_path(output)
+    try:
+        folder.rename(gone)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be removed ({error.strerror}); {output.name} does not need it") from error
+    remove_tree(gone)
+
+
+def remove_unused(output: Path) -> None:
+    """Remove the store that processes share.
+
+    Raises
+    ------
+    OutputBusyError
+        If some process uses it.
+    OutputError
+        If the file system refuses.
+    """
+    with _unused(store_path(output), output):
+        remove_store(store_path(output), output)
+
+
+def discard_store(output: Path) -> None:
+    """Remove what is left of an output's store, since the output is complete; not what somebody works in."""
+    with contextlib.suppress(OutputError, OSError), alone(output, lambda _: None, wait=False):
+        remove_leftovers(output, shared=True)
+        if store_path(output).is_dir():
+            remove_unused(output)
+
+
+def count_done(output: Path) -> int | None:
+    """How many bands are marked as done in the store of an output; None if there is no store."""
+    folder = store_path(output) / DONE
+    return sum(path.suffix == ".json" for path in folder.iterdir()) if folder.is_dir() else None
+
+
+def trace_of(output: Path) -> list[int]:
+    """By what a file, or an OME-Zarr, is known again after it has been renamed.
+
+    Raises
+    ------
+    OSError
+        If there is none.
+    """
+    status = (output / "zarr.json" if output.is_dir() else output).stat()
+    return [status.st_ino, status.st_size]
+
+
+def is_published(folder: Path, output: Path) -> bool:
+    """Whether the output is there and comes from this store: who published it was killed before the end."""
+    try:
+        facts = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
+        return bool(facts["trace"] == trace_of(output))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _unused(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]:
+    if not (folder / IN_USE).is_file():
+        return contextlib.nullcontext()
+    return unused(folder / IN_USE, _busy(output))
+
+
+def _busy(output: Path) -> str:
+    return f"another run is writing {output}: wait for it to end, or choose another name"

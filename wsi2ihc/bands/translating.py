@@ -1,0 +1,119 @@
+"""`translate`: in one pass, or by way of bands, as the options and the output's name ask for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import OutputError, OutputExistsError
+from ..generator.model import Generator
+from ..progress import ProgressCallback, silent
+from ..pyramid import is_zarr
+from ..pyramid.folders import tree_bytes
+from ..slide import Slide
+from ..translation import pipeline
+from ..translation.finishing import report_path
+from ..translation.identity import fingerprint, identity
+from ..translation.options import TranslateOptions
+from ..translation.report import TranslateReport
+from .places import count_done, discard_store, store_path
+
+_log = logging.getLogger(__name__)
+
+
+def translate(
+    slide: Slide,
+    generator: Generator,
+    output: str | os.PathLike[str],
+    options: TranslateOptions | None = None,
+    *,
+    progress: ProgressCallback = silent,
+) -> TranslateReport:
+    """Translate ``slide`` with ``generator`` into the virtual slide ``output``, and a JSON report beside it.
+
+    An OME-TIFF is made in one pass. With ``options.resume`` it is made by way of a store beside it, in which a later
+    run goes on, and other processes take part. An OME-Zarr always grows in such a store. The output appears under its
+    name only when it is complete and has been read back.
+
+    Parameters
+    ----------
+    slide
+        An open slide (`wsi2ihc.open_slide`).
+    generator
+        A generator (`wsi2ihc.load_generator`).
+    output
+        Path that ends in ``.ome.tiff``, ``.ome.tif`` or ``.ome.zarr``, in a folder that exists.
+    options
+        All other choices; the defaults suit most slides.
+    progress
+        Called from this thread, often.
+
+    Returns
+    -------
+    TranslateReport
+        With ``options.resume``, that of the process that made the output; also if it was made before, as it is asked
+        for now.
+
+    Raises
+    ------
+    Wsi2IhcError
+        One of its leaves, with one line that says what is wrong, where, and what to do.
+    """
+    options, path = options or TranslateOptions(), Path(output)
+    if options.resume:
+        return _resume(slide, generator, path, options, progress)
+    if (done := count_done(path)) is not None:
+        _log.warning("%d finished bands of an earlier run are not used without --resume, and are removed when this run "
+                     "is complete (%s)", done, store_path(path))  # fmt: skip
+    if is_zarr(path):
+        report = _by_bands(slide, generator, path, options, progress)
+        assert report is not None  # nobody else knows the store
+    else:
+        report = pipeline.translate(slide, generator, path, options, progress=progress)
+    discard_store(path)
+    return report
+
+
+def finished_report(
+    slide: Slide, generator: Generator, output: Path, options: TranslateOptions
+) -> TranslateReport | None:
+    """The report of an output that is there and is what is asked for: of this slide, model and options. Else None."""
+    try:
+        report = TranslateReport.from_json(json.loads(report_path(output).read_text(encoding="utf-8")))
+        output_bytes = tree_bytes(output) if output.is_dir() else output.stat().st_size
+        stored_as = {**report.options["pyramid"], "tile_px": options.pyramid.tile_px}  # it is fitted to small images
+        wanted = fingerprint(identity(slide, generator, options))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    is_same = report.fingerprint == wanted and report.output_bytes == output_bytes
+    return report if is_same and (is_zarr(output) or stored_as == asdict(options.pyramid)) else None
+
+
+def _resume(
+    slide: Slide, generator: Generator, path: Path, options: TranslateOptions, progress: ProgressCallback
+) -> TranslateReport:
+    try:
+        report = _by_bands(slide, generator, path, options, progress)
+    except OutputExistsError:
+        report = finished_report(slide, generator, path, options)
+        if report is None:
+            raise
+        _log.info("%s is complete already", path)
+        return report
+    report = report or finished_report(slide, generator, path, options)
+    if report is None:
+        raise OutputError(f"{store_path(path)} was removed by another run: run again")
+    return report
+
+
+def _by_bands(
+    slide: Slide, generator: Generator, path: Path, options: TranslateOptions, progress: ProgressCallback
+) -> TranslateReport | None:
+    from .running import complete
+    from .store import open_store
+
+    with open_store(slide, generator, path, options, progress=progress) as store:
+        return complete(store, progress=progress)

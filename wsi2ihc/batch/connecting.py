@@ -1,0 +1,65 @@
+"""Where the scheduler of a Dask cluster is, and the connection to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import BatchError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def address_of(scheduler: str) -> str:
+    """The address of a scheduler, or the one that its scheduler file names.
+
+    Raises
+    ------
+    BatchError
+        If it is neither.
+    """
+    if not scheduler:
+        raise BatchError("--scheduler: name the address of a scheduler, or its file")
+    path = Path(scheduler)
+    if not (scheduler.endswith(".json") or path.is_file()):
+        return scheduler
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["address"])
+    except FileNotFoundError as error:
+        raise BatchError(
+            f"there is no scheduler file {scheduler}; start one: dask scheduler --scheduler-file {scheduler}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BatchError(f"{scheduler} is no scheduler file ({error!s:.80}); `dask scheduler` writes one") from error
+
+
+def prepare_dask() -> None:
+    """Import Dask. A scheduler in this process would tell of each connection, unless the user's settings forbid it."""
+    try:
+        import dask
+
+        dask.config.update_defaults({"logging": {"distributed": "warning"}})
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise BatchError("a cluster needs Dask: pip install 'wsi2ihc[cluster]'") from error
+
+
+def connected(address: str, timeout_s: float) -> Client:
+    """A client of the scheduler at an address.
+
+    Raises
+    ------
+    BatchError
+        If there is none.
+    """
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=timeout_s, name="wsi2ihc-batch", set_as_default=False)
+    except (OSError, ValueError, TimeoutError, RuntimeError, ImportError) as error:
+        raise BatchError(
+            f"there is no Dask scheduler at {address} ({' '.join(str(error).split()):.120}); start one with "
+            "`dask scheduler`, and name its address or its --scheduler-file"
+        ) from error

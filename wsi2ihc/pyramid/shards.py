@@ -1,0 +1,171 @@
+"""Between tiles and the shards of an OME-Zarr array: whole shards are written, and read, in threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import zarr
+
+from ..arrays import RGB, RGBImage
+from ..errors import OutputError
+from ..geometry import Size
+from ..ordered import ordered_map
+from .levels import Level
+from .omezarr import shard_columns
+from .tiles import Tile
+
+
+class DamagedShardError(OutputError):
+    """A shard cannot be read back: row and column of it among the level's shards."""
+
+    def __init__(self, row: int, column: int, reason: str) -> None:
+        super().__init__(f"shard ({row}, {column}) cannot be read back ({reason:.80})")
+        self.row, self.column = row, column
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard to be written: its place among the shards, and the pixels of its occupied tiles by their column."""
+
+    row: int
+    column: int
+    tiles: dict[int, RGBImage]
+
+
+@dataclass(slots=True)
+class ShardCollector:
+    """Gathers the tiles of one level until shards are complete. Thread-safe.
+
+    Memory bound: the tiles of shards that are not complete. For tiles in raster order, one shard; for those that a row
+    of cells brings, the shards across one cell.
+
+    Parameters
+    ----------
+    level
+        Whose tiles come.
+    rows
+        The rows of tiles that come.
+    """
+
+    level: Level
+    rows: range
+    _across: int = field(init=False)
+    _open: dict[tuple[int, int], Shard] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._across = shard_columns(self.level)
+
+    def blank_shards(self) -> Iterator[Shard]:
+        """Those of which no tile will come."""
+        for row in self.rows:
+            for column in range(-(-self.level.columns // self._across)):
+                if not self._awaited(row, column):
+                    yield Shard(row, column, {})
+
+    def add(self, tile: Tile) -> Shard | None:
+        """Keep a tile; the shard that it completes, if it does."""
+        place = (tile.row, tile.column // self._across)
+        with self._lock:
+            shard = self._open.setdefault(place, Shard(*place, {}))
+            shard.tiles[tile.column] = tile.pixels
+            if len(shard.tiles) < self._awaited(*place):
+                return None
+            return self._open.pop(place)
+
+    def _awaited(self, row: int, column: int) -> int:
+        return int(self.level.occupied[row, column * self._across : (column + 1) * self._across].sum())
+
+
+def write_tiles(
+    array: zarr.Array[Any], tiles: Iterable[Tile], level: Level, rows: range, fill: RGB, executor: Executor, ahead: int
+) -> None:
+    """Write all shards of some rows of tiles: occupied tiles as they come, nearly in raster order, the others ``fill``.
+
+    Memory bound: that of `ShardCollector`, and ``ahead`` shards with a copy each.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, or the file system refuses.
+    """
+    collector = ShardCollector(level, rows)
+
+    def shards() -> Iterator[Shard]:
+        yield from collector.blank_shards()
+        for tile in tiles:
+            if (shard := collector.add(tile)) is not None:
+                yield shard
+
+    for _ in ordered_map(executor, partial(write_shard, array, level, fill), shards(), ahead):
+        pass
+
+
+def write_shard(array: zarr.Array[Any], level: Level, fill: RGB, shard: Shard) -> None:
+    """Write one shard as a whole; tiles that it lacks are ``fill``."""
+    across, side = shard_columns(level), level.tile_px
+    first = shard.column * across
+    valid = _valid_part(level, shard.row, shard.column)
+    pixels = np.empty((3, valid.height, valid.width), np.uint8)
+    if len(shard.tiles) < min(across, level.columns - first):
+        pixels[:] = np.array(fill, np.uint8)[:, np.newaxis, np.newaxis]
+    for column, tile in shard.tiles.items():
+        left = (column - first) * side
+        part = pixels[:, :, left : left + side]
+        part[...] = np.moveaxis(tile[: part.shape[1], : part.shape[2]], 2, 0)
+    top, left = shard.row * side, first * side
+    array[:, top : top + valid.height, left : left + valid.width] = pixels
+
+
+def read_tiles(array: zarr.Array[Any], level: Level, executor: Executor, ahead: int) -> Iterator[Tile]:
+    """The occupied tiles of a level, in raster order. What of them lies beyond the image is black.
+
+    Memory bound: ``ahead`` shards.
+
+    Raises
+    ------
+    DamagedShardError
+        If a shard cannot be read.
+    """
+    across = shard_columns(level)
+    places = [
+        (row, column)
+        for row in range(level.rows)
+        for column in range(-(-level.columns // across))
+        if level.occupied[row, column * across : (column + 1) * across].any()
+    ]
+    for tiles in ordered_map(executor, partial(_read_shard, array, level), places, ahead):
+        yield from tiles
+
+
+def _read_shard(array: zarr.Array[Any], level: Level, place: tuple[int, int]) -> list[Tile]:
+    (row, shard_column), side, across = place, level.tile_px, shard_columns(level)
+    first, valid = shard_column * across, _valid_part(level, *place)
+    top, left = row * side, first * side
+    try:
+        pixels = np.asarray(array[:, top : top + valid.height, left : left + valid.width])
+    # zarr and its codecs say it in many ways: a checksum, a length, a frame that is none
+    except Exception as error:
+        raise DamagedShardError(row, shard_column, str(error)) from error
+    tiles = []
+    for column in range(first, min(first + across, level.columns)):
+        if not level.occupied[row, column]:
+            continue
+        part = pixels[:, :, (column - first) * side : (column - first + 1) * side]
+        tile = np.zeros((side, side, 3), np.uint8)
+        tile[: part.shape[1], : part.shape[2]] = np.moveaxis(part, 0, 2)
+        tiles.append(Tile(column, row, tile))
+    return tiles
+
+
+def _valid_part(level: Level, row: int, shard_column: int) -> Size:
+    """How much of a shard lies inside the image, px."""
+    left, top = shard_column * shard_columns(level) * level.tile_px, row * level.tile_px
+    width = min(shard_columns(level) * level.tile_px, level.size.width - left)
+    return Size(width, min(level.tile_px, level.size.height - top))

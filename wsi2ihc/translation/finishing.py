@@ -1,0 +1,161 @@
+"""The end of a translation: the file, what is told of it, and the preview."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..arrays import BoolImage
+from ..errors import OutputError
+from ..plan import Plan
+from ..progress import Progress, ProgressCallback, silent
+from ..pyramid import PyramidReport, Tile, ome_xml, write_pyramid
+from ..slide import srgb_profile
+from .identity import fingerprint
+from .job import Job
+from .preview import write_preview
+from .provenance import describe_image
+from .report import TranslateReport, describe_model, options_for_report, versions, write_report
+from .seams import SeamFigures
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a translation took.
+
+    plan:         what a report says of the plan
+    seams:        None where there can be none
+    generator_s:  seconds that the translators worked, summed over devices
+    run_s:        seconds of everything after the preparations
+    unreadable:   places that could not be read
+    warnings:     beside those of the job
+    """
+
+    plan: dict[str, Any]
+    seams: SeamFigures | None
+    generator_s: float
+    run_s: float
+    unreadable: int
+    warnings: tuple[str, ...] = ()
+
+
+def report_path(path: Path) -> Path:
+    """Where the JSON report of an output goes."""
+    return path.with_name(path.name + ".json")
+
+
+def write_image(
+    job: Job,
+    partial: Path,
+    tiles: Iterable[Tile],
+    occupied: BoolImage,
+    executor: Executor,
+    name: str,
+    on_progress: Callable[[int], None] | None = None,
+) -> PyramidReport:
+    """Write the OME-TIFF of a job from its tiles; see `write_pyramid`. ``name`` is what it will be called."""
+    return write_pyramid(
+        partial,
+        tiles,
+        occupied,
+        job.plan.extent.size,
+        job.scene.grid.mpp,
+        job.fill,
+        job.options.pyramid,
+        ome_xml=ome_xml(describe_image(job, name)),
+        icc_profile=job.slide.info.icc_profile if job.options.icc == "keep" else srgb_profile(),
+        executor=executor,
+        on_progress=on_progress,
+    )
+
+
+def plan_facts(plans: Iterable[Plan], shown: Iterable[Plan]) -> dict[str, Any]:
+    """What a report says of how a slide was divided.
+
+    Parameters
+    ----------
+    plans
+        What was translated: one plan, or one for each part of the slide, with cells of one size.
+    shown
+        The same, with the cores that the output holds.
+    """
+    worked, kept = list(plans), list(shown)
+    first = worked[0]
+    return {
+        "windows": sum(len(plan.windows) for plan in worked),
+        "cell": [first.cell.width, first.cell.height],
+        "cell_origin": [first.cell_origin[0] - first.extent.x, first.cell_origin[1] - first.extent.y],
+        "halo_px": first.layout.halo_px,
+        "overlap_px": first.layout.overlap_px,
+        "kept_px": sum(plan.kept_px for plan in kept),
+        "window_px": sum(plan.window_px for plan in worked),
+    }
+
+
+def _position_um(job: Job) -> tuple[float, float]:
+    """Where the output's corner lies on the slide, from the corner of its level 0."""
+    grid, extent, mpp = job.scene.grid, job.plan.extent, job.slide.info.mpp or (math.nan, math.nan)
+    x, y = (
+        (origin + start * step) * um
+        for origin, start, step, um in zip(grid.level0_origin, (extent.x, extent.y), grid.downsample, mpp, strict=True)
+    )
+    return x, y
+
+
+def make_report(job: Job, name: str, written: PyramidReport, work: Work) -> TranslateReport:
+    """The facts of a finished translation."""
+    plan, warnings = job.plan, job.warnings + work.warnings
+    if work.unreadable:
+        warnings += (f"{work.unreadable} places could not be read and were taken for glass",)
+    return TranslateReport(
+        source=job.slide.info.described(),
+        model=describe_model(job.generator),
+        options=options_for_report(job.options),
+        output_name=name,
+        output_size=plan.extent.size,
+        output_mpp=job.scene.grid.mpp,
+        output_levels=written.levels,
+        output_bytes=written.file_bytes,
+        extent=plan.extent,
+        position_um=_position_um(job),
+        tissue_share=plan.tissue_px / plan.extent.area_px,
+        glass=job.scene.mask.glass,
+        fill=job.fill,
+        plan={**work.plan, "tissue_px": round(plan.tissue_px)},
+        device=job.machine.device,
+        precision=job.machine.precision,
+        blend=job.blend,
+        seams=work.seams,
+        seconds={**job.seconds, "run": work.run_s, "generator": work.generator_s},
+        mpx_per_s=work.plan["kept_px"] / 1e6 / work.run_s,
+        unreadable_regions=work.unreadable,
+        warnings=warnings,
+        versions=versions(),
+        fingerprint=fingerprint(job.identity),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def write_extras(job: Job, path: Path, report: TranslateReport, progress: ProgressCallback = silent) -> None:
+    """Write what lies beside a finished output: its report, and the preview if one is wanted.
+
+    Raises
+    ------
+    OutputError
+        If one of them cannot be written; the output is complete all the same.
+    """
+    write_report(report_path(path), report)
+    if job.options.preview is None:
+        return
+    progress(Progress("drawing the preview"))
+    try:
+        write_preview(job.options.preview, path, job)
+    except OSError as error:
+        raise OutputError(
+            f"{job.options.preview}: the preview cannot be written ({error}); the virtual slide {path} is complete"
+        ) from error
