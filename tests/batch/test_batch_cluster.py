@@ -28,8 +28,6 @@ from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.errors import BatchError
 from wsi2ihc.pyramid.reading import read_level
 
-pytestmark = pytest.mark.skip(reason="the Dask engine is in progress")
-
 
 @pytest.fixture(scope="module")
 def two_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
@@ -178,13 +176,13 @@ def test_nobody_to_work_is_told_in_time(no_gpu: DaskProcesses, tmp_path: Path) -
 def test_workers_that_are_not_fit_are_named(
     no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".wsi2ihc-batch").mkdir()
+    touch = Path.touch
     with monkeypatch.context() as patch:
         patch.setattr(roster, "versions", lambda: {"wsi2ihc": "99"})
         with pytest.raises(BatchError, match=r"worker plain has wsi2ihc .*, and this is 99; install the same"):
             DaskEngine(tmp_path, "cpu", BatchOptions(), scheduler=str(no_gpu.file))
     with monkeypatch.context() as patch:
-        patch.setattr(cluster.Path, "touch", lambda *_, **__: None)
+        patch.setattr(cluster.Path, "touch", lambda path, **_: None if path.name.startswith(".wsi") else touch(path))
         with pytest.raises(BatchError, match="does not see the output folder"):
             DaskEngine(tmp_path, "cpu", BatchOptions(), scheduler=str(no_gpu.file))
 
@@ -197,7 +195,6 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_in_a_hurry")
 def test_a_scheduler_that_is_not_there_is_told(tmp_path: Path) -> None:
-    (tmp_path / ".wsi2ihc-batch").mkdir()
     (tmp_path / "not.json").write_text("[]")
     for scheduler, message in {
         "tcp://127.0.0.1:9": "there is no Dask scheduler at tcp://127.0.0.1:9",

@@ -20,8 +20,6 @@ from make_batch import write_slides
 from wsi2ihc.batch.slurm import job_settings, seconds_of
 from wsi2ihc.errors import BatchError
 
-pytestmark = pytest.mark.skip(reason="the Dask engine is in progress")
-
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[FakeSlurm]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BatchError
 from ..generator.registry import list_models
+from .checking import check_folder
 from .connecting import address_of, connected, prepare_dask
 from .events import Began, Done, Event, Failed, Returned, from_line
 from .options import BatchOptions
@@ -86,6 +87,7 @@ class DaskEngine:
         self._client: Client | None = None
         self._probe = folder / DONE_FOLDER / f".{self._batch.name}"
         prepare_dask()
+        check_folder(folder)
         try:
             self._probe.touch()
             if slurm:
