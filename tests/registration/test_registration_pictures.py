@@ -161,6 +161,27 @@ def test_patches_are_outlined_in_the_colour_of_their_reason() -> None:
     assert not close(foot, REASONS["pen"], 0).any()
 
 
+@pytest.mark.parametrize("tissue", [(225, 140, 185), (150, 90, 160), (190, 60, 110), (245, 243, 244)])
+def test_patches_differ_from_tissue_and_from_each_other(tissue: tuple[int, int, int]) -> None:
+    overview = np.full((100, 100, 3), tissue, np.uint8)
+    inside = [
+        kept_and_rejected(overview, 1.0, [PatchMark(10, 10, 80, reason)])[50, 50].astype(int)
+        for reason in ("", *REASONS)
+    ]
+    for number, colour in enumerate([np.array(tissue), *inside]):
+        for other in inside[number:]:
+            assert np.linalg.norm(colour - other) > 20
+
+
+def test_a_scale_in_micrometres() -> None:
+    overview = np.full((60, 600, 3), 255, np.uint8)
+    foot = kept_and_rejected(overview, 1.0, [])[60:, 500:]
+    with_u = (foot < 128).any(axis=-1)
+    assert with_u.any()
+    # the stem of µ reaches further down than any digit or m
+    assert 3 <= np.flatnonzero(with_u.any(axis=1)).max() - np.flatnonzero(with_u[:, -20:].any(axis=1)).max() <= 6
+
+
 @pytest.mark.parametrize("side_um", [1, 10, 40])
 def test_patches_too_small_for_an_outline_still_show(side_um: float) -> None:
     overview = np.full((100, 100, 3), 255, np.uint8)

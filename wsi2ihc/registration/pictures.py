@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from ..arrays import RGB, WHITE, RGBImage
 from ..slide import Slide
+from .captions import TEXT_PX, swatch, with_foot
 from .transform import FloatArray, SlideFrame, Transform, frame_of, identity, moving_grid
 from .warping import read_warped
 
@@ -26,20 +26,21 @@ CELLS = 12
 GRID_LINES = 24
 """Along the longer side of a picture of the deformation."""
 
-INK: RGB = (40, 40, 40)
-KEPT: RGB = (0, 130, 60)
+KEPT: RGB = (0, 140, 50)
 REASONS: dict[str, RGB] = {
-    "tissue": (120, 120, 120),
-    "outside": (40, 40, 40),
-    "residual": (200, 30, 30),
-    "correlation": (230, 110, 0),
-    "blur": (20, 90, 220),
-    "fold": (150, 0, 170),
-    "pen": (0, 150, 190),
+    "tissue": (170, 170, 170),
+    "outside": (20, 20, 20),
+    "residual": (255, 215, 0),
+    "correlation": (240, 110, 0),
+    "blur": (0, 70, 255),
+    "fold": (120, 60, 0),
+    "pen": (0, 210, 225),
 }
-OTHER_REASON: RGB = (190, 150, 0)
+"""None of them is a red or a purple: the tissue is."""
 
-_MARGIN_PX, _LINE_PX, _TEXT_PX = 10, 24, 16
+OTHER_REASON: RGB = (150, 230, 0)
+TINT = 0.3
+"""How much of its colour a patch gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def checkerboard(
     odd = (row // side_px + column // side_px) % 2 == 1
     board[odd] = other[odd]
     what = "as the slides lie" if transform is None else "after registration"
-    return _with_foot(board, [(f"{fixed.info.name} and {moving.info.name} in turn, {what}", None)], mpp)
+    return with_foot(board, [(f"{fixed.info.name} and {moving.info.name} in turn, {what}", None)], mpp)
 
 
 def deformation_picture(transform: Transform, overview: RGBImage, mpp: float) -> RGBImage:
@@ -117,7 +118,7 @@ def deformation_picture(transform: Transform, overview: RGBImage, mpp: float) ->
     rows, columns = overview.shape[:2]
     grey = cv2.cvtColor(cv2.cvtColor(overview, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if transform.field is None:
-        return _with_foot(np.asarray(grey, np.uint8), [("no local displacement: the transform is affine", None)], mpp)
+        return with_foot(np.asarray(grey, np.uint8), [("no local displacement: the transform is affine", None)], mpp)
     displaced_um = _displacement(transform, rows, columns, mpp)
     length_um = np.linalg.norm(displaced_um, axis=-1)
     top_um = max(float(length_um.max()), 1e-3)
@@ -126,10 +127,10 @@ def deformation_picture(transform: Transform, overview: RGBImage, mpp: float) ->
     spacing_px = max(8, round(max(rows, columns) / GRID_LINES))
     factor = max(1, int(0.75 * spacing_px * mpp / top_um))
     _draw_grid(image, displaced_um * (factor / mpp), spacing_px)
-    bar = _coloured(np.linspace(0, 1, 160)[None].repeat(_TEXT_PX, axis=0))
+    bar = _coloured(np.linspace(0, 1, 160)[None].repeat(TEXT_PX, axis=0))
     enlarged = "as it is" if factor == 1 else f"{factor} times as large"
-    text = f"0 to {top_um:.3g} um of local displacement; the grid shows it {enlarged}"
-    return _with_foot(image, [(text, bar)], mpp)
+    text = f"0 to {top_um:.3g} µm of local displacement; the grid shows it {enlarged}"
+    return with_foot(image, [(text, bar)], mpp)
 
 
 def kept_and_rejected(overview: RGBImage, mpp: float, patches: Sequence[PatchMark]) -> RGBImage:
@@ -149,7 +150,7 @@ def kept_and_rejected(overview: RGBImage, mpp: float, patches: Sequence[PatchMar
     marks = [(_corners(patch, mpp), _colour_of(patch.reason)) for patch in sorted(patches, key=lambda p: not p.reason)]
     for (left, top, right, bottom), colour in marks:
         cv2.rectangle(tinted, (left, top), (right, bottom), colour, cv2.FILLED)
-    image = np.asarray(cv2.addWeighted(image, 0.78, tinted, 0.22, 0), np.uint8)
+    image = np.asarray(cv2.addWeighted(image, 1 - TINT, tinted, TINT, 0), np.uint8)
     for (left, top, right, bottom), colour in marks:
         width = 2 if right - left >= 16 else 1
         if right - left >= 5:
@@ -158,11 +159,11 @@ def kept_and_rejected(overview: RGBImage, mpp: float, patches: Sequence[PatchMar
     counts = Counter(patch.reason for patch in patches)
     order = ["", *REASONS, *sorted(set(counts) - {"", *REASONS})]
     legend = [
-        (f"{counts[reason]:,} {f'rejected: {reason}' if reason else 'kept'}", _swatch(_colour_of(reason)))
+        (f"{counts[reason]:,} {f'rejected: {reason}' if reason else 'kept'}", swatch(_colour_of(reason)))
         for reason in order
         if counts[reason] or not reason
     ]
-    return _with_foot(image, legend, mpp)
+    return with_foot(image, legend, mpp)
 
 
 def _grid(frame: SlideFrame, mpp: float) -> tuple[FloatArray, FloatArray]:
@@ -208,65 +209,3 @@ def _corners(patch: PatchMark, mpp: float) -> tuple[int, int, int, int]:
 
 def _colour_of(reason: str) -> RGB:
     return REASONS.get(reason, OTHER_REASON) if reason else KEPT
-
-
-def _swatch(colour: RGB) -> RGBImage:
-    return np.full((_TEXT_PX, _TEXT_PX, 3), colour, np.uint8)
-
-
-def _with_foot(image: RGBImage, entries: Sequence[tuple[str, RGBImage | None]], mpp: float) -> RGBImage:
-    """The image with lines of text below, each with a sample of colour before it or none, and a scale bar."""
-    font = ImageFont.load_default(_TEXT_PX)  # it has no µ
-    bar_um = _round_length(image.shape[1] * mpp / 5)
-    bar_px = max(1, round(bar_um / mpp))
-    bar_text = f"{bar_um / 1000:g} mm" if bar_um >= 1000 else f"{bar_um:g} um"
-    room_px = image.shape[1] - 3 * _MARGIN_PX - bar_px
-    places, lines = _flowed([_entry_width(text, sample, font) for text, sample in entries], room_px)
-    height = image.shape[0] + 2 * _MARGIN_PX + max(lines, 2) * _LINE_PX
-    canvas = Image.new("RGB", (image.shape[1], height), WHITE)
-    canvas.paste(Image.fromarray(image), (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    top = image.shape[0] + _MARGIN_PX
-    for (text, sample), (x, line) in zip(entries, places, strict=True):
-        left = _MARGIN_PX + x
-        if sample is not None:
-            canvas.paste(Image.fromarray(sample), (left, top + line * _LINE_PX + (_LINE_PX - _TEXT_PX) // 2))
-            left += sample.shape[1] + 6
-        shown = _shortened(text, max(room_px - (left - _MARGIN_PX), 1), font)
-        draw.text((left, top + line * _LINE_PX + _LINE_PX // 2), shown, fill=INK, font=font, anchor="lm")
-    right = image.shape[1] - _MARGIN_PX
-    draw.rectangle((right - bar_px, top + 4, right, top + 9), fill=INK)
-    draw.text((right, top + _LINE_PX + _LINE_PX // 2 - 4), bar_text, fill=INK, font=font, anchor="rm")
-    return np.array(canvas, dtype=np.uint8)
-
-
-def _entry_width(text: str, sample: RGBImage | None, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    return math.ceil(font.getlength(text)) + (0 if sample is None else sample.shape[1] + 6)
-
-
-def _flowed(widths_px: Sequence[int], room_px: int) -> tuple[list[tuple[int, int]], int]:
-    """Entries side by side, in as many lines as they need: (x, line) of each, and the number of lines."""
-    places: list[tuple[int, int]] = []
-    x, line = 0, 0
-    for width in widths_px:
-        if x and x + width > room_px:
-            x, line = 0, line + 1
-        places.append((x, line))
-        x += width + 24
-    return places, line + 1
-
-
-def _round_length(um: float) -> float:
-    """The greatest of 1, 2, 5, 10, 20, … µm that is not longer."""
-    power = 10.0 ** math.floor(math.log10(um))
-    return max(step * power for step in (1, 2, 5) if step * power <= um * (1 + 1e-9))
-
-
-def _shortened(text: str, room_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, or as much of its two ends as fits."""
-    shorter = text
-    for kept in range(len(text) - 1, 0, -1):
-        if font.getlength(shorter) <= room_px:
-            break
-        shorter = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
-    return shorter
