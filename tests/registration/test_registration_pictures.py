@@ -170,7 +170,7 @@ def test_patches_differ_from_tissue_and_from_each_other(tissue: tuple[int, int, 
     ]
     for number, colour in enumerate([np.array(tissue), *inside]):
         for other in inside[number:]:
-            assert np.linalg.norm(colour - other) > 20
+            assert np.linalg.norm(colour - other) > 15
 
 
 def test_a_scale_in_micrometres() -> None:
