@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -61,14 +61,14 @@ class Batch:
     """
 
     name: str
-    folder: Path
+    folder: Path = field(repr=False)
     device: str
     options: BatchOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """A slide for a worker.
+    """A slide for a worker. Workers may log what they were given, so paths are not part of its text.
 
     key:       of the submission; never used again
     process:   for which it is meant, see `PROCESS`
@@ -79,7 +79,7 @@ class Errand:
 
     key: str
     process: str
-    task: Mapping[str, Any]
+    task: Mapping[str, Any] = field(repr=False)
     is_alone: bool
     batch: Batch
 
