@@ -15,6 +15,7 @@ from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.training.pairing.filters import Limits
 from wsi2ihc.training.pairing.options import PairsOptions
+from wsi2ihc.training.pairing.words import counted, pairs_of_slides
 
 if TYPE_CHECKING:
     from wsi2ihc.training.pairing.checking import CheckReport
@@ -43,7 +44,7 @@ def command(
     one the slides are registered). DATASET is what `wsi2ihc train` takes. Run the same again to go on after an
     interruption, or to try again what failed.
 
-    Exit code 3: some pairs failed, the others are in DATASET.
+    Exit code 3: some pairs failed, the others are in DATASET; 1: all failed.
     """
     set_up_logging(verbose, quiet)
     if check is not None:
@@ -74,7 +75,7 @@ def _check(dataset: Path, *, json: bool, quiet: bool) -> int:
     finally:
         bar.close()
     if json:
-        echo_json({"patches": report.patches, "problems": report.problems})
+        echo_json({"patches": report.patches, "problems": report.problems, "advice": report.advice})
     else:
         _tell_check(dataset, report, quiet=quiet)
     return 1 if report.problems else 0
@@ -83,8 +84,10 @@ def _check(dataset: Path, *, json: bool, quiet: bool) -> int:
 def _tell_check(dataset: Path, report: CheckReport, *, quiet: bool) -> None:
     for problem in report.shown():
         click.echo(f"Error: {problem}", err=True)
+    for advice in report.advice if not quiet else ():
+        click.echo(f"To mend it: {advice}", err=True)
     if not quiet and not report.problems:
-        click.echo(f"{dataset}: {report.patches:,} pairs, nothing wrong")
+        click.echo(f"{dataset}: {counted(report.patches, 'pair')}, nothing wrong")
 
 
 def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
@@ -99,7 +102,7 @@ def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool
         echo_json(preview.to_json())
     elif not quiet:
         click.echo(_describe(preview))
-    return _tell_failures(preview.failed)
+    return _tell_failures(preview.failed, some=bool(preview.slides))
 
 
 def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
@@ -119,22 +122,25 @@ def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, 
         echo_json(report.to_json())
     elif not quiet:
         click.echo(summary(report, dataset))
-    return _tell_failures(report.failed)
+    return _tell_failures(report.failed, some=bool(report.slides))
 
 
-def _tell_failures(failed: Sequence[FailedPair]) -> int:
+def _tell_failures(failed: Sequence[FailedPair], *, some: bool) -> int:
+    """Tell of the rows that failed; the exit code, given whether there are ``some`` that did not."""
     for failure in failed:
         click.echo(f"Error: {failure}", err=True)
-    return EXIT_SOME_FAILED if failed else 0
+    return (EXIT_SOME_FAILED if some else 1) if failed else 0
 
 
 def _describe(preview: Preview) -> str:
     """The dry run: who goes where."""
-    lines = [f"{len(preview.slides)} pairs of slides can be used"]
+    lines = [f"{pairs_of_slides(len(preview.slides))} can be used"]
     for role, own in _by_role(preview.slides).items():
         patients = len({slide.patient for slide in own})
         done = sum(not slide.is_new for slide in own)
-        lines.append(f"  {role}: {len(own)} of {patients} patients{_levels(own)}{f', {done} done' if done else ''}")
+        lines.append(
+            f"  {role}: {len(own)} of {counted(patients, 'patient')}{_levels(own)}{f', {done} done' if done else ''}"
+        )
         lines.append(f"    {', '.join(slide.slide for slide in own)}")
     return "\n".join([*lines, *(f"  note: {warning}" for warning in preview.warnings)])
 
@@ -155,26 +161,36 @@ def _levels(slides: Sequence[SlideTally]) -> str:
 
 def summary(report: BuildReport, dataset: Path) -> str:
     """What is in the data set, what was left out and why, and what to do next."""
+    notes = [f"  note: {warning}" for warning in report.warnings]
+    if not report.slides:
+        return "\n".join([f"{dataset}: no pair of slides can be used", *notes])
     if report.unchanged:
-        return f"{dataset}: complete already, {report.kept:,} pairs; nothing was done"
+        same = f"{dataset}: complete already, {counted(report.kept, 'pair')}; nothing was done"
+        return "\n".join([same, *notes])
     new = [slide for slide in report.slides if slide.is_new]
     lines = [
-        f"{dataset}: {report.kept:,} pairs of patches from {len(report.slides)} pairs of slides, {len(new)} of them "
-        f"cut now, in {duration(report.seconds)}"
+        f"{dataset}: {counted(report.kept, 'pair')} of patches from {pairs_of_slides(len(report.slides))}, "
+        f"{len(new)} of them cut now, in {duration(report.seconds)}"
     ]
     for split, counts in report.counts.items():
         levels = ", ".join(f"{level}: {number:,}" for level, number in counts.get("her2", {}).items())
-        lines.append(
-            f"  {split:8} {counts['pairs']:,} pairs, {counts['slides']} slides, {counts['patients']} patients"
-            + (f" (HER2 {levels})" if levels else "")
-        )
-    lines += _rejection_table(report)
-    lines += [f"  note: {warning}" for warning in report.warnings]
+        amounts = ", ".join(counted(counts[f"{noun}s"], noun) for noun in ("pair", "slide", "patient"))
+        lines.append(f"  {split:8} {amounts}" + (f" (HER2 {levels})" if levels else ""))
+    lines += [*_rejection_table(report), *notes]
     if report.failed:
-        lines.append(f"  {len(report.failed)} pairs of slides failed; mend them and run the same again")
-    if "train" in report.counts:
-        lines.append(f"  next: wsi2ihc train {dataset} --out RUN")
-    return "\n".join(lines)
+        lines.append(f"  {pairs_of_slides(len(report.failed))} failed; mend them and run the same again")
+    return "\n".join([*lines, f"  {_next_step(report, dataset)}"])
+
+
+def _next_step(report: BuildReport, dataset: Path) -> str:
+    """Training, where it would take the data set; else what that lacks."""
+    lacking = [what for split, what in (("train", "training"), ("val", "validation")) if split not in report.counts]
+    if not lacking:
+        return f"next: wsi2ihc train {dataset} --out RUN"
+    return (
+        f"not ready for wsi2ihc train: no patches for {' and '.join(lacking)}; add slides of more patients, or give "
+        "patients a split in the manifest"
+    )
 
 
 def _rejection_table(report: BuildReport) -> list[str]:

@@ -40,7 +40,7 @@ def test_a_data_set_is_made_checked_and_left_alone(
     code, out, err = run(capsys, manifest, folder, *SMALL, "--stain", "HER2", "--licence", "CC0")
     assert code == 0
     assert "8 pairs of patches from 2 pairs of slides, 2 of them cut now" in out
-    assert "train    4 pairs, 1 slides, 1 patients (HER2 0: 4)" in out
+    assert "train    4 pairs, 1 slide, 1 patient (HER2 0: 4)" in out
     assert f"next: wsi2ihc train {folder}" in out
     assert "cutting pairs of slides" in err
     assert "\r" not in err  # no redrawing where there is no terminal
@@ -79,12 +79,15 @@ def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.
     folder = tmp_path / "data"
     code, out, err = run(capsys, strangers, folder, *SMALL, "--spacing-um", "100")
     assert code == 3
-    assert "4 pairs of patches from 1 pairs of slides" in out
+    assert "4 pairs of patches from 1 pair of slides" in out
     (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
     assert "row 3 (S9): glass.tif could not be registered to he1.tif: no tissue was found on the IHC slide" in line
-    assert line.endswith("see slides/S9/before.png")
-    assert {path.name for path in (folder / "slides" / "S9").iterdir()} == {"before.png", "registration.json"}
-    facts = json.loads((folder / "slides" / "S9" / "registration.json").read_text())
+    assert line.endswith("see slides/S9/attempt/before.png")
+    assert {path.name for path in (folder / "slides" / "S9" / "attempt").iterdir()} == {
+        "before.png",
+        "registration.json",
+    }
+    facts = json.loads((folder / "slides" / "S9" / "attempt" / "registration.json").read_text())
     assert (facts["status"], facts["options"]["spacing_um"]) == ("failed", 100)
     assert len(list((folder / "HE" / "train").glob("*.png"))) == 4
     assert run(capsys, "--check", folder)[0] == 0
@@ -95,11 +98,17 @@ def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.
 def test_all_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = write_manifest(slides / "worse.csv", [row(0, ihc_path="lost.tif")])
     code, out, err = run(capsys, bad, tmp_path / "data", *SMALL)
-    assert code == 3
-    assert "1 pairs of slides failed" in out
-    assert "next:" not in out
-    assert "note: no patient" not in out  # there are no patches at all
+    assert code == 1
+    assert out == f"{tmp_path / 'data'}: no pair of slides can be used\n"
     assert "row 2 (S0)" in err
+    assert run(capsys, bad, tmp_path / "data", *SMALL, "--dry-run")[0] == 1
+
+
+def test_what_is_next(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = write_manifest(slides / "alone.csv", [row(0, split="train")])
+    code, out, _ = run(capsys, alone, tmp_path / "data", *SMALL)
+    assert (code, "next:" in out) == (0, False)
+    assert "not ready for wsi2ihc train: no patches for validation; add slides" in out
 
 
 def test_side_by_side(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,12 +120,14 @@ def test_side_by_side(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_dry_run(slides: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(tmp_path.iterdir())
-    code, out, _ = run(capsys, manifest, tmp_path / "data", "--dry-run")
+    code, out, err = run(capsys, manifest, tmp_path / "data", "--dry-run", *SMALL)
     assert code == 0
+    assert "looking at pairs of slides" in err
+    assert "cutting" not in err
     assert "2 pairs of slides can be used" in out
-    assert "train: 1 of 1 patients (HER2 0: 1)" in out
+    assert "train: 1 of 1 patient (HER2 0: 1)" in out
     bad = write_manifest(slides / "dry.csv", [row(0), row(1, ihc_path="manifest.csv")])
-    code, out, err = run(capsys, bad, tmp_path / "data", "--dry-run", "--json")
+    code, out, err = run(capsys, bad, tmp_path / "data", "--dry-run", "--json", *SMALL)
     assert code == 3
     assert [slide["slide"] for slide in json.loads(out)["slides"]] == ["S0"]
     assert "row 3 (S1): manifest.csv" in err

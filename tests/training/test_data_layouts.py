@@ -306,7 +306,7 @@ def test_bad_table(tmp_path: Path, change: dict[str, str], message: str) -> None
         (b"he;ihc;mpp\na;b;0,46\n", "pairs.csv are separated by semicolons; separate them by commas"),
         (b"he\tihc\na\tb\n", "pairs.csv are separated by tabs; separate them by commas"),
         (b"he,ihc,he\na,b,c\n", "pairs.csv has the column 'he' twice"),
-        (b"he,ihc\n\xff,b\n", "pairs.csv cannot be read as a CSV file in UTF-8"),
+        (b"he,ihc\n\xff,b\n", "pairs.csv is no text in UTF-8; save it as UTF-8"),
     ],
 )
 def test_bad_csv(tmp_path: Path, content: bytes, message: str) -> None:

@@ -76,8 +76,14 @@ def read_lines(path: Path) -> Table:
             begin = reader.line_num + 1
     except FileNotFoundError as error:
         raise DatasetError(f"there is no table {path}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} cannot be read as a CSV file in UTF-8 ({error!s:.80})") from error
+    except IsADirectoryError as error:
+        raise DatasetError(f"{path} is a folder; name a CSV file") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is no text in UTF-8; save it as UTF-8 (spreadsheets: as CSV UTF-8)") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror or error!s:.80})") from error
+    except csv.Error as error:
+        raise DatasetError(f"{path} cannot be read as a CSV file ({error!s:.80})") from error
     (_, head), *rows = [line for line in lines if any(line[1])] or [(1, [])]
     _check_separator(path, head)
     if not rows:

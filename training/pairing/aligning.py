@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from wsi2ihc.progress import ProgressCallback
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.landmarks import (
     MatchedLandmarks,
+    contradiction,
     diagonal_um,
     landmark_errors,
     match_landmarks,
@@ -23,7 +24,7 @@ from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.registration.registering import register
 from wsi2ihc.registration.report import report_of
 from wsi2ihc.registration.transform import Transform, frame_of, identity
-from wsi2ihc.registration.warp_plan import check_slide
+from wsi2ihc.registration.warp_plan import check_slide, doubt_of_slide
 from wsi2ihc.slide import Slide
 
 from .cells import IDENTITY
@@ -69,6 +70,13 @@ def given_transform(pair: SlidePair, he: Slide, ihc: Slide) -> Transform | None:
     return dataclasses.replace(loaded, fixed=frame_of(he.info), moving=frame_of(ihc.info))
 
 
+def slide_doubts(pair: SlidePair, he: Slide, ihc: Slide) -> Iterator[str]:
+    """Whether a saved transform may be that of other slides, as far as `given_transform` cannot tell."""
+    if isinstance(pair.transform, Path):
+        loaded = load_transform(pair.transform)
+        yield from filter(None, (doubt_of_slide(loaded.fixed, he.info), doubt_of_slide(loaded.moving, ihc.info)))
+
+
 def landmarks_of(pair: SlidePair, he: Slide, ihc: Slide) -> MatchedLandmarks | None:
     """The landmarks that both slides have; None if the manifest names none.
 
@@ -107,14 +115,17 @@ def as_given(pair: SlidePair, transform: Transform, landmarks: MatchedLandmarks 
         "fixed": transform.fixed and dataclasses.asdict(transform.fixed),
         "moving": transform.moving and dataclasses.asdict(transform.moving),
         "landmarks": None,
+        "warnings": [],
     }
     if landmarks is not None and transform.moving is not None:
         length_um = diagonal_um(transform.moving)
+        before, after = (landmark_errors(one, landmarks, length_um) for one in (identity(), transform))
         facts["landmarks"] = {
             "pairs": len(landmarks.ids),
             "unmatched_fixed": landmarks.unmatched_fixed,
             "unmatched_moving": landmarks.unmatched_moving,
-            "before": dataclasses.asdict(landmark_errors(identity(), landmarks, length_um)),
-            "after": dataclasses.asdict(landmark_errors(transform, landmarks, length_um)),
+            "before": dataclasses.asdict(before),
+            "after": dataclasses.asdict(after),
         }
+        facts["warnings"] += filter(None, [contradiction(before, after, None)])
     return Alignment(transform, "", facts)

@@ -17,17 +17,23 @@ from wsi2ihc.runtime import versions
 
 from ..data.table import STATEMENT_NAME
 from .anonymous import Folders
+from .doubts import Slides, dataset_doubts, gone, left_out, manifest_doubts, unreached
+from .fingerprints import fingerprint_of, row_print_of
+from .jobs import SlideJob
+from .looking import look_at_pair
 from .manifest import Manifest, RowProblem, SlidePair, read_manifest
 from .numbering import place_patches
-from .one_slide import SlideJob, look_at_pair, make_pair_patches
+from .one_slide import make_pair_patches
 from .options import PairsOptions
-from .places import SPLIT_NAMES, staging_folder
-from .records import RECORD_NAME, SlideRecord, read_record
-from .running import run_jobs
+from .places import SPLIT_NAMES, attempt_folder, staging_folder
+from .records import SlideRecord, read_record
+from .running import Outcome, run_jobs
+from .same_files import same_slides
 from .splitting import Splits, assign_splits, split_warnings
-from .store import PairsStore, fingerprint_of, open_store
+from .store import PairsStore, open_store
 from .summary import BuildReport, FailedPair, Preview, SlideTally
-from .table import Statement, rejections
+from .table import Statement
+from .words import patches
 
 
 def build_pairs(
@@ -72,34 +78,36 @@ def build_pairs(
     """
     options = options or PairsOptions()
     started = time.perf_counter()
-    table = read_manifest(manifest)
+    table = _read(manifest)
     splits = assign_splits(table.members, options.shares, options.seed)
     with open_store(folder, options.of_patches) as store:
-        before = _time_of(folder / STATEMENT_NAME)
+        before, was = _time_of(folder / STATEMENT_NAME), store.placed_patches
         found = _find_work(store, table, options)
-        for slide in found.complete:  # its child may have been killed right after the record
-            (store.slide_folder(slide) / LOCK).unlink(missing_ok=True)
-        ended = run_jobs(make_pair_patches, found.jobs, options.workers, progress)
+        for slide in found.complete:
+            store.settle(slide)
+        ended = run_jobs(make_pair_patches, found.jobs, options.workers, progress, "cutting pairs of slides")
         failed = _failures(table, found, ended)
         for failure in failed:
             _clear(store, failure.slide)
-        slides = [(pair, record) for pair in table.rows if (record := _record(store, pair, found, failed))]
-        progress(Progress("writing the tables"))
-        facts = place_patches(store, slides, splits.roles, _statement(table, options, failed))
+        slides = _in_it(store, table, found, failed)
+        facts: Mapping[str, Mapping[str, object]] = {}
+        if slides:
+            progress(Progress("writing the tables"))
+            facts = place_patches(store, slides, splits.roles, _statement(folder, table, options, failed))
         is_unchanged = not found.jobs and _time_of(folder / STATEMENT_NAME) == before
-        warnings = (*_doubts(splits, slides, options), *_ignored(table))
         report = BuildReport(
             dataset=folder.resolve().name,
             manifest=table.path.name,
             slides=tuple(_tally(pair, record, splits, found) for pair, record in slides),
             failed=failed,
-            counts=facts["counts"],
-            rejected=facts["rejected"],
-            warnings=warnings,
+            counts=facts.get("counts", {}),
+            rejected=facts.get("rejected", {}),
+            warnings=tuple(_warnings(store, table, splits, slides, options, found, failed, was)),
         )
-    if not report.kept and not failed:
+    if slides and not report.kept and not failed:
+        reasons = left_out(record for _, record in slides)
         raise DatasetError(
-            f"no patch was kept ({_reasons(slides)}); look at {folder / 'rejected.csv'}, and relax what is too strict"
+            f"no patch was kept ({reasons}); look at {folder / 'rejected.csv'}, and relax what is too strict"
         )
     return dataclasses.replace(report, unchanged=is_unchanged, seconds=time.perf_counter() - started)
 
@@ -119,29 +127,59 @@ def preview_pairs(
         If an option is impossible.
     """
     options = options or PairsOptions()
-    table = read_manifest(manifest)
+    table = _read(manifest)
     splits = assign_splits(table.members, options.shares, options.seed)
     found = _find_work(PairsStore(folder, options.of_patches), table, options)
-    failed = _failures(table, found, run_jobs(look_at_pair, found.jobs, options.workers, progress))
+    ended = run_jobs(look_at_pair, found.jobs, options.workers, progress, "looking at pairs of slides")
+    failed = _failures(table, found, ended)
     bad = {failure.slide for failure in failed}
-    good = [pair for pair in table.rows if pair.slide not in bad]
+    good = [pair for pair in _pairs(table, found) if pair.slide not in bad]
     tallies = tuple(_tally(pair, found.complete.get(pair.slide), splits, found) for pair in good)
-    return Preview(tallies, failed, (*split_warnings(splits, good, options.shares), *_ignored(table)))
+    notes = [f"{slide}: {note}" for slide, outcome in ended.items() if slide not in bad for note in outcome.notes]
+    doubts = (*split_warnings(splits, good, options.shares), *unreached(found.unreached), *manifest_doubts(table))
+    return Preview(tallies, failed, (*notes, *doubts))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """Which pairs are complete, by the slide's id; which have to be cut; and which cannot even be looked at."""
+    """What there is to do.
+
+    complete:  the records of pairs that need not be cut, by the slide's id
+    unreached: those among them whose files are not there now
+    jobs:      of the pairs that have to be cut
+    failed:    pairs that cannot even be looked at
+    """
 
     complete: Mapping[str, SlideRecord]
+    unreached: Sequence[str]
     jobs: Sequence[SlideJob]
     failed: Sequence[FailedPair]
 
 
+def _read(manifest: Path) -> Manifest:
+    """The manifest, less rows that share a file."""
+    table = read_manifest(manifest)
+    same = tuple(same_slides(table.rows))
+    bad = {problem.row for problem in same}
+    problems = sorted((*table.problems, *same), key=lambda problem: problem.row)
+    rows = tuple(pair for pair in table.rows if pair.row not in bad)
+    return dataclasses.replace(table, rows=rows, problems=tuple(problems))
+
+
 def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Found:
+    """What is complete, and what has to be done.
+
+    Patches of a row whose files are not there now stay in the data set, if they were cut from a row that said the same:
+    a disk that is missing for a day takes nothing from it, and leaves nobody with half of it.
+    """
     complete: dict[str, SlideRecord] = {}
     jobs: list[SlideJob] = []
     failed: list[FailedPair] = []
+    unreached_slides: list[str] = []
+    for pair in table.unreachable:
+        if record := store.kept_from(pair.slide, row_print_of(pair)):
+            complete[pair.slide] = record
+            unreached_slides.append(pair.slide)
     for pair in table.rows:
         try:
             fingerprint = fingerprint_of(pair)
@@ -152,43 +190,58 @@ def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Fo
             complete[pair.slide] = record
         else:
             jobs.append(SlideJob(pair, fingerprint, store.folder, options))
-    return _Found(complete, jobs, failed)
+    return _Found(complete, unreached_slides, jobs, failed)
 
 
-def _failures(table: Manifest, found: _Found, ended: Mapping[str, str]) -> tuple[FailedPair, ...]:
+def _pairs(table: Manifest, found: _Found) -> list[SlidePair]:
+    """The pairs that may be in the data set, in the manifest's order."""
+    kept = [pair for pair in table.unreachable if pair.slide in found.unreached]
+    return sorted((*table.rows, *kept), key=lambda pair: pair.row)
+
+
+def _failures(table: Manifest, found: _Found, ended: Mapping[str, Outcome]) -> tuple[FailedPair, ...]:
     """All rows that gave nothing, in the manifest's order."""
+    kept = {pair.row for pair in table.unreachable if pair.slide in found.unreached}
     problems: dict[int, list[RowProblem]] = defaultdict(list)
     for problem in table.problems:
-        problems[problem.row].append(problem)
+        if problem.row not in kept:
+            problems[problem.row].append(problem)
     failed = [
         FailedPair(row, own[0].slide, "; ".join(problem.message for problem in own)) for row, own in problems.items()
     ]
     failed += found.failed
     failed += [
-        FailedPair(job.pair.row, job.pair.slide, ended[job.pair.slide]) for job in found.jobs if ended[job.pair.slide]
+        FailedPair(job.pair.row, job.pair.slide, failure)
+        for job in found.jobs
+        if (failure := ended[job.pair.slide].failure)
     ]
     return tuple(sorted(failed, key=lambda failure: failure.row))
 
 
 def _clear(store: PairsStore, slide: str) -> None:
     """Remove the patches that a child has written which then failed. Its pictures stay: they may show why."""
-    folder = store.slide_folder(slide)
-    if not slide or (folder / RECORD_NAME).exists() or not folder.is_dir():
+    folder, attempt = store.slide_folder(slide), attempt_folder(store.folder, slide)
+    if not slide or not folder.is_dir():
         return
     (folder / LOCK).unlink(missing_ok=True)
-    shutil.rmtree(staging_folder(store.folder, slide), ignore_errors=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+    shutil.rmtree(attempt / staging_folder(store.folder, slide).name, ignore_errors=True)
+    for empty in (attempt, folder):
+        with contextlib.suppress(OSError):
+            empty.rmdir()
 
 
-def _record(store: PairsStore, pair: SlidePair, found: _Found, failed: Iterable[FailedPair]) -> SlideRecord | None:
-    """The record of a pair that is complete by now."""
-    if pair.slide in {failure.slide for failure in failed}:
-        return None
-    return found.complete.get(pair.slide) or read_record(store.slide_folder(pair.slide))
+def _in_it(store: PairsStore, table: Manifest, found: _Found, failed: Iterable[FailedPair]) -> Slides:
+    """The pairs that are complete by now, with their records, in the manifest's order."""
+    bad = {failure.slide for failure in failed}
+    records = (
+        (pair, found.complete.get(pair.slide) or read_record(store.slide_folder(pair.slide)))
+        for pair in _pairs(table, found)
+        if pair.slide not in bad
+    )
+    return [(pair, record) for pair, record in records if record is not None]
 
 
-def _statement(table: Manifest, options: PairsOptions, failed: Iterable[FailedPair]) -> Statement:
+def _statement(folder: Path, table: Manifest, options: PairsOptions, failed: Iterable[FailedPair]) -> Statement:
     """For ``dataset.json``: no times, no folders, and nothing that says how many cores there were."""
     folders = Folders.of(table)
     return Statement(
@@ -196,6 +249,7 @@ def _statement(table: Manifest, options: PairsOptions, failed: Iterable[FailedPa
         patch_px=options.patch_size,
         stain=options.stain,
         licence=options.licence,
+        name=options.name or folder.resolve().name,
         failed=tuple((failure.slide, folders.removed(f"row {failure.row}: {failure.message}")) for failure in failed),
         extra={
             "manifest": {"name": table.path.name, "sha256": table.sha256},
@@ -207,44 +261,28 @@ def _statement(table: Manifest, options: PairsOptions, failed: Iterable[FailedPa
     )
 
 
-def _doubts(splits: Splits, slides: Sequence[tuple[SlidePair, SlideRecord]], options: PairsOptions) -> Iterator[str]:
-    """What the slides that are complete leave to be desired, one sentence each."""
-    yield from split_warnings(splits, [pair for pair, record in slides if record.kept], options.shares)
-    for pair, record in slides:
-        if not record.kept:
-            reasons = _reasons([(pair, record)])
-            yield f"{pair.slide}: no patch was kept ({reasons}); see slides/{pair.slide}/patches.png"
-    yield from rejections(slides).warnings
-    now = versions()
-    if others := {pair.slide: was for pair, record in slides if (was := record.facts.get("versions", now)) != now}:
-        slide, was = next(iter(others.items()))
-        changed = ", ".join(f"{name} {was.get(name)}" for name in now if was.get(name) != now[name])
-        yield (
-            f"{len(others)} of {len(slides)} pairs of slides were cut by other versions ({slide}: {changed}); "
-            "to have all alike, make the data set anew in another folder"
-        )
+def _warnings(
+    store: PairsStore, table: Manifest, splits: Splits, slides: Slides, options: PairsOptions, found: _Found,
+    failed: Iterable[FailedPair], was: Counter[str],
+) -> Iterator[str]:  # fmt: skip
+    """Everything that people should know."""
+    if not slides:
+        if was:
+            yield f"no row of the manifest can be used: the data set stays as it was, with {patches(was.total())}"
+        return
+    yield from gone(was, {pair.slide for pair, _ in slides}, {failure.slide for failure in failed})
+    yield from unreached(found.unreached)
+    yield from dataset_doubts(store, splits, slides, options)
+    yield from manifest_doubts(table)
 
 
 def _tally(pair: SlidePair, record: SlideRecord | None, splits: Splits, found: _Found) -> SlideTally:
-    patches = record.patches if record else ()
-    kept = sum(not patch.rejected for patch in patches)
+    cut = record.patches if record else ()
+    kept = sum(not patch.rejected for patch in cut)
     is_new = pair.slide not in found.complete
     return SlideTally(
-        pair.slide, pair.patient, splits.roles[pair.slide], pair.her2, kept, len(patches) - kept, is_new
+        pair.slide, pair.patient, splits.roles[pair.slide], pair.her2, kept, len(cut) - kept, is_new
     )  # fmt: skip
-
-
-def _reasons(slides: Iterable[tuple[SlidePair, SlideRecord]]) -> str:
-    """How many patches were left out for what, in words."""
-    counts = Counter(patch.rejected for _, record in slides for patch in record.patches if patch.rejected)
-    listed = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
-    return f"left out: {listed}" if listed else "there was no place with tissue"
-
-
-def _ignored(table: Manifest) -> tuple[str, ...]:
-    if not table.ignored:
-        return ()
-    return (f"columns of the manifest that mean nothing here: {', '.join(table.ignored)}",)
 
 
 def _time_of(path: Path) -> int | None:

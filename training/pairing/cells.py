@@ -38,6 +38,17 @@ class BadCellError(ValueError):
     """A cell has no meaning; the message is one line for people."""
 
 
+class UnreachableError(BadCellError):
+    """What a cell names is not there at the moment; the cell may well be right.
+
+    path: what it names
+    """
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def patient(text: str) -> str:
     """The patient of a row."""
     if not text:
@@ -59,7 +70,7 @@ def slide_id(text: str) -> str:
 
 
 def file(folder: Path, text: str, what: str) -> Path:
-    """A file that is there; ``what`` it is, for people."""
+    """A file that is there (`UnreachableError` if it is not); ``what`` it is, for people."""
     if not text:
         raise BadCellError(f"no path of the {what}")
     if CONTROL.search(text):
@@ -70,8 +81,10 @@ def file(folder: Path, text: str, what: str) -> Path:
             return path
         found = path.exists()
     except (OSError, ValueError) as error:
-        raise BadCellError(f"the {what} {text!r:.200} cannot be looked at ({error!s:.80})") from error
-    raise BadCellError(f"the {what} {path} is {'no file' if found else 'not there'}; check the path")
+        raise UnreachableError(path, f"the {what} {text!r:.200} cannot be looked at ({error!s:.80})") from error
+    if found:
+        raise BadCellError(f"the {what} {path} is a folder or the like; name a file")
+    raise UnreachableError(path, f"the {what} {path} is not there; check the path")
 
 
 def level(text: str) -> str | None:
@@ -114,8 +127,8 @@ def role(text: str) -> Role | None:
     return ROLE_NAMES[text.lower()]
 
 
-def landmarks(folder: Path, row: Mapping[str, str]) -> tuple[Path, Path] | None:
-    """The two tables of landmarks, the H&E's first; None if a row has none."""
+def landmarks(row: Mapping[str, str]) -> tuple[str, str] | None:
+    """The names of the two tables of landmarks, the H&E's first; None if a row has none."""
     both = row["landmarks"]
     he, ihc = row["he_landmarks"], row["ihc_landmarks"]
     if both and (he or ihc):
@@ -131,11 +144,14 @@ def landmarks(folder: Path, row: Mapping[str, str]) -> tuple[Path, Path] | None:
         return None
     if not he or not ihc:
         raise BadCellError(f"landmarks are given of the {'H&E' if he else 'IHC'} alone; give both or none")
-    return file(folder, he, "table of H&E landmarks"), file(folder, ihc, "table of IHC landmarks")
+    return he, ihc
 
 
 def transform(folder: Path, text: str) -> Matrix | Path | None:
-    """Where a row says its H&E lies on its IHC; None for an empty cell. A saved transform is not loaded."""
+    """Where a row says its H&E lies on its IHC; None for an empty cell. A saved transform is not loaded.
+
+    Numbers are separated by blanks, commas or semicolons.
+    """
     if not text:
         return None
     if text.lower() == "identity":
@@ -146,13 +162,16 @@ def transform(folder: Path, text: str) -> Matrix | Path | None:
     except (OSError, ValueError):  # no path at all: too long, say
         found = is_folder = False
     if is_folder and not (path / "transform.json").is_file():
-        raise BadCellError(f"the transform {path} holds no transform.json; name the folder or the file of a saved one")
+        raise UnreachableError(
+            path, f"the transform {path} holds no transform.json; name the folder or the file of a saved one"
+        )
     if found:
         return path
     values = [_number(part) for part in re.split(r"[\s,;]+", text.strip("[]() "))]
     if all(map(math.isnan, values)):
-        raise BadCellError(
-            f"the transform {text!r:.80} is neither identity, nor six numbers, nor a saved transform that is there"
+        raise UnreachableError(
+            path,
+            f"the transform {text!r:.80} is neither identity, nor six numbers, nor a saved transform that is there",
         )
     return _matrix(text, values)
 

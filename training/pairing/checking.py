@@ -16,23 +16,37 @@ from wsi2ihc.errors import DatasetError, OptionError
 from wsi2ihc.geometry import Size
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 
-from ..data.files import is_image, read_lines
+from ..data.files import read_lines
 from ..data.images import THREADS, read_pair
 from ..data.layouts import find_pairs
 from ..data.pairs import ROLE_NAMES, Pair
 from ..data.table import STATEMENT_NAME, TABLE_NAME
+from .checking_store import is_ours, store_problems
 from .places import SPLIT_NAMES
 from .store import STORE_NAME
+from .strays import strays
 
 _SHOWN = 20
+
+_ADVICE = (
+    "the same `wsi2ihc pairs` again puts right what is gone or has another size; it cuts those slides anew, no others",
+    "a file that has changed and kept its size is cut anew once it has been removed; files that the data set does not "
+    "name are never removed, so move them away",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What `check_dataset` found: how many patches were looked at, and one line per problem."""
+    """What `check_dataset` found.
+
+    patches:  how many were looked at
+    problems: one line each
+    advice:   what to do about them, one line each; none without problems
+    """
 
     patches: int
     problems: tuple[str, ...]
+    advice: tuple[str, ...] = ()
 
     def shown(self, limit: int = _SHOWN) -> tuple[str, ...]:
         """The first problems, and how many more there are."""
@@ -55,8 +69,9 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
     Of a data set with a ``pairs.csv``: all files are there, are 8-bit RGB, can be decoded, have one size and the
     checksums of the table (where it has such); folders named after a split hold that split; no patient, slide or
     group is in two splits; there is no image that the table does not name; and the counts and
-    the side of the patches in ``dataset.json`` are right. Of other data sets that training can read: what of this
-    applies. Test patches are read as well.
+    the side of the patches in ``dataset.json`` are right. Of one that `build_pairs` has made, also: there is such a
+    table, and what is kept to go on with is whole (`checking_store`). Of other data sets that training can read: what
+    of this applies. Test patches are read as well.
 
     Parameters
     ----------
@@ -79,6 +94,9 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
         rows = list(_rows(folder, problems))
         problems += _twice(rows)
         problems += _strays(folder, rows)
+    elif is_ours(folder):
+        again = f"there is no {TABLE_NAME}: the data set is not complete; run the same `wsi2ihc pairs` again"
+        return CheckReport(0, (again,))
     else:
         try:
             rows = [_Row(str(pair.he), pair) for pair in find_pairs(folder).pairs]
@@ -89,7 +107,17 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
     statement = _statement(folder, problems)
     problems += _pixels(rows, statement.get("patch_px"), progress)
     problems += _miscounted(rows, statement)
-    return CheckReport(len(rows), tuple(problems))
+    if is_ours(folder):
+        problems += _of_store(folder)
+    return CheckReport(len(rows), tuple(problems), _ADVICE if problems and is_ours(folder) else ())
+
+
+def _of_store(folder: Path) -> Iterator[str]:
+    """What is wrong with the rest of a data set of our own: as its table names slides and files, there or not."""
+    lines = read_lines(folder / TABLE_NAME).rows
+    slides = {line["slide"] for line in lines if line.get("slide")}
+    files = {folder / line[stain] for line in lines for stain in ("he", "ihc") if line[stain]}
+    return store_problems(folder, slides, files)
 
 
 def _rows(folder: Path, problems: list[str]) -> Iterator[_Row]:
@@ -131,14 +159,11 @@ def _twice(rows: Iterable[_Row]) -> Iterator[str]:
 
 
 def _strays(folder: Path, rows: Iterable[_Row]) -> Iterator[str]:
-    """Images in the folders of the data set that no row names. Hidden files, and what is kept per slide, are not."""
+    """Images in the folders of the data set that no row names."""
     named = {file for row in rows for file in (row.pair.he, row.pair.ihc)}
     listed = {file.parent.relative_to(folder).parts[:1] for file in named if file.is_relative_to(folder)}
-    tops = {"HE", "IHC", *SPLIT_NAMES.values(), *(parts[0] for parts in listed if parts)}
-    for top in sorted(tops):
-        for path in sorted((folder / top).rglob("*")):
-            if path not in named and is_image(path.name) and path.is_file():
-                yield f"{path.relative_to(folder)} is not in {TABLE_NAME}"
+    for path in strays(folder, named, (parts[0] for parts in listed if parts)):
+        yield f"{path} is not in {TABLE_NAME}"
 
 
 def _misplaced(folder: Path, rows: Iterable[_Row]) -> Iterator[str]:

@@ -73,6 +73,7 @@ class CutPlan:
     shares:    how much of each is tissue of the H&E, 0 to 1
     he_mask, ihc_mask: the tissue of both slides, each in its own level-0 px
     thickness: from which density on tissue is a fold
+    proved:    whether registration has found the transform, and so put it to the proof
     """
 
     he: Slide
@@ -86,9 +87,10 @@ class CutPlan:
     he_mask: TissueMask
     ihc_mask: TissueMask
     thickness: Thickness
+    proved: bool = True
 
 
-def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions) -> CutPlan:
+def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions, *, proved: bool = True) -> CutPlan:
     """Find the tissue of both slides and the places of patches.
 
     Parameters
@@ -99,6 +101,8 @@ def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions
         From µm of the H&E to µm of the IHC.
     options
         Size, resolution and distance of patches, and what they must fulfil.
+    proved
+        Whether registration has found the transform; of others a patch has to show something that agrees.
 
     Raises
     ------
@@ -122,7 +126,7 @@ def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions
     )
     return CutPlan(
         he, ihc, transform, options, grid, grid.mpp, regions, tuple(shares[rows, columns].tolist()),
-        he_mask, ihc_mask, thickness,
+        he_mask, ihc_mask, thickness, proved,
     )  # fmt: skip
 
 
@@ -182,9 +186,8 @@ def _cut_one(plan: CutPlan, region: Region, tissue_he: float) -> CutPatch:
     x_um, y_um = _centres_um(plan, region)
     warped = read_warped(plan.ihc, plan.transform, _mean(plan.mpp), x_um, y_um, plan.ihc_mask.glass)
     figures = _measured(figures, he, warped.pixels, warped.valid, plan)
-    return CutPatch(
-        region, *_corner_um(plan, region), he, warped.pixels, warped.valid, figures, why_rejected(figures, limits)
-    )
+    rejected = why_rejected(figures, limits, proved=plan.proved)
+    return CutPatch(region, *_corner_um(plan, region), he, warped.pixels, warped.valid, figures, rejected)
 
 
 def _measured(figures: PatchFigures, he: RGBImage, ihc: RGBImage, valid: BoolImage, plan: CutPlan) -> PatchFigures:

@@ -56,7 +56,7 @@ def _limit(default: float, text: str) -> Any:
 class Limits:
     """What a patch must fulfil; each field's text is the help of its command-line option.
 
-    Each limit has a value that switches it off. A figure that could not be measured fails no limit.
+    Each limit has a value that switches it off. A figure that could not be measured fails no limit, see `why_rejected`.
 
     Raises
     ------
@@ -99,9 +99,15 @@ LIMIT_OF: dict[Reason, tuple[str, str]] = {
 """The limit behind each reason, and how it is relaxed."""
 
 
-def why_rejected(figures: PatchFigures, limits: Limits) -> Reason | Literal[""]:
-    """The first reason, in the order of `REASONS`, why a patch is left out; "" if it is kept."""
-    return next((reason for reason in REASONS if _fails(reason, figures, limits)), "")
+def why_rejected(figures: PatchFigures, limits: Limits, *, proved: bool = True) -> Reason | Literal[""]:
+    """The first reason, in the order of `REASONS`, why a patch is left out; "" if it is kept.
+
+    What could not be measured fails no limit. Yet where nobody has ``proved`` the transform, a patch needs one of the
+    figures that speak for it: of those without a residual and without a correlation nothing is known.
+    """
+    unknown = not proved and limits.min_correlation > -1 and figures.residual_um is None and figures.correlation is None
+    failing = (reason for reason in REASONS if _fails(reason, figures, limits) or (unknown and reason == "correlation"))
+    return next(failing, "")
 
 
 def _fails(reason: Reason, figures: PatchFigures, limits: Limits) -> bool:

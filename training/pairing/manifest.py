@@ -5,8 +5,9 @@ What is wrong with a row is a problem of that row, and the others go on. Nothing
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from wsi2ihc.errors import DatasetError
 from ..data.files import read_lines
 from ..data.pairs import ROLE_NAMES, Role
 from . import cells
-from .cells import BadCellError, Matrix
+from .cells import BadCellError, Matrix, UnreachableError
 
 _COLUMNS = {
     "patient": ("patient_id", "patient"),
@@ -38,6 +39,9 @@ _COLUMNS = {
 _T = TypeVar("_T")
 
 _NEEDED = ("patient", "slide", "he", "ihc")
+
+_MISSPELT = 0.75
+"""How alike (`difflib`) a name that means nothing is to that of a column which is not there, if that is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class Manifest:
     rows:     those that can be used, in its order
     members:  of the splits; of all rows, as far as they can be understood
     problems: of the rows that cannot be used, by row
+    unreachable:
+              of the rows that cannot be used, those with which nothing is wrong but that a file is not there now
     sha256:   of the table's bytes
     cells:    everything that is written in it, each once
     ignored:  columns that mean nothing here, as they are called in lower case
@@ -112,6 +118,7 @@ class Manifest:
     members: tuple[Member, ...]
     problems: tuple[RowProblem, ...]
     sha256: str
+    unreachable: tuple[SlidePair, ...] = ()
     cells: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
 
@@ -128,7 +135,8 @@ def read_manifest(path: Path) -> Manifest:
     Raises
     ------
     DatasetError
-        If the table cannot be read, has no rows, or lacks a column or has it under two names.
+        If the table cannot be read, has no rows, lacks a column, has it under two names, or has one whose name is
+        misspelt.
     """
     table = read_lines(path)
     names = _column_names(path, table.rows[0].keys())
@@ -136,19 +144,21 @@ def read_manifest(path: Path) -> Manifest:
         number: {column: line[names[column]] if column in names else "" for column in _COLUMNS}
         for number, line in zip(table.lines, table.rows, strict=True)
     }
-    pairs: list[SlidePair] = []
     problems = list(_contradictions(path.parent, rows))
+    pairs, unreachable = [], []
     for number, row in rows.items():
-        pair, found = _read_row(path.parent, number, row)
-        pairs += [pair] if pair else []
-        problems += [RowProblem(number, row["slide"], message) for message in found]
-    bad = {problem.row for problem in problems}
+        read = _read_row(path.parent, number, row)
+        problems += [RowProblem(number, row["slide"], message) for message in (*read.problems, *read.unreachable)]
+        pairs += [read.pair] if read.pair and not read.unreachable else []
+        unreachable += [(read.pair, read.unreachable)] if read.pair and read.unreachable else []
+    wrong = Counter(problem.row for problem in problems)
     return Manifest(
         path,
-        rows=tuple(pair for pair in pairs if pair.row not in bad),
+        rows=tuple(pair for pair in pairs if pair.row not in wrong),
         members=tuple(member for row in rows.values() if (member := _member(row))),
         problems=tuple(sorted(problems, key=lambda problem: problem.row)),
         sha256=table.sha256,
+        unreachable=tuple(pair for pair, messages in unreachable if wrong[pair.row] == len(messages)),
         cells=frozenset(cell for line in table.rows for cell in line.values()),
         ignored=tuple(sorted(name for name in table.rows[0] if name and name not in names.values())),
     )
@@ -167,12 +177,25 @@ def _column_names(path: Path, found: Iterable[str]) -> dict[str, str]:
     if lacking := [_COLUMNS[column][0] for column in _NEEDED if column not in names]:
         needed = ", ".join(_COLUMNS[column][0] for column in _NEEDED)
         raise DatasetError(f"{path} has no column {', '.join(lacking)} (it needs {needed})")
+    for name in sorted(present - set(names.values())):
+        unused = [spelling for column, spellings in _COLUMNS.items() if column not in names for spelling in spellings]
+        if meant := difflib.get_close_matches(name, unused, 1, _MISSPELT):
+            raise DatasetError(f"{path} has a column {name!r:.40}; if {meant[0]} is meant, call it so, else otherwise")
     return names
 
 
-def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> tuple[SlidePair | None, list[str]]:
-    """The pair of a row, or all that is wrong with it."""
+@dataclass(frozen=True, slots=True)
+class _ReadRow:
+    """The pair of a row, if its cells mean one; all that is wrong with it; and which files are not there just now."""
+
+    pair: SlidePair | None
+    problems: Sequence[str]
+    unreachable: Sequence[str]
+
+
+def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> _ReadRow:
     problems: list[str] = []
+    unreachable: list[str] = []
 
     def tried(read: Callable[[], _T]) -> _T | None:
         try:
@@ -181,22 +204,36 @@ def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> tuple[SlideP
             problems.append(str(error))
             return None
 
+    def found(read: Callable[[], _T]) -> _T | Path | None:
+        try:
+            return read()
+        except UnreachableError as error:
+            unreachable.append(str(error))
+            return error.path
+        except BadCellError as error:
+            problems.append(str(error))
+            return None
+
+    def file(text: str, what: str) -> Path | None:
+        return found(lambda: cells.file(folder, text, what))
+
     patient = tried(lambda: cells.patient(row["patient"]))
     slide = tried(lambda: cells.slide_id(row["slide"]))
-    he = tried(lambda: cells.file(folder, row["he"], "H&E slide"))
-    ihc = tried(lambda: cells.file(folder, row["ihc"], "IHC slide"))
+    he, ihc = file(row["he"], "H&E slide"), file(row["ihc"], "IHC slide")
     her2 = tried(lambda: cells.level(row["her2"]))
     he_mpp = tried(lambda: cells.mpp("he_mpp", row["he_mpp"]))
     ihc_mpp = tried(lambda: cells.mpp("ihc_mpp", row["ihc_mpp"]))
     role = tried(lambda: cells.role(row["split"]))
-    he_landmarks, ihc_landmarks = tried(lambda: cells.landmarks(folder, row)) or (None, None)
-    transform = tried(lambda: cells.transform(folder, row["transform"]))
+    marks = tried(lambda: cells.landmarks(row))
+    he_landmarks = file(marks[0], "table of H&E landmarks") if marks else None
+    ihc_landmarks = file(marks[1], "table of IHC landmarks") if marks else None
+    transform = found(lambda: cells.transform(folder, row["transform"]))
     if problems or patient is None or slide is None or he is None or ihc is None:
-        return None, problems
+        return _ReadRow(None, problems, unreachable)
     pair = SlidePair(
         number, patient, slide, he, ihc, her2, he_mpp, ihc_mpp, role, he_landmarks, ihc_landmarks, transform
     )
-    return pair, []
+    return _ReadRow(pair, problems, unreachable)
 
 
 def _member(row: Mapping[str, str]) -> Member | None:

@@ -12,6 +12,7 @@ All of it can be killed at any moment and be done again. The order of the steps 
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -124,7 +125,10 @@ def _gather(folder: Path) -> None:
 
 
 def _distribute(wanted: Mapping[Path, Path]) -> None:
-    """Move all patches to their places; those that are there stay."""
+    """Move all patches to their places; those that are there stay. What is not of the data set is not replaced."""
+    for staged, place in wanted.items():
+        if staged.exists() and place.exists() and not filecmp.cmp(staged, place, shallow=False):
+            raise OutputError(f"{place} is in the way, and not of this data set; move it elsewhere, and run again")
     for folder in sorted({place.parent for place in wanted.values()}):
         make_folder(folder)
     for staged, place in wanted.items():

@@ -5,140 +5,77 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 
-from wsi2ihc.errors import OutputError, RegistrationError
-from wsi2ihc.locks import locked
+from wsi2ihc.errors import RegistrationError
 from wsi2ihc.ordered import ordered_map
 from wsi2ihc.progress import Progress
-from wsi2ihc.registration.folder import BEFORE_NAME, OWN_NAMES
+from wsi2ihc.registration.folder import BEFORE_NAME
 from wsi2ihc.registration.landmarks import MatchedLandmarks
 from wsi2ihc.registration.pictures import PatchMark, kept_and_rejected, picture_mpp, thumbnail
 from wsi2ihc.registration.report import write_picture, write_registration
 from wsi2ihc.registration.transform import Transform, frame_of
 from wsi2ihc.runtime import versions
-from wsi2ihc.slide import Slide, known_mpp, open_slide
+from wsi2ihc.slide import Slide
 
 from .aligning import Alignment, align, as_given, given_transform, landmarks_of
+from .alone import alone
 from .children import Tell
 from .cutting import CutPatch, CutPlan, cut, plan_cuts
 from .encoding import EncodedPatch, encode_patch
-from .manifest import SlidePair
-from .options import PairsOptions
-from .store import PairsStore, SlideWriter
-
-PATCHES_NAME = "patches.png"
+from .fingerprints import row_print_of
+from .jobs import Doing, SlideJob
+from .looking import check_pair, opened
+from .places import ATTEMPT_NAME, PATCHES_NAME
+from .slide_writer import SlideWriter
+from .store import PairsStore
 
 _PAUSE_S = 0.2
 """Between two messages of progress."""
-
-_PATIENCE_S = 30.0
-"""For the child of a run that was killed: it ends by itself, within moments."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlideJob:
-    """What a child gets.
-
-    pair:        the row
-    fingerprint: of it, taken before anything is opened
-    dataset:     the folder
-    options:     of the run
-    """
-
-    pair: SlidePair
-    fingerprint: str
-    dataset: Path
-    options: PairsOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Doing:
-    """What a child tells: what it does, how far it is (0 to 1), and how many patches it has kept."""
-
-    what: str
-    share: float = 0.0
-    kept: int = 0
-
-
-def look_at_pair(job: SlideJob, threads: int, tell: Tell) -> None:  # noqa: ARG001 (as `make_pair_patches`)
-    """Find out what can be found without reading pixels: do both slides open, do transform and landmarks fit."""
-    with _opened(job.pair) as (he, ihc):
-        given_transform(job.pair, he, ihc)
-        landmarks_of(job.pair, he, ihc)
 
 
 def make_pair_patches(job: SlideJob, threads: int, tell: Tell) -> None:
     """Align a pair, cut it, and write patches, pictures and at last the record.
 
-    What a run that was killed has left of the pair is removed first. Memory: registration's, or the patches of
+    What was cut of the pair before stays until then. Memory: registration's, or the patches of
     `cutting.cut` and as many that are encoded.
 
     Raises
     ------
     RegistrationError
         If the slides could not be registered, or the landmarks have nothing in common.
+    OptionError
+        If no patch can be cut of the slides.
     Wsi2IhcError
         What opening, reading and writing raise.
     """
     say = _Teller(tell)
+    pair = job.pair
     store = PairsStore(job.dataset, job.options.of_patches)
-    folder = store.slide_folder(job.pair.slide)
     cv2.setNumThreads(threads)
-    with _opened(job.pair) as (he, ihc), _alone(folder):
-        transform, landmarks = given_transform(job.pair, he, ihc), landmarks_of(job.pair, he, ihc)
-        writer = store.begin(job.pair.slide)
-        for name in (*OWN_NAMES, PATCHES_NAME):
-            (folder / name).unlink(missing_ok=True)
+    with opened(pair) as (he, ihc), alone(store.slide_folder(pair.slide)):
+        notes = check_pair(pair, he, ihc, job.options)
+        transform, landmarks = given_transform(pair, he, ihc), landmarks_of(pair, he, ihc)
+        writer = store.begin(pair.slide)
         alignment = _aligned(job, he, ihc, transform, landmarks, threads, say)
-        write_registration(folder, he, ihc, alignment.transform, alignment.facts)
+        write_registration(writer.folder, he, ihc, alignment.transform, alignment.facts)
         if alignment.transform is None:
             raise RegistrationError(
                 f"{ihc.info.name} could not be registered to {he.info.name}: {alignment.reason.rstrip('.')}; see "
-                f"slides/{job.pair.slide}/{BEFORE_NAME}"
+                f"slides/{pair.slide}/{ATTEMPT_NAME}/{BEFORE_NAME}"
             )
-        plan = plan_cuts(he, ihc, alignment.transform, job.options)
+        plan = plan_cuts(he, ihc, alignment.transform, job.options, proved=transform is None)
         cv2.setNumThreads(1)  # from here on there is a thread for every core already
         marks = _write_patches(writer, plan, job.options.side_by_side, threads, say)
         say("drawing", 1.0)
         mpp = picture_mpp((frame_of(he.info),))
-        write_picture(folder / PATCHES_NAME, kept_and_rejected(thumbnail(he, mpp), mpp, marks))
-        writer.complete(job.fingerprint, plan.mpp[0], _facts(he, ihc, alignment, landmarks))
-
-
-@contextlib.contextmanager
-def _opened(pair: SlidePair) -> Iterator[tuple[Slide, Slide]]:
-    """Both slides, whose resolutions are known."""
-    with contextlib.ExitStack() as stack:
-        slides = []
-        for path, mpp, column in ((pair.he, pair.he_mpp, "he_mpp"), (pair.ihc, pair.ihc_mpp, "ihc_mpp")):
-            slide = stack.enter_context(open_slide(path, mpp=mpp, mpp_option=f"the manifest's column {column}"))
-            known_mpp(slide.info)  # raises where it is not
-            slides.append(slide)
-        yield slides[0], slides[1]
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep others out of a slide's folder; wait for the child of a run that was killed a moment ago."""
-    until = time.monotonic() + _PATIENCE_S
-    busy = f"another process is writing {folder}; wait for it"
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(folder, busy))
-                break
-            except OutputError as error:
-                if str(error) != busy or time.monotonic() > until:
-                    raise
-                time.sleep(_PAUSE_S)
-        yield
+        write_picture(writer.folder / PATCHES_NAME, kept_and_rejected(thumbnail(he, mpp), mpp, marks))
+        facts = _facts(he, ihc, alignment, landmarks, (*notes, *alignment.facts["warnings"]))
+        writer.complete(job.fingerprint, plan.mpp[0], facts, row_print_of(pair))
 
 
 def _aligned(
@@ -180,7 +117,9 @@ def _write_patches(
     return marks
 
 
-def _facts(he: Slide, ihc: Slide, alignment: Alignment, landmarks: MatchedLandmarks | None) -> Mapping[str, Any]:
+def _facts(
+    he: Slide, ihc: Slide, alignment: Alignment, landmarks: MatchedLandmarks | None, notes: Sequence[str]
+) -> Mapping[str, Any]:
     """What the record keeps of the pair: names and figures, no paths and no times."""
     facts: dict[str, Any] = {
         stain: {"name": slide.info.name, "quickhash": slide.info.quickhash, "mpp": slide.info.mpp}
@@ -188,6 +127,7 @@ def _facts(he: Slide, ihc: Slide, alignment: Alignment, landmarks: MatchedLandma
     }
     facts["alignment"] = alignment.summary
     facts["versions"] = versions()
+    facts["notes"] = list(notes)
     if landmarks is not None and alignment.facts.get("landmarks"):
         facts["landmarks"] = alignment.facts["landmarks"]
     return facts

@@ -46,6 +46,7 @@ class PairsOptions:
     seed: int = _option(0, "Of the drawing of patients.")
     stain: str | None = _option(None, "Name of the IHC stain, such as HER2; models trained on the data carry it.")
     licence: str | None = _option(None, "Licence of the data; models trained on them carry it.")
+    name: str | None = _option(None, "Name of the data set; models carry it (default: its folder's).")
     side_by_side: bool = _option(False, "Write each pair as one image, the H&E left, the IHC right.")
     workers: int = _option(0, "Pairs of slides that are worked on at once (0: as many as there are cores, up to 8).")
     registration: RegistrationOptions = field(default_factory=RegistrationOptions)

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi2ihc.errors import OutputExistsError
+from wsi2ihc.registration.folder import OWN_NAMES
 
 from ..data.pairs import Role
 from .records import PatchRecord
 
 PLACES_NAME = "places.json"
+
+ATTEMPT_NAME = "attempt"
+
+PATCHES_NAME = "patches.png"
+
+KEPT_NAMES = (*OWN_NAMES, PATCHES_NAME)
+"""Files that are kept of a slide, beside its record and its patches."""
 
 SPLIT_NAMES: dict[Role, str] = {"train": "train", "validation": "val", "test": "test"}
 """What the roles are called in names of folders and files."""
@@ -38,6 +46,11 @@ class Place:
 def slide_folder(folder: Path, slide: str) -> Path:
     """Where the files of one slide are kept."""
     return folder / "slides" / slide
+
+
+def attempt_folder(folder: Path, slide: str) -> Path:
+    """Where one slide is being cut, or was, without success."""
+    return slide_folder(folder, slide) / ATTEMPT_NAME
 
 
 def staging_folder(folder: Path, slide: str) -> Path:

@@ -24,6 +24,8 @@ class PatchRecord:
     rejected:   why it is left out; "" if it is kept
     sha256_he, sha256_ihc:
                 of the files, in hexadecimal; the same for images side by side, "" for a patch that is left out
+    bytes_he, bytes_ihc:
+                their sizes; 0 for a patch that is left out
     """
 
     x_px: int
@@ -34,6 +36,8 @@ class PatchRecord:
     rejected: str = ""
     sha256_he: str = ""
     sha256_ihc: str = ""
+    bytes_he: int = 0
+    bytes_ihc: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,12 @@ class SlideRecord:
     """All patches of a slide whose cutting has come to its end.
 
     slide:       its id
-    fingerprint: of what it was cut from, see `store.fingerprint_of`
+    fingerprint: of what it was cut from, see `fingerprints.fingerprint_of`
     mpp:         µm per px of its patches, along x
     patches:     in raster order
     facts:       what else is to be kept of it, for JSON
+    row:         of what the manifest said, see `fingerprints.row_print_of`
+    files:       sizes of the files beside the record that belong to it: registration and transform
     """
 
     slide: str
@@ -52,6 +58,8 @@ class SlideRecord:
     mpp: float
     patches: tuple[PatchRecord, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    row: str = ""
+    files: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kept(self) -> tuple[PatchRecord, ...]:
@@ -72,6 +80,8 @@ def write_record(folder: Path, record: SlideRecord) -> None:
         "fingerprint": record.fingerprint,
         "mpp": record.mpp,
         "facts": dict(record.facts),
+        "row": record.row,
+        "files": dict(record.files),
     }
     # One line per patch: there are thousands, and people look at these files.
     patches = ",\n".join(json.dumps(dataclasses.asdict(patch), allow_nan=False) for patch in record.patches)

@@ -19,6 +19,7 @@ from wsi2ihc.errors import OptionError
 from ..data.pairs import ROLES, Role
 from .cells import LEVELS
 from .manifest import Member, SlidePair
+from .words import counted
 
 Shares: TypeAlias = tuple[float, float, float]
 """Of training, validation and test, in the order of `ROLES`; they add up to 1."""
@@ -173,6 +174,7 @@ def _warnings(splits: Splits, roles: Mapping[str, Role], levels: Mapping[str, st
         if not own and role in splits.roles.values():
             yield f"no patient is for {role}: none of those who were chosen for it can be used"
         elif not own:
-            yield f"no patient is for {role}: {len(roles)} patients are too few for a share of {share:g}"
+            few = f"{counted(len(roles), 'patient')} {'is' if len(roles) == 1 else 'are'} too few"
+            yield f"no patient is for {role}: {few} for a share of {share:g}"
         elif lacking := sorted(set(present) - {levels[patient] for patient in own}):
             yield f"no patient of level {', '.join(lacking)} is for {role}; there are too few of them"

@@ -4,6 +4,7 @@
     slides/SLIDE/record.json        what was cut of a slide; there when all of it is
     slides/SLIDE/patches/           its patches until they get their numbers
     slides/SLIDE/…                  what else is kept of a slide, such as its transform and pictures
+    slides/SLIDE/attempt/           the same while it is being cut, and what is left of that if it fails
     places.json                     which patch has got which number (`numbering`)
     HE/, IHC/ (or train/, val/, test/), pairs.csv, rejected.csv, dataset.json
                                     the data set
@@ -14,67 +15,26 @@ A patch is in its slide's folder or at the place that ``places.json`` gives it, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from wsi2ihc.errors import OutputError, OutputExistsError, SlideNotFoundError
+from wsi2ihc.errors import OutputError, OutputExistsError
 from wsi2ihc.locks import LOCK, locked
 
-from ..data.table import STATEMENT_NAME
-from ..files import cannot_write, make_folder, write_whole
+from ..files import cannot_write, write_whole
 from . import places
-from .encoding import EncodedPatch
-from .manifest import SlidePair
-from .records import RECORD_NAME, PatchRecord, SlideRecord, read_record, write_record
+from .alone import alone
+from .records import RECORD_NAME, SlideRecord, read_record
+from .slide_writer import SlideWriter, promote
 
 STORE_NAME = "store.json"
 
-_T = TypeVar("_T")
-
-_FORMAT = {"format": "wsi2ihc pairs", "version": 1}
-
-
-def fingerprint_of(pair: SlidePair) -> str:
-    """Of what a slide's patches are made of. If it changes, they are cut anew.
-
-    Slides count by name, size and time of change: hashing them would take minutes each. Patient, level and split do
-    not enter; they are looked up when the patches get their numbers.
-
-    Raises
-    ------
-    SlideNotFoundError
-        If a file of the pair is gone.
-    """
-    transform = pair.transform
-    if isinstance(transform, Path):
-        file = transform / "transform.json" if transform.is_dir() else transform
-        # it holds the hash of the arrays beside it
-        given: object = hashlib.sha256(_looked_at(file, Path.read_bytes)).hexdigest()
-    else:
-        given = transform
-    files = (pair.he, pair.ihc, pair.he_landmarks, pair.ihc_landmarks)
-    facts = [*(_file_facts(file) for file in files), pair.he_mpp, pair.ihc_mpp, given]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _file_facts(path: Path | None) -> tuple[str, int, int] | None:
-    if path is None:
-        return None
-    status = _looked_at(path, Path.stat)
-    return path.name, status.st_size, status.st_mtime_ns
-
-
-def _looked_at(path: Path, look: Callable[[Path], _T]) -> _T:
-    try:
-        return look(path)
-    except OSError as error:
-        raise SlideNotFoundError(f"{path} cannot be looked at ({error.strerror}); check the path") from error
+FORMAT = {"format": "wsi2ihc pairs", "version": 1}
 
 
 class PairsStore:
@@ -91,6 +51,12 @@ class PairsStore:
         """Whether both images of a pair go into one file."""
         return bool(self.options.get("side_by_side", False))
 
+    @property
+    def placed_patches(self) -> Counter[str]:
+        """Patches that are in the data set, by slide."""
+        files = Counter(staged.parent.parent.name for staged in self.placed)
+        return Counter({slide: count if self.side_by_side else count // 2 for slide, count in files.items()})
+
     def slide_folder(self, slide: str) -> Path:
         """Where the files of one slide are kept."""
         return places.slide_folder(self.folder, slide)
@@ -98,123 +64,77 @@ class PairsStore:
     def completed(self, slide: str, fingerprint: str) -> SlideRecord | None:
         """The record of a slide that need not be cut again.
 
-        None if it was not cut to its end, was cut from something else, or one of its patches is gone.
+        None if it was not cut to its end, was cut from something else, or one of its files is gone or has another size.
         """
-        record = read_record(self.slide_folder(slide))
-        if record is None or (record.slide, record.fingerprint) != (slide, fingerprint):
+        record = self._whole(slide)
+        return record if record is not None and record.fingerprint == fingerprint else None
+
+    def kept_from(self, slide: str, row_print: str) -> SlideRecord | None:
+        """The record of a slide that was cut from a row of the manifest that said the same, as far as names go.
+
+        None as for `completed`.
+        """
+        record = self._whole(slide)
+        return record if record is not None and record.row == row_print else None
+
+    def _whole(self, slide: str) -> SlideRecord | None:
+        folder = self.slide_folder(slide)
+        record = read_record(folder)
+        if record is None or record.slide != slide:
             return None
-        found = (
-            staged.is_file() or ((place := self.placed.get(staged)) and place.is_file())
+        beside = (_is_whole(folder / name, size) for name, size in record.files.items())
+        patches = (
+            _is_whole(staged, size) or ((place := self.placed.get(staged)) and _is_whole(place, size))
             for patch in record.kept
-            for staged in places.staged_files(self.folder, slide, patch, self.side_by_side)
+            for staged, size in zip(
+                places.staged_files(self.folder, slide, patch, self.side_by_side),
+                (patch.bytes_he, patch.bytes_ihc),
+                strict=False,  # one file that holds both
+            )
         )
-        return record if all(found) else None
+        return record if all(beside) and all(patches) else None
 
     def begin(self, slide: str) -> SlideWriter:
-        """Start to cut a slide. What was cut of it before is removed, wherever it is.
+        """Start to cut a slide. What was cut of it before stays until all of it is there anew.
 
         Raises
         ------
         OutputError
             If the file system refuses.
         """
-        folder = self.slide_folder(slide)
+        self._remove_attempt(slide)
+        return SlideWriter(self.folder, slide, self.placed, side_by_side=self.side_by_side)
+
+    def settle(self, slide: str) -> None:
+        """Remove what runs have left beside a slide that were killed, or whose attempt failed.
+
+        Raises
+        ------
+        OutputError
+            If the file system refuses.
+        """
+        lock = self.slide_folder(slide) / LOCK
         try:
-            # In this order: the data set is not complete any more, nor is the slide; only then its patches go.
-            (self.folder / STATEMENT_NAME).unlink(missing_ok=True)
-            (folder / RECORD_NAME).unlink(missing_ok=True)
-            staging = places.staging_folder(self.folder, slide)
-            for staged, place in self.placed.items():
-                if staged.parent == staging:
-                    place.unlink(missing_ok=True)
-            if staging.exists():
-                shutil.rmtree(staging)
+            lock.unlink(missing_ok=True)
         except OSError as error:
-            raise cannot_write(folder, error) from error
-        make_folder(staging)
-        return SlideWriter(self, slide)
+            raise cannot_write(lock, error) from error
+        self._remove_attempt(slide)
+
+    def _remove_attempt(self, slide: str) -> None:
+        attempt = places.attempt_folder(self.folder, slide)
+        try:
+            if attempt.exists():
+                shutil.rmtree(attempt)
+        except OSError as error:
+            raise cannot_write(attempt, error) from error
 
 
-class SlideWriter:
-    """Takes the patches of one slide; nothing of it counts before `complete`.
-
-    Patches are written without a copy beside them and without waiting for the disk: a patch without a record is worth
-    nothing, and is removed by the next run. So ``kill -9`` leaves no half patch in a data set. After a power cut it may
-    (the record can reach the disk before the patches do); their checksums tell.
-    """
-
-    def __init__(self, store: PairsStore, slide: str) -> None:
-        self._store = store
-        self._slide = slide
-        self._patches: list[PatchRecord] = []
-
-    def add(
-        self,
-        at_px: tuple[int, int],
-        at_um: tuple[float, float],
-        figures: Mapping[str, float | None],
-        *,
-        rejected: str = "",
-        encoded: EncodedPatch | None = None,
-    ) -> None:
-        """Take one patch.
-
-        Parameters
-        ----------
-        at_px, at_um
-            Its top left corner, on the working grid and on the H&E slide.
-        figures
-            What was measured of it. What is not finite is kept as None.
-        rejected
-            Why it is left out; "" if it is kept.
-        encoded
-            Its files; of a patch that is kept.
-
-        Raises
-        ------
-        OutputError
-            If the file system refuses.
-        """
-        if bool(rejected) == bool(encoded):
-            raise ValueError("a patch is either left out for a reason, or has files")
-        kept = encoded or EncodedPatch((), "", "")
-        measured = {name: _finite(value) for name, value in figures.items()}
-        patch = PatchRecord(*at_px, *at_um, measured, rejected, kept.sha256_he, kept.sha256_ihc)
-        if encoded:
-            store = self._store
-            files = places.staged_files(store.folder, self._slide, patch, store.side_by_side)
-            for path, content in zip(files, encoded.files, strict=True):
-                try:
-                    path.write_bytes(content)
-                except OSError as error:
-                    raise cannot_write(path, error) from error
-        self._patches.append(patch)
-
-    def complete(self, fingerprint: str, mpp: float, facts: Mapping[str, Any] | None = None) -> SlideRecord:
-        """Write the record: from now on the slide need not be cut again.
-
-        Parameters
-        ----------
-        fingerprint
-            As `fingerprint_of` gave it before the slides were opened.
-        mpp
-            µm per px of the patches.
-        facts
-            What else to keep, for JSON.
-
-        Raises
-        ------
-        OutputError
-            If the file system refuses.
-        """
-        patches = tuple(sorted(self._patches, key=lambda patch: (patch.y_px, patch.x_px)))
-        record = SlideRecord(self._slide, fingerprint, mpp, patches, dict(facts or {}))
-        write_record(self._store.slide_folder(self._slide), record)
-        return record
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether a file is there and has the size that it was written with, where that is known."""
+    try:
+        return size in (0, path.stat().st_size)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -236,14 +156,19 @@ def open_store(folder: Path, options: Mapping[str, Any]) -> Iterator[PairsStore]
     OutputError
         If it is a file, cannot be written, or another run is writing it.
     """
-    content = json.dumps(_FORMAT | {"options": options}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    content = json.dumps(FORMAT | {"options": options}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     _check_folder(folder, json.loads(content)["options"])
     with locked(folder, f"another run is writing the data set {folder}; wait for it, or choose another folder"):
         _check_folder(folder, json.loads(content)["options"])  # again, now that nobody else can begin one
         _remove_leftovers(folder)
         if not (folder / STORE_NAME).exists():
             write_whole(folder / STORE_NAME, content.encode())
-        yield PairsStore(folder, options)
+        store = PairsStore(folder, options)
+        for record in sorted(folder.glob(f"slides/*/{places.ATTEMPT_NAME}/{RECORD_NAME}")):  # a run was killed then
+            slide = record.parent.parent
+            with alone(slide):
+                promote(folder, slide.name, store.placed)
+        yield store
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -272,7 +197,7 @@ def _check_folder(folder: Path, options: Mapping[str, Any]) -> None:
                 f"{folder} is not empty, and what it holds was not begun by this command; choose another folder"
             )
         return
-    if not isinstance(begun, dict) or {key: begun.get(key) for key in _FORMAT} != _FORMAT:
+    if not isinstance(begun, dict) or {key: begun.get(key) for key in FORMAT} != FORMAT:
         raise OutputExistsError(f"{folder} holds a data set of another kind or version; choose another folder")
     if changed := _difference(begun.get("options") or {}, options):
         raise OutputExistsError(f"{folder} holds a data set that was begun {changed}; choose another folder")

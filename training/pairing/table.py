@@ -38,6 +38,7 @@ class Statement:
     patch_px: their side
     failed:   the rows of the manifest that gave nothing: slide's id (or row's number), and why
     extra:    whatever else belongs there, for JSON: manifest, seed, options, versions
+    name:     of the data set
     """
 
     mpp: float
@@ -46,6 +47,7 @@ class Statement:
     licence: str | None = None
     failed: tuple[tuple[str, str], ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
 
 
 def pairs_csv(
@@ -118,9 +120,13 @@ def dataset_facts(
         "mpp": statement.mpp,
         "stain": statement.stain,
         "licence": statement.licence,
+        "name": statement.name,
         "patch_px": statement.patch_px,
         "counts": _counts(slides, splits),
         "rejected": rejections(slides).left_out,
+        "without_residual": sum(
+            patch.figures.get("residual_um") is None for _, record in slides for patch in record.kept
+        ),
         "failed": [{"slide": slide, "reason": reason} for slide, reason in statement.failed],
         **statement.extra,
     }

@@ -155,7 +155,7 @@ def test_pairs_that_fail_leave_the_others_alone(slides: Path, complete: Path, tm
     frame = SlideFrame("other.svs", Size(9, 9), (0.5, 0.5))
     save_transform(slides / "others.json", Transform(np.eye(2, 3), moving=frame))
     for number in range(4):
-        (slides / f"copy{number}.tif").write_bytes((slides / "ihc0.tif").read_bytes())
+        (slides / f"copy{number}.tif").write_bytes((slides / "ihc0.tif").read_bytes() + bytes(number + 1))
     manifest = write_manifest(slides / "bad.csv", [
         row(0),
         row(1, slide_id="lost", he_path="lost.tif"),
@@ -177,7 +177,7 @@ def test_pairs_that_fail_leave_the_others_alone(slides: Path, complete: Path, tm
     failed = json.loads((tmp_path / "data" / "dataset.json").read_text())["failed"]
     assert [failure["slide"] for failure in failed] == ["lost", "broken", "unknown", "marks", "others"]
     assert str(slides) not in json.dumps(failed)
-    assert not list((tmp_path / "data").glob("slides/*/patches"))
+    assert not list((tmp_path / "data").glob("slides/**/patches"))
     # mended, all is as if nothing had failed
     report = build_pairs(slides / "manifest.csv", tmp_path / "data", OPTIONS)
     assert not report.failed
@@ -250,8 +250,8 @@ def test_a_turned_and_warped_slide_is_registered_and_cut(tmp_path: Path) -> None
     assert facts["landmarks"]["before"]["median_um"] > 20
     assert facts["landmarks"]["after"]["median_um"] < 3
     assert [stage["landmarks"]["count"] for stage in facts["stages"]] == [3] * len(facts["stages"])
-    build_pairs(manifest, tmp_path / "again", options)
-    assert tree(tmp_path / "again") == tree(tmp_path / "data")
+    build_pairs(manifest, tmp_path / "again" / "data", options)
+    assert tree(tmp_path / "again" / "data") == tree(tmp_path / "data")
 
 
 # killed

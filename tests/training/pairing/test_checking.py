@@ -14,6 +14,8 @@ import pytest
 
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.progress import Progress
+from wsi2ihc.registration.files import save_transform
+from wsi2ihc.registration.transform import LocalField, Transform
 from wsi2ihc.training.data import Role
 from wsi2ihc.training.pairing.checking import CheckReport, check_dataset
 from wsi2ihc.training.pairing.encoding import encode_patch
@@ -39,6 +41,7 @@ def make(folder: Path, side_by_side: bool = False) -> Path:
         for number, level in enumerate(LEVELS):
             pair = SlidePair(number + 2, f"P{number}", f"S{number}", Path("he"), Path("ihc"), level)
             writer = store.begin(pair.slide)
+            save_transform(writer.folder, Transform(np.eye(2, 3), LocalField((0, 0), 50, np.zeros((4, 4, 2)))))
             for at in range(2):
                 seed = 10 * number + at
                 encoded = encode_patch(pixels(seed), pixels(seed + 100), side_by_side=side_by_side)
@@ -76,6 +79,11 @@ def cut_short(folder: Path) -> None:
     change_table(folder, 2, sha256_he="")
     path = folder / FIRST
     path.write_bytes(path.read_bytes()[:-30])
+
+
+def damage_bytes(path: Path) -> None:
+    """Others, as many."""
+    path.write_bytes(path.read_bytes()[::-1])
 
 
 def move_to_test(folder: Path) -> None:
@@ -123,7 +131,8 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
         (
             move_to_test,
             ["pairs.csv, row 2: the split is train, but HE/test/x.png lies in test",
-             "pairs.csv, row 2: the split is train, but IHC/test/x.png lies in test"],
+             "pairs.csv, row 2: the split is train, but IHC/test/x.png lies in test",
+             "places.json and pairs.csv do not both name HE/test/x.png and 3 more"],
         ),
         (
             lambda folder: change_table(folder, 3, patient="P2"),
@@ -141,7 +150,8 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
         ),
         (
             lambda folder: change_table(folder, 3, he=FIRST, sha256_he=""),
-            ["pairs.csv, row 3: 00000_train_0.png is also that of row 2", "HE/train/00001_train_0.png is not in pairs"],
+            ["pairs.csv, row 3: 00000_train_0.png is also that of row 2", "HE/train/00001_train_0.png is not in pairs",
+             "do not both name HE/train/00001_train_0.png"],
         ),
         (
             lambda folder: change_table(folder, 2, half="left"),
@@ -168,12 +178,50 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
             lambda folder: edit_statement(folder, lambda facts: facts["counts"].pop("test")),
             ["dataset.json counts 0 pairs for test, but there are 2"],
         ),
+        (
+            lambda folder: (folder / "pairs.csv").unlink(),
+            ["there is no pairs.csv: the data set is not complete; run the same `wsi2ihc pairs` again"],
+        ),
+        (
+            lambda folder: (folder / "store.json").unlink(),
+            ["there is no store.json: `wsi2ihc pairs` cannot go on with this data set"],
+        ),
+        (
+            lambda folder: (folder / "store.json").write_text('{"format": "other"}'),
+            ["store.json is of another kind or version"],
+        ),
+        (
+            lambda folder: (folder / "places.json").unlink(),
+            ["there is no places.json: the same `wsi2ihc pairs` again cuts all slides anew"],
+        ),
+        (
+            lambda folder: (folder / "places.json").write_text("{"),
+            ["places.json is damaged: remove it, and the same `wsi2ihc pairs` again cuts all slides anew"],
+        ),
+        (
+            lambda folder: (folder / "slides" / "S1" / "record.json").unlink(),
+            ["slides/S1/record.json is gone or damaged: the same `wsi2ihc pairs` again cuts its slide anew"],
+        ),
+        (
+            lambda folder: (folder / "slides" / "S0" / "transform.npz").unlink(),
+            ["slides/S0/transform.npz is not there: the same `wsi2ihc pairs` again cuts its slide anew"],
+        ),
+        (
+            lambda folder: (folder / "slides" / "S0" / "transform.json").write_text("{}"),
+            ["slides/S0/transform.json has 2 bytes, and had "],
+        ),
+        (
+            lambda folder: damage_bytes(folder / "slides" / "S0" / "transform.npz"),
+            ["slides/S0: transform.json: transform.npz is not the local field that belongs to it"],
+        ),
     ],
 )  # fmt: skip
 def test_damage(tmp_path: Path, damage: Callable[[Path], object], messages: list[str]) -> None:
     damage(make(tmp_path))
-    problems = check_dataset(tmp_path).problems
+    report = check_dataset(tmp_path)
+    problems = report.problems
     assert len(problems) == len(messages), problems
+    assert bool(report.advice) == (tmp_path / "pairs.csv").exists()
     for problem, message in zip(problems, messages, strict=True):
         assert message in problem
         assert "\n" not in problem
@@ -194,6 +242,13 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
     assert (report.patches, sum("is not there" in problem for problem in report.problems)) == (0, 6)
     assert report.shown(2) == (*report.problems[:2], f"… and {len(report.problems) - 2} more")
     assert report.shown() == report.problems
+
+
+def test_what_a_rerun_cannot_see_is_told_how_to_mend(tmp_path: Path) -> None:
+    damage_bytes(make(tmp_path) / FIRST)
+    report = check_dataset(tmp_path)
+    assert report.problems[0].endswith("its checksum is not that of the table")
+    assert "a file that has changed and kept its size is cut anew once it has been removed" in report.advice[1]
 
 
 # data sets from elsewhere

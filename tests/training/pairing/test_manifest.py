@@ -106,7 +106,7 @@ def test_absolute_paths(tmp_path: Path) -> None:
         (HEAD, "P,,a_he.svs,a_ihc.svs", "no slide_id"),
         (HEAD, "P,S,,a_ihc.svs", "no path of the H&E slide"),
         (HEAD, "P,S,gone.svs,a_ihc.svs", "gone.svs is not there; check the path"),
-        (HEAD, "P,S,a_he.svs,.", "is no file; check the path"),
+        (HEAD, "P,S,a_he.svs,.", "is a folder or the like; name a file"),
         (HEAD, "P,S,a_he.svs,a_he.svs", "a_he.svs is given as H&E and as IHC"),
         (HEAD, "P,S,a_he.svs,x\0y.svs", "the path of the IHC slide has a line break or the like in it: 'x\\x00y.svs'"),
         (HEAD, 'P,S,"a_he\n.svs",a_ihc.svs', "the path of the H&E slide has a line break"),
@@ -124,7 +124,7 @@ def test_absolute_paths(tmp_path: Path) -> None:
         (f"{HEAD},ihc_mpp", "P,S,a_he.svs,a_ihc.svs,-1", "ihc_mpp is '-1', not a number"),
         (f"{HEAD},split", "P,S,a_he.svs,a_ihc.svs,holdout", "the split is 'holdout', not one of train, val, test"),
         (f"{HEAD},landmarks", "P,S,a_he.svs,a_ihc.svs,h.csv", "not two tables separated by a semicolon"),
-        (f"{HEAD},landmarks", "P,S,a_he.svs,a_ihc.svs,h.csv;i.csv", "the table of H&E landmarks"),
+        (f"{HEAD},landmarks", "P,S,a_he.svs,a_ihc.svs,h.csv;a_he.svs", "the table of H&E landmarks"),
         (f"{HEAD},he_landmarks", "P,S,a_he.svs,a_ihc.svs,h.csv", "landmarks are given of the H&E alone"),
         (f"{HEAD},ihc_landmarks", "P,S,a_he.svs,a_ihc.svs,h.csv", "landmarks are given of the IHC alone"),
         (f"{HEAD},landmarks,he_landmarks", "P,S,a_he.svs,a_ihc.svs,h;i,h", "landmarks are given in two ways"),
@@ -151,6 +151,38 @@ def test_all_that_is_wrong_with_a_row_is_said(tmp_path: Path) -> None:
     assert len(read.problems) == 4
     assert {problem.slide for problem in read.problems} == {"S"}
     assert read.rows == ()
+
+
+def test_rows_whose_files_are_not_there_are_known_all_the_same(tmp_path: Path) -> None:
+    rows = [
+        "P1,S1,gone.svs,lost.svs,3+,gone/transform.json",
+        "P2,S2,gone2.svs,b_ihc.svs,7,",
+        "P3,S3,c_he.svs,c_ihc.svs,0,identity",
+        "P4,S4,d_he.svs,away.svs,,",
+        "P5,S4,e_he.svs,e_ihc.svs,,",
+    ]
+    read = read_manifest(manifest(tmp_path, rows, f"{HEAD},her2,transform"))
+    assert [row.slide for row in read.rows] == ["S3"]
+    assert read.unreachable == (
+        SlidePair(
+            2,
+            "P1",
+            "S1",
+            tmp_path / "gone.svs",
+            tmp_path / "lost.svs",
+            "3+",
+            transform=tmp_path / "gone/transform.json",
+        ),
+    )  # the second has another fault, the fourth another's id
+    assert [number for number, _ in found(read)] == [2, 2, 2, 3, 3, 5, 5, 6]
+
+
+@pytest.mark.parametrize("name", ["splitt", "her_2", "transformation", "ihcmpp", "landmark"])
+def test_columns_that_are_misspelt(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match=f"has a column '{name}'; if .* is meant, call it so, else otherwise"):
+        read_manifest(manifest(tmp_path, [line("a", "x")], f"{HEAD},{name}"))
+    # what is there by its right name cannot be meant
+    assert read_manifest(manifest(tmp_path, [line("a", "x", "test")], f"{HEAD},splitting,split")).ignored
 
 
 def test_rows_that_contradict_each_other_all_fall(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from wsi2ihc.errors import OutputError, SlideNotFoundError
 from wsi2ihc.training.data import Role, load_data, read_pair
 from wsi2ihc.training.pairing import numbering
 from wsi2ihc.training.pairing.encoding import encode_patch
+from wsi2ihc.training.pairing.fingerprints import fingerprint_of
 from wsi2ihc.training.pairing.manifest import SlidePair
 from wsi2ihc.training.pairing.numbering import place_patches
 from wsi2ihc.training.pairing.records import SlideRecord, read_record
-from wsi2ihc.training.pairing.store import PairsStore, fingerprint_of, open_store
+from wsi2ihc.training.pairing.store import PairsStore, open_store
 from wsi2ihc.training.pairing.table import FIGURES, Statement
 
 PX = 8
@@ -57,6 +58,7 @@ def cut(open_to: PairsStore, pair: SlidePair, kept: Sequence[int] = (0, 1, 3)) -
     """What a runner does of one slide: look whether it is done, else cut it; one patch of four is left out."""
     fingerprint = fingerprint_of(pair)
     if record := open_to.completed(pair.slide, fingerprint):
+        open_to.settle(pair.slide)
         return record
     writer = open_to.begin(pair.slide)
     for number, at in enumerate(AT):
@@ -198,12 +200,12 @@ CHANGES: dict[str, Change] = {
 
 
 def comparable(folder: Path) -> dict[str, bytes]:
-    """A data set without what it keeps of slides that are not in it."""
+    """A data set without what it keeps of slides that are not in it, and what was begun of others."""
     slides = {row["slide"] for row in rows(folder)}
     return {
         name: content
         for name, content in tree(folder).items()
-        if not name.startswith("slides/") or name.split("/")[1] in slides
+        if (not name.startswith("slides/") or name.split("/")[1] in slides) and "/attempt" not in name
     }
 
 

@@ -1,0 +1,28 @@
+"""Numbers with their nouns, and lists that do not grow without end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_SHOWN = 4
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """As in "1 patient", "2 patients", "1,000 patches"; a plural that does not end in s is given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def pairs_of_slides(number: int) -> str:
+    """As in "1 pair of slides"."""
+    return counted(number, "pair of slides", "pairs of slides")
+
+
+def patches(number: int) -> str:
+    """As in "1 patch"."""
+    return counted(number, "patch", "patches")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
