@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,21 @@ GLASS = (243, 241, 240)
 LOSSLESS = PyramidOptions(compression="deflate", tile_px=64)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much where other processes want the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def picture() -> RGBImage:
-    """700×620 px, tissue in the middle 460×400."""
-    picture = np.empty((620, 700, 3), dtype=np.uint8)
+    """460×430 px, tissue in the middle 300×290."""
+    picture = np.empty((430, 460, 3), dtype=np.uint8)
     picture[:] = GLASS
-    picture[113:513, 131:591] = synthetic_tissue(460, 400, seed=3)
+    picture[83:373, 81:381] = synthetic_tissue(300, 290, seed=3)
     return picture
 
 
@@ -45,7 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, paths = tmp_path_factory.mktemp("models"), {}
     for norm in ("batch", "instance"):
         torch.manual_seed(7)
-        spec = GeneratorSpec(depth=1, width=16, norm=norm, mpp=0.5, stain="HER2")
+        spec = GeneratorSpec(depth=1, width=8, norm=norm, mpp=0.5, stain="HER2")
         network = build_network(spec)
         with torch.no_grad():  # initial weights answer with grey; these have contrast
             for weights in network.parameters():

@@ -190,3 +190,17 @@ def test_the_memory_that_it_says(
     lowered = LoweredResnet(strong(blocks=1, width=width), dtype)
     windows = torch.from_numpy(np.resize(picture, (side, side, 3)))[None]
     assert lowered.working_bytes(side, side) == pytest.approx(peak_bytes(lambda: lowered(windows)), rel=0.15)
+
+
+def test_the_same_model_is_lowered_to_the_same_bits_wherever_it_lies_in_memory() -> None:
+    torch.manual_seed(7)
+    module = ResnetGenerator(1, 4, dropout=False).eval()
+    for weights in module.parameters():
+        weights.data.mul_(6.0 if weights.ndim > 1 else 1.0)
+    kept, found = [], set()
+    for number in range(24):
+        kept.append(torch.empty(1 + 997 * number))
+        lowered = LoweredResnet(module)
+        kept.append(lowered.stem.weight)
+        found.add((tuple(lowered.centre.tolist()), tuple(lowered.stem.bias.tolist())))
+    assert len(found) == 1

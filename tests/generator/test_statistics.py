@@ -16,7 +16,7 @@ from wsi2ihc.generator.networks import ResnetGenerator, UnetGenerator
 from wsi2ihc.generator.reach import dependency
 from wsi2ihc.generator.registry import _described, load_generator
 from wsi2ihc.generator.spec import GeneratorSpec
-from wsi2ihc.generator.statistics import estimate_statistics
+from wsi2ihc.generator.statistics import estimate_statistics, from_bytes, to_bytes
 
 BATCHES = [
     torch.linspace(-1, 1, 2 * 3 * 24 * 24).reshape(2, 3, 24, 24).roll(shift, 3) * scale
@@ -120,6 +120,25 @@ def test_an_instance_norm_generator_translates_exactly_with_slide_statistics(pic
     whole = translator(picture[np.newaxis, :400, :400])[0]
     part = translator(picture[np.newaxis, 100:300, 40:400])[0]
     np.testing.assert_array_equal(part, whole[100 : 300 - 2 * halo, 40:])
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_statistics_are_kept_to_the_bit(norm: str) -> None:
+    torch.manual_seed(3)
+    module = ResnetGenerator(1, 4, norm, False).eval()  # type: ignore[arg-type]
+    estimated = estimate_statistics(module, BATCHES)
+    content = to_bytes(estimated.module, estimated.moved_levels)
+    again = from_bytes(module, content)
+    assert again.moved_levels == estimated.moved_levels
+    expected, found = estimated.module.state_dict(), again.module.state_dict()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == [
+        name for name in expected if name.endswith("num_batches_tracked")
+    ]
+    assert not again.module.training
+    other = ResnetGenerator(2, 4, norm, False)  # type: ignore[arg-type]
+    for broken, wrong in ((content[:-9], module), (b"", module), (content, other), (content, UnetGenerator(5, 2))):
+        with pytest.raises(ModelError, match="stored normalisation statistics are damaged or another model's"):
+            from_bytes(wrong, broken)
 
 
 def test_a_built_in_has_no_statistics(picture: RGBImage) -> None:

@@ -31,7 +31,7 @@ from ..translation.finishing import Work, make_report, plan_facts, write_extras,
 from ..translation.provenance import describe_image
 from ..translation.report import TranslateReport, write_report
 from .marker import Marker
-from .places import LOCKS, PUBLISHED, is_published, remove_store, trace_of
+from .places import LOCKS, PUBLISHED, alone, is_published, remove_store, trace_of
 from .store import Store, band_numbers, forget_band, is_still_there, missing_bands
 
 ASSEMBLING = "assembling"
@@ -72,7 +72,8 @@ def assemble(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
                     return None
                 report = _publish(store, [store.known[number] for number in band_numbers(store)], progress)
             write_extras(store.job, store.output, report, progress)
-            remove_store(store.folder, store.output)
+            with alone(store.output, progress, wait=True):  # not while others are reading what was settled
+                remove_store(store.folder, store.output)
     except OutputBusyError:
         return None
     except DamagedShardError as error:

@@ -54,7 +54,7 @@ def alone(output: Path, progress: ProgressCallback, *, wait: bool) -> Iterator[N
             except OutputBusyError:
                 if not wait:
                     raise
-            progress(Progress("waiting for another process to begin"))
+            progress(Progress("waiting for another process"))
             time.sleep(PAUSE_S)
         yield
 

@@ -81,7 +81,7 @@ def read_identity(folder: Path) -> Identity:
     """
     identity = _facts(folder).get("identity")
     if not isinstance(identity, dict):
-        raise _damaged(folder, "no identity")
+        raise damaged_store(folder, "no identity")
     return identity
 
 
@@ -95,7 +95,7 @@ def read_record(folder: Path) -> Record:
     """
     facts = _facts(folder)
     try:
-        with np.load(folder / MASK, allow_pickle=False) as arrays:
+        with (folder / MASK).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             pixels = np.asarray(arrays["pixels"], np.bool_)
         settled = Settled(
             mask=_mask(pixels, facts["mask"]),
@@ -106,7 +106,7 @@ def read_record(folder: Path) -> Record:
         )
         return Record(facts["identity"], settled, int(facts["band_px"]), int(facts["damaged"]))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise _damaged(folder, str(error)) from error
+        raise damaged_store(folder, str(error)) from error
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         if facts["format"] != FORMAT or facts["version"] != VERSION:
             raise ValueError(f"format {facts['format']!r:.40}, version {facts['version']!r:.20}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, str(error)) from error
+        raise damaged_store(folder, str(error)) from error
     plain: dict[str, Any] = facts
     return plain
 
@@ -130,7 +130,8 @@ def _triple(values: Any) -> tuple[int, int, int]:
     return int(red), int(green), int(blue)
 
 
-def _damaged(folder: Path, reason: str) -> OutputError:
+def damaged_store(folder: Path, reason: str) -> OutputError:
+    """The error of a store that cannot be understood."""
     return OutputError(
         f"{folder}: what an earlier run left is damaged ({reason:.80}); begin anew with --overwrite, or remove it"
     )

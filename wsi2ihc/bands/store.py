@@ -45,7 +45,7 @@ from .places import (
     remove_unused,
     store_path,
 )
-from .record import Record, read_identity, read_record, write_record
+from .record import Record, damaged_store, read_identity, read_record, write_record
 
 _log = logging.getLogger(__name__)
 
@@ -147,8 +147,8 @@ def open_store(
             _check(slide, path, options)  # the output may have come while others were waited for
             remove_leftovers(path, shared=options.resume)
             folder = store_path(path)
-            if options.resume and _can_go_on(path, facts, options):
-                record = read_record(folder)
+            record = _known_record(path, facts, options) if options.resume else None
+            if record is not None:
                 job = prepare(slide, generator, options, settled=record.settled, progress=progress)
                 _check_layout(job, folder)
             else:
@@ -170,18 +170,20 @@ def _check(slide: Slide, output: Path, options: TranslateOptions) -> None:
         check_outputs(slide, output, options)
 
 
-def _can_go_on(output: Path, facts: Identity, options: TranslateOptions) -> bool:
-    """Whether there is a store to go on with; one of another translation is removed if it may be, else refused."""
+def _known_record(output: Path, facts: Identity, options: TranslateOptions) -> Record | None:
+    """What was settled in the store that is there; one of another translation is removed if it may be, else refused."""
     folder = store_path(output)
     if not folder.is_dir():
-        return False
+        return None
     try:
         before = read_identity(folder)
+        if not (folder / IN_USE).is_file():
+            raise damaged_store(folder, f"no file {IN_USE}")
         found = differences(before, facts)
         if options.on_read_error == "glass":  # what has been done without an error is the same
             found = [one for one in found if not one.startswith("--on-read-error")]
         if not found:
-            return True
+            return read_record(folder)
         problem = OutputError(
             f"{folder}: a translation that was begun otherwise: {'; '.join(found)}. Finish it as it was begun, choose "
             "another output, or begin anew with --overwrite"
@@ -192,7 +194,7 @@ def _can_go_on(output: Path, facts: Identity, options: TranslateOptions) -> bool
         raise problem
     _log.warning("%s: begun anew", problem)
     remove_unused(output)
-    return False
+    return None
 
 
 def _settle(job: Job) -> Record:

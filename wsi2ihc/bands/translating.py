@@ -102,6 +102,7 @@ def _resume(
         if report is None:
             raise
         _log.info("%s is complete already", path)
+        discard_store(path)
         return report
     report = report or finished_report(slide, generator, path, options)
     if report is None:

@@ -1,0 +1,200 @@
+"""Real processes on one output: killed at any moment, several at once."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from band_processes import begun, context, run, start
+from make_slides import write_slide
+
+from wsi2ihc.demo import synthetic_tissue
+
+BANDS = 11
+COMMON = ("--compression", "deflate", "--tile-size", "64", "--band-height", "128", "--tissue", "none",
+          "--workers", "1")  # fmt: skip
+SLOWLY = (*COMMON, "--core-size", "16")
+"""Tiny windows: so that it takes a while."""
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks and processes")
+
+
+@pytest.fixture(scope="module")
+def slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide of 500×1400 px."""
+    path = tmp_path_factory.mktemp("slides") / "tissue.svs"
+    return write_slide(path, synthetic_tissue(500, 1400, seed=5), compression="deflate", tile=256, mpp=0.5)
+
+
+@pytest.fixture(scope="module")
+def whole(slide_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted run in one pass makes of the slide."""
+    folder = tmp_path_factory.mktemp("whole")
+    out = folder / "out.ome.tiff"
+    assert run([slide_file, out, *COMMON], folder / "log") == 0
+    return out
+
+
+def done_bands(out: Path) -> dict[str, int]:
+    """Markers, and by what each is known again."""
+    folder = out.with_name(f".{out.name}.bands") / "done"
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")} if folder.is_dir() else {}
+
+
+def remove(out: Path) -> None:
+    for file in (out, out.with_name(f"{out.name}.json")):
+        file.unlink()
+
+
+def assert_same(one: Path, other: Path) -> None:
+    np.testing.assert_array_equal(tifffile.imread(one), tifffile.imread(other))
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if "log" not in path.name)
+
+
+def test_killed_at_ten_random_moments(slide_file: Path, whole: Path, tmp_path: Path) -> None:
+    out, moments = tmp_path / "out.ome.tiff", random.Random(6)
+    arguments = [slide_file, out, *SLOWLY, "--resume", "-v"]
+    started = time.monotonic()
+    assert run(arguments, tmp_path / "log") == 0
+    usual_s = time.monotonic() - started
+    assert begun(tmp_path / "log") == list(range(BANDS))
+    remove(out)
+    kills, number, ever_begun = 0, 0, set[int]()
+    while kills < 10:
+        number += 1
+        log, before = tmp_path / f"log{number}", done_bands(out)
+        process = start(arguments, log)
+        process.join(moments.uniform(0.02, 0.8) * usual_s)
+        if process.exitcode is not None:  # it was done before its time had come: all over again
+            assert process.exitcode == 0, log.read_text()
+            assert_same(out, whole)
+            remove(out)
+            ever_begun.clear()
+            continue
+        process.kill()
+        process.join()
+        kills += 1
+        bands = begun(log) if log.exists() else []
+        assert len(ever_begun & set(bands)) <= 1  # one of those that were begun before, and killed
+        assert not {f"{band:04d}.json" for band in bands} & before.keys()
+        ever_begun |= set(bands)
+        if not out.exists():
+            assert before.items() <= done_bands(out).items()
+    assert run(arguments, tmp_path / "last") == 0
+    assert_same(out, whole)
+    assert visible(tmp_path) == ["last", "out.ome.tiff", "out.ome.tiff.json"]
+
+
+def test_four_processes_on_one_slide(slide_file: Path, whole: Path, tmp_path: Path) -> None:
+    out, logs = tmp_path / "out.ome.tiff", [tmp_path / f"log{number}" for number in range(4)]
+    processes = [start([slide_file, out, *SLOWLY, "--resume", "-v", "--json"], log) for log in logs]
+    for process in processes:
+        process.join(60)
+    failed = [log.read_text() for log, process in zip(logs, processes, strict=True) if process.exitcode]
+    assert not failed, "\n".join(failed)
+    assert_same(out, whole)
+    bands = [begun(log) for log in logs]
+    assert sorted(band for one in bands for band in one) == list(range(BANDS))
+    assert sum(bool(one) for one in bands) > 1
+    assert all('"fingerprint"' in log.read_text() for log in logs)  # each tells of the one output
+    assert visible(tmp_path) == ["out.ome.tiff", "out.ome.tiff.json"]
+
+
+def test_one_of_two_is_killed_and_the_other_does_its_band(slide_file: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ome.tiff"
+    arguments = [slide_file, out, *SLOWLY, "--resume", "-v"]
+    one, other = (start(arguments, tmp_path / f"log{number}") for number in range(2))
+    while not done_bands(out):
+        time.sleep(0.01)
+    one.kill()
+    one.join()
+    other.join(60)
+    assert other.exitcode == 0, (tmp_path / "log1").read_text()
+    assert_same(out, whole)
+    both = begun(tmp_path / "log0") + begun(tmp_path / "log1")
+    assert set(both) == set(range(BANDS))
+    assert len(both) <= BANDS + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "suffix"),
+    [
+        ("wsi2ihc.pyramid.atomic", "_publish", "tiff"),
+        ("wsi2ihc.bands.assembling", "write_extras", "tiff"),
+        ("wsi2ihc.bands.assembling", "remove_store", "tiff"),
+        ("wsi2ihc.bands.places", "remove_tree", "tiff"),
+        ("wsi2ihc.bands.assembling", "publish_folder", "zarr"),
+        ("wsi2ihc.bands.assembling", "write_extras", "zarr"),
+        ("wsi2ihc.bands.store", "sync_tree", "tiff"),
+    ],
+)
+def test_killed_between_two_steps(
+    slide_file: Path, whole: Path, tmp_path: Path, module: str, name: str, suffix: str
+) -> None:
+    out, log = tmp_path / f"out.ome.{suffix}", tmp_path / "log"
+    arguments = [str(one) for one in (slide_file, out, *COMMON, "--resume")]
+    process = context().Process(target=_killed_at, args=(module, name, arguments))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
+    assert run(arguments, log) == 0, log.read_text()
+    assert visible(tmp_path) == [f"out.ome.{suffix}", f"out.ome.{suffix}.json"]
+    if suffix == "tiff":
+        assert_same(out, whole)
+    else:
+        level = np.asarray(zarr.open_array(out / "0", mode="r"))
+        np.testing.assert_array_equal(np.moveaxis(level, 0, 2), tifffile.imread(whole))
+
+
+def _killed_at(module: str, name: str, arguments: list[str]) -> None:
+    """The command, up to the call of a function."""
+    import importlib
+    import os
+
+    from wsi2ihc.cli.main import main
+
+    setattr(importlib.import_module(module), name, lambda *_, **__: os._exit(9))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    main(["translate", *arguments])
+
+
+def test_the_command_itself_is_killed_and_run_again(slide_file: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ome.tiff"
+    command = [sys.executable, "-m", "wsi2ihc.cli.main", "translate", slide_file, out, *SLOWLY, "--resume", "-v"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(done_bands(out)) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    _, first = process.communicate()
+    done = done_bands(out)
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stderr.count("begun") == BANDS - len(done)
+    assert first.count("begun") <= len(done) + 1
+    assert_same(out, whole)
+
+
+def test_one_pass_leaves_what_is_kept_until_it_is_complete(slide_file: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ome.tiff"
+    arguments = [slide_file, out, *SLOWLY]
+    process = start([*arguments, "--resume"], tmp_path / "log")
+    while not done_bands(out):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert run([*arguments[:2], "--tile-size", "500"], tmp_path / "log1") == 1
+    assert done_bands(out)
+    assert run(arguments, tmp_path / "log2") == 0
+    assert "--resume" in (tmp_path / "log2").read_text()
+    assert_same(out, whole)
+    assert visible(tmp_path) == ["out.ome.tiff", "out.ome.tiff.json"]

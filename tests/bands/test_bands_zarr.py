@@ -1,0 +1,193 @@
+"""OME-Zarr as an output: what the specification asks for, the pixels of the OME-TIFF, and what is never replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_slides import halves, write_slide
+from PIL import Image, ImageCms
+
+import wsi2ihc
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.errors import OutputError, OutputExistsError
+from wsi2ihc.geometry import Region, Size
+from wsi2ihc.pyramid import Tile, read_overview
+from wsi2ihc.pyramid.levels import Level
+from wsi2ihc.pyramid.omezarr import create_level, shard_columns
+from wsi2ihc.pyramid.shards import DamagedShardError, read_tiles, write_tiles
+from wsi2ihc.pyramid.zarr_levels import validate_image
+from wsi2ihc.translation.options import TranslateOptions
+
+MakeOptions = Callable[..., TranslateOptions]
+
+
+def translated(slide_file: Path, out: Path, options: TranslateOptions, model: str = "counterstain") -> dict[str, Any]:
+    with wsi2ihc.open_slide(slide_file) as slide:
+        return wsi2ihc.translate(slide, wsi2ihc.load_generator(model), out, options).to_json()
+
+
+def attributes(out: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((out / "zarr.json").read_text())
+    assert (facts["zarr_format"], facts["node_type"]) == (3, "group")
+    return dict(facts["attributes"])
+
+
+def test_the_metadata_are_those_of_the_specification(
+    slide_file: Path, make_options: MakeOptions, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.ome.zarr"
+    report = translated(slide_file, out, make_options())
+    ome = attributes(out)["ome"]
+    (scale,) = ome["multiscales"]
+    assert ome["version"] == "0.5"
+    assert [(axis["name"], axis["type"], axis.get("unit")) for axis in scale["axes"]] == [
+        ("c", "channel", None),
+        ("y", "space", "micrometer"),
+        ("x", "space", "micrometer"),
+    ]
+    assert [one["path"] for one in scale["datasets"]] == ["0", "1", "2", "3"]
+    for number, one in enumerate(scale["datasets"]):
+        first, second = one["coordinateTransformations"]
+        assert first == {"type": "scale", "scale": [1.0, 0.5 * 2**number, 0.5 * 2**number]}
+        assert second == {"type": "translation", "translation": [0.0, *[0.25 * (2**number - 1)] * 2]}
+        array = json.loads((out / one["path"] / "zarr.json").read_text())
+        assert array["dimension_names"] == ["c", "y", "x"]
+        assert array["data_type"] == "uint8"
+        assert array["shape"] == [
+            3,
+            report["output_levels"][number]["height"],
+            report["output_levels"][number]["width"],
+        ]
+    assert [(one["label"], one["color"]) for one in ome["omero"]["channels"]] == [
+        ("Red", "FF0000"),
+        ("Green", "00FF00"),
+        ("Blue", "0000FF"),
+    ]
+    assert ome["omero"]["channels"][0]["window"] == {"min": 0, "max": 255, "start": 0, "end": 255}
+
+
+def test_where_it_comes_from_and_no_folder(slide_file: Path, make_options: MakeOptions, tmp_path: Path) -> None:
+    out = tmp_path / "out.ome.zarr"
+    report = translated(slide_file, out, make_options(region=Region(100, 60, 200, 190)))
+    facts = attributes(out)
+    assert facts["wsi2ihc"]["provenance"]["source quickhash"] == report["source"]["quickhash"]
+    assert "not for diagnosis" in facts["wsi2ihc"]["notice"]
+    first = facts["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    assert first[1]["translation"] == [0.0, 30.0, 50.0]
+    text = (out / "zarr.json").read_text() + (tmp_path / "out.ome.zarr.json").read_text()
+    assert str(tmp_path) not in text
+    assert str(slide_file.parent) not in text
+    assert report["output_bytes"] == sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def test_a_preview_is_made_of_it(
+    slide_file: Path, picture: RGBImage, make_options: MakeOptions, tmp_path: Path
+) -> None:
+    out, preview = tmp_path / "out.ome.zarr", tmp_path / "both.png"
+    translated(slide_file, out, make_options(tissue="none", preview=preview), "identity")
+    both = np.asarray(Image.open(preview))
+    np.testing.assert_array_equal(both[:, :460], picture)
+    np.testing.assert_array_equal(both[:, -460:], picture)
+    assert read_overview(out, 115).shape == (108, 115, 3)
+
+
+def test_a_colour_profile_has_no_place_and_that_is_said(
+    picture: RGBImage, make_options: MakeOptions, tmp_path: Path
+) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = write_slide(tmp_path / "s.svs", halves(picture, 2), style="aperio", compression="jpeg", icc_profile=profile)
+    options = make_options(tissue="none", region=Region(0, 0, 64, 64))
+    kept = translated(path, tmp_path / "a.ome.zarr", options)
+    converted = translated(path, tmp_path / "b.ome.zarr", replace(options, icc="srgb"))
+    assert any("--icc srgb" in warning for warning in kept["warnings"])
+    assert not any("--icc srgb" in warning for warning in converted["warnings"])
+
+
+def test_only_an_image_is_replaced_and_only_if_asked(
+    slide_file: Path, make_options: MakeOptions, tmp_path: Path
+) -> None:
+    out, options = tmp_path / "out.ome.zarr", make_options()
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="no Zarr image"):
+        translated(slide_file, out, replace(options, overwrite=True))
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    (out / "thesis.txt").rename(out / "zarr.json")
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        translated(slide_file, out, options)
+    assert (out / "zarr.json").read_text() == "mine"
+    translated(slide_file, out, replace(options, overwrite=True))
+    assert attributes(out)["ome"]["version"] == "0.5"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ome.zarr", "out.ome.zarr.json"]
+    with pytest.raises(OutputError, match="does not exist"):
+        translated(slide_file, tmp_path / "nowhere" / "out.ome.zarr", options)
+
+
+@pytest.fixture
+def level() -> Level:
+    """300×150 px in tiles of 16, of which one in three is occupied."""
+    return Level(Size(300, 150), 16, np.arange(190).reshape(10, 19) % 3 == 0)
+
+
+def tiles_of(pixels: RGBImage, level: Level) -> list[Tile]:
+    padded = np.pad(pixels, ((0, 10), (0, 4), (0, 0)))
+    return [
+        Tile(column, row, padded[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16])
+        for row, column in np.argwhere(level.occupied).tolist()
+    ]
+
+
+def test_tiles_go_into_shards_and_come_back(level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi2ihc.pyramid.omezarr.SHARD_PX", 16 * 16 * 5)
+    assert shard_columns(level) == 5
+    pixels = np.random.default_rng(1).integers(0, 256, (150, 300, 3), dtype=np.uint8)
+    array, tiles = create_level(tmp_path / "image", 0, level), tiles_of(pixels, level)
+    with ThreadPoolExecutor(3) as executor:
+        for rows in (range(4, 10), range(4)):  # bands, in any order; within them, tiles nearly so
+            mine = [tile for tile in tiles if tile.row in rows]
+            shuffled = sorted(mine, key=lambda tile: (tile.row // 2, tile.column))
+            write_tiles(array, shuffled, level, rows, (9, 8, 7), executor, 2)
+        stored = np.moveaxis(np.asarray(array), 0, 2)
+        back = list(read_tiles(array, level, executor, 3))
+    expected = np.full_like(pixels, (9, 8, 7))
+    for tile in tiles:
+        place = np.s_[tile.row * 16 : tile.row * 16 + 16, tile.column * 16 : tile.column * 16 + 16]
+        expected[place] = pixels[place]
+    np.testing.assert_array_equal(stored, expected)
+    assert [(tile.row, tile.column) for tile in back] == [(tile.row, tile.column) for tile in tiles]
+    for tile, original in zip(back, tiles, strict=True):
+        np.testing.assert_array_equal(tile.pixels, original.pixels)
+
+
+def test_a_damaged_shard_is_named(level: Level, tmp_path: Path) -> None:
+    array = create_level(tmp_path / "image", 0, level)
+    with ThreadPoolExecutor(1) as executor:
+        noise = np.random.default_rng(1).integers(0, 256, (150, 300, 3), dtype=np.uint8)
+        write_tiles(array, tiles_of(noise, level), level, range(10), (9, 8, 7), executor, 2)
+        file = tmp_path / "image" / "0" / "c" / "0" / "6" / "0"
+        file.write_bytes(file.read_bytes()[:-3])
+        with pytest.raises(DamagedShardError) as caught:
+            list(read_tiles(array, level, executor, 2))
+    assert (caught.value.row, caught.value.column) == (6, 0)
+
+
+def test_what_does_not_read_back_is_refused(slide_file: Path, make_options: MakeOptions, tmp_path: Path) -> None:
+    out = tmp_path / "out.ome.zarr"
+    translated(slide_file, out, make_options())
+    sizes = [Size(460, 430), Size(230, 215), Size(115, 108), Size(58, 54)]
+    validate_image(out, sizes)
+    with pytest.raises(OutputError, match="4 levels instead of 3"):
+        validate_image(out, sizes[:3])
+    with pytest.raises(OutputError, match="level 3 has shape"):
+        validate_image(out, [*sizes[:3], Size(59, 54)])
+    shard = out / "2" / "c" / "0" / "1" / "0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(OutputError, match="cannot be read back"):
+        validate_image(out, sizes)
