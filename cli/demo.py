@@ -21,15 +21,20 @@ Free real H&E slides
 """
 
 HOW_TO_REGISTER = """
-{he} and {ihc} show the same synthetic section, the second one turned and warped; the CSV files hold places that
-belong together. Now:
-  wsi2ihc register {he} {ihc} {out} --landmarks {he_landmarks} {ihc_landmarks}
+{folder}/he.tiff and {folder}/ihc.tiff show the same synthetic section, the second one turned and warped; he.csv and
+ihc.csv hold places that belong together. he2.tiff and ihc2.tiff are of a second patient; manifest.csv names all. Now:
+  wsi2ihc register {folder}/he.tiff {folder}/ihc.tiff registered --landmarks {folder}/he.csv {folder}/ihc.csv
+  wsi2ihc warp {folder}/ihc.tiff registered ihc-on-he.ome.tiff
+  wsi2ihc pairs {folder}/manifest.csv PATCHES --patch-size 256
+  wsi2ihc train PATCHES --dry-run
 """
 
 
 @click.command("demo")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--pair", is_flag=True, help="Make an H&E slide and its IHC slide instead, to try `register` on.")
+@click.option(
+    "--pair", is_flag=True, help="Make H&E slides and their IHC slides instead, to try `register` and `pairs` on."
+)
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left.")
 @verbosity_options
 def command(folder: Path, pair: bool, overwrite: bool, verbose: int, quiet: bool) -> None:
@@ -70,22 +75,15 @@ def _make_and_translate(folder: Path, overwrite: bool, quiet: bool) -> None:
 
 
 def _make_pair(folder: Path, overwrite: bool, quiet: bool) -> None:
-    from wsi2ihc.demo.pair import HE_LANDMARKS_NAME, HE_NAME, IHC_LANDMARKS_NAME, IHC_NAME, make_demo_pair
+    from wsi2ihc.demo.pair import STUDY_NAMES, make_demo_study
     from wsi2ihc.pyramid import check_output
 
-    he, ihc, he_landmarks, ihc_landmarks = (
-        folder / name for name in (HE_NAME, IHC_NAME, HE_LANDMARKS_NAME, IHC_LANDMARKS_NAME)
-    )
-    for path in (he, ihc, he_landmarks, ihc_landmarks):
+    for path in (folder / name for name in STUDY_NAMES):
         check_output(path, overwrite, suffixes=(path.suffix,))
     bar = ProgressBar(quiet)
     try:
-        make_demo_pair(folder, on_progress=bar)
+        make_demo_study(folder, on_progress=bar)
     finally:
         bar.close()
     if not quiet:
-        click.echo(
-            HOW_TO_REGISTER.format(
-                he=he, ihc=ihc, he_landmarks=he_landmarks, ihc_landmarks=ihc_landmarks, out=folder / "registration"
-            ).strip()
-        )
+        click.echo(HOW_TO_REGISTER.format(folder=folder).strip())

@@ -46,6 +46,7 @@ def test_a_data_set_is_made_checked_and_left_alone(
     assert "\r" not in err  # no redrawing where there is no terminal
     statement = json.loads((folder / "dataset.json").read_text())
     assert (statement["stain"], statement["licence"], statement["options"]["patch_size"]) == ("HER2", "CC0", 128)
+    assert statement["name"] == "data"
     code, out, _ = run(capsys, manifest, folder, *SMALL, "--stain", "HER2", "--licence", "CC0")
     assert (code, "complete already, 8 pairs; nothing was done" in out) == (0, True)
     code, out, err = run(capsys, "--check", folder)
@@ -55,7 +56,7 @@ def test_a_data_set_is_made_checked_and_left_alone(
     assert code == 1
     assert any("is not there" in problem for problem in json.loads(out)["problems"])
     code, _, err = run(capsys, "--check", folder)
-    assert (code, err.count("Error: ") >= 1) == (1, True)
+    assert (code, err.count("Error: ") >= 1, err.count("To mend it: ")) == (1, True, 2)
 
 
 def test_some_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +142,7 @@ def test_a_dry_run(slides: Path, manifest: Path, tmp_path: Path, capsys: pytest.
         (("only.csv",), 2, "name a manifest and the folder"),
         (("m.csv", "--check", "data"), 2, "--check takes the folder of a data set"),
         (("lost.csv", "data"), 1, "there is no table lost.csv"),
+        ((".", "data"), 1, ". is a folder; name a CSV file"),
         (("lost.csv", "data", "--min-tissue", "2"), 1, "--min-tissue must be"),
         (("lost.csv", "data", "--patch-size", "1"), 1, "--patch-size must lie between"),
         (("--check", "lost"), 1, "lost is not there"),

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wsi2ihc.demo.pair import make_demo_pair
+from wsi2ihc.demo.pair import STUDY_NAMES, make_demo_pair, make_demo_study
 from wsi2ihc.demo.restained import Truth
 from wsi2ihc.errors import OptionError, OutputError
 from wsi2ihc.progress import Progress
@@ -16,6 +16,7 @@ from wsi2ihc.registration.landmarks import landmark_errors, match_landmarks, rea
 from wsi2ihc.registration.transform import Transform
 from wsi2ihc.registration.warping import read_warped
 from wsi2ihc.slide import open_slide
+from wsi2ihc.training.pairing.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,16 @@ def test_progress_and_refusals(tmp_path: Path) -> None:
     calls: list[Progress] = []
     make_demo_pair(tmp_path, size=(256, 300), on_progress=calls.append)
     assert [(call.done, call.total) for call in calls] == [(1, 2), (2, 2)]
+
+
+def test_a_study_comes_with_its_manifest(tmp_path: Path) -> None:
+    calls: list[Progress] = []
+    make_demo_study(tmp_path, sizes=((400, 300), (300, 256)), on_progress=calls.append)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(STUDY_NAMES)
+    assert [(call.done, call.total) for call in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    read = read_manifest(tmp_path / "manifest.csv")
+    assert (read.problems, read.ignored) == ((), ())
+    assert [(pair.patient, pair.role, pair.he.name) for pair in read.rows] == [
+        ("P1", "train", "he.tiff"), ("P2", "validation", "he2.tiff"),
+    ]  # fmt: skip
+    assert read.rows[0].ihc_landmarks == tmp_path / "ihc.csv"

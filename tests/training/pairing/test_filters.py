@@ -56,6 +56,15 @@ def test_what_could_not_be_measured_fails_nothing() -> None:
     assert why_rejected(PatchFigures(tissue_he=1, tissue_ihc=1, valid=1), Limits()) == ""
 
 
+def test_a_transform_that_nobody_has_proved_needs_something_that_speaks_for_it() -> None:
+    unknown = PatchFigures(tissue_he=1, tissue_ihc=1, valid=1)
+    assert why_rejected(unknown, Limits(), proved=False) == "correlation"
+    assert why_rejected(unknown, Limits(min_correlation=-1), proved=False) == ""
+    assert why_rejected(dataclasses.replace(unknown, correlation=0.2), Limits(), proved=False) == ""
+    assert why_rejected(dataclasses.replace(unknown, residual_um=2.0), Limits(), proved=False) == ""
+    assert why_rejected(GOOD, Limits(), proved=False) == ""
+
+
 def test_outside_of_the_ihc_is_not_told_as_a_lack_of_tissue() -> None:
     assert why_rejected(PatchFigures(tissue_he=1, tissue_ihc=0, valid=0), Limits()) == "outside"
     assert why_rejected(PatchFigures(tissue_he=0, tissue_ihc=0, valid=0), Limits()) == "tissue"

@@ -27,7 +27,7 @@ from wsi2ihc.training.pairing.table import FIGURES, Statement
 
 PX = 8
 OPTIONS: dict[str, Any] = {"patch_px": PX, "mpp": 0.46, "limits": {"min_tissue": 0.5, "max_pen": 0.1}}
-STATEMENT = Statement(0.46, PX, "HER2", "CC0", (("S9", "it could not be read"),), {"seed": 3})
+STATEMENT = Statement(0.46, PX, "HER2", "CC0", (("S9", "it could not be read"),), {"seed": 3}, "ours")
 ROLES: dict[str, Role] = {"Sa": "train", "Sb": "validation", "Sc": "test", "Sd": "train"}
 AT = ((0, 0), (PX, 0), (0, PX), (PX, PX))
 
@@ -133,6 +133,7 @@ def test_dataset_json(tmp_path: Path, pairs: list[SlidePair]) -> None:
     }
     assert statement["counts"]["train"] == {"pairs": 6, "slides": 2, "patients": 2, "her2": {"2+": 3, "3+": 3}}
     assert statement["counts"]["test"] == {"pairs": 3, "slides": 1, "patients": 1}
+    assert statement["without_residual"] == 12
     assert statement["rejected"] == {
         "reasons": {"tissue": 4},
         "her2": {level: {"tissue": 1} for level in ("", "0", "2+", "3+")},
@@ -142,7 +143,8 @@ def test_dataset_json(tmp_path: Path, pairs: list[SlidePair]) -> None:
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_training_reads_it(tmp_path: Path, pairs: list[SlidePair], side_by_side: bool) -> None:
     data = load_data(run(tmp_path / "data", pairs, options=OPTIONS | {"side_by_side": side_by_side}))
-    assert (data.mpp, data.stain, data.licence, data.grouped_by) == (0.46, "HER2", "CC0", "patient")
+    stated = (data.mpp, data.stain, data.licence, data.name, data.grouped_by)
+    assert stated == (0.46, "HER2", "CC0", "ours", "patient")
     assert {(pair.group, pair.role) for pair in data.pairs} == {
         ("Pa", "train"),
         ("Pb", "validation"),
