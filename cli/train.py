@@ -135,13 +135,17 @@ def _amount(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.0f} MB"
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _describe_data(job: TrainingJob) -> str:
     counts = job.data.counts()
     roles = []
     for role, of in counts.items():
-        groups = f" in {of['groups']} groups" if of["groups"] else ""
+        groups = f" in {_counted(of['groups'], 'group')}" if of["groups"] else ""
         levels = ", ".join(f"{level}: {number}" for level, number in of.get("her2", {}).items())
-        roles.append(f"{role}: {of['pairs']} pairs{groups}" + (f" (HER2 {levels})" if levels else ""))
+        roles.append(f"{role}: {_counted(of['pairs'], 'pair')}{groups}" + (f" (HER2 {levels})" if levels else ""))
     grouped = f", grouped by {job.data.grouped_by}" if job.data.grouped_by else ""
     return f"data: {job.data.layout}, patches of {job.sizes}{grouped}; " + "; ".join(roles)
 
@@ -150,6 +154,7 @@ def _describe(job: TrainingJob, outlook: TrainingForecast, found: Sequence[str])
     """The configuration as a file would have it, then what follows from it."""
     fewer = len(job.validation) < len(job.data.of("validation"))
     validated = f"on {len(job.validation)}" if fewer else "on all"
+    processes = "one process" if outlook.processes == 1 else f"each of {outlook.processes} processes"
     lines = [
         config_text(job.options).rstrip(),
         "",
@@ -158,7 +163,7 @@ def _describe(job: TrainingJob, outlook: TrainingForecast, found: Sequence[str])
         f"model: {job.options.network_name} of width {job.spec.width}, {outlook.generator_parameters:,} parameters; "
         f"discriminator {outlook.discriminator_parameters:,}; {job.spec.stain} at {job.spec.mpp:g} µm/px",
         f"steps: {job.steps_per_epoch} an epoch, {job.steps} in all",
-        f"memory: about {_amount(outlook.memory_bytes)} in each of {outlook.processes} process(es) on "
+        f"memory: about {_amount(outlook.memory_bytes)} in {processes} on "
         f"{outlook.device} in {outlook.precision}: {_amount(outlook.weights_bytes)} of weights, gradients and "
         f"Adam's averages, {_amount(outlook.activations_bytes)} kept for the gradients; libraries come on top",
     ]

@@ -138,7 +138,9 @@ def with_statement(data: PairedData) -> PairedData:
     except FileNotFoundError:
         return data
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON ({error!s:.80})") from error
+        raise DatasetError(
+            f"{path} cannot be read as JSON ({getattr(error, 'strerror', None) or error!s:.80})"
+        ) from error
     if not isinstance(statement, dict):
         raise DatasetError(f"{path} is no JSON object")
     for name in ("stain", "licence", "name"):

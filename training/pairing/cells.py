@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..data.pairs import ROLE_NAMES, Role
+from .words import reason
 
 Matrix: TypeAlias = tuple[float, float, float, float, float, float]
 """The (2, 3) matrix of an affine map from H&E µm to IHC µm, row by row."""
@@ -81,7 +82,7 @@ def file(folder: Path, text: str, what: str) -> Path:
             return path
         found = path.exists()
     except (OSError, ValueError) as error:
-        raise UnreachableError(path, f"the {what} {text!r:.200} cannot be looked at ({error!s:.80})") from error
+        raise UnreachableError(path, f"the {what} {text!r:.200} cannot be looked at ({reason(error)})") from error
     if found:
         raise BadCellError(f"the {what} {path} is a folder or the like; name a file")
     raise UnreachableError(path, f"the {what} {path} is not there; check the path")

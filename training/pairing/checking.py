@@ -25,6 +25,7 @@ from .checking_store import is_ours, store_problems
 from .places import SPLIT_NAMES
 from .store import STORE_NAME
 from .strays import strays
+from .words import reason
 
 _SHOWN = 20
 
@@ -201,7 +202,7 @@ def _statement(folder: Path, problems: list[str]) -> dict[str, Any]:
             problems.append(f"there is no {STATEMENT_NAME}: the data set is not complete; run the command again")
         return {}
     except (OSError, ValueError) as error:
-        problems.append(f"{STATEMENT_NAME} cannot be read as JSON ({error!s:.80})")
+        problems.append(f"{STATEMENT_NAME} cannot be read as JSON ({reason(error)})")
         return {}
     if not isinstance(statement, dict):
         problems.append(f"{STATEMENT_NAME} is no JSON object")
@@ -241,7 +242,7 @@ def _look(row: _Row) -> tuple[Size | None, list[str]]:
         try:
             content = hashlib.sha256(file.read_bytes()).hexdigest() if expected else ""
         except OSError as error:
-            return None, [f"{row.where}: {file} cannot be read ({error.strerror or error!s:.80})"]
+            return None, [f"{row.where}: {file} cannot be read ({reason(error)})"]
         if content != expected.lower():
             problems.append(f"{row.where}: {file.name} has changed: its checksum is not that of the table")
     try:

@@ -13,6 +13,7 @@ from ..data.table import TABLE_NAME
 from .places import PLACES_NAME, read_places, slide_folder
 from .records import RECORD_NAME, SlideRecord, read_record
 from .store import FORMAT, STORE_NAME
+from .words import reason
 
 _ANEW = "the same `wsi2ihc pairs` again cuts its slide anew"
 
@@ -48,7 +49,7 @@ def _begun(folder: Path) -> Iterator[str]:
         yield f"there is no {STORE_NAME}: {without}"
         return
     except (OSError, ValueError) as error:
-        yield f"{STORE_NAME} cannot be read as JSON ({error!s:.80}): {without}"
+        yield f"{STORE_NAME} cannot be read as JSON ({reason(error)}): {without}"
         return
     if not isinstance(begun, dict) or {key: begun.get(key) for key in FORMAT} != FORMAT:
         yield f"{STORE_NAME} is of another kind or version: {without}"

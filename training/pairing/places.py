@@ -12,6 +12,7 @@ from wsi2ihc.registration.folder import OWN_NAMES
 
 from ..data.pairs import Role
 from .records import PatchRecord
+from .words import reason
 
 PLACES_NAME = "places.json"
 
@@ -106,4 +107,4 @@ def read_places(folder: Path) -> dict[Path, Path]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OutputExistsError(f"{path} cannot be read ({error!s:.80}); choose another folder") from error
+        raise OutputExistsError(f"{path} cannot be read ({reason(error)}); choose another folder") from error

@@ -1,4 +1,4 @@
-"""Numbers with their nouns, and lists that do not grow without end."""
+"""Numbers with their nouns, lists that do not grow without end, and reasons of the system."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def pairs_of_slides(number: int) -> str:
 def patches(number: int) -> str:
     """As in "1 patch"."""
     return counted(number, "patch", "patches")
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be done, without the number that the system has for it."""
+    return f"{getattr(error, 'strerror', None) or error!s:.80}"
 
 
 def listed(names: Sequence[str]) -> str:
