@@ -132,16 +132,15 @@ def _slides(
 
 
 def _summary(report: Report) -> str:
-    """The lead and the first table, as text: a line for each figure, a column for each row."""
+    """The lead and the first table, as text: a line for each figure."""
     from wsi2ihc.training.reporting.document import Table
     from wsi2ihc.training.reporting.tables import worded
 
     table = next(one for section in report.sections for one in section.contents if isinstance(one, Table))
-    heads = [str(row[0]) for row in table.rows]
-    lines = [["", *heads]]
-    for number, column in list(enumerate(table.columns))[1:]:
-        cells = [worded(row[number], column.digits) for row in table.rows]
-        lines.append([column.title, *(f"{one.text} {one.interval}".strip() for one in cells)])
-    widths = [max(len(line[place]) for line in lines) for place in range(len(heads) + 1)]
+    lines = [["", *(column.title for column in table.columns[1:])]]
+    for row in table.rows:
+        cells = [worded(cell, column.digits) for cell, column in zip(row[1:], table.columns[1:], strict=True)]
+        lines.append([str(row[0]), *(f"{one.text} {one.interval}".strip() for one in cells)])
+    widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*report.lead, "", *text])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from .calibration import Calibration, Counts, h_score, stained_area
@@ -35,6 +36,20 @@ def fit_readers(calibration: Calibration) -> tuple[Reader, ...]:
         if cuts is not None:
             readers.append(dataclasses.replace(blank, cuts=cuts))
     return tuple(readers)
+
+
+def doubts(calibration: Calibration, images: Sequence[ImageFacts]) -> Iterator[str]:
+    """What makes calls of levels doubtful, a sentence each."""
+    trained = {slide.her2 for slide in calibration.slides.values()} & set(LEVELS)
+    absent = [level for level in LEVELS if level not in trained]
+    if trained and absent:
+        yield f"no training slide has the level {' or '.join(absent)}, so that none is ever called that"
+    labels: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        if image.her2 is not None:
+            labels[image.slide or image.unit].add(image.her2)
+    if both := sorted(slide for slide, of in labels.items() if len(of) > 1):
+        yield f"slides have patches of several levels, and are called by the last one: {', '.join(both[:5])}"
 
 
 def call_slides(

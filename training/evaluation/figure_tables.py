@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..reporting.document import Cell, Column, Estimate, Table
 from .figures import FIGURES
@@ -16,6 +17,8 @@ SUMMARY = ("psnr", "ssim", "stain_r", "stain_r_64px", "stain_ccc", "mcc", "varia
 BY_LEVEL = ("psnr", "ssim", "fid", "stain_r", "stain_r_64px", "mcc", "area_virtual")
 BY_SLIDE = ("psnr", "ssim", "stain_r", "stain_r_64px", "stain_bias", "area_virtual", "area_reference", "mcc")
 
+FEW_UNITS = 10
+
 Estimates = dict[str, Estimate]
 
 DISTANCES = {"fid": Column("FID", 1), "kid": Column("KID", 4), "kid_std": Column("KID, deviation over subsets", 4)}
@@ -25,7 +28,7 @@ class Estimator:
     """Figures with intervals; each subset's are computed once."""
 
     def __init__(self, evaluation: Evaluation, seed: int, resamples: int) -> None:
-        self._seed, self._resamples = seed, resamples
+        self._seed, self.resamples = seed, resamples
         self._reason = evaluation.inception.get("reason", "")
         self._known: dict[tuple[int, str], Estimates] = {}
 
@@ -35,7 +38,7 @@ class Estimator:
         assert scores is not None, "asked for only where there is one"
         key = (id(scores), her2 or "")
         if key not in self._known:
-            estimates = scores.subset(her2=her2).estimates(seed=self._seed, resamples=self._resamples)
+            estimates = scores.subset(her2=her2).estimates(seed=self._seed, resamples=self.resamples)
             self._known[key] = estimates if interior else estimates | self._distances(result, her2 or OVERALL)
         return self._known[key]
 
@@ -49,36 +52,40 @@ class Estimator:
 
 
 def summary_table(evaluation: Evaluation, estimator: Estimator) -> Table:
-    """Methods by the figures that matter most."""
-    names = (*SUMMARY, *DISTANCES)
-    rows = [_method_row(result, estimator(result), names) for result in evaluation.methods]
-    identical = [
-        f"{result.method.name}: {result.scores.subset().identical:,} images equal their references; they have no PSNR"
+    """The figures that matter most, by method."""
+    images = evaluation.methods[0].scores.subset()
+    over = f"{len(images.units):,} {evaluation.unit if len(images.units) != 1 else evaluation.unit.removesuffix('s')}"
+    notes = [f"In brackets: 95 % intervals (percentiles of {estimator.resamples:,} resamples) over {over}."]
+    if 1 < len(images.units) < FEW_UNITS:
+        notes.append(f"{over} are few: such an interval is rough, and most likely too narrow.")
+    notes += [
+        f"{result.method.name}: {result.scores.subset().identical:,} images equal their references; they have no PSNR."
         for result in evaluation.methods
         if result.scores.subset().identical
     ]
-    images = evaluation.methods[0].scores.subset() if evaluation.methods else None
-    over = f"{len(images.units):,} {evaluation.unit}" if images else ""
-    notes = (f"In brackets: 95 % intervals, by bootstrap over {over}.", *identical)
-    return Table("summary", "Summary", _columns(names), tuple(rows), notes)
+    estimates = {result.method.name: estimator(result) for result in evaluation.methods}
+    counts: tuple[Cell, ...] = ("images", *(result.scores.subset().images for result in evaluation.methods))
+    rows = (counts, *figure_rows(estimates, (*SUMMARY, *DISTANCES)))
+    return Table("summary", "Summary", figure_columns(estimates), rows, tuple(notes))
 
 
-def method_columns(names: Sequence[str]) -> tuple[Column, ...]:
-    """Heads of a table with a row for each method, and these figures."""
-    return (Column("method"), *(_column(name) for name in names))
+def figure_columns(estimates: Mapping[str, Estimates] | Iterable[str]) -> tuple[Column, ...]:
+    """Heads of a table with a row for each figure, and a column for each of these."""
+    return (Column("figure"), *(Column(name) for name in estimates))
 
 
-def _columns(names: Sequence[str]) -> tuple[Column, ...]:
-    return (Column("method"), Column("images", 0), *(_column(name) for name in names))
+def figure_rows(estimates: Mapping[str, Mapping[str, Estimate]], names: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
+    """A row for each figure: its title, and its value in each column."""
+    rows: list[tuple[Cell, ...]] = []
+    for name in names:
+        digits = _column(name).digits
+        cells = (dataclasses.replace(one[name], digits=digits) for one in estimates.values())
+        rows.append((_column(name).title, *cells))
+    return tuple(rows)
 
 
 def _column(name: str) -> Column:
     return DISTANCES.get(name) or Column(FIGURES[name].title, FIGURES[name].digits)
-
-
-def _method_row(result: MethodResult, estimates: Estimates, names: Sequence[str]) -> tuple[Cell, ...]:
-    count = result.scores.subset().images
-    return (result.method.name, count, *(estimates[name] for name in names))
 
 
 def group_tables(evaluation: Evaluation, estimator: Estimator) -> list[Table]:
@@ -87,27 +94,47 @@ def group_tables(evaluation: Evaluation, estimator: Estimator) -> list[Table]:
         "image": "Images", "stain": "Stain", "distribution": "Distributions of colours and of stain",
         "grid": "Checkerboard",
     }  # fmt: skip
+    estimates = {result.method.name: estimator(result) for result in evaluation.methods}
     return [
-        Table(
-            f"figures_{group}", title, _columns(names),
-            tuple(_method_row(result, estimator(result), names) for result in evaluation.methods),
-        )
+        Table(f"figures_{group}", title, figure_columns(estimates), figure_rows(estimates, names))
         for group, title in titles.items()
         if (names := [name for name, figure in FIGURES.items() if figure.group == group])
-    ]  # fmt: skip
+    ]
 
 
 def interior_table(evaluation: Evaluation, estimator: Estimator) -> Table | None:
     """The summary over what lies farther inside the images than any padding reaches; None where there is none."""
     if not evaluation.interior_px:
         return None
-    rows = tuple(
-        _method_row(result, estimator(result, interior=True), SUMMARY)
+    estimates = {
+        result.method.name: estimator(result, interior=True)
         for result in evaluation.methods
         if result.interior is not None
-    )
+    }
     note = f"Without {evaluation.interior_px} px at every border: as far as padding reaches through a ResNet-9."
-    return Table("interior", "Interior of the patches", _columns(SUMMARY), rows, (note,))
+    rows = figure_rows(estimates, SUMMARY)
+    return Table("interior", "Interior of the patches", figure_columns(estimates), rows, (note,))
+
+
+def image_table(evaluation: Evaluation) -> Table:
+    """Every image by itself, of every method: for the CSV."""
+    heads = (
+        Column("method"), Column("image"), Column("slide"), Column("HER2"), Column("PSNR, dB"), Column("SSIM"),
+        Column("Stain R per pixel"), Column("Stained area, virtual"), Column("Stained area, reference"),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            result.method.name, own.image.name, own.image.slide or "", own.image.her2 or "",
+            _finite(own.psnr), own.ssim, _finite(own.stain_r), own.area_virtual, own.area_reference,
+        )
+        for result in evaluation.methods
+        for own in result.scores.own
+    )  # fmt: skip
+    return Table("images", "Every image", heads, rows, is_shown=False)
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
 
 
 def level_tables(evaluation: Evaluation, estimator: Estimator) -> list[Table]:
@@ -192,6 +219,24 @@ def calls_table(evaluation: Evaluation) -> Table | None:
         "area. This is research, not diagnosis.",
     )
     return Table("her2_calls", "HER2 levels of slides, as called", heads, rows, notes)
+
+
+def called_otherwise_table(evaluation: Evaluation) -> Table | None:
+    """The slides that any stain is called otherwise by than they are labelled, 3+ called negative first."""
+    stains = [("reference", evaluation.reference_calls)]
+    stains += [(result.method.name, result.calls) for result in evaluation.methods if result.calls]
+    rows = [
+        (slide, label, name, one.by, called)
+        for name, calls in stains
+        for one in calls
+        for slide, label, called in one.slides_called
+        if label != called
+    ]
+    if not any(calls for _, calls in stains):
+        return None
+    rows.sort(key=lambda row: (not (row[1] == "3+" and row[4] in NEGATIVE), row[0], row[2], row[3]))
+    heads = (Column("slide"), Column("labelled"), Column("stain"), Column("read by"), Column("called"))
+    return Table("her2_called_otherwise", "Slides called otherwise than labelled", heads, tuple(rows))
 
 
 def _call_row(name: str, calls: LevelCalls) -> tuple[Cell, ...]:

@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.geometry import Region
-from wsi2ihc.slide import Slide, read_region, working_grid
+from wsi2ihc.slide import read_region, working_grid
+
+from .origin import CellGrid
+from .squares import SlidePair, read_he
 
 WINDOWS = 64
 """Places that are looked at for either axis, evenly spread over the borders."""
@@ -38,53 +41,49 @@ class GridSeams:
     contrast:  mean difference across borders over that at the other phases; None where too few borders have tissue
     z:         how many standard deviations of the other phases it is off
     borders:   windows with tissue at a border that were looked at
+    is_relative: whether steps of the source were divided out
     """
 
     what: str
     contrast: float | None
     z: float | None
     borders: int
+    is_relative: bool = False
 
 
-def measure_grid(slide: Slide, what: str, period_px: tuple[int, int], origin_px: tuple[int, int] = (0, 0)) -> GridSeams:
-    """Measure a slide at the borders of a grid.
+def measure_grid(pair: SlidePair, cells: CellGrid) -> GridSeams:
+    """Measure the virtual slide at the borders of a grid, relative to its source where that is at hand.
 
     Borders are compared with places at multiples of 8 px from them only: where JPEG's blocks meet at the borders, they
-    meet at all of these, so that what its compression does is done at all alike.
-
-    Parameters
-    ----------
-    slide
-        Open; level 0 is looked at.
-    what
-        What the grid is of.
-    period_px
-        Width and height of a cell.
-    origin_px
-        Where the first cell begins, (x, y).
+    meet at all of these, so that what its compression does is done at all alike. Steps that the source has at the same
+    places (the tiles that its scanner stored) are divided out.
     """
     found = [
-        _measure_axis(slide, axis, period, origin % period)
-        for axis, (period, origin) in enumerate(zip(period_px, origin_px, strict=True))
+        _measure_axis(pair, axis, period, origin % period)
+        for axis, (period, origin) in enumerate(zip(cells.cell_px, cells.origin_px, strict=True))
     ]
     borders = sum(count for _, _, count in found)
     known = [(contrast, z) for contrast, z, _ in found if contrast is not None and z is not None]
     contrast, z = max(known, key=lambda one: abs(one[1]), default=(None, None))
-    return GridSeams(what, contrast, z, borders)
+    return GridSeams(cells.what, contrast, z, borders, pair.he is not None)
 
 
-def _measure_axis(slide: Slide, axis: int, period: int, origin: int) -> tuple[float | None, float | None, int]:
+def _measure_axis(pair: SlidePair, axis: int, period: int, origin: int) -> tuple[float | None, float | None, int]:
     """Contrast, z, and how many windows, of the borders that are crossed along x (0) or y (1)."""
-    grid = working_grid(slide.info, None)
+    grid = working_grid(pair.virtual.info, None)
     reach = min(REACH_PX, period // 2 // BLOCK_PX * BLOCK_PX)
-    profiles = []
+    profiles, sources = [], []
     for region in _windows(grid.size.width, grid.size.height, axis, range(origin, 10**7, period), reach):
-        steps = _steps(read_region(slide, grid, region), axis)[BLOCK_PX - 1 :: BLOCK_PX]
+        steps = _steps(read_region(pair.virtual, grid, region), axis)[BLOCK_PX - 1 :: BLOCK_PX]
         if steps.mean() > PLAIN:
-            profiles.append(steps / steps.mean())
+            profiles.append(steps)
+            if (he := read_he(pair, grid, region)) is not None:
+                sources.append(_steps(he, axis)[BLOCK_PX - 1 :: BLOCK_PX])
     if len(profiles) < LEAST_WINDOWS:
         return None, None, len(profiles)
-    profile = np.mean(profiles, axis=0)
+    profile = np.mean([one / one.mean() for one in profiles], axis=0)
+    if sources:
+        profile /= np.mean([one / max(one.mean(), 1e-6) for one in sources], axis=0)
     middle = reach // BLOCK_PX - 1
     others = np.delete(profile, middle)
     contrast = float(profile[middle] / others.mean())

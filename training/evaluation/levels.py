@@ -34,11 +34,14 @@ class LevelCalls:
     by:         the number that they are read by
     cuts:       ascending; a slide's level is the number of cuts that its number reaches
     confusion:  labels by calls
+    slides_called:
+                slide, label and call of each
     """
 
     by: By
     cuts: tuple[float, float, float]
     confusion: Confusion
+    slides_called: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def slides(self) -> int:
@@ -102,7 +105,8 @@ def call_levels(
     slides = [slide for slide in values if slide in labels]
     calls = np.searchsorted(cuts, [values[slide] for slide in slides], side="right")
     given = np.array([LEVELS.index(labels[slide]) for slide in slides], np.intp)
-    return LevelCalls(by, cuts, _confusion(given, np.asarray(calls, np.intp)))
+    called = tuple((slide, labels[slide], LEVELS[int(call)]) for slide, call in zip(slides, calls, strict=True))
+    return LevelCalls(by, cuts, _confusion(given, np.asarray(calls, np.intp)), called)
 
 
 def quadratic_kappa(confusion: Confusion) -> float:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.slide.resolution import MPP_RANGE
 
 from ..data import Order, Role
 
 STAINED_FROM_RANGE = (0.02, 2.0)
+MOST_RESAMPLES = 100_000
+"""A gigabyte, with all figures of each."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -53,13 +56,19 @@ class EvaluateOptions:
                 raise OptionError(
                     f"--{name.replace('_', '-')} must be at least {value}, not {getattr(self, name)}"
                 )  # fmt: skip
+        if self.resamples > MOST_RESAMPLES:
+            raise OptionError(f"--resamples must be at most {MOST_RESAMPLES:,}, not {self.resamples:,}")
         low, high = STAINED_FROM_RANGE
         if self.stained_from is not None and not low <= self.stained_from <= high:
             raise OptionError(f"--stained-from must lie between {low} and {high} OD, not {self.stained_from:g}")
-        if self.mpp is not None and not 0 < self.mpp < float("inf"):
-            raise OptionError(f"--mpp must be above 0 µm per px, not {self.mpp}")
+        if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
+            raise OptionError(
+                f"--mpp must lie between {MPP_RANGE[0]:g} and {MPP_RANGE[1]:g} µm per px, not {self.mpp:g}"
+            )
 
     def stated(self, *names: str) -> dict[str, Any]:
         """The options of these names, or all, as JSON values; of files the base names."""
         values = {name: getattr(self, name) for name in names} if names else dataclasses.asdict(self)
+        if "group_by" in values and str(values["group_by"]).lower().endswith(".csv"):
+            values["group_by"] = Path(values["group_by"])
         return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}

@@ -15,7 +15,7 @@ from wsi2ihc.progress import Progress, ProgressCallback, silent
 
 from ..data import Pair, PairedData, PatchSizes, assign_groups, assign_roles, find_pairs, read_pair, read_sizes
 from .calibration import Calibration, calibrate
-from .clinical import call_slides, fit_readers
+from .clinical import call_slides, doubts, fit_readers
 from .examples import choose_examples
 from .methods import Method, floors, load_methods
 from .options import EvaluateOptions
@@ -84,7 +84,7 @@ def evaluate_patches(
         interior_px=margin_px,
         inception=facts,
         examples=choose_examples(source, results, multiple_px, options.pictures, options.seed),
-        notes=(*notes, *_notes(data, options, unit, mpp, trained)),
+        notes=(*notes, *(doubts(calibration, images) if readers else ()), *_notes(data, options, unit, mpp, trained)),
         facts={**_facts(data, options, mpp), "cut_to_multiples_of_px": _cut_to(multiple_px, sizes)},
     )
 

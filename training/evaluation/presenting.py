@@ -8,17 +8,20 @@ from typing import Any
 
 from wsi2ihc.runtime import versions
 
-from ..reporting.document import Cell, Estimate, Picture, Report, Section, Table
+from ..reporting.document import Estimate, Picture, Report, Section, Table
 from .evaluation_pictures import call_pictures, distribution_pictures, example_pictures, level_pictures
 from .figure_tables import (
     SUMMARY,
     Estimates,
     Estimator,
+    called_otherwise_table,
     calls_table,
+    figure_columns,
+    figure_rows,
     group_tables,
+    image_table,
     interior_table,
     level_tables,
-    method_columns,
     slide_table,
     summary_table,
 )
@@ -60,7 +63,7 @@ def present(evaluation: Evaluation, *, seed: int = 0, resamples: int = 2000) -> 
         *_clinical(evaluation),
         *_levels(evaluation, estimator),
         *_pictures(evaluation),
-        Section("All figures", contents=tuple(group_tables(evaluation, estimator))),
+        Section("All figures", contents=(*group_tables(evaluation, estimator), image_table(evaluation))),
         *_interior(evaluation, estimator),
         Section("Distributions", contents=tuple(distribution_pictures(evaluation))),
         *_slides(evaluation),
@@ -83,22 +86,26 @@ def _paired_table(evaluation: Evaluation, seed: int, resamples: int) -> Table | 
     if len(evaluation.methods) < 2:
         return None
     first, *others = evaluation.methods
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (
-            other.method.name,
-            *differences(
-                first.scores.subset(), other.scores.subset(), SUMMARY, seed=seed, resamples=resamples
-            ).values(),
+    paired = {
+        other.method.name: differences(
+            first.scores.subset(), other.scores.subset(), SUMMARY, seed=seed, resamples=resamples
         )
         for other in others
+    }
+    note = (
+        "On the same images, with intervals of paired differences: one without 0 is a difference. Comparisons are with "
+        "the method that is named first."
     )
-    note = "Intervals are of paired differences: an interval without 0 is a difference."
-    return Table("differences", f"{first.method.name} less …", method_columns(SUMMARY), rows, (note,))
+    return Table(
+        "differences", f"{first.method.name} less …", figure_columns(paired), figure_rows(paired, SUMMARY), (note,)
+    )
 
 
 def _clinical(evaluation: Evaluation) -> Iterator[Section]:
     if table := calls_table(evaluation):
-        yield Section("Would slides be called the same?", contents=(table, *call_pictures(evaluation)))
+        otherwise = called_otherwise_table(evaluation)
+        contents = (table, *((otherwise,) if otherwise else ()), *call_pictures(evaluation))
+        yield Section("Would slides be called the same?", contents=contents)
 
 
 def _levels(evaluation: Evaluation, estimator: Estimator) -> Iterator[Section]:
@@ -229,6 +236,7 @@ def _calls(calls: LevelCalls) -> dict[str, Any]:
         "positive_called_negative": calls.missed,
         "called_as_labelled": calls.correct,
         "slides": calls.slides,
+        "called": {slide: {"labelled": label, "called": called} for slide, label, called in calls.slides_called},
     }
 
 

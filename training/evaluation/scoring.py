@@ -170,6 +170,7 @@ def load_inception_features(path: Path | None, device: str) -> tuple[InceptionFe
     try:
         network = load_inception(path, device)
     except (ModelError, OptionError) as error:
-        _log.warning("FID and KID are left out: %s", error)
-        return None, {"reason": str(error)}
+        reason = str(error).replace(str(path), path.name)  # reports name no folders
+        _log.warning("FID and KID are left out: %s", reason)
+        return None, {"reason": reason}
     return network, dataclasses.asdict(network.facts)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..reporting.document import Column, Estimate, Picture, Report, Section, Table
 from ..reporting.plots import heat_map
+from .origin import Origin
 from .presenting import number, present
 from .slides import SlideEvaluation, area_agreement
 
@@ -27,6 +28,7 @@ def _places(result: SlideEvaluation) -> Section:
     squares = result.squares
     rows = (
         ("squares compared", len(squares.chosen)),
+        ("squares with tissue of the reference, but little virtual tissue: left out", squares.missed),
         ("coverage: the reference's tissue that has virtual tissue, too", _or_none(squares.coverage)),
         ("correlation of stained areas of squares", _or_none(agreement)),
         ("mean difference of stained areas (absolute)", _or_none(difference)),
@@ -48,7 +50,7 @@ def _maps(result: SlideEvaluation) -> Iterator[Picture]:
         ("map_correlation", "Stain R per pixel", maps.stain_r, (-1.0, 1.0), True),
     ):
         plot = heat_map(np.asarray(values, np.float64), title, "", extent_mm, limits=limits, symmetric=is_signed)
-        yield Picture(name, title, plot, "Squares without tissue on both slides are left out.")
+        yield Picture(name, title, plot, "Grey: squares that do not have tissue on both slides.")
 
 
 def _overviews(result: SlideEvaluation) -> Section:
@@ -56,7 +58,7 @@ def _overviews(result: SlideEvaluation) -> Section:
     return Section(
         "The slides",
         contents=(
-            Picture("overview_reference", "Reference", reference, "As scanned, not turned.", "photograph"),
+            Picture("overview_reference", "Reference", reference, "As it lies on the virtual slide.", "photograph"),
             Picture("overview_virtual", "Virtual", virtual, "", "photograph"),
         ),
     )
@@ -67,14 +69,26 @@ def _seams(result: SlideEvaluation) -> Section:
         (one.what, _or_none(one.contrast), _or_none(one.z), one.borders) for one in result.seams
     )  # fmt: skip
     heads = (Column("borders of"), Column("contrast"), Column("z", 2), Column("windows", 0))
-    reported = result.reported
-    told = (
-        f"The translation itself reported z = {reported['z']:.2f} at the borders of its cores, before compression."
-        if reported and isinstance(reported.get("z"), int | float)
-        else "There is no report beside the slide that tells of seams."
+    source = (
+        "Steps that the H&E slide has there are divided out."
+        if result.evaluation.facts.get("he")
+        else "Without --he, steps that come from the H&E slide's own tiles cannot be told apart."
     )
-    how = "Steps at the borders of a grid over those at other multiples of 8 px; within ±3 nothing stands out."
-    return Section("Seams", contents=(Table("seams", "Steps at borders", heads, rows, (how, told)),))
+    how = (
+        f"Steps at the borders of a grid over those at other multiples of 8 px; within ±3 nothing stands out. {source}"
+    )
+    table = Table("seams", "Steps at borders", heads, rows, (how, _reported(result.origin)))
+    return Section("Seams", contents=(table,))
+
+
+def _reported(origin: Origin) -> str:
+    if not origin.is_reported:
+        return "There is no report of the translation beside the slide."
+    if origin.seams is None:
+        return "The translation reported that there can be no seams: its model looks at one pixel at a time."
+    z = origin.seams.get("z")
+    told = "too few borders to tell" if z is None else f"z = {z:.2f}"
+    return f"The translation itself reported of the borders of its cores, before compression: {told}."
 
 
 def _or_none(value: float | None) -> Estimate:
@@ -88,7 +102,8 @@ def _data(result: SlideEvaluation) -> dict[str, Any]:
         "area_correlation": number(agreement),
         "area_mean_absolute_difference": number(difference),
         "seams": [dataclasses.asdict(one) for one in result.seams],
-        "reported_seams": dict(result.reported) if result.reported else None,
+        "reported_seams": dict(result.origin.seams) if result.origin.seams else None,
+        "squares_missed": result.squares.missed,
         "squares": [
             {
                 "row": int(row), "column": int(column),

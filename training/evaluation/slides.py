@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.arrays import RGBImage
+from wsi2ihc.geometry import Region
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 from wsi2ihc.registration.files import load_transform
-from wsi2ihc.registration.transform import identity
+from wsi2ihc.registration.transform import Transform, identity
+from wsi2ihc.registration.views import COARSEST_MPP
 from wsi2ihc.registration.warp_plan import check_slide
-from wsi2ihc.slide import Slide, open_slide, overview_grid, read_overview
+from wsi2ihc.registration.warping import read_warped
+from wsi2ihc.slide import Slide, WorkingGrid, open_slide, overview_grid, read_overview
 
 from ..moments import correlation
 from .calibration import Calibration, density_counts, otsu_threshold
+from .examples import choose_examples
 from .grid_seams import GridSeams, measure_grid
 from .methods import Method, floors
 from .options import EvaluateOptions
+from .origin import Origin, check_source, origin_of
 from .results import Evaluation, MethodResult
 from .scores import ImageFacts, Scores
 from .scoring import answer
-from .source import Sample
-from .squares import SQUARE_UM, SlidePair, Square, SquareGrid, plan_squares, read_squares
+from .source import Sample, Source
+from .squares import SQUARE_UM, SlidePair, Square, SquareGrid, centres_um, plan_squares, read_squares
 from .sums import BINS, Scale
 
 OVERVIEW_PX = 1200
 
 CALIBRATION_SQUARES = 200
 """So many, evenly spread, are looked at for the threshold."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,15 +62,15 @@ class SlideEvaluation:
     squares:     the grid
     maps:        figures by place
     seams:       of the virtual slide's own pixels at the borders of its tiles, and at those of its cores where known
-    reported:    what the translation reported of its seams; None where there is no report
-    overviews:   both slides, small
+    origin:      what the virtual slide says of itself
+    overviews:   the virtual slide, and the reference as it lies on it, small
     """
 
     evaluation: Evaluation
     squares: SquareGrid
     maps: SlideMaps
     seams: tuple[GridSeams, ...]
-    reported: Mapping[str, Any] | None
+    origin: Origin
     overviews: tuple[RGBImage, RGBImage]
 
 
@@ -105,22 +106,20 @@ def evaluate_slides(
     Raises
     ------
     DatasetError
-        If the slides have no tissue in the same place.
+        If the slides have no tissue in the same place, or the virtual slide was made from another H&E slide.
     MissingResolutionError, UnreadableSlideError, TransformError
         If a slide or the transform cannot be used.
     """
     options = options or EvaluateOptions()
     found = load_transform(transform) if transform is not None else identity()
-    report = _report_beside(virtual)
     with ExitStack() as stack:
-        ours, theirs = (
-            stack.enter_context(open_slide(path, mpp=mpp)) for path, mpp in ((virtual, None), (reference, options.mpp))
-        )
+        ours = stack.enter_context(open_slide(virtual))
+        theirs = stack.enter_context(_open_reference(reference, options.mpp, found))
         source = stack.enter_context(open_slide(he)) if he else None
-        if source is not None:
-            check_slide(found.fixed, source.info)
+        origin = origin_of(virtual, ours.info.size)
+        check_source(origin, found.fixed, None if source is None else source.info, ours.info.name)
         check_slide(found.moving, theirs.info)
-        pair = SlidePair(ours, theirs, found, _offset_um(report), source)
+        pair = SlidePair(ours, theirs, found, origin.position_um, source)
         progress(Progress("finding the tissue of both"))
         squares = plan_squares(pair, square_um)
         calibration = _calibration(pair, squares, options, progress)
@@ -128,24 +127,38 @@ def evaluate_slides(
         methods += floors(None) if source else []
         scores, maps = _compare(pair, squares, methods, Scale(calibration.stained_from, squares.mpp), progress)
         progress(Progress("looking for seams"))
-        seams = tuple(measure_grid(ours, *cells) for cells in _cells(report))
-        overviews = _overview(ours), _overview(theirs)
+        results = tuple(map(MethodResult, methods, scores))
         evaluation = Evaluation(
             subject=f"{ours.info.name} against {theirs.info.name}: {len(squares.chosen):,} squares of "
-            f"{squares.side_px * squares.mpp:.0f} µm",
+            f"{squares.side_px * squares.mpp:.0f} µm at {squares.mpp:.3g} µm per px",
             unit="squares",
             levels=(),
-            methods=tuple(map(MethodResult, methods, scores)),
+            methods=results,
             calibration=calibration,
             inception={"reason": "two slides are not a set of images"},
-            notes=tuple(_notes(transform, he)),
+            examples=choose_examples(_source(pair, squares), results, 1, options.pictures, options.seed),
+            notes=tuple(_notes(transform, he, origin)),
             facts={
                 "options": options.stated("stained_from", "mpp", "resamples", "seed"),
                 "square_um": squares.side_px * squares.mpp,
                 "mpp": squares.mpp,
+                "transform": None if transform is None else transform.name,
+                "he": None if source is None else source.info.name,
             },
         )
-    return SlideEvaluation(evaluation, squares, maps, seams, report.get("seams") if report else None, overviews)
+        return SlideEvaluation(
+            evaluation, squares, maps, tuple(measure_grid(pair, grid) for grid in origin.grids), origin,
+            (_overview(ours), _overview_of_reference(pair)),
+        )  # fmt: skip
+
+
+def _open_reference(path: str, mpp: float | None, transform: Transform) -> Slide:
+    """The reference, at the resolution that is stated; else its own, else the one that it was registered with."""
+    slide = open_slide(path, mpp=mpp)
+    if slide.info.mpp is not None or transform.moving is None:
+        return slide
+    slide.close()
+    return open_slide(path, mpp=transform.moving.mpp)
 
 
 def area_agreement(maps: SlideMaps) -> tuple[float, float]:
@@ -199,54 +212,42 @@ def _calibration(
     return Calibration(otsu_threshold(counts), "Otsu's threshold of the reference slide")
 
 
-def _report_beside(virtual: str) -> dict[str, Any] | None:
-    """What the translation has written beside its output; None where there is nothing of the kind."""
-    path = Path(f"{virtual}.json")
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) and "output_mpp" in report else None
+def _source(pair: SlidePair, squares: SquareGrid) -> Source:
+    """The squares as samples, for pictures."""
+    images = tuple(_image(int(row), int(column)) for row, column in squares.chosen)
 
+    def load(number: int) -> Sample:
+        (square,) = read_squares(pair, squares, squares.chosen[number : number + 1])
+        return Sample(images[number], square.he, square.reference, {"virtual slide": square.virtual})
 
-def _offset_um(report: Mapping[str, Any] | None) -> tuple[float, float]:
-    """Where the corner of the virtual slide lies on its source: not at its corner if a part of it was translated."""
-    try:
-        x, y = (report or {})["position_um"]
-        return float(x), float(y)
-    except (KeyError, TypeError, ValueError):
-        return 0.0, 0.0
-
-
-def _cells(report: Mapping[str, Any] | None) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
-    """Grids on which seams can lie: what they are of, width and height of a cell, and where the first one begins, px.
-
-    Windows that were blended have no borders.
-    """
-    facts = report or {}
-    try:
-        tile_px = int(facts["options"]["pyramid"]["tile_px"])
-    except (KeyError, TypeError, ValueError):
-        tile_px = 512
-    yield f"tiles of {tile_px} px", (tile_px, tile_px), (0, 0)
-    try:
-        plan = facts["plan"]
-        (width, height), (x, y) = plan["cell"], plan["cell_origin"]
-        if plan["overlap_px"] == 0 and plan["halo_px"] > 0:
-            yield f"cores of {width}×{height} px", (int(width), int(height)), (int(x), int(y))
-    except (KeyError, TypeError, ValueError):
-        return
+    return Source(images, load)
 
 
 def _overview(slide: Slide) -> RGBImage:
+    return read_overview(slide, _overview_grid(slide))
+
+
+def _overview_grid(slide: Slide) -> WorkingGrid:
     side = max(slide.info.bounds.width, slide.info.bounds.height)
-    return read_overview(slide, overview_grid(slide.info, max(1.0, side / OVERVIEW_PX)))
+    return overview_grid(slide.info, max(1.0, side / OVERVIEW_PX))
 
 
-def _notes(transform: Path | None, he: str | None) -> Iterator[str]:
-    yield ("intervals are over squares of one slide: they say how far its places differ, and nothing of other slides")
+def _overview_of_reference(pair: SlidePair) -> RGBImage:
+    """The reference as it lies on the virtual slide."""
+    grid = _overview_grid(pair.virtual)
+    region = Region(0, 0, grid.size.width, grid.size.height)
+    x_um, y_um = centres_um(pair, grid, region, (region.width, region.height))
+    mpp = min(math.sqrt(grid.mpp[0] * grid.mpp[1]), COARSEST_MPP)
+    return read_warped(pair.reference, pair.transform, mpp, x_um, y_um).pixels
+
+
+def _notes(transform: Path | None, he: str | None, origin: Origin) -> Iterator[str]:
+    yield "intervals are over squares of one slide: they say how far its places differ, and nothing of other slides"
     yield "no training split is at hand: no colour regression, no HER2 cuts"
+    yield "pixels of a written slide have passed through its compression and, beside tissue, through its fill"
     if he is None:
         yield "the H&E slide was not named (--he), so that the floor counterstain cannot be computed"
     if transform is None:
         yield "no transform was named: both slides are taken to lie upon each other, µm for µm"
+    elif not origin.quickhash:
+        yield "the virtual slide does not say what it was made from: whether the transform is that slide's is not known"

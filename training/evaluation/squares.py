@@ -56,6 +56,11 @@ class SquareGrid:
     chosen: npt.NDArray[np.intp]
 
     @property
+    def missed(self) -> int:
+        """Squares with tissue of the reference, of which the virtual slide shows less than half."""
+        return int(((self.reference >= LEAST_TISSUE) & (self.both < LEAST_TISSUE)).sum())
+
+    @property
     def coverage(self) -> float:
         """Share of the reference's tissue within the grid on which the virtual slide has tissue, too; NaN if none."""
         whole = float(self.reference.sum())
@@ -101,8 +106,9 @@ def plan_squares(pair: SlidePair, square_um: float = SQUARE_UM) -> SquareGrid:
     grid = working_grid(pair.virtual.info, None)
     if pair.virtual.info.mpp is None or pair.reference.info.mpp is None:
         lacking = pair.virtual if pair.virtual.info.mpp is None else pair.reference
-        raise MissingResolutionError(f"{lacking.info.name}: the slide does not state its resolution, so that nothing "
-                                     "can be laid upon it")  # fmt: skip
+        raise MissingResolutionError(
+            f"{lacking.info.name}: the slide does not state its resolution; give that of the reference with --mpp"
+        )
     mpp = math.sqrt(grid.mpp[0] * grid.mpp[1])
     side_px = max(LEAST_SQUARE_PX, round(square_um / mpp))
     shape = (grid.size.height // side_px, grid.size.width // side_px)
@@ -134,9 +140,9 @@ def read_squares(pair: SlidePair, squares: SquareGrid, chosen: npt.NDArray[np.in
 
     def read(place: tuple[int, int]) -> Square:
         region = Region(place[1] * side_px, place[0] * side_px, side_px, side_px)
-        x_um, y_um = _centres_um(pair, grid, region, side_px)
+        x_um, y_um = centres_um(pair, grid, region, (side_px, side_px))
         reference = read_warped(pair.reference, pair.transform, squares.mpp, x_um, y_um)
-        he = read_warped(pair.he, identity(), squares.mpp, x_um, y_um).pixels if pair.he else None
+        he = read_he(pair, grid, region)
         return Square(place, read_region(pair.virtual, grid, region), reference.pixels, he)
 
     with ThreadPoolExecutor(THREADS, "squares") as pool:
@@ -147,10 +153,10 @@ def _starts(count: int, side_px: int) -> range:
     return range(0, count * side_px, side_px)
 
 
-def _centres_um(
-    pair: SlidePair, grid: WorkingGrid, region: Region, count: int
+def centres_um(
+    pair: SlidePair, grid: WorkingGrid, region: Region, counts: tuple[int, int]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """So many centres along each side of a region, on the slide that the virtual one was made from, in µm."""
+    """So many centres across and down a region of the virtual slide, as places on its source, in µm."""
     mpp = pair.virtual.info.mpp
     assert mpp is not None
     x, y = (
@@ -159,15 +165,25 @@ def _centres_um(
             * mpp[axis]
             + pair.offset_um[axis]
         )
-        for axis, (start, length) in enumerate(((region.x, region.width), (region.y, region.height)))
+        for axis, (start, length, count) in enumerate(
+            zip((region.x, region.y), (region.width, region.height), counts, strict=True)
+        )
     )
     return x, y
+
+
+def read_he(pair: SlidePair, grid: WorkingGrid, region: Region) -> RGBImage | None:
+    """The H&E slide where a region of the virtual slide lies; None where it is not at hand."""
+    if pair.he is None:
+        return None
+    x_um, y_um = centres_um(pair, grid, region, (region.width, region.height))
+    return read_warped(pair.he, identity(), math.sqrt(grid.mpp[0] * grid.mpp[1]), x_um, y_um).pixels
 
 
 def _tissue_shares(
     pair: SlidePair, grid: WorkingGrid, region: Region, masks: tuple[TissueMask, TissueMask]
 ) -> tuple[float, float]:
-    x_um, y_um = _centres_um(pair, grid, region, SAMPLES)
+    x_um, y_um = centres_um(pair, grid, region, (SAMPLES, SAMPLES))
     """Of a region: tissue of the reference, and tissue on both."""
     own = np.stack(np.meshgrid(x_um - pair.offset_um[0], y_um - pair.offset_um[1]), axis=-1)
     theirs = moving_grid(pair.transform, x_um, y_um)

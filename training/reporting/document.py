@@ -19,12 +19,14 @@ class Estimate:
     value:      None where it is not defined, or was not computed
     low, high:  of the interval; None without one
     reason:     why there is no value, for people
+    digits:     behind the point, where the rows of a column differ; None for the column's
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     reason: str = ""
+    digits: int | None = None
 
 
 Cell: TypeAlias = str | int | float | Estimate | None
@@ -52,6 +54,7 @@ class Table:
     columns:  their heads
     rows:     one cell for each column
     notes:    below it, a sentence or more each
+    is_shown: False for one that is too long to be read: the page then names its CSV file
     """
 
     name: str
@@ -59,6 +62,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    is_shown: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

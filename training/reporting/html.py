@@ -64,7 +64,7 @@ def _lines(report: Report, attachments: Sequence[Sequence[Attachment]]) -> Itera
         yield f"<h2>{escaped(section.title)}</h2>"
         yield from _paragraphs(section.paragraphs)
         for content, file in zip(section.contents, files, strict=True):
-            yield from _table(content) if isinstance(content, Table) else _picture(content, file)
+            yield from _table(content, file) if isinstance(content, Table) else _picture(content, file)
         yield "</section>"
     yield "</main>\n</body>\n</html>"
 
@@ -83,11 +83,14 @@ def _paragraphs(texts: Sequence[str]) -> Iterator[str]:
     return (f"<p>{escaped(text)}</p>" for text in texts)
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(table: Table, file: Attachment) -> Iterator[str]:
     """A table in a box of its own, which can be scrolled with the keyboard as well."""
     marks = reason_marks(table)
     if table.title:
         yield f"<h3>{escaped(table.title)}</h3>"
+    if not table.is_shown:
+        yield from _paragraphs((f"{len(table.rows):,} rows, in {file.path}.", *table.notes))
+        return
     label = escaped(table.title or table.name)
     yield f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">\n<table>\n<thead>\n<tr>'
     for column, is_numeric in zip(table.columns, numeric_columns(table), strict=True):

@@ -52,6 +52,10 @@ def _blocks(report: Report, attachments: Sequence[Sequence[Attachment]]) -> Iter
 
 
 def _table(table: Table, file: Attachment) -> Iterator[str]:
+    if not table.is_shown:
+        yield f"{len(table.rows):,} rows: [this table as CSV]({file.path})"
+        yield from map(paragraph, table.notes)
+        return
     marks = reason_marks(table)
     lines = [[escaped(column.title) for column in table.columns]]
     lines.append(["---:" if is_numeric else "---" for is_numeric in numeric_columns(table)])

@@ -39,7 +39,7 @@ def worded(cell: Cell, digits: int) -> Wording:
         return Wording(cell)
     if not isinstance(cell, Estimate):
         return Wording(number(cell, digits))
-    value = _known(cell.value)
+    value, digits = _known(cell.value), digits if cell.digits is None else cell.digits
     if value is None:
         return Wording(NO_VALUE, reason=cell.reason)
     low, high = _known(cell.low), _known(cell.high)

@@ -63,7 +63,7 @@ def check_slide(frame: SlideFrame | None, info: SlideInfo, otherwise: str = "") 
             f"{info.name}: {info.size} px, but the transform was made for {frame.name} of {frame.size} px; give that "
             f"slide, or register this one{otherwise}"
         )
-    if _is_comparable(frame.quickhash, info.quickhash) and frame.quickhash != info.quickhash:
+    if is_comparable(frame.quickhash, info.quickhash) and frame.quickhash != info.quickhash:
         known = "the one of this name" if frame.name == info.name else f"the {frame.name}"
         raise TransformError(
             f"{info.name}: this is another file than {known} that the transform was made for (its hash differs); give "
@@ -83,7 +83,7 @@ def doubt_of_slide(frame: SlideFrame | None, info: SlideInfo) -> str:
 
     A file whose hash is the same is the same, whatever it is called by now.
     """
-    if frame is None or frame.name == info.name or _is_comparable(frame.quickhash, info.quickhash):
+    if frame is None or frame.name == info.name or is_comparable(frame.quickhash, info.quickhash):
         return ""
     return (
         f"The transform was made for {frame.name}; whether {info.name} is that slide cannot be told, since there is no "
@@ -91,7 +91,7 @@ def doubt_of_slide(frame: SlideFrame | None, info: SlideInfo) -> str:
     )
 
 
-def _is_comparable(one: str, other: str) -> bool:
+def is_comparable(one: str, other: str) -> bool:
     """Whether two hashes are there and of one kind; another reader of the same file has another kind."""
     return bool(one and other) and one.startswith("sha256:") == other.startswith("sha256:")
 

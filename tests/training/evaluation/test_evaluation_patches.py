@@ -88,6 +88,10 @@ def test_the_report_has_every_table(evaluation: Evaluation) -> None:
     assert "2+" in tables["levels"].notes[0]
     published = next(row for row in tables["levels_psnr"].rows if row[0] == "variance (study)")
     assert published[1:] == (20.48, 21.65, 21.3, 19.5, 22.16)
+    otherwise = tables["her2_called_otherwise"].rows
+    assert otherwise[0][1] == "3+", "positives called negative come first"
+    assert len(tables["images"].rows) == 6 * 3
+    assert not tables["images"].is_shown
     assert tables["her2_calls"].columns[2].title.startswith("3+ called 0")
     pictures = {one.name for one in contents if isinstance(one, Picture)}
     assert {"examples_1", "histogram_dab", "scatter_1", "bars_psnr"} <= pictures

@@ -18,11 +18,12 @@ from wsi2ihc.generator.registry import load_generator
 from wsi2ihc.geometry import Region, Size
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.files import save_transform
-from wsi2ihc.registration.transform import SlideFrame, Transform, affine, identity
+from wsi2ihc.registration.transform import SlideFrame, Transform, affine, frame_of, identity
 from wsi2ihc.slide import open_slide
 from wsi2ihc.slide.memory_slide import MemorySlide
-from wsi2ihc.training.evaluation.grid_seams import measure_grid
+from wsi2ihc.training.evaluation.grid_seams import GridSeams, measure_grid
 from wsi2ihc.training.evaluation.options import EvaluateOptions
+from wsi2ihc.training.evaluation.origin import CellGrid
 from wsi2ihc.training.evaluation.scores import ImageFacts, Scores
 from wsi2ihc.training.evaluation.slide_presenting import present_slide
 from wsi2ihc.training.evaluation.slides import area_agreement, evaluate_slides
@@ -85,7 +86,8 @@ def test_a_part_of_a_slide_lies_where_its_report_says(slides: Path, tmp_path: Pa
     write_slide(part, halves(np.ascontiguousarray(ihc[100:500, 200:680]), 2), compression="deflate")
     (tmp_path / "part.tif.json").write_text(
         json.dumps({
-            "position_um": [100, 50], "output_mpp": [0.5, 0.5], "options": {"pyramid": {"tile_px": 256}},
+            "position_um": [100, 50], "output_size": {"width": 480, "height": 400}, "source": {},
+            "options": {"pyramid": {"tile_px": 256}},
             "plan": {"cell": [128, 128], "cell_origin": [-36, -36], "halo_px": 88, "overlap_px": 0},
             "seams": {"z": 0.7},
         })
@@ -93,7 +95,7 @@ def test_a_part_of_a_slide_lies_where_its_report_says(slides: Path, tmp_path: Pa
     result = evaluate_slides(str(slides / "virtual.tif"), str(part), None, QUICK, square_um=50)
     assert result.evaluation.methods[0].scores.subset().values()["stain_r"] > 0.9999
     assert [one.what for one in result.seams] == ["tiles of 256 px", "cores of 128×128 px"]
-    assert result.reported == {"z": 0.7}
+    assert result.origin.seams == {"z": 0.7}
 
 
 def test_the_translations_own_report_says_where_a_part_lies(slides: Path, tmp_path: Path) -> None:
@@ -102,8 +104,27 @@ def test_the_translations_own_report_says_where_a_part_lies(slides: Path, tmp_pa
             region=Region(200, 100, 480, 400), tissue="none", pyramid=PyramidOptions(compression="deflate")
         )
         translate(slide, load_generator("identity"), tmp_path / "part.ome.tiff", options)
-    result = evaluate_slides(str(slides / "virtual.tif"), str(tmp_path / "part.ome.tiff"), None, QUICK, square_um=50)
-    assert result.evaluation.methods[0].scores.subset().values()["stain_r"] > 0.9999
+    for name in ("part", "moved"):  # with its report, and without
+        virtual = tmp_path / f"{name}.ome.tiff"
+        if name == "moved":
+            virtual.write_bytes((tmp_path / "part.ome.tiff").read_bytes())
+        result = evaluate_slides(str(slides / "virtual.tif"), str(virtual), None, QUICK, square_um=50)
+        assert result.evaluation.methods[0].scores.subset().values()["stain_r"] > 0.9999
+        assert result.origin.source == "virtual.tif"
+        assert result.origin.is_reported is (name == "part")
+
+
+def test_an_he_slide_or_a_transform_of_another_slide_is_refused(slides: Path, tmp_path: Path) -> None:
+    with open_slide(slides / "virtual.tif") as slide:
+        translate(slide, load_generator("identity"), tmp_path / "v.ome.tiff", TranslateOptions(tissue="none"))
+    files = (str(slides / "reference.tif"), str(tmp_path / "v.ome.tiff"))
+    with pytest.raises(DatasetError, match=r"was made from virtual\.tif, but --he names pale\.tif"):
+        evaluate_slides(*files, slides / "transform.json", QUICK, he=str(slides / "pale.tif"))
+    with open_slide(slides / "pale.tif") as other:
+        frame = frame_of(other.info)
+    save_transform(tmp_path / "other.json", Transform(np.eye(2, 3), fixed=frame))
+    with pytest.raises(DatasetError, match=r"the transform was made for pale\.tif"):
+        evaluate_slides(*files, tmp_path / "other.json", QUICK)
 
 
 def test_the_floor_is_made_of_the_he_slide_at_its_own_resolution(slides: Path, tmp_path: Path) -> None:
@@ -154,24 +175,39 @@ def test_slides_without_tissue_in_the_same_place_are_refused(slides: Path, tmp_p
         evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), None, QUICK, square_um=2000)
 
 
+def seams(image: RGBImage, origin: tuple[int, int] = (0, 0), he: RGBImage | None = None) -> GridSeams:
+    slide = MemorySlide(image, "virtual", (0.5, 0.5))
+    source = None if he is None else MemorySlide(he, "he", (0.5, 0.5))
+    return measure_grid(SlidePair(slide, slide, identity(), he=source), CellGrid("cells", (256, 256), origin))
+
+
+def checked(image: RGBImage) -> RGBImage:
+    """With every second square of 256 px brighter."""
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
+    steps = np.where((rows // 256 + columns // 256) % 2, 12, 0)[..., np.newaxis]
+    return np.clip(image.astype(int) + steps, 0, 255).astype(np.uint8)
+
+
 def test_a_grid_of_steps_stands_out_and_plain_tissue_does_not(ihc: RGBImage) -> None:
     tissue = np.tile(ihc, (2, 2, 1))
-    smooth = measure_grid(MemorySlide(tissue, "tissue", (0.5, 0.5)), "cells", (256, 256))
+    smooth, found = seams(tissue), seams(checked(tissue))
     assert smooth.z is not None
     assert abs(smooth.z) < 3
-    steps = tissue.astype(int)
-    rows, columns = np.mgrid[: tissue.shape[0], : tissue.shape[1]]
-    steps += np.where((rows // 256 + columns // 256) % 2, 12, 0)[..., np.newaxis]
-    seamed = np.clip(steps, 0, 255).astype(np.uint8)
-    found = measure_grid(MemorySlide(seamed, "seamed", (0.5, 0.5)), "cells", (256, 256))
     assert found.z is not None
     assert found.z > 5
-    shifted = MemorySlide(np.roll(seamed, (36, 36), (0, 1)), "shifted", (0.5, 0.5))
-    at_origin, off_it = (measure_grid(shifted, "cells", (256, 256), origin) for origin in ((36, 36), (0, 0)))
+    assert found.contrast is not None
+    assert found.contrast > 1.2
+    moved = np.roll(checked(tissue), (36, 36), (0, 1))
+    at_origin, off_it = (seams(moved, origin) for origin in ((36, 36), (0, 0)))
     assert at_origin.z is not None
     assert off_it.z is not None
     assert at_origin.z > 5 > off_it.z
-    assert found.contrast is not None
-    assert found.contrast > 1.2
-    blank = np.full_like(tissue, 240)
-    assert measure_grid(MemorySlide(blank, "blank", (0.5, 0.5)), "cells", (256, 256)).z is None
+    assert seams(np.full_like(tissue, 240)).z is None
+
+
+def test_steps_that_the_source_has_are_not_the_virtual_slides(ihc: RGBImage) -> None:
+    seamed = checked(np.tile(ihc, (2, 2, 1)))
+    relative = seams(seamed, he=seamed)
+    assert relative.is_relative
+    assert relative.z is not None
+    assert abs(relative.z) < 3
