@@ -117,7 +117,7 @@ def test_a_slide_that_crashes_its_child_fails_alone(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("poisonous")
 def test_a_slide_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", ["a", "slow", "z"], side=200)
-    states = run(tasks_of(slides, tmp_path / "out"), attempts=1, timeout_min=0.3)
+    states = run(tasks_of(slides, tmp_path / "out"), attempts=1, timeout_min=0.1)
     assert statuses(states) == {"a": "done", "slow": "failed", "z": "done"}
     assert "--timeout-min" in next(state.error for state in states if state.status == "failed")
 

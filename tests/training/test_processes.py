@@ -75,10 +75,10 @@ def test_one_process_is_the_first(monkeypatch: pytest.MonkeyPatch, environment: 
 
 
 def test_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_cores", lambda: 64)
+    monkeypatch.setattr(machine, "cores", lambda: 64)
     assert machine.count_workers(tiny(workers=-1)) == 8
     assert machine.count_workers(tiny(workers=-1, processes=2, batch_size=4)) == 8
-    monkeypatch.setattr(machine, "_cores", lambda: 2)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
     assert machine.count_workers(tiny(workers=-1)) == 1
     assert machine.count_workers(tiny(workers=0)) == 0
 

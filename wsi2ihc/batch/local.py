@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import DeviceError
 from ..runtime import cores
 from .child import CACHE_VARIABLE, IN_HAND
-from .events import Done, Event, Failed, Ready
+from .events import Began, Done, Event, Failed, Ready
 from .options import BatchOptions
 from .process import Child, how_it_ended
 from .task import DONE_FOLDER, SlideTask
@@ -118,6 +118,8 @@ class LocalEngine:
             return
         if isinstance(event, Ready):
             self._failed_starts = 0
+        if isinstance(event, Began):
+            child.begin(event.number)
         if isinstance(event, Done | Failed):
             child.leave(event.number)
             self._alone.discard(number)

@@ -40,7 +40,8 @@ class Child:
 
     def __init__(self, number: int, hear: Hear, environment: Mapping[str, str], log: Path) -> None:
         self.number = number
-        self.in_hand: dict[int, tuple[SlideTask, float]] = {}
+        self.in_hand: dict[int, SlideTask] = {}  # in the order in which they were given
+        self._since: float | None = None  # when the first of them began to be worked on
         self.given = 0
         self.is_ready = False
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ class Child:
 
     def give(self, task: SlideTask) -> None:
         """Hand over a slide. If the child is gone already, its pipe's end tells."""
-        self.in_hand[task.number] = (task, time.monotonic())
+        self.in_hand[task.number] = task
         self.given += 1
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
@@ -67,17 +68,22 @@ class Child:
             self._process.stdin.flush()
 
     def overdue(self, timeout_s: float) -> SlideTask | None:
-        """The slide that is longest in hand, if that is too long."""
-        if not timeout_s or not self.in_hand:
+        """The slide that is worked on, if it takes too long. What the child takes to start counts for none."""
+        if not timeout_s or self._since is None or time.monotonic() - self._since <= timeout_s:
             return None
-        task, since = min(self.in_hand.values(), key=lambda held: held[1])
-        return task if time.monotonic() - since > timeout_s else None
+        return next(iter(self.in_hand.values()), None)
+
+    def begin(self, number: int) -> None:
+        """A slide is worked on; behind another one it waits for the device, which does not count."""
+        if self._since is None and next(iter(self.in_hand), None) == number:
+            self._since = time.monotonic()
 
     def leave(self, number: int) -> None:
-        """A slide is out of its hands; the wait of the next one begins now, since it has waited for the device."""
+        """A slide is out of its hands; the time of the next one begins now."""
+        was_first = next(iter(self.in_hand), None) == number
         self.in_hand.pop(number, None)
-        now = time.monotonic()
-        self.in_hand = {key: (task, now) for key, (task, _) in self.in_hand.items()}
+        if was_first:
+            self._since = time.monotonic() if self.in_hand else None
 
     def end(self, *, now: bool = False) -> int:
         """Let it end, or make it; its exit code (negative: the signal that ended it)."""

@@ -95,25 +95,28 @@ def published(path: Path, overwrite: bool) -> Iterator[Path]:
     """
     check_output(path, overwrite, suffixes=())
     _remove_leftovers(path)
-    partial, handle = _create_partial(path)
-    try:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    handle = None
+    try:  # from here on, since Ctrl-C can come as soon as the file is there
+        handle = _create(partial, path)
         yield partial
         _publish(partial, handle, path, overwrite)
     finally:
-        with contextlib.suppress(OSError):
-            os.close(handle)
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                os.close(handle)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
-def _create_partial(path: Path) -> tuple[Path, int]:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+def _create(partial: Path, path: Path) -> int:
+    """The open partial file, locked."""
     try:
         handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
         raise OutputError(f"cannot create {path.name} in {path.parent}: {error.strerror}") from error
     _lock(handle)
-    return partial, handle
+    return handle
 
 
 def _lock(handle: int) -> bool | None:
