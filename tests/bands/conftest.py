@@ -32,6 +32,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: nobody cuts its power, and a busy disk takes long. Children do wait."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 @pytest.fixture(scope="session")
 def picture() -> RGBImage:
     """460×430 px, tissue in the middle 300×290."""

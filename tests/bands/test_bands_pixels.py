@@ -49,7 +49,6 @@ def without_times(report: TranslateReport) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("model", "choices"),
     [
-        ("batch", {"tissue": "auto"}),
         ("batch", {"tissue": "none", "region": Region(90, 71, 303, 301)}),
         ("batch", {"tissue": "auto", "core_px": 100, "region": Region(3, 5, 450, 400)}),
         ("instance", {"tissue": "auto", "core_px": 96, "overlap_px": 32}),

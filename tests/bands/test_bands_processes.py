@@ -17,7 +17,7 @@ from make_slides import write_slide
 
 from wsi2ihc.demo import synthetic_tissue
 
-BANDS = 11
+BANDS = 8
 COMMON = ("--compression", "deflate", "--tile-size", "64", "--band-height", "128", "--tissue", "none",
           "--workers", "1")  # fmt: skip
 SLOWLY = (*COMMON, "--core-size", "16")
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no su
 
 @pytest.fixture(scope="module")
 def slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide of 500×1400 px."""
+    """A slide of 400×1000 px."""
     path = tmp_path_factory.mktemp("slides") / "tissue.svs"
-    return write_slide(path, synthetic_tissue(500, 1400, seed=5), compression="deflate", tile=256, mpp=0.5)
+    return write_slide(path, synthetic_tissue(400, 1000, seed=5), compression="deflate", tile=256, mpp=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,19 @@ def _killed_at(module: str, name: str, arguments: list[str]) -> None:
     setattr(importlib.import_module(module), name, lambda *_, **__: os._exit(9))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     main(["translate", *arguments])
+
+
+def test_an_interrupted_run_says_what_is_kept(slide_file: Path, whole: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out.ome.tiff", tmp_path / "log"
+    process = start([slide_file, out, *SLOWLY, "--resume"], log)
+    while not done_bands(out):
+        time.sleep(0.01)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 143
+    assert f"are kept ({len(done_bands(out))})" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert visible(tmp_path) == [".out.ome.tiff.bands"]
 
 
 def test_the_command_itself_is_killed_and_run_again(slide_file: Path, whole: Path, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ Where a translation is exact, a band has cells of its own, which never cross its
 halo there. Where windows are blended, the windows are those of the one plan of the slide, since their answers depend on
 where they lie; a window that reaches into two bands is translated for both, and a core that lies in both is cut.
 
-What is done twice, at the default heights and cells: of an exact translation next to nothing, since a band holds whole
-rows of cells (their own halos are no fewer in one piece); of a blended one, one row of windows at each border.
+What is done twice, at the default heights: of an exact translation next to nothing, since a band holds whole rows of
+cells, which have their halos in one piece as well (0 to 2 % more px of windows; 6 % where memory is short); of a
+blended one, a row of windows at each border (10 to 20 %).
 """
 
 from __future__ import annotations

@@ -86,10 +86,13 @@ def plan_facts(plans: Iterable[Plan], shown: Iterable[Plan]) -> dict[str, Any]:
     """
     worked, kept = list(plans), list(shown)
     first = worked[0]
+    origin = None
+    if all(plan.cell_origin == first.cell_origin for plan in worked):  # else each part has a grid of its own
+        origin = [first.cell_origin[0] - first.extent.x, first.cell_origin[1] - first.extent.y]
     return {
         "windows": sum(len(plan.windows) for plan in worked),
         "cell": [first.cell.width, first.cell.height],
-        "cell_origin": [first.cell_origin[0] - first.extent.x, first.cell_origin[1] - first.extent.y],
+        "cell_origin": origin,
         "halo_px": first.layout.halo_px,
         "overlap_px": first.layout.overlap_px,
         "kept_px": sum(plan.kept_px for plan in kept),

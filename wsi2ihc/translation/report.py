@@ -82,6 +82,7 @@ class TranslateReport:
             **{one.name: facts[one.name] for one in dataclasses.fields(cls)},
             "output_size": Size(**facts["output_size"]),
             "output_mpp": tuple(facts["output_mpp"]),
+            "position_um": tuple(facts["position_um"]),
             "output_levels": tuple(Size(**size) for size in facts["output_levels"]),
             "extent": Region(**facts["extent"]),
             "glass": tuple(facts["glass"]),
