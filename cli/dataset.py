@@ -32,7 +32,7 @@ def command(
     test included. Findings are warnings: the exit code is 0.
     """
     from wsi2ihc.training.inspection.inspecting import inspect_dataset
-    from wsi2ihc.training.reporting.writing import check_report_folder, write_report
+    from wsi2ihc.training.reporting.writing import FORMAT, VERSION, check_report_folder, write_report
 
     set_up_logging(verbose, quiet)
     options = InspectOptions(**choices, pictures=out is not None)
@@ -49,7 +49,7 @@ def command(
         for warning in report.data["warnings"]:
             click.echo(f"WARNING: {warning}", err=True)
     if json:
-        echo_json(report.data)
+        echo_json({"format": FORMAT, "version": VERSION, **report.data})
     elif not quiet:
         click.echo(_summary(report))
         if out is not None:

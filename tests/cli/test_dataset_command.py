@@ -66,6 +66,7 @@ def test_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, data, "--json", "-q", "--group-by", "(?P<group>.)")
     facts = json.loads(out)
     assert (code, err) == (0, "")
+    assert (facts["format"], facts["version"]) == ("wsi2ihc report", 1)  # as in report.json
     assert facts["grouped_by"] == "regular expression (?P<group>.)"
     assert [(one["split"], one["pairs"]) for one in facts["counts"] if not one["group"]] == [
         ("train", 2), ("test", 1), ("all", 3),
@@ -80,6 +81,7 @@ def test_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("lost",), 1, "there is no folder lost"),
         (("lost", "--order", "AC"), 2, "'AC' is not one of"),
         (("lost", "--mpp", "0"), 1, "--mpp must lie between"),
+        (("lost", "--mpp", "51"), 1, "--mpp must lie between 0.02 and 50 µm per px, not 51"),  # as of a slide
         (("lost", "--workers", "-1"), 1, "--workers must be at least 0"),
         ((".",), 1, "no paired patches in ."),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from make_pairs import rows, table
 
 from wsi2ihc.errors import DatasetError, OptionError
-from wsi2ihc.training.data import Pair, PairedData, Role, assign_groups, find_pairs, load_data
+from wsi2ihc.training.data import Pair, PairedData, Role, assign_groups, assign_roles, find_pairs, load_data
 
 
 def data_of(*names: str, role: Role | None = None, folder: Path = Path("data")) -> PairedData:
@@ -61,6 +62,18 @@ def test_an_expression_that_parts_all_patches_is_told_of(caplog: pytest.LogCaptu
     caplog.clear()
     assign_groups(data_of("p7_1", "p7_2"), "(?P<patient>[^_]+)_")
     assert caplog.text == ""
+
+
+def facts(data: PairedData) -> list[tuple[str | None, str | None]]:
+    return [(pair.patient, pair.slide) for pair in data.pairs]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("patient", ("p7", None)), ("slide", (None, "p7")), ("region", (None, None))]
+)
+def test_an_expression_says_patient_or_slide(name: str, found: tuple[str | None, str | None]) -> None:
+    data = assign_groups(data_of("p7_1"), rf"(?P<{name}>[a-z]\d+)_")
+    assert (groups(data), facts(data)) == (["p7"], [found])
 
 
 # tables of groups
@@ -121,6 +134,54 @@ def test_names_of_files_as_keys(tmp_path: Path) -> None:
 )
 def test_which_column_is_the_group(tmp_path: Path, content: str, group: str | None) -> None:
     assert groups(by_table(tmp_path, content, data_of("s1"))) == [group]
+
+
+@pytest.mark.parametrize(
+    ("content", "group", "found", "filled"),
+    [
+        ("name,patient,slide\ns1,P,S\n", "P", ("P", "S"), "groups.csv (patient, slide)"),
+        ("name,patient,slide,group\ns1,P,S,G\n", "G", ("P", "S"), "groups.csv (patient, slide)"),
+        ("name,slide,patient\ns1.png,S,P\n", "P", ("P", "S"), "groups.csv (patient, slide)"),
+        ("slide,patient\ns1,P\n", "P", ("P", "s1"), "groups.csv (patient, slide)"),
+        ("name,slide,patient,group\ns1,S,,G\n", "G", (None, "S"), "groups.csv (slide)"),
+        ("name,split,slide\ns1,train,S\n", "S", (None, "S"), "groups.csv (slide)"),
+        ("name,region\ns1,R\n", "R", (None, None), "groups.csv"),
+    ],
+)
+def test_patients_and_slides_of_a_table(
+    tmp_path: Path, content: str, group: str, found: tuple[str | None, str | None], filled: str
+) -> None:
+    data = by_table(tmp_path, content, data_of("s1"))
+    assert (groups(data), facts(data), data.grouped_by) == ([group], [found], filled)
+
+
+def test_what_a_pair_has_stays(tmp_path: Path) -> None:
+    own = data_of("s1", "s2")
+    own = dataclasses.replace(own, pairs=tuple(dataclasses.replace(pair, slide="own") for pair in own.pairs))
+    data = by_table(tmp_path, "name,patient,slide\ns1,P,other\ns2,Q,own\n", own)
+    assert (groups(data), facts(data)) == (["P", "Q"], [("P", "own"), ("Q", "own")])
+    assert data.grouped_by == "groups.csv (patient)"
+    assert facts(assign_groups(own, "(?P<slide>s)")) == [(None, "own")] * 2
+
+
+def test_what_rows_do_not_agree_on_is_not_filled_in(tmp_path: Path) -> None:
+    """It decides nothing, so it is no contradiction: such tables could be used before."""
+    data = by_table(tmp_path, "name,group,patient,slide\na,G,P,S\na,G,P,T\na,G,P,S\n", data_of("a"))
+    assert (groups(data), facts(data)) == (["G"], [("P", None)])
+    assert facts(by_table(tmp_path, "slide,patient\ns1,P\np2,P\n", data_of("s1_p2"))) == [("P", None)]
+
+
+def test_facts_change_no_fingerprint(tmp_path: Path) -> None:
+    names = [f"{letter}_{number}" for letter in "abcde" for number in range(4)]
+    own = data_of(*names, folder=tmp_path)
+    without = "\n".join(["name,patient", *(f"{name},{name[0]}" for name in names)])
+    with_slides = "\n".join(["name,patient,slide", *(f"{name},{name[0]},{name}" for name in names)])
+    one, other = (assign_roles(by_table(tmp_path, content, own)) for content in (without, with_slides))
+    assert facts(one) != facts(other)
+    assert one.fingerprint() == other.fingerprint()
+    assert [pair.role for pair in one.pairs] == [pair.role for pair in other.pairs]
+    plain = PairedData(own.folder, "test", tuple(dataclasses.replace(pair, group=pair.name[0]) for pair in own.pairs))
+    assert assign_roles(plain).fingerprint() == one.fingerprint()  # as before tables said anything but the group
 
 
 def test_an_empty_split_leaves_the_role(tmp_path: Path) -> None:

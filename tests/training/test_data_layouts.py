@@ -202,6 +202,14 @@ def test_full_table(tmp_path: Path) -> None:
     assert (data.folder, data.mpp) == (tmp_path, 0.46)
 
 
+@pytest.mark.parametrize(
+    ("cell", "level"), [("0", "0"), ("1", "1+"), ("1+", "1+"), ("2 +", "2+"), (3, "3+"), ("3+", "3+"), ("", None)]
+)
+def test_levels_of_a_table(tmp_path: Path, cell: object, level: str | None) -> None:
+    (pair,) = find_pairs(table(tmp_path, [FULL | {"her2": cell}])).pairs
+    assert pair.her2 == level
+
+
 def halves(folder: Path, half: str) -> Path:
     """A table of side-by-side images, with the H&E in this half."""
     side_by_side(folder, {"images": ["a", "b"]}, order="AB" if half == "left" else "BA")
@@ -257,6 +265,7 @@ def test_dataset_json(tmp_path: Path) -> None:
         ("[1]", "dataset.json is no JSON object"),
         ('{"mpp": -1}', "dataset.json: mpp is -1, not a number of µm per px"),
         ('{"mpp": true}', "dataset.json: mpp is True, not"),
+        ('{"mpp": 0.001}', "dataset.json: mpp is 0.001, not a number of µm per px between 0.02 and 50"),
         ('{"stain": 3}', "dataset.json: stain is no text"),
         ('{"mpp": 0.5}', "dataset.json says 0.5 µm/px, but pairs.csv 0.46"),
     ],
@@ -275,7 +284,10 @@ def test_bad_dataset_json(tmp_path: Path, statement: str, message: str) -> None:
             "pairs.csv, row 3: the split is 'holdout', not one of train, val, valid, validation, test",
         ),
         ({"number": "7b"}, "pairs.csv, row 3: the number is '7b'"),
-        ({"mpp": "fine"}, "pairs.csv, row 3: mpp is 'fine', not a number of µm per px"),
+        ({"mpp": "fine"}, "pairs.csv, row 3: mpp is 'fine', not a number of µm per px between 0.02 and 50"),
+        ({"mpp": "250"}, "pairs.csv, row 3: mpp is '250', not a number of µm per px between 0.02 and 50"),
+        ({"her2": "4+"}, "pairs.csv, row 3: the HER2 level is '4+', not one of 0, 1+, 2+, 3+ (leave it empty if unkno"),
+        ({"her2": "low"}, "pairs.csv, row 3: the HER2 level is 'low'"),
         ({"mpp": "0.25"}, "pairs.csv: patches of 0.25 and of 0.46 µm/px; bring them to one mpp"),
         ({"he": ""}, "pairs.csv, row 3: no file in the column he"),
         ({"he": "a/gone.png"}, "a/gone.png, which is not there (nor are 1 more)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,21 +17,29 @@ from .table import role_in_table
 
 _KEY_COLUMNS = ("name", "patch", "region", "slide", "patient")
 _GROUP_COLUMNS = ("group", "patient", "slide", "region")
-_PATCH_COLUMNS = ("name", "patch")
+_FACTS = ("patient", "slide")
+"""Fields of a pair that a table or an expression fills in beside the group, where the pair has none."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Row:
-    """What a table of groups says of the patches that a key names."""
+    """What a table of groups says of the patches that a key names.
+
+    group, role: what decides; rows that differ in these contradict each other
+    facts:       by their names in `_FACTS`; what rows do not agree on is None
+    """
 
     group: str | None
     role: Role | None
+    facts: Mapping[str, str | None] = dataclasses.field(compare=False)
 
 
 def assign_groups(data: PairedData, group_by: str | None) -> PairedData:
     """Give every pair the group that it belongs to, and the role if a table of groups states one.
+
+    What also becomes known of patients and slides is filled in where a pair has none; it decides nothing.
 
     Parameters
     ----------
@@ -39,11 +48,12 @@ def assign_groups(data: PairedData, group_by: str | None) -> PairedData:
     group_by:
         None: the first of the columns ``group``, ``patient``, ``slide`` of the data's own table that has values; none
         where there are none.
-        A regular expression with one named group, as in ``(?P<patient>[A-Z]+)_``, searched for in the pair's name.
+        A regular expression with one named group, as in ``(?P<patient>[A-Z]+)_``, searched for in the pair's name. A
+        group named ``patient`` or ``slide`` says that of the pair as well.
         The path of a CSV file (relative paths: also in the data's folder). Its first column of ``name``, ``patch``,
         ``region``, ``slide``, ``patient`` is the key. A key belongs to a pair if it is the pair's name, or stands in it
         between characters that are neither letters nor digits. The group is the first column of ``group``, ``patient``,
-        ``slide``, ``region``; ``split`` sets the role.
+        ``slide``, ``region``; ``split`` sets the role. ``patient`` and ``slide`` are taken from it in any case.
 
     Raises
     ------
@@ -55,9 +65,14 @@ def assign_groups(data: PairedData, group_by: str | None) -> PairedData:
     """
     if group_by is None:
         return _by_own_columns(data)
-    if group_by.lower().endswith(".csv"):
+    if names_table(group_by):
         return _by_table(data, _find(data.folder, group_by))
     return _by_expression(data, group_by)
+
+
+def names_table(group_by: str) -> bool:
+    """Whether groups come from a CSV file of this path, and not from a regular expression."""
+    return group_by.lower().endswith(".csv")
 
 
 def _by_own_columns(data: PairedData) -> PairedData:
@@ -85,8 +100,17 @@ def _by_expression(data: PairedData, expression: str) -> PairedData:
         _log.warning(
             "the regular expression %r makes every patch a group of its own: it keeps none together", expression
         )
-    pairs = (dataclasses.replace(pair, group=group) for pair, group in zip(data.pairs, groups, strict=True))
+    pairs = (
+        _with_facts(dataclasses.replace(pair, group=group), {name: group} if name in _FACTS else {})
+        for pair, group in zip(data.pairs, groups, strict=True)
+    )
     return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=f"regular expression {expression}")
+
+
+def _with_facts(pair: Pair, facts: Mapping[str, str | None]) -> Pair:
+    return dataclasses.replace(
+        pair, patient=pair.patient or facts.get("patient"), slide=pair.slide or facts.get("slide")
+    )
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -103,8 +127,14 @@ def _by_table(data: PairedData, path: Path) -> PairedData:
         assert row is not None
         if pair.role == "test" and row.role not in (None, "test"):
             raise DatasetError(f"{path} says {row.role} of {pair.he}, which is a test file; take one of them back")
-        pairs.append(dataclasses.replace(pair, group=row.group, role=row.role or pair.role))
-    return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=path.name)
+        pairs.append(_with_facts(dataclasses.replace(pair, group=row.group, role=row.role or pair.role), row.facts))
+    filled = [
+        name
+        for name in _FACTS
+        if any(getattr(one, name) != getattr(other, name) for one, other in zip(pairs, data.pairs, strict=True))
+    ]
+    grouped_by = f"{path.name} ({', '.join(filled)})" if filled else path.name
+    return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=grouped_by)
 
 
 def _read_keys(path: Path) -> dict[str, _Row]:
@@ -124,11 +154,22 @@ def _read_keys(path: Path) -> dict[str, _Row]:
         key = Path(row[key_column]).stem if is_image(row[key_column]) else row[key_column]
         if not key or (group_column and not row[group_column]):
             raise DatasetError(f"{where}: no {group_column if key else key_column}")
-        entry = _Row(row[group_column] if group_column else None, role_in_table(where, row.get("split", "")))
+        entry = _Row(
+            row[group_column] if group_column else None,
+            role_in_table(where, row.get("split", "")),
+            {name: row.get(name) or None for name in _FACTS},
+        )
         first = numbers.setdefault(key, number)
-        if keys.setdefault(key, entry) != entry:
+        if (known := keys.setdefault(key, entry)) != entry:
             raise DatasetError(f"{path}: rows {first} and {number} contradict each other about {key}")
+        keys[key] = _agreed(known, entry)
     return keys
+
+
+def _agreed(one: _Row, other: _Row) -> _Row:
+    """Two rows that decide the same, with the facts that both state."""
+    facts = {name: fact if other.facts[name] == fact else None for name, fact in one.facts.items()}
+    return dataclasses.replace(one, facts=facts)
 
 
 def _row_of(pair: Pair, rows: Mapping[str, _Row], path: Path) -> _Row | None:
@@ -137,7 +178,7 @@ def _row_of(pair: Pair, rows: Mapping[str, _Row], path: Path) -> _Row | None:
     found = sorted({part for part in _parts(pair.name) if part in rows})
     if len({rows[key] for key in found}) > 1:
         raise DatasetError(f"{path}: {pair.name} could be {found[0]} or {found[1]}; give that table longer keys")
-    return rows[found[0]] if found else None
+    return functools.reduce(_agreed, (rows[key] for key in found)) if found else None
 
 
 def _parts(name: str) -> Iterator[str]:

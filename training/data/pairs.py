@@ -42,7 +42,7 @@ class Pair:
     role:     what it is for; None where the data do not say
     group:    what must not be parted between roles (a patient, a slide, a region); None where unknown
     patient, slide, her2, number:
-              as the file name or the table has them; ``her2`` is the level of the slide, as in "2+"
+              as the file name or a table has them; ``her2`` is the level of the slide, as in "2+"
     """
 
     name: str
@@ -67,8 +67,9 @@ class PairedData:
     mpp:         µm per px, as the table or dataset.json states it; None where nothing does
     stain, licence, name:
                  as dataset.json states them
-    grouped_by:  "patient", "slide", "group" (columns of the table), "regular expression …", the name of a CSV file,
-                 "patch" (no groups: asked for), "" (no groups)
+    grouped_by:  "patient", "slide", "group" (columns of the table), "regular expression …", the name of a CSV file
+                 (and in brackets which of patient and slide it filled in), "patch" (no groups: asked for), "" (no
+                 groups)
     """
 
     folder: Path
@@ -97,6 +98,8 @@ class PairedData:
 
     def fingerprint(self) -> str:
         """SHA-256 over names, file names, roles and groups, in order: the same wherever the data set is moved to.
+
+        Nothing that becomes known of a pair beside these may enter, or runs that were begun before could not go on.
 
         The order enters, since batches and crops are drawn by a pair's place in it: a run does not resume exactly on
         a table of which the rows were moved. Pixels do not enter: reading them all would take minutes.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.slide.resolution import MPP_RANGE
 
 from .files import read_csv
 from .pairs import ROLE_NAMES, Pair, PairedData, Role
@@ -18,7 +19,10 @@ from .pairs import ROLE_NAMES, Pair, PairedData, Role
 TABLE_NAME = "pairs.csv"
 STATEMENT_NAME = "dataset.json"
 
-_LEVELS = {"0": "0", "1": "1+", "2": "2+", "3": "3+"}
+LEVELS = ("0", "1+", "2+", "3+")
+"""Of HER2, weakest first."""
+
+_LEVEL_NAMES = {level: level for level in LEVELS} | {level.rstrip("+"): level for level in LEVELS}
 _MPP_TOLERANCE = 0.01
 """Share by which µm per px may differ within a data set: less than anybody can see, more than rounding does."""
 
@@ -27,8 +31,9 @@ def read_table(path: Path) -> tuple[tuple[Pair, ...], float | None]:
     """The pairs of a ``pairs.csv``, in its order, and their µm per px (None if it does not say).
 
     Columns: ``he`` and ``ihc``, paths relative to the table; and where wanted ``number``, ``split`` (train, val, valid,
-    validation, test), ``group``, ``patient``, ``slide``, ``her2``, ``mpp``, and ``half``: where the H&E lies ("left",
-    "right") in an image that holds both; ``he`` and ``ihc`` are then the same file. Others are left alone.
+    validation, test), ``group``, ``patient``, ``slide``, ``her2`` (0, 1+, 2+, 3+, or without the plus), ``mpp``, and
+    ``half``: where the H&E lies ("left", "right") in an image that holds both; ``he`` and ``ihc`` are then the same
+    file. Others are left alone, as the place for what is known of other stains.
 
     Raises
     ------
@@ -52,7 +57,6 @@ def _pair(path: Path, row_number: int, row: Mapping[str, str]) -> Pair:
     if number and not (number.isascii() and number.isdigit()):
         raise DatasetError(f"{where}: the number is {number!r:.40}")
     he, ihc = path.parent / row["he"], path.parent / row["ihc"]
-    her2 = row.get("her2") or None
     return Pair(
         name=he.stem,
         he=he,
@@ -62,9 +66,21 @@ def _pair(path: Path, row_number: int, row: Mapping[str, str]) -> Pair:
         group=row.get("group") or None,
         patient=row.get("patient") or None,
         slide=row.get("slide") or None,
-        her2=her2 and _LEVELS.get(her2, her2),
+        her2=_level(where, row.get("her2", "")),
         number=int(number) if number else None,
     )
+
+
+def _level(where: str, text: str) -> str | None:
+    """The level that a cell names; None if it is empty."""
+    if not text:
+        return None
+    level = _LEVEL_NAMES.get(text.replace(" ", ""))
+    if level is None:
+        raise DatasetError(
+            f"{where}: the HER2 level is {text!r:.40}, not one of {', '.join(LEVELS)} (leave it empty if unknown)"
+        )
+    return level
 
 
 def _half(where: str, row: Mapping[str, str]) -> Literal["", "left", "right"]:
@@ -119,8 +135,9 @@ def _mpp(where: str, value: object) -> float:
         mpp = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         mpp = math.nan
-    if not (math.isfinite(mpp) and mpp > 0):
-        raise DatasetError(f"{where}: mpp is {value!r:.40}, not a number of µm per px")
+    low, high = MPP_RANGE
+    if not low <= mpp <= high:  # NaN is not, either
+        raise DatasetError(f"{where}: mpp is {value!r:.40}, not a number of µm per px between {low:g} and {high:g}")
     return mpp
 
 

@@ -10,10 +10,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from ..data import ROLES, Pair
+from ..data.table import LEVELS
 from .looks import LOOKS, Looks
-
-LEVELS = ("0", "1+", "2+", "3+")
-"""Of HER2. Where levels are known at all, each has a row, though no image may have it."""
 
 MOST_GROUPS = 30
 """Of more, none has a row of its own."""
@@ -102,9 +100,17 @@ def splits_of(pairs: Sequence[Pair]) -> tuple[str, ...]:
 
 
 def levels_of(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    """All levels of HER2, others that occur, and "all"; that alone where no level is known."""
+    """All levels of HER2, others that occur, and "all"; that alone where no level is known.
+
+    Where levels are known at all, each has a row, though no image may have it.
+    """
     known = {pair.her2 for pair in pairs} - {None}
     return (*LEVELS, *sorted(str(level) for level in known - set(LEVELS)), ALL) if known else (ALL,)
+
+
+def slide_of(pair: Pair) -> tuple[str, str] | None:
+    """Patient ("" if unknown) and slide, since several patients may have a slide of one name; None if it is unknown."""
+    return None if pair.slide is None else (pair.patient or "", pair.slide)
 
 
 def empty_levels(descriptions: Sequence[Description]) -> Iterator[str]:
@@ -142,6 +148,8 @@ def _described(
 def _count(pairs: Sequence[Pair], own: Sequence[Pair], field: str) -> int | None:
     if all(getattr(pair, field) is None for pair in pairs):
         return None
+    if field == "slide":
+        return len({slide_of(pair) for pair in own} - {None})
     return len({getattr(pair, field) for pair in own} - {None})
 
 

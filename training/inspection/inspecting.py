@@ -27,10 +27,15 @@ from .misalignment import ASSUMED_MPP, find_misaligned
 from .options import InspectOptions
 from .presenting import present
 from .results import Inspection
+from .strangers import Structure, chance_correlations, structure_of
 
 MOST_THREADS = 8
 LEAST_PX = 16
 """Smaller patches hold no structure that could be described or compared."""
+
+SQUARE_OR_SO = 1.25
+"""Long side over short side up to which an image passes for a square: most patches are, and two of them side by side
+are twice as wide as high."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,14 +44,18 @@ class _Measured:
 
     looks:      of the H&E and the IHC
     agreement:  of the two
+    structure:  of both, to be compared with strangers; None where there is nothing in it
     hashes:     of their pixels
     print:      of the H&E
+    is_square:  whether both are halves of one image that is square or so
     """
 
     looks: tuple[Looks, Looks]
     agreement: Agreement
+    structure: Structure | None
     hashes: Hashes
     print: Fingerprint
+    is_square: bool
 
 
 def inspect_dataset(folder: Path, options: InspectOptions | None = None, progress: ProgressCallback = silent) -> Report:
@@ -54,7 +63,7 @@ def inspect_dataset(folder: Path, options: InspectOptions | None = None, progres
 
     Images of all splits are read, test included: what test shares with the others is what matters most.
 
-    Memory bound: the pairs that are being read in each thread, and about 24 kB a pair.
+    Memory bound: the pairs that are being read in each thread, and 24 to 40 kB a pair.
 
     Parameters
     ----------
@@ -111,7 +120,8 @@ def inspect_pairs(folder: Path, options: InspectOptions, progress: ProgressCallb
         sizes,
         describe(data.pairs, [one.looks for one in measured]),
         leaks,
-        find_misaligned([one.agreement for one in measured]),
+        find_misaligned([one.agreement for one in measured], chance_correlations([one.structure for one in measured])),
+        all(one.is_square for one in measured),
     )
 
 
@@ -131,11 +141,15 @@ def _measure(
 
 def _look(pair: Pair, mpp: float | None, factor: int) -> _Measured:
     he, ihc = (np.ascontiguousarray(image) for image in read_pair(pair))
+    agreed = agreement(he, ihc, mpp or ASSUMED_MPP)
+    height, width = he.shape[0], 2 * he.shape[1]
     return _Measured(
         (look_at(he, mpp), look_at(ihc, mpp)),
-        agreement(he, ihc, mpp or ASSUMED_MPP),
+        agreed,
+        None if agreed.correlation is None else structure_of(he, ihc, mpp or ASSUMED_MPP),
         (hash_of(he), hash_of(ihc)),
         fingerprint(he, factor),
+        bool(pair.half) and max(width, height) <= SQUARE_OR_SO * min(width, height),
     )
 
 

@@ -205,12 +205,18 @@ def misaligned_table(inspection: Inspection) -> Table | None:
     if not found:
         return None
     rows = tuple(
-        (inspection.name(one.number), one.correlation, inspection.residual(one.residual_um), one.reason)
+        (inspection.name(one.number), one.correlation, one.chance, inspection.residual(one.residual_um), one.reason)
         for one in found[:MOST_ROWS]
     )
-    heads = (Column("pair"), Column("correlation", 2), Column(f"residual ({inspection.unit})", 1), Column("why"))
+    heads = (
+        Column("pair"), Column("correlation", 2), Column("by chance", 2), Column(f"residual ({inspection.unit})", 1),
+        Column("why"),
+    )  # fmt: skip
     more = len(found) - len(rows)
-    notes = ("Empty: nothing in it that could be compared.",)
+    notes = (
+        "By chance: correlation that one in 100 of the IHC of other pairs reaches with this H&E.",
+        "Empty: nothing in it that could be compared.",
+    )
     return Table("misaligned", f"Misaligned pairs: {len(found):,}", heads, rows,
                  (*notes, f"The {more:,} others are in report.json.") if more else notes)  # fmt: skip
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OptionError
 from wsi2ihc.slide.resolution import MPP_RANGE
 
 from ..data import Order
+from ..data.groups import names_table
 
 
 def _option(default: Any, text: str) -> Any:
@@ -41,11 +43,14 @@ class InspectOptions:
         if self.order not in ("AB", "BA"):
             raise OptionError(f"--order is AB or BA, not {self.order!r:.40}")
         if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
-            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
+            low, high = MPP_RANGE
+            raise OptionError(f"--mpp must lie between {low:g} and {high:g} µm per px, not {self.mpp:g}")
         if self.workers < 0:
             raise OptionError(f"--workers must be at least 0 (0: chosen here), not {self.workers}")
 
     def stated(self) -> dict[str, Any]:
-        """All that can change a figure, as JSON values."""
+        """All that can change a figure, as JSON values; of files the base names, since folders may name people."""
         values = dataclasses.asdict(self)
+        if self.group_by is not None and names_table(self.group_by):
+            values["group_by"] = Path(self.group_by).name
         return {name: value for name, value in values.items() if name not in ("workers", "pictures")}

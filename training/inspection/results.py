@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..data import ROLES, PairedData, PatchSizes
-from .describing import Description, empty_levels
+from .describing import Description, empty_levels, slide_of
 from .leaks import Leak, affected
 from .misalignment import ASSUMED_MPP, LEAST_MEDIAN, Alignment
 
@@ -21,6 +21,7 @@ class Inspection:
     descriptions:  per split and level
     leaks:         tissue that is there more than once
     alignment:     of H&E and IHC
+    are_squares:   whether all images are taken for two side by side, and are square or so as they are
     """
 
     data: PairedData
@@ -28,6 +29,7 @@ class Inspection:
     descriptions: tuple[Description, ...]
     leaks: tuple[Leak, ...]
     alignment: Alignment
+    are_squares: bool = False
 
     def name(self, number: int) -> str:
         """A pair's file within the data set, which tells it from all others."""
@@ -55,6 +57,7 @@ def warnings_of(inspection: Inspection) -> tuple[str, ...]:
     """What is wrong with the data set, a line each, with what to do about it."""
     return (
         *_parted(inspection.data),
+        *_contradicting(inspection.data),
         *_leaking(inspection),
         *_repeated(inspection),
         *_misaligned(inspection),
@@ -66,16 +69,32 @@ def _parted(data: PairedData) -> Iterator[str]:
     """Groups, slides and patients in several splits, by what the data say themselves."""
     told: list[list[str]] = []
     for field in ("patient", "slide", "group"):
-        roles: dict[str, set[str]] = defaultdict(set)
+        roles: dict[tuple[str, str], set[str]] = defaultdict(set)
         for pair in data.pairs:
             if (name := getattr(pair, field)) is not None:
-                roles[name].add(pair.role or "train")
-        parted = sorted(name for name, found in roles.items() if len(found) > 1)
-        if parted and parted not in told:  # groups are often patients
-            told.append(parted)
+                patient = (pair.patient or "") if field == "slide" else ""
+                roles[patient, name].add(pair.role or "train")
+        parted = sorted(key for key, found in roles.items() if len(found) > 1)
+        names = [name for _, name in parted]
+        if names and names not in told:  # groups are often patients
+            told.append(names)
             where = " and ".join(role for role in ROLES if role in roles[parted[0]])
-            more = f" (and {len(parted) - 1} more are parted)" if len(parted) > 1 else ""
-            yield f"the {field} {parted[0]!r} is in {where}{more}: keep each in one split"
+            more = f" (and {len(names) - 1} more are parted)" if len(names) > 1 else ""
+            yield f"the {field} {names[0]!r} is in {where}{more}: keep each in one split"
+
+
+def _contradicting(data: PairedData) -> Iterator[str]:
+    """Slides with several levels; a patient may have them, on several slides."""
+    levels: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for pair in data.pairs:
+        if (slide := slide_of(pair)) is not None and pair.her2 is not None:
+            levels[slide].add(pair.her2)
+    doubtful = sorted(slide for slide, found in levels.items() if len(found) > 1)
+    if doubtful:
+        _, name = doubtful[0]
+        named = " and ".join(sorted(levels[doubtful[0]]))
+        more = f" (and {len(doubtful) - 1} more have several levels)" if len(doubtful) > 1 else ""
+        yield f"the slide {name!r} is labelled HER2 {named}{more}: a level is that of a whole slide, so mend the labels"
 
 
 def _leaking(inspection: Inspection) -> Iterator[str]:
@@ -112,7 +131,15 @@ def _shared(inspection: Inspection, leaks: list[Leak], where: str) -> str:
 def _misaligned(inspection: Inspection) -> Iterator[str]:
     alignment, pairs = inspection.alignment, len(inspection.data.pairs)
     median = alignment.median_correlation
-    if median is not None and median < LEAST_MEDIAN:
+    is_unrelated = median is not None and median < LEAST_MEDIAN
+    if is_unrelated and inspection.are_squares:
+        yield (
+            f"all images are square or so, and their halves have nothing in common (median correlation {median:.2f}): "
+            "these seem to be single images, and not H&E and IHC side by side; put those of either stain into HE/ and "
+            "IHC/"
+        )
+        return
+    if is_unrelated:
         yield (
             f"the haematoxylin of H&E and IHC hardly correlates (median {median:.2f}): are they of the same tissue, "
             "and the right way round (--order)?"
@@ -120,7 +147,8 @@ def _misaligned(inspection: Inspection) -> Iterator[str]:
     if found := alignment.misaligned:
         worst = found[0]
         correlation = "" if worst.correlation is None else f" (correlation {worst.correlation:.2f})"
+        chance = f"; {alignment.no_better:,} agree no better than by chance" if alignment.no_better else ""
         yield (
             f"pairs that are misaligned or do not belong together: {len(found):,} of {pairs:,}, the worst "
-            f"{inspection.name(worst.number)}{correlation}; mend or remove them"
+            f"{inspection.name(worst.number)}{correlation}{chance}; mend or remove them"
         )

@@ -133,6 +133,83 @@ def test_stains_of_other_tissue(tmp_path: Path) -> None:
     assert any("hardly correlates" in warning for warning in warnings)
 
 
+def test_half_of_the_pairs_are_wrong(tmp_path: Path) -> None:
+    """They are no outliers any more."""
+    pairs = [patch(x, y, seed) for seed in range(6) for x in (0, 200) for y in (0, 200)]
+    partners = [*range(1, 12), 0, *range(12, 24)]
+    for number, ((he, _), partner) in enumerate(zip(pairs, partners, strict=True)):
+        write(tmp_path, f"{number:02}", (he, pairs[partner][1]))
+    inspection = inspect_pairs(tmp_path, PLAIN)
+    found = {one.number for one in inspection.alignment.misaligned if "no better than chance" in one.reason}
+    assert found <= set(range(12))
+    assert len(found) >= 11
+    warnings = inspect_dataset(tmp_path, PLAIN).data["warnings"]
+    assert any(f"; {len(found)} agree no better than by chance; mend or remove them" in one for one in warnings)
+
+
+def test_a_slide_of_two_levels(tmp_path: Path) -> None:
+    """The names say the levels, a table the slides; a slide's name is its patient's own."""
+    levels = ("2+", "3+", "0", "0", "1+", "3+")
+    kinds_first(tmp_path, {"": [f"{number:05}_train_{level}" for number, level in enumerate(levels)]})
+    rows = [
+        {"name": f"{number:05}_train_{level}", "patient": patient, "slide": slide}
+        for number, (level, patient, slide) in enumerate(zip(levels, "PPPQRR", "112123", strict=True))
+    ]
+    groups = write_csv(tmp_path / "of people" / "groups.csv", rows)
+    report = inspect_dataset(tmp_path, InspectOptions(group_by=str(groups), pictures=False))
+    assert [one for one in report.data["warnings"] if "HER2 2+" in one] == [
+        "the slide '1' is labelled HER2 2+ and 3+: a level is that of a whole slide, so mend the labels"
+    ]
+    assert report.data["grouped_by"] == "groups.csv (patient, slide)"
+    assert report.data["options"]["group_by"] == "groups.csv"
+    assert "of people" not in json.dumps(report.data)
+    assert tables(report)["counts"].rows[-1][3:] == (3, 5, 3)
+
+
+def test_slides_of_one_name_may_be_in_several_splits(tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        write(tmp_path, name, patch(0, 0, number, side_px=96))
+    rows = [{"name": "a", "patient": "P", "slide": "1", "split": "train"},
+            {"name": "b", "patient": "Q", "slide": "1", "split": "val"},
+            {"name": "c", "patient": "R", "slide": "1", "split": "train"}]  # fmt: skip
+    write_csv(tmp_path / "groups.csv", rows)
+    options = InspectOptions(group_by="groups.csv", pictures=False)
+    assert inspect_dataset(tmp_path, options).data["warnings"] == []
+    write_csv(tmp_path / "groups.csv", [{**row, "patient": "P"} for row in rows])
+    assert inspect_dataset(tmp_path, options).data["warnings"] == [
+        "the patient 'P' is in train and validation: keep each in one split",
+        "the slide '1' is in train and validation: keep each in one split",
+    ]
+
+
+def test_single_images_are_no_pairs(tmp_path: Path) -> None:
+    for number in range(6):
+        save(patch(0, 0, number)[0], tmp_path / f"{number}.png")
+    (warning,) = [one for one in inspect_dataset(tmp_path, PLAIN).data["warnings"] if "halves" in one or "align" in one]
+    assert warning.startswith("all images are square or so, and their halves have nothing in common (median corr")
+    assert "put those of either stain into HE/ and IHC/" in warning
+    # one image of two halves tells that such are meant, whatever the others are like
+    save(np.hstack(patch(0, 0)), tmp_path / "6.png")
+    (warning,) = [one for one in inspect_dataset(tmp_path, PLAIN).data["warnings"] if "corr" in one][:1]
+    assert warning.startswith("the haematoxylin of H&E and IHC hardly correlates")
+
+
+def test_narrow_halves_that_agree_are_pairs(tmp_path: Path) -> None:
+    for number in range(4):
+        he, ihc = patch(0, 0, number)
+        save(np.hstack([he[:, :96], ihc[:, :96]]), tmp_path / f"{number}.png")
+    assert inspect_dataset(tmp_path, PLAIN).data["warnings"] == []
+
+
+def test_what_is_not_found_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "a", patch(0, 0))
+    text = {one.title: " ".join(one.paragraphs) for one in inspect_dataset(tmp_path, PLAIN).sections}
+    assert "turned by another angle of 3° and more" in text["Same tissue in several patches"]
+    assert "changed in scale by 5 % and more" in text["Same tissue in several patches"]
+    assert "turned about the patch's middle by 10° and less" in text["Alignment of H&E and IHC"]
+    assert "10 pairs with anything in them are needed" in text["Alignment of H&E and IHC"]
+
+
 def test_one_pair(tmp_path: Path) -> None:
     write(tmp_path, "only", patch(0, 0))
     report = inspect_dataset(tmp_path, InspectOptions(mpp=0.5))

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wsi2ihc.training.inspection.misalignment import LEAST_PAIRS, find_misaligned
+from wsi2ihc.training.inspection import misalignment
+from wsi2ihc.training.inspection.misalignment import LEAST_PAIRS, Alignment
 from wsi2ihc.training.pairing.agreement import Agreement
 
 RANDOM = np.random.default_rng(0)
 GOOD = [Agreement(float(value), 1.0, 9) for value in np.tanh(RANDOM.normal(1.5, 0.25, 60))]
+
+
+def find_misaligned(agreements: list[Agreement], chances: list[float | None] | None = None) -> Alignment:
+    return misalignment.find_misaligned(agreements, chances or [None] * len(agreements))
 
 
 def test_outliers_are_found_the_worst_first() -> None:
@@ -46,3 +51,21 @@ def test_few_pairs_and_empty_ones() -> None:
     assert (few.misaligned, few.least_correlation) == ((), None)
     empty = find_misaligned([Agreement(None, None, 0)])
     assert (empty.median_correlation, empty.median_residual_um, empty.unknown) == (None, None, 1)
+
+
+def test_pairs_within_reach_of_chance_are_no_outliers_but_found() -> None:
+    """Half of them: their median and deviation are those of nothing."""
+    wrong = [Agreement(float(value), None, 0) for value in RANDOM.uniform(-0.25, 0.25, 60)]
+    assert find_misaligned([*GOOD, *wrong]).misaligned == ()
+    found = find_misaligned([*GOOD, *wrong], [0.3] * 120)
+    assert {(one.number, one.reason, one.chance) for one in found.misaligned} == {
+        (number, "no better than chance", 0.3) for number in range(60, 120)
+    }
+    assert (found.no_better, found.median_chance) == (60, 0.3)
+
+
+def test_chance_is_of_each_pair_by_itself() -> None:
+    same = [Agreement(0.3, 1.0, 9), Agreement(0.3, 1.0, 9), Agreement(0.3, 15.0, 9), Agreement(None, None, 0)]
+    found = find_misaligned(same, [0.25, None, 0.35, 0.35])
+    assert [(one.number, one.reason) for one in found.misaligned] == [(2, "large residual, no better than chance")]
+    assert found.no_better == 1
