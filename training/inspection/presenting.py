@@ -115,9 +115,9 @@ def _chance(alignment: Alignment) -> str:
         )
     return (
         f"Listed, too, are pairs that agree {NO_BETTER}: one in {RARE} of the IHC of other pairs (of fewer, any) "
-        f"correlates as well with their H&E, for which it takes {alignment.median_chance:.2f} in the median. That finds "
-        f"wrong pairs however many there are, but for one in {RARE}. Small patches of serial sections, which agree "
-        "little, may be among them though they belong together."
+        f"correlates as well with their H&E, for which it takes {alignment.median_chance:.2f} in the median. That "
+        f"finds wrong pairs however many there are, but for one in {RARE}. Small patches of serial sections, which "
+        "agree little, may be among them though they belong together."
     )
 
 
