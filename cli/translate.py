@@ -113,7 +113,7 @@ def translate_options(
     max_memory: int,
     overlap: int,
     core_size: int,
-    band_height: int,
+    band_height: int = 0,
     compression: Any,
     quality: int,
     tile_size: int,

@@ -314,6 +314,19 @@ def test_what_a_killed_run_left_under_a_name_of_its_own_is_removed(
     finish(slide, out, options, picture)
 
 
+def test_a_store_that_cannot_be_removed_at_once_is_removed_later(
+    slide: Slide, out: Path, options: TranslateOptions, picture: RGBImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OutputError("a file in it is open")
+
+    monkeypatch.setattr("wsi2ihc.bands.assembling.remove_store", refused)
+    with open_store(slide, IDENTITY, out, options) as store:
+        assert complete(store) is not None
+        assert store.folder.is_dir()
+    finish(slide, out, options, picture)
+
+
 def test_one_pass_alone_neither_resumes_nor_writes_zarr(
     slide: Slide, options: TranslateOptions, tmp_path: Path
 ) -> None:

@@ -153,7 +153,7 @@ def test_tiles_go_into_shards_and_come_back(level: Level, tmp_path: Path, monkey
         for rows in (range(4, 10), range(4)):  # bands, in any order; within them, tiles nearly so
             mine = [tile for tile in tiles if tile.row in rows]
             shuffled = sorted(mine, key=lambda tile: (tile.row // 2, tile.column))
-            write_tiles(array, shuffled, level, rows, (9, 8, 7), executor, 2)
+            write_tiles(tmp_path / "image", shuffled, level, rows, (9, 8, 7), executor, 2)
         stored = np.moveaxis(np.asarray(array), 0, 2)
         back = list(read_tiles(array, level, executor, 3))
     expected = np.full_like(pixels, (9, 8, 7))
@@ -166,11 +166,24 @@ def test_tiles_go_into_shards_and_come_back(level: Level, tmp_path: Path, monkey
         np.testing.assert_array_equal(tile.pixels, original.pixels)
 
 
+@pytest.mark.parametrize("fill", [(9, 8, 7), (0, 0, 0)])
+def test_blank_shards_are_written_though_no_tile_comes(tmp_path: Path, fill: tuple[int, int, int]) -> None:
+    level = Level(Size(9000, 1000), 512, np.zeros((2, 18), bool))
+    array = create_level(tmp_path / "image", 0, level)
+    with ThreadPoolExecutor(1) as executor:
+        for rows in (range(1, 2), range(1)):
+            write_tiles(tmp_path / "image", [], level, rows, fill, executor, 2)
+        assert list(read_tiles(array, level, executor, 2)) == []
+    stored = np.asarray(array)
+    assert [set(np.unique(channel).tolist()) for channel in stored] == [{value} for value in fill]
+    assert len([path for path in (tmp_path / "image" / "0" / "c").rglob("*") if path.is_file()]) == 4 * any(fill)
+
+
 def test_a_damaged_shard_is_named(level: Level, tmp_path: Path) -> None:
     array = create_level(tmp_path / "image", 0, level)
     with ThreadPoolExecutor(1) as executor:
         noise = np.random.default_rng(1).integers(0, 256, (150, 300, 3), dtype=np.uint8)
-        write_tiles(array, tiles_of(noise, level), level, range(10), (9, 8, 7), executor, 2)
+        write_tiles(tmp_path / "image", tiles_of(noise, level), level, range(10), (9, 8, 7), executor, 2)
         file = tmp_path / "image" / "0" / "c" / "0" / "6" / "0"
         file.write_bytes(file.read_bytes()[:-3])
         with pytest.raises(DamagedShardError) as caught:

@@ -72,14 +72,22 @@ def assemble(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
                     return None
                 report = _publish(store, [store.known[number] for number in band_numbers(store)], progress)
             write_extras(store.job, store.output, report, progress)
-            with alone(store.output, progress, wait=True):  # not while others are reading what was settled
-                remove_store(store.folder, store.output)
+            _remove(store, progress)
     except OutputBusyError:
         return None
     except DamagedShardError as error:
         _do_again(store, error)
         return None
     return report
+
+
+def _remove(store: Store, progress: ProgressCallback) -> None:
+    """Remove the store, but not while others are reading what was settled. Its output needs it no more."""
+    try:
+        with alone(store.output, progress, wait=True):
+            remove_store(store.folder, store.output)
+    except OutputError as error:  # on Windows nothing is renamed in which a file is open
+        _log.info("%s", error)
 
 
 def _do_again(store: Store, damage: DamagedShardError) -> None:

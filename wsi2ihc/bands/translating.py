@@ -102,11 +102,10 @@ def _resume(
         if report is None:
             raise
         _log.info("%s is complete already", path)
-        discard_store(path)
-        return report
     report = report or finished_report(slide, generator, path, options)
     if report is None:
         raise OutputError(f"{store_path(path)} was removed by another run: run again")
+    discard_store(path)
     return report
 
 

@@ -16,7 +16,7 @@ from ..progress import ProgressCallback, silent
 from ..pyramid import Tile
 from ..pyramid.atomic import sync_folder
 from ..pyramid.folders import sync_file
-from ..pyramid.omezarr import open_level, shard_columns, shard_path
+from ..pyramid.omezarr import shard_columns, shard_path
 from ..pyramid.shards import write_tiles
 from ..pyramid.writer import disk_error
 from ..translation.pipeline import counted, tiles_of_cores, translated_cores
@@ -74,8 +74,7 @@ def _translate(store: Store, band: Band, progress: ProgressCallback) -> None:
             cores = cut_to_band(counted(cores, progress, *_work_px(store)), band.region)
             tiles = _placed(tiles_of_cores(job, cores, band.shown, executor, meter), band)
             with contextlib.closing(tiles):
-                array = open_level(store.image, 0, write=True)
-                write_tiles(array, tiles, level, band.rows, job.fill, executor, ahead=job.workers + 1)
+                write_tiles(store.image, tiles, level, band.rows, job.fill, executor, ahead=job.workers + 1)
         sizes = _make_durable(store, band)
     except OSError as error:
         if isinstance(error, Wsi2IhcError):

@@ -15,7 +15,7 @@ from ..ordered import ordered_map
 from .cascade import Cascade
 from .levels import Level
 from .omezarr import count_levels, create_level, open_level
-from .shards import ShardCollector, read_tiles, write_shard
+from .shards import ShardCollector, read_tiles, write_blank_shards, write_shard
 from .tiles import Tile
 
 
@@ -68,8 +68,7 @@ def write_lower_levels(
     for done, _ in enumerate(ordered_map(executor, cascade.finish, tiles, ahead), start=1):
         on_progress(done)
     for number, collector in collectors.items():
-        for shard in collector.blank_shards():
-            write_shard(arrays[number], levels[number], fill, shard)
+        write_blank_shards(folder, number, levels[number], collector, fill)
 
 
 def validate_image(folder: Path, sizes: Sequence[Size]) -> None:
