@@ -57,7 +57,7 @@ def _once(slides: Path, out: Path, count: int) -> tuple[float, float]:
         shutil.rmtree(out, ignore_errors=True)
         rows, _ = read_rows(str(slides), "identity", TranslateOptions(device="cpu"))
         check_folder(out)
-        tasks, _ = check_rows(rows[:many], out)
+        tasks, _ = check_rows(rows[:many], out, rows)
         started = time.perf_counter()
         states = run_batch(tasks, lambda: LocalEngine(out, "cpu", BatchOptions()), BatchOptions())
         seconds[many] = time.perf_counter() - started

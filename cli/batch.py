@@ -9,20 +9,19 @@ from typing import Any
 
 import click
 
-from wsi2ihc.batch.checking import check_folder, check_rows, shard_of
+from wsi2ihc.batch.checking import check_folder, check_rows
 from wsi2ihc.batch.engine import Engine
 from wsi2ihc.batch.local import LocalEngine
-from wsi2ihc.batch.manifest import Problem, read_rows
+from wsi2ihc.batch.manifest import Problem, read_rows, shard_of
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.results import (
     PAGE_NAME,
     Result,
+    ResultsWriter,
     count_statuses,
     read_results,
     results_of,
     table_name,
-    write_page,
-    write_results,
 )
 from wsi2ihc.batch.runner import Board, SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
@@ -34,8 +33,9 @@ from wsi2ihc.cli.translate import translate_options
 from wsi2ihc.errors import ManifestError
 from wsi2ihc.translation.options import TranslateOptions
 
-_OWN = ("slide", "output", "region", "preview", "dry_run", "overwrite", "resume", "mpp", "model", "json", "verbose",
-        "quiet")  # fmt: skip
+_OWN = frozenset(
+    {"slide", "output", "region", "preview", "dry_run", "overwrite", "mpp", "model", "json", "verbose", "quiet"}
+)
 """Parameters of ``translate`` that have no meaning for many slides, or one of their own."""
 
 
@@ -77,7 +77,8 @@ def command(
     for problem in problems:
         click.echo(f"Error: {problem}", err=True)
     if dry_run:
-        click.echo(f"{len(tasks)} slides can be translated, {len(problems)} cannot")
+        told = {"slides": len(tasks), "problems": [str(problem) for problem in problems]}
+        echo_json(told) if json else click.echo(f"{len(tasks)} slides can be translated, {len(problems)} cannot")
         return EXIT_SOME_FAILED if problems else 0
     if problems and not keep_going:
         raise ManifestError(
@@ -87,10 +88,15 @@ def command(
     check_folder(out_dir)
     engine = _engine_maker(out_dir, defaults.device, options, scheduler, slurm)
     results = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
+    return _tell(results, json=json, text=None if quiet else _summary(results, out_dir, shard))
+
+
+def _tell(results: Sequence[Result], *, json: bool, text: str | None) -> int:
+    """Tell what came of a batch; the exit code."""
     if json:
         echo_json({"counts": count_statuses(results), "slides": [dataclasses.asdict(one) for one in results]})
-    elif not quiet:
-        click.echo(_summary(results, out_dir, shard))
+    elif text:
+        click.echo(text)
     return EXIT_SOME_FAILED if any(one.status == "failed" for one in results) else 0
 
 
@@ -102,11 +108,14 @@ def _checked(
 ) -> tuple[list[SlideTask], list[Problem]]:
     rows, problems = read_rows(source, model, defaults)
     bad = {problem.line for problem in problems}
-    board = LiveBoard(quiet)
     good = [row for row in rows if row.line not in bad]
-    tasks, found = check_rows(good, folder, lambda count: board.note(f"checking {count} of {len(good)}"))
+    if shard:
+        good = shard_of(good, shard)
+        problems = problems if shard.startswith("0/") else []  # rows that belong to no shard: the first one tells
+    board = LiveBoard(quiet)
+    tasks, found = check_rows(good, folder, rows, lambda count: board.note(f"checking {count} of {len(good)}"))
     board.close()
-    return shard_of(tasks, shard) if shard else tasks, sorted([*problems, *found], key=lambda problem: problem.line)
+    return tasks, sorted([*problems, *found], key=lambda problem: problem.line)
 
 
 def _for_children(tasks: Sequence[SlideTask], defaults: TranslateOptions) -> list[SlideTask]:
@@ -130,35 +139,31 @@ def _run(
     tasks: Sequence[SlideTask], engine: Callable[[], Engine], options: BatchOptions, problems: Sequence[Problem],
     folder: Path, shard: str, *, quiet: bool,
 ) -> list[Result]:  # fmt: skip
-    board = LiveBoard(quiet)
+    board, writer = LiveBoard(quiet), ResultsWriter(folder, shard)
 
     def watch(states: Board, ended: SlideState | None) -> None:
         board.show(states, ended)
-        if ended is not None:
-            write_results(folder, results_of(states, problems), shard)
+        writer.update(lambda: results_of(states, problems))
 
     try:
         states = run_batch(tasks, engine, options, watch)
     finally:
         board.close()
     results = results_of(states, problems)
-    write_results(folder, results, shard)
-    write_page(folder, read_results(folder))
+    writer.finish(results)
     return results
 
 
-def _summary(results: Sequence[Result], folder: Path, shard: str) -> str:
+def _counted(results: Sequence[Result]) -> list[str]:
     counts = ", ".join(f"{count} {status}" for status, count in count_statuses(results).items())
-    failed = [f"  failed  {one.slide}: {one.error}" for one in results if one.status == "failed"]
+    return [counts, *(f"  failed  {one.slide}: {one.error}" for one in results if one.status == "failed")]
+
+
+def _summary(results: Sequence[Result], folder: Path, shard: str) -> str:
+    counts, *failed = _counted(results)
     return "\n".join([f"{folder}: {counts}", *failed, f"  {table_name(shard)}, and {PAGE_NAME} to look at"])
 
 
 def _tell_status(folder: Path, *, json: bool) -> int:
     results = read_results(folder)
-    if json:
-        echo_json({"counts": count_statuses(results), "slides": [dataclasses.asdict(one) for one in results]})
-    else:
-        counts = ", ".join(f"{count} {status}" for status, count in count_statuses(results).items())
-        click.echo("\n".join([counts, *(f"  failed  {one.slide}: {one.error}" for one in results
-                                        if one.status == "failed")]))  # fmt: skip
-    return EXIT_SOME_FAILED if any(one.status == "failed" for one in results) else 0
+    return _tell(results, json=json, text="\n".join(_counted(results)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections import Counter
@@ -70,7 +71,8 @@ class LiveBoard:
 
     def _draw(self, lines: list[str], now: float) -> None:
         self._clear()
-        click.echo("\n".join(lines), err=True)
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps would not be cleared as a whole
+        click.echo("\n".join(line[:width] for line in lines), err=True)
         self._lines, self._drawn = len(lines), now
 
     def _clear(self) -> None:

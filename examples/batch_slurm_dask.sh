@@ -36,7 +36,7 @@ file=$out/scheduler-$SLURM_JOB_ID.json
 scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 
 # Children read it; a variable, since the folder is each node's own.
-export WSI2IHC_BATCH_CACHE=$scratch
+export WSI2IHC_CHILD_CACHE=$scratch
 
 dask scheduler --scheduler-file "$file" --interface "$interface" --port 0 --dashboard-address 127.0.0.1:0 &
 scheduler=$!

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -18,9 +19,9 @@ def context() -> ForkServerContext:
     return made
 
 
-def start(arguments: Sequence[str | Path], log: Path) -> ForkServerProcess:
-    """Start ``wsi2ihc translate``; what it says goes to ``log``."""
-    process = context().Process(target=_translate, args=([str(one) for one in arguments], str(log)))
+def start(arguments: Sequence[str | Path], log: Path, gate: Path | None = None) -> ForkServerProcess:
+    """Start ``wsi2ihc translate``; what it says goes to ``log``. With a gate it waits until that file is there."""
+    process = context().Process(target=_translate, args=([str(one) for one in arguments], str(log), gate))
     process.start()
     return process
 
@@ -38,11 +39,15 @@ def begun(log: Path) -> list[int]:
     return [int(number) for number in re.findall(r"band (\d+) begun", log.read_text())]
 
 
-def _translate(arguments: list[str], log: str) -> None:
+def _translate(arguments: list[str], log: str, gate: Path | None) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     from wsi2ihc.cli.main import main
 
+    if gate is not None:
+        gate.with_name(f"{gate.name}-{os.getpid()}").touch()
+        while not gate.exists():
+            time.sleep(0.001)
     sys.argv = ["wsi2ihc"]
     main(["translate", *arguments])

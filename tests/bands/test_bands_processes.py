@@ -97,7 +97,13 @@ def test_killed_at_ten_random_moments(slide_file: Path, whole: Path, tmp_path: P
 
 def test_four_processes_on_one_slide(slide_file: Path, whole: Path, tmp_path: Path) -> None:
     out, logs = tmp_path / "out.ome.tiff", [tmp_path / f"log{number}" for number in range(4)]
-    processes = [start([slide_file, out, *SLOWLY, "--resume", "-v", "--json"], log) for log in logs]
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    processes = [start([slide_file, out, *SLOWLY, "--resume", "-v", "--json"], log, gates / "go") for log in logs]
+    until = time.monotonic() + 60
+    while len(list(gates.iterdir())) < len(processes) and time.monotonic() < until:
+        time.sleep(0.01)
+    (gates / "go").touch()
     for process in processes:
         process.join(60)
     failed = [log.read_text() for log, process in zip(logs, processes, strict=True) if process.exitcode]
@@ -107,7 +113,7 @@ def test_four_processes_on_one_slide(slide_file: Path, whole: Path, tmp_path: Pa
     assert sorted(band for one in bands for band in one) == list(range(BANDS))
     assert sum(bool(one) for one in bands) > 1
     assert all('"fingerprint"' in log.read_text() for log in logs)  # each tells of the one output
-    assert visible(tmp_path) == ["out.ome.tiff", "out.ome.tiff.json"]
+    assert visible(tmp_path) == ["gates", "out.ome.tiff", "out.ome.tiff.json"]
 
 
 def test_one_of_two_is_killed_and_the_other_does_its_band(slide_file: Path, whole: Path, tmp_path: Path) -> None:

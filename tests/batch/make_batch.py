@@ -30,7 +30,7 @@ def tasks_of(slides: Path, out: Path, model: str = "identity", options: Translat
     rows, problems = read_rows(str(slides), model, options)
     assert not problems
     check_folder(out)
-    tasks, problems = check_rows(rows, out)
+    tasks, problems = check_rows(rows, out, rows)
     assert not problems
     return tasks
 

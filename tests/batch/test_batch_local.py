@@ -18,12 +18,18 @@ import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
 from wsi2ihc.batch.local import LocalEngine, child_environments
-from wsi2ihc.batch.marker import marker_path, read_done
+from wsi2ihc.batch.marker import read_done
 from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.batch.results import read_results, results_of, write_page, write_results
+from wsi2ihc.batch.places import locks_folder, marker_path
+from wsi2ihc.batch.results import Result, ResultsWriter, read_results, results_of, write_table
 from wsi2ihc.batch.runner import SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.cli.main import main
 from wsi2ihc.errors import DeviceError
+from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
+from wsi2ihc.generator.spec import GeneratorSpec
+from wsi2ihc.locks import locked
+from wsi2ihc.pyramid import published
 from wsi2ihc.pyramid.reading import read_level
 
 POISON = """
@@ -34,6 +40,8 @@ if "wsi2ihc.batch.child" in sys.orig_argv:
     def poisoned(job, path, **more):
         if "poison" in path.name:
             ctypes.string_at(0)
+        if "device" in path.name:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if "slow" in path.name:
             time.sleep(60)
         return run(job, path, **more)
@@ -76,10 +84,9 @@ def test_slides_are_done_once_and_stay_done(slides: Path, tmp_path: Path) -> Non
     assert statuses(run(tasks)) == dict.fromkeys("abcd", "done before")
     assert {task.name: task.output.stat().st_mtime_ns for task in tasks} == times
     results = results_of(first)
-    write_results(tmp_path / "out", results)
+    ResultsWriter(tmp_path / "out").finish(results)
     assert read_results(tmp_path / "out") == results
     assert float(results[0].seconds) > 0
-    write_page(tmp_path / "out", results)
     page = (tmp_path / "out" / "summary.html").read_text()
     assert page.count("<article") == 4
     assert page.count(".jpg") == 4
@@ -217,3 +224,85 @@ def test_children_share_the_cores_and_the_gpus(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DeviceError, match="no NVIDIA GPU"):
         child_environments("cuda", BatchOptions())
     assert OPTIONS.device == "cpu"
+
+
+def test_a_table_that_another_batch_is_writing_holds_nobody_up(tmp_path: Path) -> None:
+    table = tmp_path / "results.csv"
+    with published(table, overwrite=True) as partial:
+        partial.write_text("another's")
+        writer = ResultsWriter(tmp_path)
+        writer.update(list)
+        assert not table.exists()
+    writer.finish([])
+    assert table.read_text().startswith("slide,output,status")
+
+
+def test_the_last_batchs_tables_are_read_and_no_others(tmp_path: Path) -> None:
+    def row(slide: str) -> Result:
+        return Result(slide, f"{slide}.ome.tiff", "done")
+
+    (tmp_path / "results_old.csv").write_text("mine")
+    write_table(tmp_path / "results.csv", [row("old")])
+    for index, name in enumerate(("0-of-3", "0-of-2", "1-of-2")):
+        path = tmp_path / f"results-{name}.csv"
+        write_table(path, [row(name)])
+        os.utime(path, ns=(10**18, time.time_ns() + 10**9 * (index + 1)))
+    assert [one.slide for one in read_results(tmp_path)] == ["0-of-2", "1-of-2"]
+
+
+def test_a_model_that_changes_is_not_used(tmp_path: Path) -> None:
+    model = tmp_path / "net.safetensors"
+    spec = GeneratorSpec(architecture="resnet", depth=1, width=4, mpp=0.5, stain="HER2")
+    save_checkpoint(model, build_network(spec), spec)
+    tasks = tasks_of(write_slides(tmp_path / "slides", ["a"]), tmp_path / "out", str(model))
+    save_checkpoint(model, build_network(spec), spec)
+    (state,) = run(tasks)
+    assert state.status == "failed"
+    assert "net.safetensors has changed" in state.error
+
+
+def test_what_waits_does_not_count_as_time(slides: Path, tmp_path: Path) -> None:
+    """Another batch has the slide for longer than a slide may take."""
+    tasks = tasks_of(slides, tmp_path / "out")[:1]
+    held = locked(locks_folder(tmp_path / "out"), "busy", tasks[0].name)
+    held.__enter__()
+    threading.Timer(5, lambda: held.__exit__(None, None, None)).start()
+    assert statuses(run(tasks, timeout_min=0.05, attempts=1)) == {"a": "done"}
+
+
+@pytest.mark.usefixtures("poisonous")
+def test_a_device_error_is_the_slides_that_has_it(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path / "slides", ["a", "device", "z"], side=200)
+    states = run(tasks_of(slides, tmp_path / "out"), attempts=1)
+    assert statuses(states) == {"a": "done", "device": "failed", "z": "done"}
+
+
+def test_an_interrupted_batch_leaves_no_partial_and_no_copy(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    process = subprocess.Popen(
+        command(slides, tmp_path / "out", "--cache", str(tmp_path / "cache")), stderr=subprocess.PIPE,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    wait_until(lambda: list((tmp_path / "out").glob(".*.partial")) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (0, 130), error  # 0: it was too fast
+    assert not list((tmp_path / "out").glob(".*.partial"))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_the_command_tells_what_failed_and_how_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    slides = write_slides(tmp_path / "slides", ["a"])
+    (slides / "broken.tif").write_bytes(b"II*\0nothing")
+    out = tmp_path / "out"
+    assert subprocess.run(command(slides, out), capture_output=True, check=False).returncode == 1
+    assert not out.exists()
+    assert subprocess.run(command(slides, out, "--keep-going"), capture_output=True, check=False).returncode == 3
+    assert subprocess.run(command(slides, out, "--keep-going"), capture_output=True, check=False).returncode == 3
+    with pytest.raises(SystemExit) as ended:
+        main(["batch", "--status", str(out), "--json"])
+    assert ended.value.code == 3
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["counts"] == {"done before": 1, "failed": 1}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
-from wsi2ihc.batch.checking import check_rows, shard_of
-from wsi2ihc.batch.manifest import output_name, read_rows
+from wsi2ihc.batch.checking import check_rows
+from wsi2ihc.batch.manifest import Row, output_name, read_rows, shard_of
+from wsi2ihc.batch.places import marker_path
 from wsi2ihc.batch.task import SlideTask, options_from_json, options_to_json
 from wsi2ihc.errors import BatchError, ManifestError
 from wsi2ihc.geometry import Region
@@ -106,11 +108,11 @@ def test_slides_are_opened_and_all_that_is_wrong_is_told(tmp_path: Path) -> None
     slides = write_slides(tmp_path / "slides", ["good"])
     (slides / "broken.tif").write_bytes(b"II*\0nothing")
     rows, _ = read_rows(str(slides), "identity", OPTIONS)
-    tasks, problems = check_rows(rows, tmp_path)
+    tasks, problems = check_rows(rows, tmp_path, rows)
     assert [task.name for task in tasks] == ["good.ome.tiff"]
     assert [problem.name for problem in problems] == ["broken.tif"]
     rows, _ = read_rows(str(slides / "good.tif"), "no-such-model", OPTIONS)
-    _, (problem,) = check_rows(rows, tmp_path)
+    _, (problem,) = check_rows(rows, tmp_path, rows)
     assert "no model or model file" in problem.message
 
 
@@ -118,18 +120,83 @@ def test_an_output_that_is_the_slide_itself_is_refused(tmp_path: Path) -> None:
     slides = write_slides(tmp_path, ["a.ome"])
     rows, _ = read_rows(str(slides / "a.ome.tif"), "identity", OPTIONS)
     (slides / "a.ome.tiff").symlink_to(slides / "a.ome.tif")
-    _, (problem,) = check_rows(rows, slides)
-    assert "the slide itself" in problem.message
+    _, (problem,) = check_rows(rows, slides, rows)
+    assert "a slide of this list" in problem.message
 
 
-def test_shards_cover_the_manifest_once_whatever_its_order(tmp_path: Path) -> None:
-    tasks = [SlideTask(number, f"{number}.svs", tmp_path / f"{number}.ome.tiff", "identity") for number in range(11)]
-    shards = [shard_of(tasks, f"{index}/3") for index in range(3)]
-    assert sorted(task.number for shard in shards for task in shard) == list(range(11))
-    assert [shard_of(tasks[::-1], f"{index}/3") for index in range(3)] == shards
+def test_no_output_may_be_a_slide_of_another_row_whatever_the_shard(tmp_path: Path) -> None:
+    """Row 1 would write over the slide of row 2, before or after that is translated."""
+    out = write_slides(tmp_path / "out", ["x", "b"])
+    (out / "b.tif").rename(out / "b.ome.tiff")
+    rows, problems = read_rows(manifest(out, "path,output\nx.tif,b\nb.ome.tiff,c\n"), "identity", OPTIONS)
+    assert not problems
+    tasks, (problem,) = check_rows(rows[:1], out, rows)
+    assert not tasks
+    assert problem.line == 2
+    assert "a slide of this list" in problem.message
+
+
+def test_names_that_are_no_text_and_names_that_are_too_long_are_problems(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path / "slides", ["good"])
+    bad = os.fsencode(slides) + b"/M\xfcller.tif"
+    try:
+        os.rename(slides / "good.tif", bad)  # noqa: PTH104 (no text)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    rows, (problem,) = read_rows(str(slides), "identity", OPTIONS)
+    assert not rows
+    assert "no text" in str(problem).encode("utf-8").decode()
+    write_slides(slides, ["a"])
+    rows, (problem,) = read_rows(manifest(slides, f"path,output\na.tif,{'n' * 300}\n"), "identity", OPTIONS)
+    assert not rows
+    assert "longer than 200 bytes" in problem.message
+
+
+def test_masks_and_regions_are_tried_before_anything_starts(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path, ["a", "b"])
+    (slides / "mask.png").write_bytes(b"no picture")
+    text = 'path,tissue,region\na.tif,mask.png,\nb.tif,,"9000,9000,10,10"\n'
+    rows, _ = read_rows(manifest(slides, text), "identity", OPTIONS)
+    tasks, problems = check_rows(rows, tmp_path / "out", rows)
+    assert not tasks
+    assert "mask.png" in problems[0].message
+    assert "outside" in problems[1].message
+
+
+def test_messages_name_no_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "Patient_Smith"
+    folder.mkdir()
+    text = "path,model,tissue\nx.tif,,\ny.tif,Patient_Smith/net.safetensors,\nz.tif,,Patient_Smith/mask.png\n"
+    rows, problems = read_rows(manifest(tmp_path, text), "identity", OPTIONS)
+    problems += check_rows(rows, tmp_path / "out", rows)[1]
+    assert len(problems) == 3
+    for problem in problems:
+        assert "Patient_Smith" not in str(problem)
+        assert str(tmp_path) not in str(problem)
+    url = "https://host/a.svs?X-Signature=secret"
+    rows, _ = read_rows(manifest(tmp_path, f"path\n{url}\n"), "identity", OPTIONS)
+    assert (rows[0].slide, rows[0].name, rows[0].output) == (url, "a.svs", "a.ome.tiff")
+
+
+def test_outputs_among_the_slides_are_no_slides(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path, ["a"])
+    (task,) = tasks_of(slides, slides)
+    (slides / "a.ome.tiff").touch()
+    marker_path(task.output).parent.mkdir(parents=True)
+    marker_path(task.output).touch()
+    rows, problems = read_rows(str(slides), "identity", OPTIONS)
+    assert [row.name for row in rows] == ["a.tif"]
+    assert not problems
+
+
+def test_shards_cover_the_manifest_once_whatever_its_order() -> None:
+    rows = [Row(number, f"{number}.svs", f"{number}.ome.tiff", None, "identity", OPTIONS) for number in range(11)]
+    shards = [shard_of(rows, f"{index}/3") for index in range(3)]
+    assert sorted(row.line for shard in shards for row in shard) == list(range(11))
+    assert [shard_of(rows[::-1], f"{index}/3") for index in range(3)] == shards
     for wrong in ("3/3", "1", "a/b", "-1/3", "1/0"):
         with pytest.raises(BatchError, match="--shard"):
-            shard_of(tasks, wrong)
+            shard_of(rows, wrong)
 
 
 def test_tasks_and_options_survive_json(tmp_path: Path) -> None:
@@ -147,6 +214,9 @@ def test_the_fingerprint_follows_pixels_and_nothing_else(tmp_path: Path) -> None
         "the same": (task, True),
         "device": (tasks_of(slides, tmp_path / "out", options=TranslateOptions(device="auto", workers=2))[0], True),
         "model": (tasks_of(slides, tmp_path / "out", model="counterstain")[0], False),
+        "bands": (
+            tasks_of(slides, tmp_path / "out", options=TranslateOptions(resume=True, band_px=1024))[0], True,
+        ),
         "quality": (
             tasks_of(slides, tmp_path / "out", options=TranslateOptions(pyramid=PyramidOptions(quality=50)))[0], False,
         ),

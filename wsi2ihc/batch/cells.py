@@ -47,7 +47,11 @@ def option_cells(cells: Mapping[str, str], folder: Path, options: TranslateOptio
             raise ManifestError(f"{name} is {cell!r:.40}, which cannot be understood") from None
     if "tissue" in fields and fields["tissue"] not in ("auto", "none"):
         fields["tissue"] = folder / fields["tissue"]
-        if not fields["tissue"].is_file():
+        try:
+            is_there = fields["tissue"].is_file()
+        except OSError:  # a name that no file system takes
+            is_there = False
+        if not is_there:
             raise ManifestError(f"there is no tissue mask {cells['tissue']}")
     if pyramid:
         fields["pyramid"] = dataclasses.replace(options.pyramid, **pyramid)
@@ -70,7 +74,6 @@ Known = Mapping[str, tuple[str, Callable[[str], Any]]]
 
 _FIELDS: Known = {
     "region": ("region", _region),
-    "device": ("device", str),
     "precision": ("precision", str),
     "batch_size": ("batch_size", int),
     "workers": ("workers", int),

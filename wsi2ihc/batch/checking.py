@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from ..errors import BatchError, OutputError, Wsi2IhcError
+from ..errors import OutputError, Wsi2IhcError
 from ..generator.registry import model_version
 from ..slide import known_mpp, open_slide
+from ..tissue import load_mask
 from .manifest import Problem, Row
-from .task import DONE_FOLDER, SlideTask
+from .places import BATCH_FOLDER
+from .privacy import told
+from .task import SlideTask
 
 THREADS = 8
 """Headers are read by so many threads: on network file systems each takes some tenths of a second."""
 
 
 def check_rows(
-    rows: Sequence[Row], folder: Path, on_checked: Callable[[int], None] = lambda _count: None
+    rows: Sequence[Row], folder: Path, listed: Sequence[Row], on_checked: Callable[[int], None] = lambda _count: None
 ) -> tuple[list[SlideTask], list[Problem]]:
     """Open every slide, and find out whether it can be translated as far as its header and its model tell.
 
@@ -29,6 +33,8 @@ def check_rows(
         Without clashes.
     folder
         Of the outputs.
+    listed
+        All rows of the list, of which these may be a shard: none of their slides may be replaced.
     on_checked
         Told how many rows have been looked at.
 
@@ -37,10 +43,11 @@ def check_rows(
     tasks, problems
         In the order of the rows.
     """
+    inputs = _inputs(listed)
     tasks: list[SlideTask] = []
     problems: list[Problem] = []
     with ThreadPoolExecutor(THREADS, "check") as pool:
-        for count, found in enumerate(pool.map(lambda row: _check(row, folder), rows), 1):
+        for count, found in enumerate(pool.map(lambda row: _check(row, folder, inputs), rows), 1):
             if isinstance(found, SlideTask):
                 tasks.append(dataclasses.replace(found, number=len(tasks)))
             else:
@@ -58,44 +65,47 @@ def check_folder(folder: Path) -> None:
         If it cannot be made or written.
     """
     try:
-        (folder / DONE_FOLDER).mkdir(parents=True, exist_ok=True)
-        probe = folder / DONE_FOLDER / ".writable"
+        (folder / BATCH_FOLDER).mkdir(parents=True, exist_ok=True)
+        probe = folder / BATCH_FOLDER / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {folder} cannot be written ({error.strerror}); name another one") from error
 
 
-def shard_of(tasks: Iterable[SlideTask], shard: str) -> list[SlideTask]:
-    """The tasks of one of N shards, ``"I/N"`` with I from 0: every N-th by the name of its output.
-
-    The same tasks whatever the order of the manifest, so that some indices of an array job can be submitted again.
-
-    Raises
-    ------
-    BatchError
-        If it is no such text.
-    """
-    number, slash, count = shard.partition("/")
-    if not (slash and number.isdigit() and count.isdigit() and 0 <= int(number) < int(count)):
-        raise BatchError(f"--shard {shard!r:.40} is not I/N with 0 ≤ I < N, such as 0/8 for the first of eight")
-    return sorted(tasks, key=lambda task: task.name)[int(number) :: int(count)]
-
-
-def _check(row: Row, folder: Path) -> SlideTask | Problem:
+def _check(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
     output = folder / row.output
+    tissue = row.options.tissue
     try:
+        if os.path.realpath(output) in inputs:
+            return Problem(row.line, row.name, "its output is a slide of this list; name another output, or folder")
         version = _model_version(row.model)
         with open_slide(row.slide, mpp=row.mpp, mpp_option="the column mpp") as slide:
             known_mpp(slide.info)
             facts = slide.info
-        if output.exists() and Path(row.slide).exists() and output.samefile(row.slide):
-            return Problem(row.line, row.name, "its output is the slide itself; name another output")
+            if tissue not in ("auto", "none"):
+                load_mask(tissue, slide)
+            region = row.options.region
+            if region is not None and region.intersection(facts.bounds).is_empty:
+                return Problem(row.line, row.name, f"the region {region} lies outside the slide")
         source = f"{facts.name} {facts.quickhash} {facts.size}"
-    except Wsi2IhcError as error:
-        return Problem(row.line, row.name, " ".join(str(error).split()))
+    except (Wsi2IhcError, OSError) as error:
+        return Problem(row.line, row.name, told(error, row.slide, row.model, tissue, output))
     options = dataclasses.replace(row.options, overwrite=True, preview=None)
     return SlideTask(0, row.slide, output, row.model, row.mpp, options, source, version)
+
+
+def _inputs(rows: Sequence[Row]) -> frozenset[str]:
+    """What must never be replaced: slides, models and masks, by their real paths."""
+    named = [path for row in rows for path in (row.slide, row.model, str(row.options.tissue)) if "://" not in path]
+    return frozenset(os.path.realpath(path) for path in named if _exists(path))
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 @lru_cache(maxsize=64)

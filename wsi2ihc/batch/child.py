@@ -10,30 +10,31 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import logging
 import os
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
 
-from ..errors import OutputError
+from ..bands import translate
+from ..errors import ModelError, OutputBusyError
 from ..generator.model import Generator
 from ..generator.registry import load_generator
 from ..locks import locked
 from ..progress import Progress
-from ..slide import Slide, open_slide
 from ..translation.pipeline import prepare, run
 from ..translation.report import TranslateReport
-from .events import Began, Done, Event, Failed, Ready, Translating, kind_of, to_line, told
+from .events import Began, Done, Event, Failed, Ready, Translating, Turned, kind_of, to_line
 from .marker import read_done, write_marker
-from .task import DONE_FOLDER, SlideTask
+from .places import locks_folder
+from .privacy import base_name, told
+from .staging import CACHE_VARIABLE, staged
+from .task import SlideTask
 from .thumbnail import write_thumbnail
 
 Say = Callable[[Event], None]
@@ -41,11 +42,16 @@ Say = Callable[[Event], None]
 IN_HAND = 2
 """Slides that a child works on at once: one on the device, one before or behind it."""
 
+THREADS_VARIABLE = "WSI2IHC_CHILD_THREADS"
+"""How many threads a child may read and encode with, where its tasks do not say."""
+
 _PAUSE_S = 0.5
 """Between two messages of progress of a slide."""
 
 _BUSY_S = 2.0
 """Between two looks at a slide that another batch is translating."""
+
+_log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -53,9 +59,9 @@ def main() -> None:
     faulthandler.enable()
     say = _private_stdout()
     tasks: SimpleQueue[SlideTask] = SimpleQueue()
-    device = threading.Semaphore(1)
+    device, models = threading.Semaphore(1), Models()
     for _ in range(IN_HAND):
-        threading.Thread(target=_work, args=(tasks, device, say), daemon=True).start()
+        threading.Thread(target=_work, args=(tasks, device, models, say), daemon=True).start()
     say(Ready(os.environ.get("CUDA_VISIBLE_DEVICES") or "all devices"))
     for line in sys.stdin:
         tasks.put(SlideTask.from_json(json.loads(line)))
@@ -75,22 +81,23 @@ def _private_stdout() -> Say:
     return say
 
 
-def _work(tasks: SimpleQueue[SlideTask], device: threading.Semaphore, say: Say) -> None:
+def _work(tasks: SimpleQueue[SlideTask], device: threading.Semaphore, models: Models, say: Say) -> None:
     while True:
         task = tasks.get()
         say(Began(task.number))
         try:
-            facts = translate_task(task, device, say)
+            facts = translate_task(task, device, models, say)
         except BaseException as error:
             kind = kind_of(error)
-            say(Failed(task.number, kind, told(error)))
+            known = (task.slide, task.output, task.model, task.options.tissue, os.environ.get(CACHE_VARIABLE, ""))
+            say(Failed(task.number, kind, told(error, *known)))
             if kind == "crash":
                 os._exit(1)
         else:
             say(Done(task.number, facts))
 
 
-def translate_task(task: SlideTask, device: threading.Semaphore, say: Say) -> dict[str, Any]:
+def translate_task(task: SlideTask, device: threading.Semaphore, models: Models, say: Say) -> dict[str, Any]:
     """Translate one slide, unless it is done by now; the facts of its marker.
 
     Parameters
@@ -99,25 +106,65 @@ def translate_task(task: SlideTask, device: threading.Semaphore, say: Say) -> di
         What to do.
     device
         Held while windows are translated; it is free for the next slide while the file is being finished.
+    models
+        Loaded before.
     say
-        Told of progress.
+        Told of progress, and of waiting.
 
     Raises
     ------
     Wsi2IhcError
         As `wsi2ihc.translate` does.
     """
-    with _alone(task), ExitStack() as stack:
+    with _alone(task, say), ExitStack() as stack:
         if (known := read_done(task)) is not None:
             return known
-        slide = stack.enter_context(_staged(task))
-        job = prepare(slide, _generator(task.model), replace(task.options, overwrite=True))
+        slide = stack.enter_context(staged(task))
+        workers = task.options.workers or int(os.environ.get(THREADS_VARIABLE, "0"))
+        options, generator = replace(task.options, workers=workers), models.load(task)
+        job = None if options.resume else prepare(slide, generator, options)
+        say(Turned(task.number, is_waiting=True))
         turn = stack.enter_context(_Turn(device))
-        report = run(job, task.output, progress=_watched(task.number, turn, say))
+        say(Turned(task.number, is_waiting=False))
+        watch = _watched(task.number, turn, say)
+        if job is None:
+            report = translate(slide, generator, task.output, options, progress=watch)
+        else:
+            report = run(job, task.output, progress=watch)
         facts = _facts(report)
-        write_thumbnail(task.output)
+        try:
+            write_thumbnail(task.output)
+        except Exception as error:  # a small picture is not worth a translation
+            _log.warning("no thumbnail of %s: %s", task.name, told(error, task.output))
         write_marker(task, facts)
         return facts
+
+
+class Models:
+    """Generators that are loaded: one of each, whichever thread needs it first."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Generator] = {}
+        self._lock = threading.Lock()
+
+    def load(self, task: SlideTask) -> Generator:
+        """The generator of a task.
+
+        Raises
+        ------
+        ModelError
+            If it is no more the one that was there when the batch began.
+        """
+        with self._lock:
+            key = task.model, task.version
+            if key not in self._known:
+                generator = load_generator(task.model)
+                if generator.version != task.version:
+                    raise ModelError(
+                        f"the model {base_name(task.model)} has changed since the batch began; start the batch again"
+                    )
+                self._known = {key: generator}  # batches of many models are given by model, so one is enough
+            return self._known[key]
 
 
 class _Turn:
@@ -160,49 +207,23 @@ def _watched(number: int, turn: _Turn, say: Say) -> Callable[[Progress], None]:
 
 
 @contextlib.contextmanager
-def _alone(task: SlideTask) -> Iterator[None]:
+def _alone(task: SlideTask, say: Say) -> Iterator[None]:
     """Keep other batches off this output; wait while one of them is at it."""
-    folder = task.output.parent / DONE_FOLDER / "locks" / task.name
-    busy = f"another batch is translating {task.name}"
     with ExitStack() as stack:
+        is_waiting = False
         while True:
             try:
-                stack.enter_context(locked(folder, busy))
+                busy = f"another batch is translating {task.name}"
+                stack.enter_context(locked(locks_folder(task.output.parent), busy, task.name))
                 break
-            except OutputError as error:
-                if str(error) != busy:
-                    raise
+            except OutputBusyError:
+                if not is_waiting:
+                    is_waiting = True
+                    say(Turned(task.number, is_waiting=True))
                 time.sleep(_BUSY_S)
+        if is_waiting:
+            say(Turned(task.number, is_waiting=False))
         yield
-
-
-@contextlib.contextmanager
-def _staged(task: SlideTask) -> Iterator[Slide]:
-    """The open slide; read from a copy on a local disk where a cache is named. The copy is removed afterwards."""
-    cache = os.environ.get(CACHE_VARIABLE)
-    if not cache or "://" in task.slide:
-        with open_slide(task.slide, mpp=task.mpp) as slide:
-            yield slide
-        return
-    folder = Path(cache) / f"wsi2ihc-{os.getpid()}-{task.number}"
-    source = Path(task.slide)
-    try:
-        folder.mkdir(parents=True)
-        shutil.copy2(source, folder / source.name)
-        if (companion := source.with_suffix("")).is_dir():  # MIRAX keeps its pixels in a folder of the same name
-            shutil.copytree(companion, folder / companion.name)
-        with open_slide(folder / source.name, mpp=task.mpp) as slide:
-            yield slide
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-CACHE_VARIABLE = "WSI2IHC_BATCH_CACHE"
-
-
-@lru_cache(maxsize=4)
-def _generator(model: str) -> Generator:
-    return load_generator(model)
 
 
 def _facts(report: TranslateReport) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from .checking import check_folder
 from .connecting import address_of, connected, prepare_dask
 from .events import Began, Done, Event, Failed, Returned, from_line
 from .options import BatchOptions
+from .places import BATCH_FOLDER, logs_folder
 from .roster import Remote, Roster
 from .slurm import SlurmJobs
-from .task import DONE_FOLDER, SlideTask
+from .task import SlideTask
 from .worker_slot import Batch, Errand, end_batch, run_slide
 
 if TYPE_CHECKING:
@@ -85,13 +86,13 @@ class DaskEngine:
         self._without_since: float | None = None
         self._jobs: SlurmJobs | None = None
         self._client: Client | None = None
-        self._probe = folder / DONE_FOLDER / f".{self._batch.name}"
+        self._probe = folder / BATCH_FOLDER / f".{self._batch.name}"
         prepare_dask()
         check_folder(folder)
         try:
             self._probe.touch()
             if slurm:
-                self._jobs = SlurmJobs(folder / DONE_FOLDER / "logs", options.children or 1, needs_gpu=self._needs_gpu)
+                self._jobs = SlurmJobs(logs_folder(folder), options.children or 1, needs_gpu=self._needs_gpu)
             address = self._jobs.address if self._jobs else address_of(scheduler or "")
             self._client = connected(address, _CONNECT_S)
             self._client.subscribe_topic(self._batch.name, self._on_message)

@@ -30,6 +30,16 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
+class Turned:
+    """A slide waits (for the device, or for another batch that is at it), or is worked on again: only that counts as
+    its time.
+    """
+
+    number: int
+    is_waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Translating:
     """How far a slide is, in px of windows."""
 
@@ -63,7 +73,7 @@ class Returned:
     message: str
 
 
-Event: TypeAlias = Ready | Began | Translating | Done | Failed | Returned
+Event: TypeAlias = Ready | Began | Turned | Translating | Done | Failed | Returned
 
 _KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
@@ -94,15 +104,3 @@ def kind_of(error: BaseException) -> FailureKind:
     if isinstance(error, Wsi2IhcError):
         return "transient" if isinstance(error, DeviceError) else "permanent"
     return "transient"
-
-
-def told(error: BaseException) -> str:
-    """One line for people."""
-    text = " ".join(str(error).split())
-    if isinstance(error, Wsi2IhcError):
-        return text
-    if isinstance(error, MemoryError):
-        return "out of memory"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # without the path, which can name a patient
-    return f"unexpected {type(error).__name__}: {text:.200}"

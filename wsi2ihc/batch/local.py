@@ -14,11 +14,13 @@ from pathlib import Path
 
 from ..errors import DeviceError
 from ..runtime import cores
-from .child import CACHE_VARIABLE, IN_HAND
-from .events import Began, Done, Event, Failed, Ready
+from .child import IN_HAND, THREADS_VARIABLE
+from .events import Done, Event, Failed
 from .options import BatchOptions
-from .process import Child, how_it_ended
-from .task import DONE_FOLDER, SlideTask
+from .places import logs_folder
+from .process import Child, Ended, how_it_ended
+from .staging import CACHE_VARIABLE, remove_leftovers_of
+from .task import SlideTask
 
 _FAILED_STARTS = 3
 """Children that die one after the other before they were ready have something wrong that a new one will not mend."""
@@ -54,7 +56,7 @@ class LocalEngine:
         environments: Sequence[Mapping[str, str]] | None = None, log_name: str = "child",
     ) -> None:  # fmt: skip
         self._options, self._log_name = options, log_name
-        self._logs = folder / DONE_FOLDER / "logs"
+        self._logs = logs_folder(folder)
         self._heard: queue.SimpleQueue[tuple[int, Event | None]] = queue.SimpleQueue()
         self._told: deque[Event] = deque()
         self._numbers = itertools.count()
@@ -94,6 +96,7 @@ class LocalEngine:
         """See `Engine`."""
         for child in self._children.values():
             child.end(now=True)
+            remove_leftovers_of(child.pid, list(child.in_hand.values()), self._options.cache)
         self._children.clear()
 
     def _roomiest(self, alone: bool) -> Child | None:
@@ -116,26 +119,25 @@ class LocalEngine:
         if event is None:
             self._replace(child, how_it_ended(child.end()))
             return
-        if isinstance(event, Ready):
-            self._failed_starts = 0
-        if isinstance(event, Began):
-            child.begin(event.number)
+        child.hear(event)
         if isinstance(event, Done | Failed):
-            child.leave(event.number)
+            self._failed_starts = 0
             self._alone.discard(number)
         self._told.append(event)
         if self._is_worn(child) and not child.in_hand:
             child.end()
-            self._replace(child, "")
+            self._replace(child, Ended(""))
 
-    def _replace(self, child: Child, why: str, to_blame: int | None = None) -> None:
-        self._told.extend(child.losses(why, to_blame))
+    def _replace(self, child: Child, how: Ended, to_blame: int | None = None) -> None:
+        remove_leftovers_of(child.pid, list(child.in_hand.values()), self._options.cache)
+        self._told.extend(child.losses(how, to_blame))
         self._alone.discard(child.number)
         del self._children[child.number]
         if not child.is_ready:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
-                raise DeviceError(f"processes that translate end before they begin ({why}); see {self._logs.name}/")
+                logs = f"{self._logs.parent.name}/{self._logs.name}"
+                raise DeviceError(f"processes that translate end before they begin ({how.text}); see {logs}")
         self._start(self._environments.pop(child.number))
 
     def _end_overdue(self) -> None:
@@ -144,7 +146,7 @@ class LocalEngine:
             if (task := child.overdue(timeout_s)) is not None:
                 child.end(now=True)
                 why = f"it took more than {self._options.timeout_min:g} minutes (--timeout-min)"
-                self._replace(child, why, task.number)
+                self._replace(child, Ended(why), task.number)
 
     def _start(self, environment: Mapping[str, str]) -> None:
         number = next(self._numbers)
@@ -165,7 +167,8 @@ def child_environments(device: str, options: BatchOptions) -> list[dict[str, str
     DeviceError
         If a GPU is asked for and none is found.
     """
-    common = {CACHE_VARIABLE: str(options.cache)} if options.cache else {}
+    # a worker of a cluster that has a disk of its own says so where it starts
+    common = {CACHE_VARIABLE: os.environ.get(CACHE_VARIABLE) or str(options.cache or "")}
     gpus = [] if device in ("cpu", "mps") else visible_gpus()
     if device.startswith("cuda"):
         if not gpus:
@@ -177,10 +180,11 @@ def child_environments(device: str, options: BatchOptions) -> list[dict[str, str
             gpus = [gpus[number] for number in wanted]
     if gpus:
         count = options.children or len(gpus)
-        return [{**common, "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(count)]
-    count = options.children or 1
-    threads = str(max(1, cores() // count))
-    return [{**common, "OMP_NUM_THREADS": threads} for _ in range(count)]
+        own = [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(count)]
+    else:
+        own = [{} for _ in range(options.children or 1)]
+    threads = str(max(1, cores() // len(own)))
+    return [{**common, **one, **dict.fromkeys((THREADS_VARIABLE, "OMP_NUM_THREADS"), threads)} for one in own]
 
 
 def visible_gpus() -> list[str]:

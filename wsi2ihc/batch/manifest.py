@@ -10,16 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ManifestError, OptionError
+from ..errors import BatchError, ManifestError, OptionError
 from ..translation.options import TranslateOptions
 from .cells import option_cells
+from .places import marker_path
+from .privacy import base_name, without_folders
 
 SLIDE_SUFFIXES = frozenset({
-    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".zvi", ".czi",
+    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi",
 })  # fmt: skip
-"""Of files that are taken for slides in a folder."""
+"""Of files that are taken for slides in a folder. A DICOM slide is many files: a CSV has to name one of them."""
 
 OUTPUT_SUFFIX = ".ome.tiff"
+
+LONGEST_NAME_BYTES = 200
+"""Of an output: file systems take 255, and partial files and reports have longer names."""
 
 _SLIDE_COLUMNS = ("path", "slide")
 _OWN_COLUMNS = (*_SLIDE_COLUMNS, "output", "mpp", "model")
@@ -47,7 +52,7 @@ class Row:
     @property
     def name(self) -> str:
         """Base name of the slide."""
-        return self.slide.rstrip("/").rpartition("/")[2]
+        return base_name(self.slide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +87,42 @@ def read_rows(source: str, model: str, options: TranslateOptions) -> tuple[list[
     if path.suffix.lower() == ".csv":
         rows, problems = _from_csv(path, model, options)
     else:
-        files = _files(source)
-        rows = [
-            Row(number, str(file), output_name(file.name), None, model, options) for number, file in enumerate(files, 1)
-        ]  # fmt: skip
-        problems = []
-    return rows, [*problems, *_clashes(rows)]
+        rows, problems = [], []
+        for number, file in enumerate(_files(source), 1):
+            if _is_text(file.name):
+                rows.append(Row(number, str(file), output_name(file.name), None, model, options))
+            else:
+                problems.append(Problem(number, _readable(file.name), "its name is no text in UTF-8; rename it"))
+    return rows, sorted([*problems, *_clashes(rows)], key=lambda problem: problem.line)
+
+
+def shard_of(rows: Sequence[Row], shard: str) -> list[Row]:
+    """The rows of one of N shards, ``"I/N"`` with I from 0: every N-th by the name of its output.
+
+    The same rows whatever the order of the manifest, and whatever any task of an array job can open: so that they cover
+    it once, and some indices can be submitted again.
+
+    Raises
+    ------
+    BatchError
+        If it is no such text.
+    """
+    number, slash, count = shard.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 0 <= int(number) < int(count)):
+        raise BatchError(f"--shard {shard!r:.40} is not I/N with 0 ≤ I < N, such as 0/8 for the first of eight")
+    return sorted(rows, key=lambda row: row.output)[int(number) :: int(count)]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _readable(name: str) -> str:
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def output_name(slide: str) -> str:
@@ -103,7 +138,7 @@ def output_name(slide: str) -> str:
 def _files(source: str) -> list[Path]:
     folder = Path(source)
     if folder.is_dir():
-        found = sorted(file for file in folder.iterdir() if _is_slide(file))
+        found = sorted(file for file in folder.iterdir() if _is_slide(file) and not marker_path(file).exists())
         if not found:
             raise ManifestError(f"{folder} holds no slide (names that end in {', '.join(sorted(SLIDE_SUFFIXES))})")
         return found
@@ -122,12 +157,17 @@ def _from_csv(path: Path, model: str, options: TranslateOptions) -> tuple[list[R
     rows, problems = [], []
     for line, cells in _lines(path):
         slide = next((cells[column] for column in _SLIDE_COLUMNS if cells.get(column)), "")
-        name = slide.rstrip("/").rpartition("/")[2] or "?"
+        name = base_name(slide) or "?"
         try:
             rows.append(_row(path.parent, line, slide, cells, model, options))
         except (ManifestError, OptionError) as error:
-            problems.append(Problem(line, name, str(error)))
+            problems.append(Problem(line, name, without_folders(str(error), *cells.values(), *_absolute(path, cells))))
     return rows, problems
+
+
+def _absolute(path: Path, cells: Mapping[str, str]) -> Iterator[Path]:
+    """What cells that are paths mean."""
+    return (path.parent / cell for cell in cells.values() if "/" in cell or "\\" in cell)
 
 
 def _row(
@@ -136,11 +176,13 @@ def _row(
     if not slide:
         raise ManifestError("no slide is named; fill the column path")
     where = slide if "://" in slide else str(folder / slide)
-    output = cells.get("output") or output_name(Path(slide).name)
+    output = cells.get("output") or output_name(base_name(slide))
     if not output.lower().endswith((".ome.tiff", ".ome.tif")):
         output += OUTPUT_SUFFIX
     if "/" in output or "\\" in output or output.startswith(".") or not output.isprintable():
         raise ManifestError(f"the output {output!r:.80} is no plain file name; outputs lie in the output folder itself")
+    if len(output.encode()) > LONGEST_NAME_BYTES:
+        raise ManifestError(f"the output's name is longer than {LONGEST_NAME_BYTES} bytes; give it a shorter one")
     stated = cells.get("mpp", "")
     try:
         mpp = float(stated) if stated else None

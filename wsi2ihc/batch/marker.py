@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..pyramid import published
-from .task import DONE_FOLDER, SlideTask
+from .places import marker_path
+from .task import SlideTask
 
 _SAMPLED_BYTES = 1 << 20
 """Of the output, at its beginning and at its end: headers, the index, and the last tiles."""
-
-
-def marker_path(output: Path) -> Path:
-    """Where the marker of an output lies."""
-    return output.parent / DONE_FOLDER / "done" / f"{output.name}.json"
 
 
 def write_marker(task: SlideTask, facts: Mapping[str, Any]) -> None:

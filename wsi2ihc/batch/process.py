@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from .events import Event, Failed, Ready, Returned, from_line
+from .events import Began, Done, Event, Failed, Ready, Returned, Turned, from_line
 from .task import SlideTask
 
 Hear = Callable[[int, Event | None], None]
@@ -40,8 +41,9 @@ class Child:
 
     def __init__(self, number: int, hear: Hear, environment: Mapping[str, str], log: Path) -> None:
         self.number = number
-        self.in_hand: dict[int, SlideTask] = {}  # in the order in which they were given
-        self._since: float | None = None  # when the first of them began to be worked on
+        self.in_hand: dict[int, SlideTask] = {}
+        self._clocks: dict[int, _Clock] = {}
+        self.is_spoiled = False
         self.given = 0
         self.is_ready = False
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -68,22 +70,25 @@ class Child:
             self._process.stdin.flush()
 
     def overdue(self, timeout_s: float) -> SlideTask | None:
-        """The slide that is worked on, if it takes too long. What the child takes to start counts for none."""
-        if not timeout_s or self._since is None or time.monotonic() - self._since <= timeout_s:
-            return None
-        return next(iter(self.in_hand.values()), None)
+        """A slide that has been worked on for too long. What it waits for counts for nothing, nor does the start."""
+        if timeout_s:
+            for number, clock in self._clocks.items():
+                if clock.seconds() > timeout_s:
+                    return self.in_hand[number]
+        return None
 
-    def begin(self, number: int) -> None:
-        """A slide is worked on; behind another one it waits for the device, which does not count."""
-        if self._since is None and next(iter(self.in_hand), None) == number:
-            self._since = time.monotonic()
-
-    def leave(self, number: int) -> None:
-        """A slide is out of its hands; the time of the next one begins now."""
-        was_first = next(iter(self.in_hand), None) == number
-        self.in_hand.pop(number, None)
-        if was_first:
-            self._since = time.monotonic() if self.in_hand else None
+    def hear(self, event: Event) -> None:
+        """Take note of what is in hand and for how long, and of whether the process is of use."""
+        if isinstance(event, Ready):
+            self.is_ready = True
+        elif isinstance(event, Began) and event.number in self.in_hand:
+            self._clocks[event.number] = _Clock(0.0, time.monotonic())
+        elif isinstance(event, Turned) and event.number in self._clocks:
+            self._clocks[event.number].turn(event.is_waiting)
+        elif isinstance(event, Done | Failed):
+            self.in_hand.pop(event.number, None)
+            self._clocks.pop(event.number, None)
+            self.is_spoiled = self.is_spoiled or (isinstance(event, Failed) and event.kind == "crash")
 
     def end(self, *, now: bool = False) -> int:
         """Let it end, or make it; its exit code (negative: the signal that ended it)."""
@@ -102,37 +107,59 @@ class Child:
             self._process.stdout.close()
         return code
 
-    def losses(self, why: str, to_blame: int | None = None) -> list[Event]:
+    def losses(self, how: Ended, to_blame: int | None = None) -> list[Event]:
         """What becomes of the slides in hand now that the child is gone.
 
-        One that was alone is to blame, and so is the one that is named. Of two, nobody knows.
+        One that is named is to blame, and so is one that was alone in a child that was of use. Of two, nobody knows;
+        and where another one has spoiled the device, or the child never began, it is none of them.
         """
         numbers = list(self.in_hand)
         self.in_hand.clear()
         if to_blame is not None:
             return [
-                Failed(to_blame, "timeout", why),
-                *(Returned(number, why) for number in numbers if number != to_blame),
+                Failed(to_blame, "timeout", how.text),
+                *(Returned(number, how.text) for number in numbers if number != to_blame),
             ]
-        if len(numbers) == 1:
-            return [Failed(numbers[0], "memory" if "killed" in why else "crash", why)]
-        return [Returned(number, why) for number in numbers]
+        if len(numbers) == 1 and self.is_ready and not self.is_spoiled:
+            return [Failed(numbers[0], "memory" if how.was_killed else "crash", how.text)]
+        return [Returned(number, how.text) for number in numbers]
 
     def _listen(self, hear: Hear) -> None:
         assert self._process.stdout is not None
         with contextlib.suppress(OSError, ValueError):
             for line in self._process.stdout:
                 if (event := from_line(line.decode("utf-8", "replace"))) is not None:
-                    self.is_ready = self.is_ready or isinstance(event, Ready)
                     hear(self.number, event)
         hear(self.number, None)
 
 
-def how_it_ended(code: int) -> str:
-    """The end of a process in words."""
+@dataclass(slots=True)
+class _Clock:
+    """How long a slide has been worked on: seconds up to now, and since when again, if it is."""
+
+    spent_s: float
+    since: float | None
+
+    def seconds(self) -> float:
+        return self.spent_s + (0.0 if self.since is None else time.monotonic() - self.since)
+
+    def turn(self, is_waiting: bool) -> None:
+        self.spent_s, self.since = self.seconds(), None if is_waiting else time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended, in words; and whether it was killed, as systems do that are out of memory."""
+
+    text: str
+    was_killed: bool = False
+
+
+def how_it_ended(code: int) -> Ended:
+    """The end of a process by its exit code (negative: the signal that ended it)."""
     if code >= 0:
-        return f"its process ended with code {code}"
+        return Ended(f"its process ended with code {code}")
     name = next((one.name for one in signal.Signals if one.value == -code), f"signal {-code}")
     if name == "SIGKILL":
-        return "its process was killed (SIGKILL), most likely for want of memory"
-    return f"its process crashed ({name}), most likely over a damaged slide"
+        return Ended("its process was killed (SIGKILL), most likely for want of memory", was_killed=True)
+    return Ended(f"its process crashed ({name}), most likely over a damaged slide")

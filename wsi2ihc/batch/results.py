@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
 import io
+import logging
+import math
+import re
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
-from ..errors import ManifestError
+from ..errors import ManifestError, OutputError, Wsi2IhcError
 from ..pyramid import published
 from .manifest import Problem
+from .places import thumbnail_path
+from .privacy import base_name
 from .runner import SlideState
-from .task import DONE_FOLDER
-from .thumbnail import thumbnail_path
 
 TABLE_NAME, PAGE_NAME = "results.csv", "summary.html"
+
+EVERY_S = 5.0
+"""Between two writings of the table: with thousands of slides each takes a while."""
+
+PATIENCE_S = 20.0
+
+_TABLE = re.compile(r"results(-[0-9]+-of-(?P<shards>[0-9]+))?\.csv")
+
+_log = logging.getLogger(__name__)
 
 COLUMNS = (
     "slide", "output", "status", "attempts", "seconds", "mpx", "mpx_per_s", "tissue_share", "seam_z", "device",
@@ -53,19 +68,63 @@ def results_of(states: Sequence[SlideState], problems: Sequence[Problem] = ()) -
     return rows
 
 
-def write_results(folder: Path, results: Sequence[Result], shard: str = "") -> None:
-    """Write the table, in one piece. Shards have tables of their own, so that none replaces another's.
+class ResultsWriter:
+    """Keeps the table of a running batch up to date, without ever holding the batch up.
+
+    It is written at most every few seconds, and where it cannot be (another batch is writing it, the disk is full) at
+    the next occasion; only the last writing is worth a word.
+
+    Parameters
+    ----------
+    folder
+        Of the outputs.
+    shard
+        Shards have tables of their own, so that none replaces another's.
+    """
+
+    def __init__(self, folder: Path, shard: str = "") -> None:
+        self._folder, self._path = folder, folder / table_name(shard)
+        self._written_at = -math.inf
+
+    def update(self, results: Callable[[], Sequence[Result]]) -> None:
+        """Write the table if the last time is long enough ago."""
+        now = time.monotonic()
+        if now - self._written_at >= EVERY_S:
+            self._written_at = now
+            with contextlib.suppress(OutputError):
+                write_table(self._path, results())
+
+    def finish(self, results: Sequence[Result]) -> None:
+        """Write the table, and the page of all tables of the folder; others may be doing so just now."""
+        _patiently(lambda: write_table(self._path, results), self._path)
+        _patiently(lambda: write_page(self._folder, read_results(self._folder)), self._folder / PAGE_NAME)
+
+
+def _patiently(write: Callable[[], None], path: Path) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return write()
+        except Wsi2IhcError as error:
+            if not isinstance(error, OutputError) or time.monotonic() > until:
+                _log.warning("%s was not written: %s", path.name, error)
+                return None
+            time.sleep(0.1)
+
+
+def write_table(path: Path, results: Sequence[Result]) -> None:
+    """Write a table of results, in one piece.
 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If it cannot be written, or another process is writing it.
     """
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(COLUMNS)
     table.writerows([getattr(result, column) for column in COLUMNS] for result in results)
-    with published(folder / table_name(shard), overwrite=True) as partial:
+    with published(path, overwrite=True) as partial:
         partial.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
@@ -75,25 +134,26 @@ def table_name(shard: str) -> str:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The rows of all tables of a folder: of the whole batch, or of all its shards.
+    """The rows of the last batch in a folder: of its table, or of the tables of all its shards.
 
     Raises
     ------
     ManifestError
         If there is no table, or one cannot be read.
     """
-    tables = sorted(folder.glob("results*.csv"))
+    tables = {path: match for path in folder.glob("results*.csv") if (match := _TABLE.fullmatch(path.name))}
     if not tables:
         raise ManifestError(f"{folder} holds no {TABLE_NAME}; it is no output folder of a batch")
-    rows: dict[tuple[str, str], Result] = {}
-    for path in tables:
+    newest = max(tables, key=lambda path: path.stat().st_mtime_ns)
+    shards = tables[newest]["shards"]
+    rows: list[Result] = []
+    for path in sorted(path for path, match in tables.items() if match["shards"] == shards):
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    rows[row["slide"], row["output"]] = Result(**{name: row[name] for name in COLUMNS})
+                rows += [Result(**{name: row[name] for name in COLUMNS}) for row in csv.DictReader(file)]
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
             raise ManifestError(f"{path} cannot be read as a table of results ({error!s:.80})") from error
-    return list(rows.values())
+    return rows
 
 
 def count_statuses(results: Sequence[Result]) -> Counter[str]:
@@ -119,7 +179,7 @@ def write_page(folder: Path, results: Sequence[Result]) -> None:
 def _result(state: SlideState) -> Result:
     facts = {name: state.facts.get(name) for name in COLUMNS}
     plain = {name: "" if facts[name] is None else str(facts[name]) for name in COLUMNS}
-    slide = state.task.slide.rstrip("/").rpartition("/")[2]
+    slide = base_name(state.task.slide)
     return Result(**{
         **plain,
         "slide": slide,
@@ -134,7 +194,7 @@ def _cards(folder: Path, results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         thumbnail = thumbnail_path(folder / result.output) if result.output else None
         picture = (
-            f'<img loading="lazy" src="{html.escape(f"{DONE_FOLDER}/thumbnails/{thumbnail.name}")}" alt="">'
+            f'<img loading="lazy" src="{quote(thumbnail.relative_to(folder).as_posix())}" alt="">'
             if thumbnail and thumbnail.exists() and result.status.startswith("done")
             else '<div class="none">no picture</div>'
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .engine import Engine
-from .events import Began, Done, Event, Failed, Returned, Translating
+from .events import Done, Event, Failed, Returned, Translating
 from .marker import read_done
 from .options import BatchOptions
 from .task import SlideTask
@@ -31,7 +31,7 @@ class SlideState:
 
     task:      as it is tried next: with less memory after it has run out
     status:    "done before": by an earlier run, and not touched by this one
-    attempts:  that have begun and counted
+    attempts:  that were made and count
     returns:   times that it came back and was not to blame
     is_alone:  whether it must not share a child any more
     share:     of its windows that are translated, 0 to 1
@@ -122,15 +122,13 @@ def _hand_out(todo: deque[int], states: dict[int, SlideState], running: set[int]
         if not engine.has_room(alone=state.is_alone):
             return
         number = todo.popleft()
-        states[number] = dataclasses.replace(state, status="running", share=0.0)
+        states[number] = dataclasses.replace(state, status="running", share=0.0, attempts=state.attempts + 1)
         running.add(number)
         engine.take(state.task, alone=state.is_alone)
 
 
 def _after(state: SlideState, event: Event, options: BatchOptions) -> SlideState:
     """The state of a slide after an event of it."""
-    if isinstance(event, Began):
-        return dataclasses.replace(state, attempts=state.attempts + 1)
     if isinstance(event, Translating):
         return dataclasses.replace(state, share=event.done / max(1, event.total))
     if isinstance(event, Done):
@@ -147,17 +145,16 @@ def _returned(state: SlideState, event: Returned) -> SlideState:
     if state.returns >= MOST_RETURNS:
         return dataclasses.replace(state, status="failed", error=event.message)
     return dataclasses.replace(
-        state, status="waiting", attempts=max(0, state.attempts - 1), returns=state.returns + 1, is_alone=True,
+        state, status="waiting", attempts=state.attempts - 1, returns=state.returns + 1, is_alone=True,
         share=0.0, error=event.message,
     )  # fmt: skip
 
 
 def _failed(state: SlideState, event: Failed, options: BatchOptions) -> SlideState:
-    attempts = max(1, state.attempts)  # one that crashed before its first word has begun, too
-    if event.kind == "permanent" or attempts >= options.attempts:
-        return dataclasses.replace(state, status="failed", attempts=attempts, error=event.message)
+    if event.kind == "permanent" or state.attempts >= options.attempts:
+        return dataclasses.replace(state, status="failed", error=event.message)
     task = state.task.smaller() if event.kind == "memory" else state.task
     return dataclasses.replace(
-        state, task=task, status="waiting", attempts=attempts, share=0.0, error=event.message,
+        state, task=task, status="waiting", share=0.0, error=event.message,
         is_alone=state.is_alone or event.kind in ("crash", "memory", "timeout"),
     )  # fmt: skip

@@ -131,6 +131,8 @@ class SlurmJobs:
 
     def _judge(self, ended: Mapping[str, str], *, is_queue_empty: bool) -> None:
         """End the batch if jobs bring no workers."""
+        if set(ended.values()) & self._fruitful:
+            self._fruitless.clear()  # a job that had a worker: what was wrong is so no more
         self._fruitless.update(set(ended.values()) - self._fruitful)
         if not self._fruitless:
             return

@@ -12,12 +12,11 @@ from typing import Any
 
 from ..geometry import Region
 from ..pyramid import PyramidOptions
+from ..runtime import versions
 from ..translation.options import TranslateOptions
 
-DONE_FOLDER = ".wsi2ihc-batch"
-"""In the output folder: what belongs to the batch and to no reader of slides."""
-
-_WITHOUT_EFFECT = ("device", "workers", "overwrite", "preview", "max_memory_bytes", "batch_size")
+_WITHOUT_EFFECT = ("device", "workers", "overwrite", "preview", "max_memory_bytes", "batch_size", "band_px",
+                   "resume")  # fmt: skip
 """Options that may differ between two runs whose pixels are the same, or are meant to be."""
 
 
@@ -51,13 +50,19 @@ class SlideTask:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that the output's pixels follow from: slide, model, options; not of devices or threads."""
-        options = options_to_json(self.options)
-        for name in _WITHOUT_EFFECT:
-            options.pop(name)
+        """SHA-256 of all that the pixels of the output follow from: slide, model, options, program; no devices."""
+        defaults = options_to_json(TranslateOptions())
+        options = {
+            name: value
+            for name, value in options_to_json(self.options).items()
+            if name not in _WITHOUT_EFFECT and value != defaults[name]  # so that a new option changes nothing
+        }
         if self.options.tissue not in ("auto", "none"):
             options["tissue"] = _hash_of(Path(self.options.tissue))
-        facts = {"source": self.source, "mpp": self.mpp, "model": self.version, "options": options}
+        facts = {
+            "source": self.source, "mpp": self.mpp, "model": self.version, "options": options,
+            "program": versions()["wsi2ihc"],
+        }  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

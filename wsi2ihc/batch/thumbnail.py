@@ -8,14 +8,9 @@ import imagecodecs
 
 from ..pyramid import published
 from ..pyramid import read_overview as read_result
-from .task import DONE_FOLDER
+from .places import thumbnail_path
 
 THUMBNAIL_PX = 240
-
-
-def thumbnail_path(output: Path) -> Path:
-    """Where the thumbnail of an output lies."""
-    return output.parent / DONE_FOLDER / "thumbnails" / f"{output.name}.jpg"
 
 
 def write_thumbnail(output: Path) -> None:

@@ -94,7 +94,7 @@ def published(path: Path, overwrite: bool) -> Iterator[Path]:
         system refuses.
     """
     check_output(path, overwrite, suffixes=())
-    _remove_leftovers(path)
+    remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     handle = None
     try:  # from here on, since Ctrl-C can come as soon as the file is there
@@ -133,7 +133,14 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
+    """Remove what runs that were killed have left of an output.
+
+    Raises
+    ------
+    OutputError
+        If another run is writing it.
+    """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
     for leftover in [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]:
         try:
