@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
+from wsi2ihc.bands.store import Store
+from wsi2ihc.progress import ProgressCallback
+
 
 def context() -> ForkServerContext:
     """Children begin in some hundredths of a second, and know nothing of what the tests have done."""
@@ -20,7 +23,11 @@ def context() -> ForkServerContext:
 
 
 def start(arguments: Sequence[str | Path], log: Path, gate: Path | None = None) -> ForkServerProcess:
-    """Start ``wsi2ihc translate``; what it says goes to ``log``. With a gate it waits until that file is there."""
+    """Start ``wsi2ihc translate``; what it says goes to ``log``.
+
+    With a gate it waits until that file is there, and then takes its time over every band, so that all who have waited
+    find something to do.
+    """
     process = context().Process(target=_translate, args=([str(one) for one in arguments], str(log), gate))
     process.start()
     return process
@@ -49,5 +56,18 @@ def _translate(arguments: list[str], log: str, gate: Path | None) -> None:
         gate.with_name(f"{gate.name}-{os.getpid()}").touch()
         while not gate.exists():
             time.sleep(0.001)
+        _do_bands_slowly()
     sys.argv = ["wsi2ihc"]
     main(["translate", *arguments])
+
+
+def _do_bands_slowly() -> None:
+    from wsi2ihc.bands import running
+
+    quick = running.translate_band
+
+    def slow(store: Store, number: int, *, progress: ProgressCallback) -> bool:
+        time.sleep(0.3)
+        return quick(store, number, progress=progress)
+
+    running.translate_band = slow  # type: ignore[assignment]

@@ -99,6 +99,13 @@ def test_four_processes_on_one_slide(slide_file: Path, whole: Path, tmp_path: Pa
     out, logs = tmp_path / "out.ome.tiff", [tmp_path / f"log{number}" for number in range(4)]
     gates = tmp_path / "gates"
     gates.mkdir()
+    first = start([slide_file, out, *SLOWLY, "--resume"], tmp_path / "first.log")  # makes the store, for all to go on
+    while not done_bands(out):
+        assert first.is_alive()
+        time.sleep(0.001)
+    first.kill()
+    first.join()
+    before = done_bands(out)
     processes = [start([slide_file, out, *SLOWLY, "--resume", "-v", "--json"], log, gates / "go") for log in logs]
     until = time.monotonic() + 60
     while len(list(gates.iterdir())) < len(processes) and time.monotonic() < until:
@@ -110,7 +117,8 @@ def test_four_processes_on_one_slide(slide_file: Path, whole: Path, tmp_path: Pa
     assert not failed, "\n".join(failed)
     assert_same(out, whole)
     bands = [begun(log) for log in logs]
-    assert sorted(band for one in bands for band in one) == list(range(BANDS))
+    assert {f"{band:04d}.json" for one in bands for band in one}.isdisjoint(before)
+    assert sorted(band for one in bands for band in one) == list(range(len(before), BANDS))
     assert sum(bool(one) for one in bands) > 1
     assert all('"fingerprint"' in log.read_text() for log in logs)  # each tells of the one output
     assert visible(tmp_path) == ["gates", "out.ome.tiff", "out.ome.tiff.json"]
