@@ -110,6 +110,7 @@ def _with_estimated_statistics(module: nn.Module, job: TrainingJob) -> nn.Module
         job.train,
         crop_px=options.crop_size,
         augmentation=options.augmentation,
+        stain_jitter=options.stain_jitter,
         batch_size=options.batch_size,
         seed=options.seed,
         last_step=_statistics_steps(options),

@@ -71,7 +71,11 @@ def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
     if options.overfit:
         validation = train
         options = dataclasses.replace(
-            options, augmentation="none", validation_patches=0, batch_size=min(options.batch_size, len(train))
+            options,
+            augmentation="none",
+            stain_jitter=0.0,
+            validation_patches=0,
+            batch_size=min(options.batch_size, len(train)),
         )
     checked = train if options.overfit else train + validation
     sizes = check_images(checked, crop_px=options.crop_size)

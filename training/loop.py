@@ -52,6 +52,7 @@ def fit(job: TrainingJob, fabric: Fabric, folder: RunFolder, *, resume: bool, pr
         job.train,
         crop_px=options.crop_size,
         augmentation=options.augmentation,
+        stain_jitter=options.stain_jitter,
         batch_size=options.batch_size // fabric.world_size,
         seed=options.seed,
         process=fabric.global_rank,

@@ -51,9 +51,9 @@ MINIMUM_CROP_PX = 32
 next to nothing to normalise."""
 
 _LEAST: Mapping[str, float] = {
-    "depth": 0, "ngf": 1, "ndf": 1, "l1_weight": 0, "octaves": 1, "variance_weight": 0, "epochs": 1, "batch_size": 1,
-    "seed": 0, "overfit": 0, "validate_every": 1, "validation_patches": 0, "checkpoint_every": 1, "log_every": 1,
-    "pictures": 0, "processes": 1, "nodes": 1, "workers": -1,
+    "depth": 0, "ngf": 1, "ndf": 1, "l1_weight": 0, "octaves": 1, "variance_weight": 0, "stain_jitter": 0, "epochs": 1,
+    "batch_size": 1, "seed": 0, "overfit": 0, "validate_every": 1, "validation_patches": 0, "checkpoint_every": 1,
+    "log_every": 1, "pictures": 0, "processes": 1, "nodes": 1, "workers": -1,
 }  # fmt: skip
 
 
@@ -96,6 +96,9 @@ class TrainOptions:
     crop_size: int = _option(256, "Side of the random crops, in px.")
     augmentation: Augmentation = _option(
         "dihedral", "Of crops: flips and right angles, the study's horizontal flip (hflip), or none."
+    )
+    stain_jitter: float = _option(
+        0.0, "Stain crops of the H&E anew: amounts change by factors of up to exp(this), hues too (0: no; try 0.3)."
     )
     order: Order = _option("AB", "Of side by side images: AB has the H&E (the input) on the left.")
     group_by: str | None = _option(

@@ -106,6 +106,14 @@ def test_places_are_the_same_with_and_without_turns(pairs: tuple[Pair, ...]) -> 
             assert np.array_equal(one, other) or np.array_equal(one[:, ::-1], other)
 
 
+def test_stain_jitter_recolours_the_he_alone_and_in_the_same_places(pairs: tuple[Pair, ...]) -> None:
+    changed = 0
+    for plain, jittered in zip(stream(pairs), stream(pairs, stain_jitter=0.3), strict=True):
+        assert torch.equal(plain.ihc, jittered.ihc)
+        changed += sum(not torch.equal(one, other) for one, other in zip(plain.he, jittered.he, strict=True))
+    assert changed == 40
+
+
 def test_turns_are_the_eight_symmetries() -> None:
     square = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
     images = [turned(square, turn) for turn in range(8)]

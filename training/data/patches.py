@@ -26,6 +26,7 @@ from wsi2ihc.errors import DatasetError, TrainingError
 
 from .images import read_pair
 from .pairs import Augmentation, Pair
+from .stain_jitter import DRAWS, recoloured
 
 _SYMMETRIES = {"none": 1, "hflip": 2, "dihedral": 8}
 """How many of the first turns of `turned` an augmentation draws from."""
@@ -67,6 +68,7 @@ def training_batches(
     *,
     crop_px: int,
     augmentation: Augmentation,
+    stain_jitter: float = 0.0,
     batch_size: int,
     seed: int,
     process: int = 0,
@@ -89,6 +91,8 @@ def training_batches(
         side of the crops
     augmentation:
         applied to both images of a pair alike
+    stain_jitter:
+        strength of `recoloured`, applied to the H&E alone; 0: none
     batch_size:
         of this process; the global batch has ``processes`` times as many
     seed:
@@ -108,7 +112,7 @@ def training_batches(
     """
     per_epoch = steps_per_epoch(pairs, batch_size * processes)
     keys = _Keys(len(pairs), per_epoch, batch_size, seed, process, processes, first_step, last_step)
-    crops = _Crops(tuple(pairs), crop_px, augmentation, seed)
+    crops = _Crops(tuple(pairs), crop_px, augmentation, stain_jitter, seed)
     yield from _load(crops, keys, workers, pin)
 
 
@@ -174,6 +178,7 @@ class _Crops:
     pairs: tuple[Pair, ...]
     crop_px: int
     augmentation: Augmentation
+    stain_jitter: float
     seed: int
 
     def batch(self, keys: list[_Key]) -> PairBatch:
@@ -185,12 +190,13 @@ class _Crops:
         height, width = he.shape[:2]
         if min(height, width) < self.crop_px:
             raise DatasetError(f"{pair.he}: a patch of {width}×{height} px is smaller than the crop of {self.crop_px}")
-        # All is drawn whatever is used of it, so that crops lie in the same places with and without turns.
-        x, y, turn = np.random.default_rng((self.seed, _PLACE, epoch, index)).random(3)
+        # All is drawn whatever is used of it, so that crops lie in the same places with and without turns and jitter.
+        x, y, turn, *stain = np.random.default_rng((self.seed, _PLACE, epoch, index)).random(3 + DRAWS)
         left, top = int(x * (width - self.crop_px + 1)), int(y * (height - self.crop_px + 1))
         place = np.s_[top : top + self.crop_px, left : left + self.crop_px]
         symmetry = int(turn * _SYMMETRIES[self.augmentation])
-        return turned(he[place], symmetry), turned(ihc[place], symmetry)
+        stained = recoloured(he[place], self.stain_jitter, np.array(stain))
+        return turned(stained, symmetry), turned(ihc[place], symmetry)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""Crops of the H&E stained anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from wsi2ihc.stains import EOSIN, HAEMATOXYLIN
+from wsi2ihc.training.data.stain_jitter import DRAWS, recoloured
+
+NEUTRAL = np.full(DRAWS, 0.5)
+
+draws = arrays(np.float64, DRAWS, elements=st.floats(0, 1))
+
+
+def painted(*amounts: tuple[float, float]) -> np.ndarray:
+    """A row of pixels with these amounts of haematoxylin and eosin, along directions of length 1."""
+    stains = np.array([HAEMATOXYLIN, EOSIN])
+    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
+    return np.rint(255 * np.exp(-(np.array(amounts) @ stains)))[None].astype(np.uint8)
+
+
+def test_no_strength_changes_nothing() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert recoloured(image, 0.0, np.zeros(DRAWS)) is image
+
+
+def test_neutral_draws_change_nothing_but_black() -> None:
+    image = np.random.default_rng(0).integers(1, 256, (64, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(recoloured(image, 0.4, NEUTRAL), image)
+
+
+@given(draws)
+def test_white_stays_white(numbers: np.ndarray) -> None:
+    white = np.full((2, 2, 3), 255, np.uint8)
+    np.testing.assert_array_equal(recoloured(white, 0.5, numbers), white)
+
+
+@pytest.mark.parametrize("stain", [0, 1])
+def test_amounts_of_one_stain_change_and_the_other_does_not(stain: int) -> None:
+    numbers = NEUTRAL.copy()
+    numbers[stain] = 1.0
+    one, other = [(0.6, 0.0), (0.0, 0.6)][:: 1 if stain == 0 else -1]
+    factor = np.exp(0.3)
+    more = (one[0] * factor, one[1] * factor)
+    answer = recoloured(painted(one, other), 0.3, numbers)
+    np.testing.assert_allclose(answer.astype(int), painted(more, other).astype(int), atol=1)
+
+
+@given(draws)
+def test_the_amount_stays_where_only_the_hue_changes(numbers: np.ndarray) -> None:
+    """Densities of a pure stain keep their length, whatever their direction becomes."""
+    numbers = numbers.copy()
+    numbers[:2] = 0.5
+    (pixel,) = recoloured(painted((0.8, 0.0)), 0.3, numbers)[0]
+    densities = -np.log(np.maximum(pixel, 1) / 255)
+    expected = 0.8
+    # densities below zero, of which there may be some, are clipped to white
+    assert np.linalg.norm(densities) == pytest.approx(expected, abs=0.03)
+
+
+def test_directions_turn_by_no_more_than_is_said() -> None:
+    original = -np.log(painted((0.8, 0.0))[0, 0] / 255)
+    for numbers in np.random.default_rng(1).random((200, DRAWS)).round():
+        (pixel,) = recoloured(painted((0.8, 0.0)), 0.3, numbers)[0]
+        turned = -np.log(pixel / 255)
+        cosine = original @ turned / np.linalg.norm(original) / np.linalg.norm(turned)
+        assert np.degrees(np.arccos(min(cosine, 1))) < 16
