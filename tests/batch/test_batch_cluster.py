@@ -145,9 +145,9 @@ def test_children_end_with_their_client(
         time.sleep(0.5)
         children = two_gpus.children()
         client.send_signal(how)
-        client.communicate(timeout=20)
+        client.communicate(timeout=60)
     assert client.returncode == code
-    psutil.wait_procs(children, timeout=10)
+    psutil.wait_procs(children, timeout=30)
     assert not [one for one in children if is_child(one)]
     table = tmp_path / "out" / "results.csv"
     assert not table.exists() or "done" not in table.read_text()

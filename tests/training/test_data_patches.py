@@ -334,7 +334,7 @@ def test_workers_end_with_a_killed_training(pairs: tuple[Pair, ...]) -> None:
         workers = [int(pid) for pid in training.stdout.readline().split()]
         training.kill()
     assert len(workers) == 2
-    patience = time.monotonic() + 5
+    patience = time.monotonic() + 30  # busy machines take their time
     while any(is_alive(pid) for pid in workers) and time.monotonic() < patience:
         time.sleep(0.02)
     assert not any(is_alive(pid) for pid in workers)

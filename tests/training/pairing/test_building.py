@@ -311,7 +311,7 @@ def test_killed_again_and_again_it_ends_as_if_it_were_not(manifest: Path, comple
             process.kill()
     with start(manifest, folder) as process:  # at once: children of the last one may still be about to end
         assert process.wait(60) == 0
-    assert not psutil.wait_procs(left, timeout=10)[1]
+    assert not psutil.wait_procs(left, timeout=30)[1]
     assert tree(folder) == tree(complete)
 
 
@@ -327,10 +327,10 @@ def test_asked_to_stop_it_stops(
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        assert process.wait(20) == code
+        assert process.wait(60) == code
         assert process.stderr is not None
         said = process.stderr.read().decode()
-    assert not psutil.wait_procs(left, timeout=5)[1]
+    assert not psutil.wait_procs(left, timeout=30)[1]
     assert "Run the same command again to go on" in said
     assert "Traceback" not in said
     assert not (folder / "dataset.json").exists()
