@@ -5,62 +5,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
-from wsi2ihc.geometry import Region
+from wsi2ihc.notation import parse_auto, parse_bytes, parse_region
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
+class _Notation(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
+    """A value that is written as text, which a function of `wsi2ihc.notation` reads."""
 
-class RegionParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
-    """``X,Y,W,H`` in px."""
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
-    name = "X,Y,W,H"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Region:
-        if isinstance(value, Region):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
             return value
-        parts = re.fullmatch(r"\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", str(value))
-        if parts is None:
-            self.fail(f"{value!r} is not X,Y,W,H in whole pixels, such as 1000,2000,512,512", param, ctx)
-        x, y, width, height = map(int, parts.groups())
-        if not width or not height:
-            self.fail(f"{value!r} is empty: width and height must be at least 1", param, ctx)
-        return Region(x, y, width, height)
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
 
 
-class BytesParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
-    """An amount of memory, such as ``4G`` or ``1500M``."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        parts = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?\s*", str(value), re.IGNORECASE)
-        if parts is None:
-            self.fail(f"{value!r} is not an amount of memory such as 4G or 1500M", param, ctx)
-        return int(float(parts[1]) * UNITS[parts[2].upper()])
-
-
-class AutoInteger(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
-    """A whole number of at least 1, or ``auto``, which becomes 0."""
-
-    name = "auto|N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if value in ("auto", 0):
-            return 0
-        if re.fullmatch(r"\d{1,6}", str(value)) is None or int(value) < 1:
-            self.fail(f"{value!r} is neither auto nor a whole number of at least 1", param, ctx)
-        return int(value)
+REGION = _Notation("X,Y,W,H", parse_region)
+BYTES = _Notation("SIZE", parse_bytes)
+AUTO_INTEGER = _Notation("auto|N", parse_auto)
 
 
 class PositiveFloat(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs

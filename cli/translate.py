@@ -10,9 +10,9 @@ import click
 from wsi2ihc.bands.places import count_done
 from wsi2ihc.bands.translating import translate
 from wsi2ihc.cli.parameters import (
-    AutoInteger,
-    BytesParameter,
-    RegionParameter,
+    AUTO_INTEGER,
+    BYTES,
+    REGION,
     echo_json,
     json_option,
     mpp_option,
@@ -36,22 +36,22 @@ from wsi2ihc.translation.seams import SeamFigures
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file of a generator (see `models`).")
 @mpp_option
-@click.option("--region", type=RegionParameter(), help="Translate only this part of the slide (level-0 pixels).")
+@click.option("--region", type=REGION, help="Translate only this part of the slide (level-0 pixels).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0,1 or mps.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
-@click.option("--batch-size", type=AutoInteger(), default=0, show_default="auto",
+@click.option("--batch-size", type=AUTO_INTEGER, default=0, show_default="auto",
               help="Windows per call of the network.")  # fmt: skip
-@click.option("--workers", type=AutoInteger(), default=0, show_default="auto", help="Threads that read and encode.")
-@click.option("--max-memory", type=BytesParameter(), default="4G", show_default=True, help="Bound for the process.")
+@click.option("--workers", type=AUTO_INTEGER, default=0, show_default="auto", help="Threads that read and encode.")
+@click.option("--max-memory", type=BYTES, default="4G", show_default=True, help="Bound for the process.")
 @click.option("--tissue", default="auto", show_default=True, help="auto, none (translate everything) or a mask file "
               "(GeoJSON, PNG).")  # fmt: skip
 @click.option("--statistics", type=click.Choice(["trained", "slide"]), default="trained", show_default=True,
               help="Normalisation statistics of the network: its own, or estimated on this slide (can move the "
               "strength of the stain).")  # fmt: skip
 @click.option("--blend", type=click.Choice(["auto", "exact", "overlap"]), default="auto", show_default=True)
-@click.option("--overlap", type=AutoInteger(), default=0, show_default="auto",
+@click.option("--overlap", type=AUTO_INTEGER, default=0, show_default="auto",
               help="Pixels that neighbouring windows share when blended.")  # fmt: skip
-@click.option("--core-size", type=AutoInteger(), default=0, show_default="auto",
+@click.option("--core-size", type=AUTO_INTEGER, default=0, show_default="auto",
               help="Side of the cells that the slide is divided into.")  # fmt: skip
 @click.option("--compression", type=click.Choice(["jpeg", "deflate"]), default="jpeg", show_default=True)
 @click.option("--quality", type=click.IntRange(1, 100), default=85, show_default=True, help="Of JPEG.")
@@ -65,7 +65,7 @@ from wsi2ihc.translation.seams import SeamFigures
 @click.option("--preview", type=click.Path(path_type=Path), help="Also write a PNG with source and result.")
 @click.option("--resume", is_flag=True, help="Keep what is done in a hidden folder beside the output, and go on with "
               "what is there; several processes may do so at once.")  # fmt: skip
-@click.option("--band-height", type=AutoInteger(), default=0, show_default="auto",
+@click.option("--band-height", type=AUTO_INTEGER, default=0, show_default="auto",
               help="Rows of pixels that are done at a time with --resume: what a killed run loses.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from wsi2ihc.cli.parameters import (
-    AutoInteger,
+    AUTO_INTEGER,
     PositiveFloat,
     echo_json,
     json_option,
@@ -35,7 +35,7 @@ from wsi2ihc.slide import Slide, open_slide
               "µm per pixel.")  # fmt: skip
 @click.option("--tissue", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
               help="auto leaves out what is plain glass; none writes all of the slide.")  # fmt: skip
-@click.option("--workers", type=AutoInteger(), default=0, show_default="auto", help="Threads that read and encode.")
+@click.option("--workers", type=AUTO_INTEGER, default=0, show_default="auto", help="Threads that read and encode.")
 @click.option("--compression", type=click.Choice(["jpeg", "deflate"]), default="jpeg", show_default=True)
 @click.option("--quality", type=click.IntRange(1, 100), default=85, show_default=True, help="Of JPEG.")
 @click.option("--subsampling", type=click.Choice(["420", "422", "444"]), default="422", show_default=True,

@@ -46,10 +46,44 @@ def test_a_row_says_what_it_says_and_the_rest_is_the_defaults(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("name", "cell", "field", "value"),
+    [
+        ("batch_size", "auto", "batch_size", 0), ("max_memory", "0.5T", "max_memory_bytes", 1 << 39),
+        ("region", '"1; 2; 30; 40"', "region", Region(1, 2, 30, 40)),
+        ("openslide_compatible", "yes", "pyramid", PyramidOptions(openslide_compatible=True)),
+        ("openslide_compatible", "FALSE", "pyramid", PyramidOptions(openslide_compatible=False)),
+    ],
+)  # fmt: skip
+def test_cells_are_written_as_on_the_command_line(
+    tmp_path: Path, name: str, cell: str, field: str, value: object
+) -> None:
+    (row,), problems = read_rows(manifest(tmp_path, f"path,{name}\na.svs,{cell}\n"), "identity", OPTIONS)
+    assert not problems
+    assert getattr(row.options, field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "message"),
+    [
+        ("max_memory", "2 litres", "is not an amount of memory such as 4G or 1500M"),
+        ("region", '"1,2,3"', "is not X,Y,W,H in whole pixels"), ("region", '"1,2,0,4"', "is empty"),
+        ("seed", "x", "is no whole number"), ("openslide_compatible", "perhaps", "is neither yes nor no"),
+    ],
+)  # fmt: skip
+def test_cells_that_cannot_be_read_say_why(tmp_path: Path, name: str, cell: str, message: str) -> None:
+    rows, (problem,) = read_rows(manifest(tmp_path, f"path,{name}\na.svs,{cell}\n"), "identity", OPTIONS)
+    assert not rows
+    assert problem.message.startswith(f"{name}: ")
+    assert message in problem.message
+
+
+@pytest.mark.parametrize(
     ("cells", "message"),
     [
         ("../x,", "no plain file name"), ("a/b,", "no plain file name"), (".hidden,", "no plain file name"),
-        ("a\\b,", "no plain file name"), (",nonsense", "batch_size is 'nonsense'"), (",-3", "cannot be negative"),
+        ("a\\b,", "no plain file name"),
+        (",nonsense", "batch_size: 'nonsense' is neither auto nor a whole number of at least 1"),
+        (",-3", "batch_size: '-3' is neither auto nor"),
     ],
 )  # fmt: skip
 def test_bad_cells_are_problems_of_their_rows(tmp_path: Path, cells: str, message: str) -> None:

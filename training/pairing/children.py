@@ -20,6 +20,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from wsi2ihc.errors import OutputError, Wsi2IhcError
+from wsi2ihc.processes import how_it_ended
 from wsi2ihc.runtime import cores
 
 Job = TypeVar("Job")
@@ -130,12 +131,10 @@ def _heard(child: _Child) -> object:
 
 
 def _how_it_died(code: int) -> str:
+    how = how_it_ended(code)
     if code >= 0:
-        return f"its process ended with code {code}; run again with -v, and please report it"
-    name = next((one.name for one in signal.Signals if one.value == -code), f"signal {-code}")
-    if name == "SIGKILL":
-        return f"its process was killed ({name}), most likely for want of memory; run again with fewer --workers"
-    return f"its process crashed ({name}), most likely over a damaged slide; scan or export it again"
+        return f"{how.text}; run again with -v, and please report it"
+    return f"{how.text}; {'run again with fewer --workers' if how.was_killed else 'scan or export it again'}"
 
 
 def _end(children: Sequence[_Child]) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ManifestError
-from ..geometry import Region
+from ..notation import parse_auto, parse_bytes, parse_region
 from ..translation.options import TranslateOptions
-
-_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def option_cells(cells: Mapping[str, str], folder: Path, options: TranslateOptions) -> dict[str, Any]:
@@ -43,8 +40,8 @@ def option_cells(cells: Mapping[str, str], folder: Path, options: TranslateOptio
         field, read = known
         try:
             target[field] = read(cell)
-        except ValueError:
-            raise ManifestError(f"{name} is {cell!r:.40}, which cannot be understood") from None
+        except ValueError as error:
+            raise ManifestError(f"{name}: {cell!r:.40} {error}") from None
     if "tissue" in fields and fields["tissue"] not in ("auto", "none"):
         fields["tissue"] = folder / fields["tissue"]
         try:
@@ -58,38 +55,41 @@ def option_cells(cells: Mapping[str, str], folder: Path, options: TranslateOptio
     return fields
 
 
-def _region(text: str) -> Region:
-    x, y, width, height = (int(part) for part in text.replace(";", ",").split(","))
-    return Region(x, y, width, height)
+def _switch(text: str) -> bool:
+    try:
+        return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[text.lower()]
+    except KeyError:
+        raise ValueError("is neither yes nor no") from None
 
 
-def _bytes(text: str) -> int:
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
-    if parts is None:
-        raise ValueError(text)
-    return int(float(parts[1]) * _UNITS[parts[2].upper()])
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("is no whole number") from None
 
 
 Known = Mapping[str, tuple[str, Callable[[str], Any]]]
 
 _FIELDS: Known = {
-    "region": ("region", _region),
+    "region": ("region", lambda text: parse_region(text.replace(";", ","))),
     "precision": ("precision", str),
-    "batch_size": ("batch_size", int),
-    "workers": ("workers", int),
-    "max_memory": ("max_memory_bytes", _bytes),
+    "batch_size": ("batch_size", parse_auto),
+    "workers": ("workers", parse_auto),
+    "max_memory": ("max_memory_bytes", parse_bytes),
     "tissue": ("tissue", str),
     "statistics": ("statistics", str),
     "blend": ("blend", str),
-    "overlap": ("overlap_px", int),
-    "core_size": ("core_px", int),
+    "overlap": ("overlap_px", parse_auto),
+    "core_size": ("core_px", parse_auto),
     "icc": ("icc", str),
     "on_read_error": ("on_read_error", str),
-    "seed": ("seed", int),
+    "seed": ("seed", _whole),
 }
 
 _PYRAMID: Known = {
-    "tile_size": ("tile_px", int),
+    "tile_size": ("tile_px", _whole),
     "compression": ("compression", str),
-    "quality": ("quality", int),
+    "quality": ("quality", _whole),
+    "openslide_compatible": ("openslide_compatible", _switch),
 }

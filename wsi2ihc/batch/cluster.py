@@ -234,7 +234,7 @@ class DaskEngine:
             event = from_line(future.result(timeout=_ANSWER_S)) if future.status == "finished" else None
         except Exception:  # whatever it is: the answer was on a worker that is gone now
             event = None
-        if isinstance(event, Returned) and event.message.endswith("has come back"):
+        if isinstance(event, Returned) and event.is_elsewhere:
             self._roster.forget(remote)
         return event or lost
 

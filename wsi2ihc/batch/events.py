@@ -67,10 +67,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """A slide comes back unfinished, and nobody knows that it is to blame: its child ended with another one in hand."""
+    """A slide comes back unfinished, and nobody knows that it is to blame: its child ended with another one in hand.
+
+    is_elsewhere: the worker that it was meant for is gone, and another process has its name
+    """
 
     number: int
     message: str
+    is_elsewhere: bool = False
 
 
 Event: TypeAlias = Ready | Began | Turned | Translating | Done | Failed | Returned

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DeviceError
+from ..processes import Ended, how_it_ended
 from ..runtime import cores
 from .child import IN_HAND, THREADS_VARIABLE
 from .events import Done, Event, Failed
 from .options import BatchOptions
 from .places import logs_folder
-from .process import Child, Ended, how_it_ended
+from .process import Child
 from .staging import CACHE_VARIABLE, remove_leftovers_of
 from .task import SlideTask
 

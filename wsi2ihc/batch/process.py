@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..processes import Ended
 from .events import Began, Done, Event, Failed, Ready, Returned, Turned, from_line
 from .task import SlideTask
 
@@ -145,21 +145,3 @@ class _Clock:
 
     def turn(self, is_waiting: bool) -> None:
         self.spent_s, self.since = self.seconds(), None if is_waiting else time.monotonic()
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a process ended, in words; and whether it was killed, as systems do that are out of memory."""
-
-    text: str
-    was_killed: bool = False
-
-
-def how_it_ended(code: int) -> Ended:
-    """The end of a process by its exit code (negative: the signal that ended it)."""
-    if code >= 0:
-        return Ended(f"its process ended with code {code}")
-    name = next((one.name for one in signal.Signals if one.value == -code), f"signal {-code}")
-    if name == "SIGKILL":
-        return Ended("its process was killed (SIGKILL), most likely for want of memory", was_killed=True)
-    return Ended(f"its process crashed ({name}), most likely over a damaged slide")

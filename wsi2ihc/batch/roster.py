@@ -154,9 +154,9 @@ class Roster:
             remote.unfit = _unable(remote, remote.question.exception(timeout=10))
         if remote.facts is not None or remote.unfit:
             remote.question = None
-            (_log.warning if remote.unfit and "offers no GPU" not in remote.unfit else _log.info)(
-                "%s", remote.unfit or f"worker {remote.name} can be given slides"
-            )
+            # workers without a GPU are nothing to warn of: a cluster may have many, for other work
+            is_told = remote.unfit and not (remote.facts and self._lacks_gpu(remote.facts))
+            (_log.warning if is_told else _log.info)("%s", remote.unfit or f"worker {remote.name} can be given slides")
 
     def _unfit(self, facts: WorkerFacts) -> str:
         """What speaks against a worker."""
@@ -168,7 +168,7 @@ class Roster:
                 f"worker {facts.name} does not see the output folder {self._probe.parent.parent}; slides, models and "
                 "outputs have to be on a file system that all workers share, under the same path"
             )
-        if self._needs_gpu and not facts.offers_gpu:
+        if self._lacks_gpu(facts):
             return (
                 f"worker {facts.name} offers no GPU; start workers that have one with --resources \"GPU=1\", or use "
                 "--device cpu"
@@ -176,6 +176,9 @@ class Roster:
         if self._needs_gpu and not facts.sees_gpu:
             _log.warning("worker %s offers a GPU, but none can be seen there", facts.name)
         return ""
+
+    def _lacks_gpu(self, facts: WorkerFacts) -> bool:
+        return self._needs_gpu and not facts.offers_gpu
 
 
 def _unable(remote: Remote, error: BaseException | None) -> str:

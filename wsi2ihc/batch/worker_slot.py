@@ -131,7 +131,7 @@ def run_slide(errand: Errand) -> str:
 
     task = SlideTask.from_json(errand.task)
     if errand.process != PROCESS:
-        return to_line(Returned(task.number, "its worker was lost, and has come back"))
+        return to_line(Returned(task.number, "its worker was lost, and has come back", is_elsewhere=True))
     worker = get_worker()
     secede()  # waiting needs no thread of the worker's, which may have just one
 
