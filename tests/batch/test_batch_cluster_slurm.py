@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 from dask_processes import descendants, is_child, wait_until
 from fake_slurm import FakeSlurm
 from make_batch import write_slides
 
-from wsi2ihc.batch.slurm import job_settings, seconds_of
+from wsi2ihc.batch.slurm import job_settings, listens_everywhere, seconds_of
 from wsi2ihc.errors import BatchError
 
 
@@ -127,6 +128,19 @@ def test_settings_fill_in_what_the_site_does_not_say(tmp_path: Path) -> None:
     }  # fmt: skip
     on_cpus = job_settings({}, tmp_path, needs_gpu=False)
     assert on_cpus["job_extra_directives"] == on_cpus["worker_extra_args"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "everywhere"),
+    [
+        ({}, True), ({"interface": None, "scheduler-options": {"dashboard_address": ":1"}}, True),
+        ({"interface": "ib0"}, False), ({"scheduler-options": {"host": "10.0.0.1"}}, False),
+    ],
+)  # fmt: skip
+def test_a_scheduler_open_to_all_networks_is_noticed(settings: dict[str, object], everywhere: bool) -> None:
+    assert listens_everywhere(settings) == everywhere
+    with dask.config.set({"distributed.comm.require-encryption": True}):
+        assert not listens_everywhere(settings)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,11 @@ class SlurmJobs:
                 )
         make_cluster, site = _jobqueue()
         settings = job_settings(site, logs, needs_gpu=needs_gpu)
+        if listens_everywhere(site):
+            _log.warning(
+                "the scheduler listens on all networks of this machine: set interface in dask-jobqueue's settings, or "
+                "use certificates (docs/cluster.md, Security)"
+            )
         self._logs = settings["log_directory"]
         try:
             self._cluster = make_cluster(**settings)
@@ -257,6 +262,15 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
         # workers have to reach the scheduler, but nobody has to reach the dashboard
         "scheduler_options": {"dashboard_address": "127.0.0.1:0", **(settings.get("scheduler-options") or {})},
     }
+
+
+def listens_everywhere(settings: Mapping[str, Any]) -> bool:
+    """Whether these settings (``jobqueue.slurm``) leave the scheduler open to all who can reach this machine."""
+    import dask
+
+    own = settings.get("scheduler-options") or {}
+    is_bound = settings.get("interface") or own.get("interface") or own.get("host")
+    return not is_bound and not dask.config.get("distributed.comm.require-encryption", False)
 
 
 def seconds_of(walltime: str) -> int:
