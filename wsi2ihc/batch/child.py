@@ -189,13 +189,15 @@ class _Turn:
 
 
 def _watched(number: int, turn: _Turn, say: Say) -> Callable[[Progress], None]:
-    told_at = 0.0
+    told_at, has_begun = 0.0, False
 
     def watch(progress: Progress) -> None:
-        nonlocal told_at
+        nonlocal told_at, has_begun
         if progress.stage != "translating":
-            turn.give_back()
+            if has_begun:  # what comes before needs the turn as well: who resumes prepares in it
+                turn.give_back()
             return
+        has_begun = True
         now = time.monotonic()
         if now - told_at >= _PAUSE_S:
             told_at = now
