@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from wsi2ihc.bands.places import count_done
 from wsi2ihc.bands.translating import translate
 from wsi2ihc.cli.parameters import (
     AUTO_INTEGER,
@@ -95,10 +94,10 @@ def command(
                 echo_json(outlook.to_json()) if json else click.echo(_describe_forecast(outlook))
                 return
             report = translate(opened, load_generator(model), output, options, progress=bar)
-    except BaseException:
+    except BaseException as error:
         bar.close()
-        if options.resume and not quiet and (done := count_done(output)):
-            click.echo(f"Bands that are done are kept ({done}): the same command goes on with them.", err=True)
+        for note in () if quiet else getattr(error, "__notes__", ()):  # what is kept
+            click.echo(note, err=True)
         raise
     finally:
         bar.close()

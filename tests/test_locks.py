@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from wsi2ihc import locks
 from wsi2ihc.errors import OutputBusyError, OutputError
-from wsi2ihc.locks import LOCK, in_use, is_there, locked, unused
+from wsi2ihc.locks import LOCK, in_use, is_there, locked, try_lock, unused
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 
@@ -37,19 +38,19 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_the_file_of_one_who_has_just_left_keeps_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_another: bool
 ) -> None:
-    lock, others = locks._lock, contextlib.ExitStack()
+    lock, others = locks.try_lock, contextlib.ExitStack()
     calls: list[TextIO] = []
 
-    def late(file: TextIO, folder: Path, busy: str) -> None:
+    def late(file: TextIO) -> bool | None:
         """Between opening and locking, whoever was in the folder leaves it, and perhaps another comes."""
         calls.append(file)
         if len(calls) == 1:
-            (folder / LOCK).unlink()
+            (tmp_path / LOCK).unlink()
             if comes_another:
-                others.enter_context(locked(folder, "busy"))
-        lock(file, folder, busy)
+                others.enter_context(locked(tmp_path, "busy"))
+        return lock(file)
 
-    monkeypatch.setattr(locks, "_lock", late)
+    monkeypatch.setattr(locks, "try_lock", late)
     with others:
         if comes_another:
             with pytest.raises(OutputError, match=r"^busy$"), locked(tmp_path, "busy"):
@@ -106,3 +107,28 @@ def test_what_is_in_use_is_not_unused(tmp_path: Path) -> None:
     with unused(file, "busy"), pytest.raises(OutputBusyError, match="being removed"), in_use(file):
         pass
     assert file.read_text() == "another"
+
+
+def test_where_nobody_can_tell_work_goes_on_and_nothing_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    file = tmp_path / "file"
+    file.touch()
+    with locked(tmp_path, "busy"), locked(tmp_path, "busy"), in_use(file) as opened:
+        assert try_lock(opened) is None
+    with pytest.raises(OutputError, match="cannot tell") as caught, unused(file, "busy"):
+        pytest.fail("the body must not run")
+    assert not isinstance(caught.value, OutputBusyError)
+
+
+def test_a_lock_is_had_or_another_has_it(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as one, (tmp_path / "file").open("w") as other:
+        assert try_lock(one, shared=True)
+        assert try_lock(other, shared=True)
+        assert try_lock(other) is False
+    with (tmp_path / "file").open("w") as one:
+        assert try_lock(one)

@@ -64,7 +64,8 @@ def in_use(file: Path) -> Iterator[TextIO]:
         If there is no such file.
     """
     with file.open("r+", encoding="utf-8") as opened:
-        _lock(opened, file.parent, f"{file.parent} is being removed by another run: run again", shared=True)
+        if try_lock(opened, shared=True) is False:
+            raise OutputBusyError(f"{file.parent} is being removed by another run: run again")
         yield opened
 
 
@@ -76,11 +77,19 @@ def unused(file: Path, busy: str) -> Iterator[None]:
     ------
     OutputBusyError
         If somebody has.
+    OutputError
+        If nobody can tell: rather is something left than taken away from somebody.
     OSError
         If there is no such file.
     """
     with file.open("r+", encoding="utf-8") as opened:
-        _lock(opened, file.parent, busy)
+        held = try_lock(opened)
+        if held is None:
+            raise OutputError(
+                f"{file.parent}: its file system cannot tell whether a run uses it; remove it if none does"
+            )
+        if not held:
+            raise OutputBusyError(busy)
         yield
 
 
@@ -98,7 +107,8 @@ def _locked_file(folder: Path, busy: str, name: str, make: bool) -> TextIO:
         except OSError as error:
             raise OutputError(f"the folder {folder} cannot be written ({error.strerror})") from error
         try:
-            _lock(file, folder, busy)
+            if try_lock(file) is False:
+                raise OutputBusyError(busy)
             if is_there(file, folder / name):
                 return file
         except BaseException:
@@ -117,12 +127,22 @@ def is_there(file: TextIO, path: Path) -> bool:
         return False
 
 
-def _lock(file: TextIO, folder: Path, busy: str, *, shared: bool = False) -> None:
+def try_lock(file: int | TextIO, *, shared: bool = False) -> bool | None:
+    """Lock an open file for this process, until it is closed or the process ends, however that ends.
+
+    Returns
+    -------
+    bool or None
+        True if done, False if another process holds it, None if nobody can tell (some network file systems). On Windows
+        it is always done: there are no such locks, but what a process holds open is neither removed nor renamed.
+    """
     if sys.platform == "win32":
-        return
+        return True
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputBusyError(busy) from error
+    except BlockingIOError:
+        return False
     except OSError as error:
-        _log.debug("no file locks in %s: %s", folder, error)
+        _log.debug("no file locks here: %s", error)
+        return None
+    return True

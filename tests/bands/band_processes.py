@@ -18,7 +18,7 @@ from wsi2ihc.progress import ProgressCallback
 def context() -> ForkServerContext:
     """Children begin in some hundredths of a second, and know nothing of what the tests have done."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["wsi2ihc.cli.translate", "wsi2ihc.bands.running", "wsi2ihc.bands.store"])
+    made.set_forkserver_preload(["wsi2ihc.cli.translate", "wsi2ihc.bands.running", "wsi2ihc.bands.opening"])
     return made
 
 

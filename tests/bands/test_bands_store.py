@@ -5,26 +5,35 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from make_slides import halves, write_slide
+from PIL import Image
 
 import wsi2ihc
 from wsi2ihc.arrays import RGBImage
-from wsi2ihc.bands import Store, assemble, complete, missing_bands, open_store, translate_band
+from wsi2ihc.bands import assemble, complete, missing_bands, open_store, translate_band
+from wsi2ihc.bands.opening import prepare
 from wsi2ihc.bands.places import store_path
+from wsi2ihc.bands.record import read_record
 from wsi2ihc.errors import OptionError, OutputBusyError, OutputError, OutputExistsError
 from wsi2ihc.generator.model import Generator
-from wsi2ihc.geometry import Region
+from wsi2ihc.geometry import Region, Size
 from wsi2ihc.locks import locked
+from wsi2ihc.plan import Layout
 from wsi2ihc.pyramid import PyramidOptions, shards
+from wsi2ihc.pyramid.levels import Level
 from wsi2ihc.slide import Slide
 from wsi2ihc.translation import pipeline
+from wsi2ihc.translation.identity import identity
 from wsi2ihc.translation.options import TranslateOptions
 
 IDENTITY = wsi2ihc.load_generator("identity")
@@ -146,7 +155,9 @@ def shard_of(out: Path, row: int) -> Path:
     return store_path(out) / "image.ome.zarr" / "0" / "c" / "0" / str(row) / "0"
 
 
-@pytest.mark.parametrize("damage", ["marker", "truncated", "removed", "other band's sums"])
+@pytest.mark.parametrize(
+    "damage", ["marker", "truncated", "removed", "other band's sums", "no shards", "shards as a list", "one shard less"]
+)
 def test_a_damaged_band_is_done_again(
     slide: Slide, out: Path, options: TranslateOptions, picture: RGBImage, damage: str
 ) -> None:
@@ -158,7 +169,14 @@ def test_a_damaged_band_is_done_again(
     elif damage == "removed":
         shard_of(out, 5).unlink()
     else:
-        marker.write_text(json.dumps({**json.loads(marker.read_text()), "seams": [1]}))
+        facts = json.loads(marker.read_text())
+        changes = {
+            "other band's sums": {"seams": [1]},
+            "no shards": {"shards": {}},
+            "shards as a list": {"shards": []},
+            "one shard less": {"shards": dict(list(facts["shards"].items())[:1])},
+        }
+        marker.write_text(json.dumps(facts | changes[damage]))
     with open_store(slide, IDENTITY, out, options) as store:
         assert missing_bands(store) == [1, 2, 3]
     finish(slide, out, options, picture)
@@ -177,7 +195,7 @@ def test_a_shard_that_cannot_be_decoded_is_found_when_it_is_read(
 
 
 def test_a_disk_that_damages_a_band_twice_is_not_tried_for_ever(
-    slide: Slide, out: Path, options: TranslateOptions, monkeypatch: pytest.MonkeyPatch
+    slide: Slide, out: Path, options: TranslateOptions, picture: RGBImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = shards._read_shard
 
@@ -186,25 +204,55 @@ def test_a_disk_that_damages_a_band_twice_is_not_tried_for_ever(
             raise shards.DamagedShardError(*place, "rust")
         return read(array, level, place)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards, "_read_shard", failing)
-    with pytest.raises(OutputError, match=r"band 1: shard \(3, 0\) cannot be read back \(rust\), a second time"):
-        wsi2ihc.translate(slide, IDENTITY, out, options)
-    assert len(inodes(out)) == 4
-    assert not out.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_read_shard", failing)
+        with open_store(slide, IDENTITY, out, options) as store:
+            assert [translate_band(store, number) for number in (1, 3)] == [True, True]
+            with locked(store.folder / "locks", "", "0001"):
+                assert assemble(store) is None
+                assert missing_bands(store) == []  # whoever has the band is at it
+            assert assemble(store) is None
+            assert missing_bands(store) == [1]
+        with pytest.raises(OutputError, match=r"band 1: shard \(3, 0\) cannot be read back \(rust\), a second time"):
+            wsi2ihc.translate(slide, IDENTITY, out, options)  # as if in another process
+        assert len([name for name in inodes(out) if name.endswith(".json")]) == 4
+        assert not out.exists()
+    finish(slide, out, options, picture)  # on a mended disk
 
 
-@pytest.mark.parametrize("file", ["plan.json", "mask.npz", "in-use"])
-@pytest.mark.parametrize("damage", ["cut", "removed"])
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[60] ^= 0xFF
+    path.write_bytes(content)
+
+
+def make_larger(path: Path) -> None:
+    path.write_text(path.read_text().replace("430", "494"))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "removed": lambda path: shutil.rmtree(path) if path.is_dir() else path.unlink(),
+    "empty": lambda path: os.truncate(path, 0),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "flipped": flip,
+    "larger": make_larger,
+    "a list": lambda path: path.write_text("[]"),
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        *(("plan.json", damage) for damage in ("removed", "empty", "cut", "a list")),
+        *(("mask.npz", damage) for damage in ("removed", "empty", "cut", "flipped")),
+        *((folder, "removed") for folder in ("in-use", "done", "locks", "image.ome.zarr", "image.ome.zarr/0")),
+        *(("image.ome.zarr/0/zarr.json", damage) for damage in ("removed", "empty", "cut", "larger", "a list")),
+    ],
+)
 def test_a_damaged_store_is_said_to_be_so(
-    slide: Slide, out: Path, options: TranslateOptions, picture: RGBImage, file: str, damage: str
+    slide: Slide, out: Path, options: TranslateOptions, picture: RGBImage, part: str, damage: str
 ) -> None:
-    path = store_path(out) / file
-    if damage == "removed":
-        path.unlink()
-    elif path.stat().st_size:
-        os.truncate(path, path.stat().st_size // 2)
-    else:
-        path.unlink()
+    DAMAGES[damage](store_path(out) / part)
     with pytest.raises(OutputError, match=r"\.out\.ome\.tiff\.bands: .* is damaged .*--overwrite"):
         wsi2ihc.translate(slide, IDENTITY, out, options)
     finish(slide, out, replace(options, overwrite=True), picture)
@@ -234,7 +282,7 @@ def test_a_full_disk_costs_only_the_band_in_work(
 def test_making_a_store_fails_cleanly(
     slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsi2ihc.bands.store.write_record", full)
+    monkeypatch.setattr("wsi2ihc.bands.opening.write_record", full)
     with pytest.raises(OutputError, match="disk full"):
         wsi2ihc.translate(slide, IDENTITY, tmp_path / "out.ome.tiff", options)
     assert not list(tmp_path.iterdir())
@@ -293,12 +341,9 @@ def test_a_band_that_somebody_has_is_left_to_them(slide: Slide, out: Path, optio
         assert complete(store) is None
 
 
-def test_nobody_else_is_let_in_while_a_store_is_made(
-    slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_of_ones_own_is_nobody_elses(slide: Slide, options: TranslateOptions, tmp_path: Path) -> None:
     zarr_output = tmp_path / "out.ome.zarr"
-    with open_store(slide, IDENTITY, zarr_output, replace(options, resume=False)) as store:
-        own: Store = store
+    with open_store(slide, IDENTITY, zarr_output, replace(options, resume=False)) as own:
         assert own.folder.name.endswith(".partial")
         with pytest.raises(OutputBusyError, match="another run is writing"):
             wsi2ihc.translate(slide, IDENTITY, zarr_output, replace(options, resume=False))
@@ -337,3 +382,257 @@ def test_one_pass_alone_neither_resumes_nor_writes_zarr(
         pipeline.translate(slide, generator, tmp_path / "out.ome.zarr")
     with pytest.raises(OptionError, match="--band-height 5"):
         TranslateOptions(band_px=5)
+
+
+def test_one_makes_a_store_while_others_wait_and_those_prepare_at_the_same_time(
+    slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, are_alone = tmp_path / "out.ome.tiff", []
+
+    def watched(*given: Any, **named: Any) -> object:
+        try:
+            with locked(tmp_path, "", f"{store_path(out).name}.lock"):
+                are_alone.append(False)
+        except OutputBusyError:
+            are_alone.append(True)
+        return prepare(*given, **named)
+
+    monkeypatch.setattr("wsi2ihc.bands.opening.prepare", watched)
+    for _ in range(2):
+        with open_store(slide, IDENTITY, out, options):
+            pass
+    assert are_alone == [True, False]
+
+
+def test_what_a_store_has_settled_otherwise_is_told(
+    slide: Slide,
+    out: Path,
+    options: TranslateOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for height in (128, 0, 100):  # as it is, as it comes, and rounded up to it
+        with open_store(slide, IDENTITY, out, replace(options, band_px=height)):
+            pass
+    assert not caplog.messages
+    monkeypatch.setattr("wsi2ihc.bands.opening.choose_layout", lambda *_: Layout(max_window_px=1_000_000))
+    with open_store(slide, IDENTITY, out, replace(options, band_px=512)) as store:
+        assert store.bands[0].region.height == 128
+    height, memory = caplog.messages
+    assert height == ".out.ome.tiff.bands: begun with --band-height 128, and goes on so"
+    assert ".out.ome.tiff.bands: begun with more memory, in windows of up to 2.60 Mpx" in memory
+    assert "afford 1.00" in memory
+    assert "--max-memory" in memory
+
+
+def test_as_many_shards_at_once_as_threads_can_use(
+    slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Level(Size(100_000, 512), 512, np.ones((1, 196), bool))
+    assert [shards.shards_ahead(wide, workers) for workers in (1, 8, 32)] == [2, 2, 8]
+    write, seen = shards.write_tiles, []
+
+    def watched(*given: Any) -> None:
+        seen.append(given[-1])
+        write(*given)
+
+    monkeypatch.setattr("wsi2ihc.bands.working.write_tiles", watched)
+    with open_store(slide, IDENTITY, tmp_path / "out.ome.tiff", replace(options, workers=7)) as store:
+        translate_band(store, 0)
+        assert seen == [shards.shards_ahead(store.levels[0], 7)]
+
+
+def test_a_band_whose_shards_are_taken_away_is_not_marked(
+    slide: Slide, out: Path, options: TranslateOptions, picture: RGBImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*given: Any) -> None:
+        shards.write_tiles(*given)
+        shard_of(out, 3).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wsi2ihc.bands.working.write_tiles", lost)
+        with open_store(slide, IDENTITY, out, options) as store:
+            with pytest.raises(OutputError, match="band 1 is not as it was written"):
+                translate_band(store, 1)
+            assert missing_bands(store) == [1, 3]
+    finish(slide, out, options, picture)
+
+
+def test_black_is_not_missing(options: TranslateOptions, tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "black.svs", halves(np.zeros((430, 460, 3), np.uint8), 2), compression="deflate",
+                       tile=256, mpp=0.5, style="aperio")  # fmt: skip
+    out = tmp_path / "out.ome.tiff"
+    with wsi2ihc.open_slide(path) as slide, open_store(slide, IDENTITY, out, options) as store:
+        assert translate_band(store, 2)
+        marker = json.loads((store.folder / "done" / "0002.json").read_text())
+        assert sorted(marker["shards"]) == ["0/c/0/4/0", "0/c/0/5/0"]
+        shard_of(out, 5).unlink()
+        store.known.clear()
+        assert missing_bands(store) == [0, 1, 2, 3]
+
+
+def test_without_locks_nobody_removes_what_may_be_in_use(
+    slide: Slide,
+    options: TranslateOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    in_one_pass, out = replace(options, resume=False), tmp_path / "out.ome.tiff"
+    with open_store(slide, IDENTITY, out, options) as shared:
+        translate_band(shared, 0)
+        wsi2ihc.translate(slide, IDENTITY, out, in_one_pass)
+        assert missing_bands(shared) == [1, 2, 3]
+        assert shared.folder.is_dir()
+    with open_store(slide, IDENTITY, tmp_path / "out.ome.zarr", in_one_pass) as own:
+        wsi2ihc.translate(slide, IDENTITY, tmp_path / "out.ome.zarr", in_one_pass)
+        assert own.folder.is_dir()
+    assert "cannot tell whether a run uses it" in caplog.text
+    with pytest.raises(OutputError, match="cannot tell"):
+        wsi2ihc.translate(slide, IDENTITY, out, replace(options, core_px=128, overwrite=True))
+    assert store_path(out).is_dir()
+
+
+def test_a_store_of_ones_own_that_is_gone_is_an_error(
+    slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi2ihc.bands.running.complete", lambda *_, **__: None)
+    with pytest.raises(OutputError, match="run again"):
+        wsi2ihc.translate(slide, IDENTITY, tmp_path / "out.ome.zarr", replace(options, resume=False))
+
+
+class Killed(BaseException):
+    """As good as a kill for what lies on the disk."""
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+@pytest.fixture
+def published(slide: Slide, out: Path, options: TranslateOptions, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output whose run was killed as soon as it was published."""
+    with monkeypatch.context() as patch:
+        patch.setattr("wsi2ihc.bands.assembling.write_extras", killed)
+        with pytest.raises(Killed):
+            wsi2ihc.translate(slide, IDENTITY, out, options)
+    assert out.exists()
+    return out
+
+
+def test_what_was_published_is_taken_for_done_only_if_it_is_stored_as_asked(
+    slide: Slide, published: Path, options: TranslateOptions, picture: RGBImage
+) -> None:
+    before = published.stat().st_ino
+    jpeg = replace(options, pyramid=replace(options.pyramid, compression="jpeg"))
+    with pytest.raises(OutputExistsError):
+        wsi2ihc.translate(slide, IDENTITY, published, jpeg)
+    finish(slide, published, options, picture)
+    assert published.stat().st_ino == before
+
+
+def test_what_was_published_is_stored_otherwise_if_it_is_asked_for(
+    slide: Slide, published: Path, options: TranslateOptions
+) -> None:
+    jpeg = replace(options, pyramid=replace(options.pyramid, compression="jpeg"), overwrite=True)
+    report = wsi2ihc.translate(slide, IDENTITY, published, jpeg)
+    assert report.options["pyramid"]["compression"] == "jpeg"
+    with tifffile.TiffFile(published) as tiff:
+        assert tiff.pages.first.compression == tifffile.COMPRESSION.JPEG
+    assert sorted(path.name for path in published.parent.iterdir()) == ["out.ome.tiff", "out.ome.tiff.json"]
+
+
+def test_a_preview_is_drawn_of_what_is_complete_already(
+    slide: Slide, out: Path, options: TranslateOptions, picture: RGBImage
+) -> None:
+    preview = out.with_name("both.png")
+    finish(slide, out, options, picture)
+    for _ in range(2):
+        wsi2ihc.translate(slide, IDENTITY, out, replace(options, preview=preview))
+        drawn = preview.stat().st_ino
+        np.testing.assert_array_equal(np.asarray(Image.open(preview))[:, :460], picture)
+    assert preview.stat().st_ino == drawn
+    with pytest.raises(OutputError, match=r"\.png"):
+        wsi2ihc.translate(slide, IDENTITY, out, replace(options, preview=out.with_name("both.gif")))
+
+
+def test_another_users_store_is_told_in_one_line(
+    slide: Slide, out: Path, options: TranslateOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("in_use", "read_record"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"wsi2ihc.bands.opening.{name}", refused)
+            with pytest.raises(
+                OutputError, match=r"cannot write \.out\.ome\.tiff\.bands .* another user's: .*elsewhere"
+            ):
+                wsi2ihc.translate(slide, IDENTITY, out, replace(options, overwrite=True))
+    monkeypatch.setattr("wsi2ihc.bands.record.np.load", refused)
+    with pytest.raises(PermissionError):
+        read_record(store_path(out))
+
+
+def test_who_looks_at_the_identity_passes_it_on(
+    slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    for module in ("bands.translating", "bands.opening", "translation.pipeline"):
+        monkeypatch.setattr(
+            f"wsi2ihc.{module}.identity", lambda *given: (calls.append(1), identity(*given))[1]
+        )  # fmt: skip
+    for _ in range(2):
+        wsi2ihc.translate(slide, IDENTITY, tmp_path / "out.ome.tiff", options)
+    assert len(calls) == 2
+
+
+def test_only_who_was_let_in_is_told_what_is_kept(
+    slide: Slide, out: Path, options: TranslateOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError) as refused:
+        wsi2ihc.translate(slide, IDENTITY, out, replace(options, core_px=128))
+    assert not hasattr(refused.value, "__notes__")
+    monkeypatch.setattr("wsi2ihc.bands.working.write_tiles", killed)
+    with pytest.raises(Killed) as interrupted:
+        wsi2ihc.translate(slide, IDENTITY, out, options)
+    assert interrupted.value.__notes__ == ["Bands that are done are kept (2): the same command goes on with them."]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="what a handle is the name of is read there")
+def test_things_reach_the_disk_before_what_speaks_of_them(
+    slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards before their marker, the note of what is published before the output, the output before the removal."""
+    steps: list[str] = []
+
+    def note(kind: str, path: str | Path) -> None:
+        steps.append(kind + re.sub(r"\.[0-9a-f]{8}\.partial", "~", str(path).removeprefix(str(tmp_path))))
+
+    def noted(function: Callable[..., Any], kind: str, place: int) -> Callable[..., Any]:
+        return lambda *given, **named: (function(*given, **named), note(kind, given[place]))[0]
+
+    monkeypatch.setattr("os.fsync", lambda handle: note("sync ", Path(f"/proc/self/fd/{handle}").readlink()))
+    for where, name, kind, place in (
+        (os, "link", "name ", 1),
+        (Path, "replace", "name ", 1),
+        (Path, "rename", "name ", 1),
+        (shutil, "rmtree", "remove ", 0),
+    ):
+        monkeypatch.setattr(where, name, noted(getattr(where, name), kind, place))
+    wsi2ihc.translate(slide, IDENTITY, tmp_path / "out.ome.tiff", options)
+    store, row = "/.out.ome.tiff.bands", "/.out.ome.tiff.bands/image.ome.zarr/0/c/0/2"
+    order = iter(steps)
+    for step in (
+        *(f"sync {store}~/plan.json", f"sync {store}~", f"name {store}", "sync "),
+        *(f"name {row}/0", f"sync {row}/0", f"sync {row}", f"sync {Path(row).parent}"),
+        *(f"sync {store}/done/.0001.json~", f"name {store}/done/0001.json", f"sync {store}/done"),
+        *(f"sync {store}/.published.json~", f"name {store}/published.json", f"sync {store}"),
+        *("sync /.out.ome.tiff~", "name /out.ome.tiff", "sync "),
+        *("name /out.ome.tiff.json", f"name {store}~", f"remove {store}~"),
+    ):
+        assert step in order, (step, steps)  # in what comes after the one before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ from PIL import Image, ImageCms
 
 import wsi2ihc
 from wsi2ihc.arrays import RGBImage
+from wsi2ihc.bands import open_store, translate_band
 from wsi2ihc.errors import OutputError, OutputExistsError
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.pyramid import Tile, read_overview
+from wsi2ihc.pyramid import PyramidOptions, Tile, read_overview
 from wsi2ihc.pyramid.levels import Level
-from wsi2ihc.pyramid.omezarr import create_level, shard_columns
+from wsi2ihc.pyramid.omezarr import create_level, open_level, shard_columns
 from wsi2ihc.pyramid.shards import DamagedShardError, read_tiles, write_tiles
 from wsi2ihc.pyramid.zarr_levels import validate_image
 from wsi2ihc.translation.options import TranslateOptions
@@ -85,6 +87,55 @@ def test_where_it_comes_from_and_no_folder(slide_file: Path, make_options: MakeO
     assert str(tmp_path) not in text
     assert str(slide_file.parent) not in text
     assert report["output_bytes"] == sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_a_killed_writer_left_is_in_no_output(slide_file: Path, make_options: MakeOptions, tmp_path: Path) -> None:
+    whole, out, options = tmp_path / "whole.ome.zarr", tmp_path / "out.ome.zarr", make_options(resume=True)
+    model = wsi2ihc.load_generator("counterstain")
+    translated(slide_file, whole, options)
+    with wsi2ihc.open_slide(slide_file) as slide, open_store(slide, model, out, options) as store:
+        assert translate_band(store, 0)
+        zeros = "0" * 32
+        for name in (f"0/c/0/3/0.{zeros}.partial", f"0/c/0/1/0.{zeros}.partial", f"zarr.{zeros}.partial"):
+            (store.image / name).parent.mkdir(parents=True, exist_ok=True)
+            (store.image / name).write_bytes(b"half of a shard")
+    translated(slide_file, out, options)
+    assert files_in(out) == files_in(whole)
+
+
+def test_a_killed_run_that_replaced_an_image_leaves_none_of_it(
+    slide_file: Path, make_options: MakeOptions, tmp_path: Path
+) -> None:
+    out, old, options = tmp_path / "out.ome.zarr", tmp_path / ".out.ome.zarr.01234567.old", make_options(resume=True)
+    old.mkdir()
+    with wsi2ihc.open_slide(slide_file) as slide, open_store(slide, wsi2ihc.load_generator("identity"), out, options):
+        assert old.is_dir()  # as long as there is no other
+    translated(slide_file, out, options, "identity")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ome.zarr", "out.ome.zarr.json"]
+    for again in (options, replace(options, resume=False, overwrite=True)):  # there is nothing to do; all is done anew
+        old.mkdir()
+        translated(slide_file, out, again, "identity")
+        assert not old.exists()
+
+
+def test_options_that_mean_nothing_here_are_told(slide_file: Path, make_options: MakeOptions, tmp_path: Path) -> None:
+    out, region = tmp_path / "out.ome.zarr", Region(0, 0, 128, 128)
+    choices = PyramidOptions(tile_px=64, quality=30, openslide_compatible=True)
+    report = translated(slide_file, out, make_options(pyramid=choices, region=region, tissue="none"))
+    stored = {"tile_px": 64, "compression": "zstd"}
+    assert report["options"]["pyramid"] == stored
+    assert json.loads(attributes(out)["wsi2ihc"]["provenance"]["options"])["pyramid"] == stored
+    assert any("--quality, --openslide-compatible" in warning for warning in report["warnings"])
+    other = translated(
+        slide_file,
+        tmp_path / "b.ome.zarr",
+        make_options(pyramid=PyramidOptions(tile_px=64), region=region, tissue="none"),
+    )
+    assert not any("lossless" in warning for warning in other["warnings"])
 
 
 def test_a_preview_is_made_of_it(
@@ -176,7 +227,7 @@ def test_blank_shards_are_written_though_no_tile_comes(tmp_path: Path, fill: tup
         assert list(read_tiles(array, level, executor, 2)) == []
     stored = np.asarray(array)
     assert [set(np.unique(channel).tolist()) for channel in stored] == [{value} for value in fill]
-    assert len([path for path in (tmp_path / "image" / "0" / "c").rglob("*") if path.is_file()]) == 4 * any(fill)
+    assert len([path for path in (tmp_path / "image" / "0" / "c").rglob("*") if path.is_file()]) == 4
 
 
 def test_a_damaged_shard_is_named(level: Level, tmp_path: Path) -> None:
@@ -191,6 +242,29 @@ def test_a_damaged_shard_is_named(level: Level, tmp_path: Path) -> None:
     assert (caught.value.row, caught.value.column) == (6, 0)
 
 
+@pytest.mark.parametrize(
+    "failure", [MemoryError(), *(OSError(number, "no more") for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM))]
+)
+def test_what_the_system_lacks_damages_no_shard(level: Level, failure: Exception) -> None:
+    class Failing:
+        def __getitem__(self, _: object) -> None:
+            raise failure
+
+    with ThreadPoolExecutor(1) as executor, pytest.raises(type(failure)) as caught:
+        list(read_tiles(Failing(), level, executor, 2))  # type: ignore[arg-type]
+    assert caught.value is failure
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"zarr', b"[]", b'{"zarr_format": 3}', b"\xff"])
+def test_damaged_metadata_are_told_in_one_line(level: Level, tmp_path: Path, content: bytes | None) -> None:
+    create_level(tmp_path, 0, level)
+    metadata = tmp_path / "0" / "zarr.json"
+    metadata.unlink() if content is None else metadata.write_bytes(content)
+    for write in (False, True):
+        with pytest.raises(OutputError, match="level 0 cannot be opened"):
+            open_level(tmp_path, 0, write=write)
+
+
 def test_what_does_not_read_back_is_refused(slide_file: Path, make_options: MakeOptions, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.zarr"
     translated(slide_file, out, make_options())
@@ -200,6 +274,14 @@ def test_what_does_not_read_back_is_refused(slide_file: Path, make_options: Make
         validate_image(out, sizes[:3])
     with pytest.raises(OutputError, match="level 3 has shape"):
         validate_image(out, [*sizes[:3], Size(59, 54)])
+    (out / "1" / "c" / "stray").touch()
+    with pytest.raises(OutputError, match="1/c/stray is no part of it"):
+        validate_image(out, sizes)
+    (out / "1" / "c" / "stray").unlink()
+    shard = (out / "1" / "c" / "0" / "0" / "0").rename(tmp_path / "shard")
+    with pytest.raises(OutputError, match="1/c/0/0/0 is missing"):
+        validate_image(out, sizes)
+    shard.rename(out / "1" / "c" / "0" / "0" / "0")
     shard = out / "2" / "c" / "0" / "1" / "0"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(OutputError, match="cannot be read back"):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from wsi2ihc import locks
 from wsi2ihc.errors import OutputError, OutputExistsError
 from wsi2ihc.pyramid import atomic, check_output, published
 
@@ -156,7 +157,7 @@ def test_without_locks_leftovers_stay_and_work_goes_on(
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(atomic.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     leftover = target.parent / ".out.ome.tiff.01234567.partial"
     leftover.write_text("")
     with caplog.at_level(logging.WARNING), published(target, overwrite=False) as partial:

@@ -12,11 +12,11 @@ from ..lazy import lazily
 
 if TYPE_CHECKING:
     from .assembling import assemble as assemble
+    from .opening import open_store as open_store
     from .running import complete as complete
     from .store import Store as Store
     from .store import band_numbers as band_numbers
     from .store import missing_bands as missing_bands
-    from .store import open_store as open_store
     from .translating import translate as translate
     from .working import translate_band as translate_band
 
@@ -26,7 +26,7 @@ _HOMES = {
     "band_numbers": ".store",
     "complete": ".running",
     "missing_bands": ".store",
-    "open_store": ".store",
+    "open_store": ".opening",
     "translate": ".translating",
     "translate_band": ".working",
 }

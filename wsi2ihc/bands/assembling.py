@@ -18,26 +18,25 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-from ..errors import OutputBusyError, OutputError, Wsi2IhcError
+from ..errors import OutputBusyError, OutputError
 from ..locks import locked
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidReport, is_zarr, publish_folder, published, validate
-from ..pyramid.folders import tree_bytes
-from ..pyramid.omezarr import create_image, open_level, shard_columns
-from ..pyramid.shards import DamagedShardError, read_tiles
-from ..pyramid.writer import disk_error
+from ..pyramid.atomic import disk_errors
+from ..pyramid.folders import remove_replaced, tree_bytes
+from ..pyramid.omezarr import create_image, open_level
+from ..pyramid.shards import DamagedShardError, read_tiles, shards_ahead
 from ..pyramid.zarr_levels import validate_image, write_lower_levels
 from ..translation.finishing import Work, make_report, plan_facts, write_extras, write_image
+from ..translation.job import Job
 from ..translation.provenance import describe_image
-from ..translation.report import TranslateReport, write_report
+from ..translation.report import TranslateReport, unused_in_zarr
 from .marker import Marker
-from .places import LOCKS, PUBLISHED, alone, is_published, remove_store, trace_of
-from .store import Store, band_numbers, forget_band, is_still_there, missing_bands
+from .places import DONE, LOCKS, PUBLISHED, alone, is_published, remove_store, trace_of
+from .store import Store, band_lock, band_numbers, forget_band, is_still_there, missing_bands
 
 ASSEMBLING = "assembling"
 """The lock of the one who makes the output."""
-
-REPORT = "report.json"
 
 _NO_PROFILE = "OME-Zarr has no place for the slide's colour profile, and it was left out; --icc srgb converts colours"
 
@@ -63,20 +62,22 @@ def assemble(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
         with locked(store.folder / LOCKS, "", ASSEMBLING, make=False):
             if not is_still_there(store):
                 return None
-            if is_published(store.folder, store.output):
+            if is_published(store.folder, store.output, store.job.options.pyramid):
                 report = _noted(store)
+                remove_replaced(store.output)
             else:
                 # what was done may have been found damaged by another process since it was looked at
                 store.known.clear()
                 if missing_bands(store):
                     return None
-                report = _publish(store, [store.known[number] for number in band_numbers(store)], progress)
+                try:
+                    report = _publish(store, [store.known[number] for number in band_numbers(store)], progress)
+                except DamagedShardError as error:
+                    _do_again(store, error)
+                    return None
             write_extras(store.job, store.output, report, progress)
             _remove(store, progress)
     except OutputBusyError:
-        return None
-    except DamagedShardError as error:
-        _do_again(store, error)
         return None
     return report
 
@@ -91,23 +92,25 @@ def _remove(store: Store, progress: ProgressCallback) -> None:
 
 
 def _do_again(store: Store, damage: DamagedShardError) -> None:
+    """Forget a band that cannot be read back, and note it in the store; `OutputBusyError` if another is at it."""
     number = next(band.number for band in store.bands if damage.row in band.rows)
-    if number in store.redone:
-        raise OutputError(f"{store.image}: band {number}: {damage}, a second time; check the disk, or write elsewhere")
-    store.redone.add(number)
-    forget_band(store, number)
+    with band_lock(store, number):
+        note = store.folder / DONE / f"{number:04d}.again"
+        if note.exists():
+            note.unlink()  # whoever has looked after the disk may try again
+            raise OutputError(
+                f"{store.image}: band {number}: {damage}, a second time; check the disk, or write elsewhere"
+            )
+        note.touch()
+        forget_band(store, number)
     _log.warning("%s: band %d is done again: %s", store.folder.name, number, damage)
 
 
 def _publish(store: Store, markers: list[Marker], progress: ProgressCallback) -> TranslateReport:
-    try:
+    with disk_errors(store.output):
         if is_zarr(store.output):
             return _publish_zarr(store, markers, progress)
         return _publish_tiff(store, markers, progress)
-    except OSError as error:
-        if isinstance(error, Wsi2IhcError):
-            raise
-        raise disk_error(store.output, error) from error
 
 
 def _publish_tiff(store: Store, markers: list[Marker], progress: ProgressCallback) -> TranslateReport:
@@ -116,7 +119,7 @@ def _publish_tiff(store: Store, markers: list[Marker], progress: ProgressCallbac
         published(store.output, overwrite=job.options.overwrite) as partial,
         ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor,
     ):
-        tiles = read_tiles(open_level(store.image, 0), level, executor, _shards_ahead(store))
+        tiles = read_tiles(open_level(store.image, 0), level, executor, shards_ahead(level, job.workers))
         told = _told(store, progress)
         written = write_image(job, partial, tiles, level.occupied, executor, store.output.name, told)
         progress(Progress("checking the file"))
@@ -127,12 +130,10 @@ def _publish_tiff(store: Store, markers: list[Marker], progress: ProgressCallbac
 
 
 def _publish_zarr(store: Store, markers: list[Marker], progress: ProgressCallback) -> TranslateReport:
-    job, started = store.job, time.perf_counter()
+    job, started, ahead = store.job, time.perf_counter(), shards_ahead(store.levels[0], store.job.workers)
     sizes = tuple(level.size for level in store.levels)
     with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
-        write_lower_levels(
-            store.image, store.levels, job.fill, executor, _shards_ahead(store), _told(store, progress)
-        )  # fmt: skip
+        write_lower_levels(store.image, store.levels, job.fill, executor, ahead, _told(store, progress))
     create_image(store.image, describe_image(job, store.output.name), sizes)
     progress(Progress("checking the file"))
     validate_image(store.image, sizes)
@@ -145,11 +146,6 @@ def _publish_zarr(store: Store, markers: list[Marker], progress: ProgressCallbac
     return report
 
 
-def _shards_ahead(store: Store) -> int:
-    """Shards that are read at once: some tiles for each thread."""
-    return max(2, 4 * store.job.workers // shard_columns(store.levels[0]))
-
-
 def _told(store: Store, progress: ProgressCallback) -> Callable[[int], None]:
     total = int(store.levels[0].occupied.sum())
     return lambda done: progress(Progress("writing the file", done, total, "tile"))
@@ -158,32 +154,39 @@ def _told(store: Store, progress: ProgressCallback) -> Callable[[int], None]:
 def _report(store: Store, markers: list[Marker], written: PyramidReport, assembling_s: float) -> TranslateReport:
     job = store.job
     seams = [marker.seams for marker in markers if marker.seams is not None]
-    places = {place for marker in markers for place in marker.damaged}
+    places = {*store.damaged, *(place for marker in markers for place in marker.damaged)}
     plan = plan_facts([band.work for band in store.bands], [band.shown for band in store.bands])
     height = store.bands[0].region.height
-    profile_lost = is_zarr(store.output) and job.options.icc == "keep" and job.slide.info.icc_profile is not None
     work = Work(
         plan={**plan, "bands": len(store.bands), "band_px": height},
         seams=reduce(add, seams).figures() if seams else None,
         generator_s=sum(marker.generator_s for marker in markers),
         run_s=sum(marker.run_s for marker in markers) + assembling_s,
-        unreadable=max(len(places), store.damaged),
-        warnings=(_NO_PROFILE,) if profile_lost else (),
+        unreadable=len(places),
+        warnings=_left_out(job) if is_zarr(store.output) else (),
     )
     return make_report(job, store.output.name, written, work)
 
 
+def _left_out(job: Job) -> tuple[str, ...]:
+    """What was asked for, or is in the slide, and OME-Zarr has not."""
+    unused = unused_in_zarr(job.options.pyramid)
+    warnings = (f"OME-Zarr is lossless, and has nothing that {', '.join(unused)} could change",) if unused else ()
+    profile_lost = job.options.icc == "keep" and job.slide.info.icc_profile is not None
+    return (*warnings, _NO_PROFILE) if profile_lost else warnings
+
+
 def _note(store: Store, unpublished: Path, report: TranslateReport) -> None:
     """Note in the store what will have been published, before it is."""
-    write_report(store.folder / REPORT, report)
+    facts = {"trace": trace_of(unpublished), "report": report.to_json()}
     with published(store.folder / PUBLISHED, overwrite=True) as partial:
-        partial.write_text(json.dumps({"trace": trace_of(unpublished)}), encoding="utf-8")
+        partial.write_text(json.dumps(facts, allow_nan=False), encoding="utf-8")
 
 
 def _noted(store: Store) -> TranslateReport:
     """The report of an output that was published by a run that was killed then."""
     try:
-        facts = json.loads((store.folder / REPORT).read_text(encoding="utf-8"))
+        facts = json.loads((store.folder / PUBLISHED).read_text(encoding="utf-8"))["report"]
         return replace(TranslateReport.from_json(facts), output_name=store.output.name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(

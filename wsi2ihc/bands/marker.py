@@ -1,7 +1,6 @@
-"""A band is done if its marker says so, and if what the marker says of its shards is still so.
+"""A band is done if its marker says so, and if its shards are just those of which the marker tells.
 
-That a chunk is there says nothing: chunks of nothing but zeros are not stored, and a killed writer leaves some of its
-chunks behind.
+That a shard is there says nothing: a killed writer leaves some of its shards behind.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Marker:
 
         Raises
         ------
-        KeyError, TypeError, ValueError
+        LookupError, TypeError, ValueError, ArithmeticError
             If these are no facts of a marker.
         """
         seams = facts["seams"]
@@ -63,7 +62,7 @@ class Marker:
             along_x, along_y = (Phases(*(np.array(row, np.float64) for row in rows)) for rows in seams["along"])
             seams = SeamSums(along_x, along_y, int(seams["borders"]))
         damaged = tuple((int(level), int(x), int(y)) for level, x, y in facts["damaged"])
-        shards = {str(name): int(size) for name, size in facts["shards"].items()}
+        shards = {str(name): int(size) for name, size in dict(facts["shards"]).items()}
         return cls(shards, seams, float(facts["generator_s"]), float(facts["run_s"]), damaged)
 
 
@@ -79,15 +78,12 @@ def write_marker(path: Path, marker: Marker) -> None:
         partial.write_text(json.dumps(marker.to_json(), separators=(",", ":")) + "\n", encoding="ascii")
 
 
-def read_marker(path: Path, image: Path) -> Marker | None:
-    """The marker of a band whose shards are as it says; None if there is none, or not such a one."""
+def read_marker(path: Path) -> Marker | None:
+    """The marker of a band; None if there is none, or it is damaged."""
     try:
-        marker = Marker.from_json(json.loads(path.read_bytes()))
-        if all((image / name).stat().st_size == size for name, size in marker.shards.items()):
-            return marker
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+        return Marker.from_json(json.loads(path.read_bytes()))
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError):
+        return None
 
 
 def _lists(phases: Phases) -> list[list[int]]:

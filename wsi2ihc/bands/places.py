@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,11 +13,16 @@ from pathlib import Path
 from ..errors import OutputBusyError, OutputError
 from ..locks import locked, unused
 from ..progress import Progress, ProgressCallback
-from ..pyramid.folders import remove_tree
+from ..pyramid import PyramidOptions
+from ..pyramid.atomic import hidden_path, leftovers
+from ..pyramid.folders import remove_replaced, remove_tree
+from ..translation.report import is_stored_as
 
 IMAGE, DONE, LOCKS, IN_USE, PUBLISHED = "image.ome.zarr", "done", "locks", "in-use", "published.json"
 """In a store: the image, a marker for each finished band, locks, the file that is locked as long as somebody uses the
-store, and what is known of the output."""
+store, and what is known of the output: its trace and its report."""
+
+_SUFFIX = "partial"
 
 PAUSE_S = 0.5
 """Between two looks at what other processes have done."""
@@ -29,12 +32,12 @@ _log = logging.getLogger(__name__)
 
 def store_path(output: Path) -> Path:
     """Where the store of an output lies that processes share."""
-    return output.with_name(f".{output.name}.bands")
+    return output.with_name(f".{_visible(output).name}")
 
 
-def own_path(output: Path) -> Path:
+def hidden_store_path(output: Path) -> Path:
     """A new name for a store that is being made, is one process's own, or is being removed."""
-    return output.with_name(f".{output.name}.bands.{secrets.token_hex(4)}.partial")
+    return hidden_path(_visible(output), _SUFFIX)
 
 
 @contextmanager
@@ -67,8 +70,7 @@ def remove_leftovers(output: Path, *, shared: bool) -> None:
     OutputBusyError
         If such a run is alive and no other may be (not ``shared``).
     """
-    pattern = re.compile(rf"\.{re.escape(output.name)}\.bands\.[0-9a-f]{{8}}\.partial")
-    for leftover in [entry for entry in output.parent.iterdir() if pattern.fullmatch(entry.name)]:
+    for leftover in leftovers(_visible(output), _SUFFIX):
         try:
             with _unused(leftover, output):
                 remove_tree(leftover)
@@ -76,6 +78,8 @@ def remove_leftovers(output: Path, *, shared: bool) -> None:
         except OutputBusyError:
             if not shared:
                 raise
+        except OutputError as error:
+            _log.warning("%s", error)
 
 
 def remove_store(folder: Path, output: Path) -> None:
@@ -86,7 +90,7 @@ def remove_store(folder: Path, output: Path) -> None:
     OutputError
         If the file system refuses.
     """
-    gone = own_path(output)
+    gone = hidden_store_path(output)
     try:
         folder.rename(gone)
     except OSError as error:
@@ -112,6 +116,7 @@ def discard_store(output: Path) -> None:
     """Remove what is left of an output's store, since the output is complete; not what somebody works in."""
     with contextlib.suppress(OutputError, OSError), alone(output, lambda _: None, wait=False):
         remove_leftovers(output, shared=True)
+        remove_replaced(output)
         if store_path(output).is_dir():
             remove_unused(output)
 
@@ -123,7 +128,7 @@ def count_done(output: Path) -> int | None:
 
 
 def trace_of(output: Path) -> list[int]:
-    """By what a file, or an OME-Zarr, is known again after it has been renamed.
+    """By what an output is known again after it was renamed: inode and bytes of the file, or of a group's metadata.
 
     Raises
     ------
@@ -134,13 +139,19 @@ def trace_of(output: Path) -> list[int]:
     return [status.st_ino, status.st_size]
 
 
-def is_published(folder: Path, output: Path) -> bool:
-    """Whether the output is there and comes from this store: who published it was killed before the end."""
+def is_published(folder: Path, output: Path, pyramid: PyramidOptions) -> bool:
+    """Whether the output is there, comes from this store and is stored as asked: who published it was killed then."""
     try:
         facts = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
-        return bool(facts["trace"] == trace_of(output))
+        stored = facts["report"]["options"]["pyramid"]
+        return bool(facts["trace"] == trace_of(output)) and is_stored_as(stored, output, pyramid)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _visible(output: Path) -> Path:
+    """What the names of stores are made of."""
+    return output.with_name(f"{output.name}.bands")
 
 
 def _unused(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]:

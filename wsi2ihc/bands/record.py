@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..translation.identity import Identity
 from ..translation.job import Settled
 
 PLAN, MASK, STATISTICS = "plan.json", "mask.npz", "statistics.safetensors"
-FORMAT, VERSION = "wsi2ihc-bands", 1
+FORMAT, VERSION = "wsi2ihc-bands", 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +33,15 @@ class Record:
     identity:  what the pixels follow from
     settled:   what one process found and decided for all
     band_px:   height of a band, working px
-    damaged:   how many places were found unreadable while the tissue was looked for
+    size:      of the output's level 0, px
+    damaged:   places of the slide that were unreadable when the tissue was looked for: (level, x, y)
     """
 
     identity: Identity
     settled: Settled
     band_px: int
-    damaged: int
+    size: Size
+    damaged: tuple[tuple[int, int, int], ...]
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -61,6 +62,7 @@ def write_record(folder: Path, record: Record) -> None:
         "version": VERSION,
         "identity": record.identity,
         "band_px": record.band_px,
+        "size": [record.size.width, record.size.height],
         "damaged": record.damaged,
         "layout": dataclasses.asdict(settled.layout),
         "cell": [settled.cell.width, settled.cell.height],
@@ -71,20 +73,6 @@ def write_record(folder: Path, record: Record) -> None:
     (folder / PLAN).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def read_identity(folder: Path) -> Identity:
-    """What the pixels of a store follow from.
-
-    Raises
-    ------
-    OutputError
-        If the store is damaged, or that of another version.
-    """
-    identity = _facts(folder).get("identity")
-    if not isinstance(identity, dict):
-        raise damaged_store(folder, "no identity")
-    return identity
-
-
 def read_record(folder: Path) -> Record:
     """Read what `write_record` wrote.
 
@@ -92,9 +80,13 @@ def read_record(folder: Path) -> Record:
     ------
     OutputError
         If it is damaged, or that of another version.
+    PermissionError
+        If it is another user's, who keeps it to himself.
     """
-    facts = _facts(folder)
     try:
+        facts = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT or facts["version"] != VERSION:
+            raise ValueError(f"format {facts['format']!r:.40}, version {facts['version']!r:.20}")
         with (folder / MASK).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             pixels = np.asarray(arrays["pixels"], np.bool_)
         settled = Settled(
@@ -104,20 +96,14 @@ def read_record(folder: Path) -> Record:
             cell=Size(*facts["cell"]),
             fill=_triple(facts["fill"]),
         )
-        return Record(facts["identity"], settled, int(facts["band_px"]), int(facts["damaged"]))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        identity = {str(group): dict(values) for group, values in facts["identity"].items()}
+        damaged = tuple(_triple(place) for place in facts["damaged"])
+        return Record(identity, settled, int(facts["band_px"]), Size(*facts["size"]), damaged)
+    except (PermissionError, MemoryError):
+        raise
+    # numpy, zipfile and zlib say it in many ways: an end of file, a checksum, a method that is none
+    except Exception as error:
         raise damaged_store(folder, str(error)) from error
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT or facts["version"] != VERSION:
-            raise ValueError(f"format {facts['format']!r:.40}, version {facts['version']!r:.20}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged_store(folder, str(error)) from error
-    plain: dict[str, Any] = facts
-    return plain
 
 
 def _mask(pixels: Any, facts: Mapping[str, Any]) -> TissueMask:

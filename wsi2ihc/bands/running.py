@@ -32,7 +32,7 @@ def complete(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
     """
     while is_still_there(store):
         try:
-            is_done = is_published(store.folder, store.output)
+            is_done = is_published(store.folder, store.output, store.job.options.pyramid)
             worked = not is_done and _do_bands(store, progress)
             if is_done or not missing_bands(store):
                 report = assemble(store, progress=progress)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import OutputError, OutputExistsError
 from ..generator.model import Generator
 from ..progress import ProgressCallback, silent
-from ..pyramid import is_zarr
+from ..pyramid import check_output, is_zarr
 from ..pyramid.folders import tree_bytes
 from ..slide import Slide
 from ..translation import pipeline
-from ..translation.finishing import report_path
-from ..translation.identity import fingerprint, identity
+from ..translation.finishing import draw_preview, report_path
+from ..translation.identity import Identity, fingerprint, identity
 from ..translation.options import TranslateOptions
-from ..translation.report import TranslateReport
+from ..translation.report import TranslateReport, is_stored_as
 from .places import count_done, discard_store, store_path
 
 _log = logging.getLogger(__name__)
@@ -69,51 +68,65 @@ def translate(
         _log.warning("%d finished bands of an earlier run are not used without --resume, and are removed when this run "
                      "is complete (%s)", done, store_path(path))  # fmt: skip
     if is_zarr(path):
-        report = _by_bands(slide, generator, path, options, progress)
-        assert report is not None  # nobody else knows the store
+        made = _by_bands(slide, generator, path, options, identity(slide, generator, options), progress)
+        if made is None:
+            raise OutputError(f"{path}: what was made of it was removed by another run: run again")
+        report = made
     else:
         report = pipeline.translate(slide, generator, path, options, progress=progress)
     discard_store(path)
     return report
 
 
-def finished_report(
-    slide: Slide, generator: Generator, output: Path, options: TranslateOptions
-) -> TranslateReport | None:
-    """The report of an output that is there and is what is asked for: of this slide, model and options. Else None."""
+def finished_report(output: Path, options: TranslateOptions, facts: Identity) -> TranslateReport | None:
+    """The report of an output that is there and is what is asked for: of this identity, and stored so. Else None."""
     try:
         report = TranslateReport.from_json(json.loads(report_path(output).read_text(encoding="utf-8")))
         output_bytes = tree_bytes(output) if output.is_dir() else output.stat().st_size
-        stored_as = {**report.options["pyramid"], "tile_px": options.pyramid.tile_px}  # it is fitted to small images
-        wanted = fingerprint(identity(slide, generator, options))
+        is_same = report.fingerprint == fingerprint(facts) and report.output_bytes == output_bytes
+        return report if is_same and is_stored_as(report.options["pyramid"], output, options.pyramid) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    is_same = report.fingerprint == wanted and report.output_bytes == output_bytes
-    return report if is_same and (is_zarr(output) or stored_as == asdict(options.pyramid)) else None
 
 
 def _resume(
     slide: Slide, generator: Generator, path: Path, options: TranslateOptions, progress: ProgressCallback
 ) -> TranslateReport:
+    facts, preview = identity(slide, generator, options), options.preview
     try:
-        report = _by_bands(slide, generator, path, options, progress)
+        report = _by_bands(slide, generator, path, options, facts, progress)
     except OutputExistsError:
-        report = finished_report(slide, generator, path, options)
+        report = finished_report(path, options, facts)
         if report is None:
             raise
         _log.info("%s is complete already", path)
-    report = report or finished_report(slide, generator, path, options)
+    report = report or finished_report(path, options, facts)
     if report is None:
         raise OutputError(f"{store_path(path)} was removed by another run: run again")
+    if preview is not None and not preview.exists():  # another run has made the output
+        check_output(preview, overwrite=False, suffixes=(".png",))
+        draw_preview(
+            pipeline.prepare(slide, generator, options, facts=facts, progress=progress), preview, path, progress
+        )
     discard_store(path)
     return report
 
 
 def _by_bands(
-    slide: Slide, generator: Generator, path: Path, options: TranslateOptions, progress: ProgressCallback
+    slide: Slide,
+    generator: Generator,
+    path: Path,
+    options: TranslateOptions,
+    facts: Identity,
+    progress: ProgressCallback,
 ) -> TranslateReport | None:
+    from .opening import open_store
     from .running import complete
-    from .store import open_store
 
-    with open_store(slide, generator, path, options, progress=progress) as store:
-        return complete(store, progress=progress)
+    with open_store(slide, generator, path, options, facts=facts, progress=progress) as store:
+        try:
+            return complete(store, progress=progress)
+        except BaseException as error:
+            if options.resume and (done := count_done(path)):
+                error.add_note(f"Bands that are done are kept ({done}): the same command goes on with them.")
+            raise

@@ -5,28 +5,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
-from ..errors import OutputBusyError, OutputError, Wsi2IhcError
-from ..locks import locked
+from ..errors import OutputBusyError, OutputError
 from ..progress import ProgressCallback, silent
 from ..pyramid import Tile
-from ..pyramid.atomic import sync_folder
-from ..pyramid.folders import sync_file
-from ..pyramid.omezarr import shard_columns, shard_path
-from ..pyramid.shards import write_tiles
-from ..pyramid.writer import disk_error
+from ..pyramid.atomic import disk_errors, sync_folder
+from ..pyramid.folders import remove_tree, sync_file
+from ..pyramid.shards import shards_ahead, write_tiles
 from ..translation.pipeline import counted, tiles_of_cores, translated_cores
-from ..translation.reading import ForgivingSlide
 from ..translation.seams import SeamMeter
 from ..translation.translating import DeviceClock
 from .division import Band, cut_to_band
 from .marker import Marker, write_marker
-from .places import LOCKS
-from .store import Store, forget_band, is_still_there, marker_of, marker_path
+from .store import (
+    Store,
+    band_lock,
+    forget_band,
+    is_still_there,
+    marker_of,
+    marker_path,
+    row_folders,
+    shards_on_disk,
+    unreadable_places,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ def translate_band(store: Store, number: int, *, progress: ProgressCallback = si
         As the translation of a slide does; the band is not done then, and others are as they were.
     """
     try:
-        with locked(store.folder / LOCKS, "", f"{number:04d}", make=False):
+        with band_lock(store, number):
             if not is_still_there(store):
                 raise OutputError(f"{store.folder} was removed by another run: run again")
             if marker_of(store, number) is None:
@@ -65,25 +69,22 @@ def _translate(store: Store, band: Band, progress: ProgressCallback) -> None:
     meter = None
     if job.can_have_seams:
         meter = SeamMeter(band.shown, of_px=sum(one.shown.kept_px for one in store.bands))
-    try:
+    with disk_errors(store.folder):
         forget_band(store, band.number)
-        for file in _shards(store, band):
-            file.unlink(missing_ok=True)
+        for folder in row_folders(store, band.number):  # a killed writer also leaves files that are no shards
+            remove_tree(folder)
         with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
             cores = translated_cores(job, band.work, executor, clock)
             cores = cut_to_band(counted(cores, progress, *_work_px(store)), band.region)
             tiles = _placed(tiles_of_cores(job, cores, band.shown, executor, meter), band)
             with contextlib.closing(tiles):
-                write_tiles(store.image, tiles, level, band.rows, job.fill, executor, ahead=job.workers + 1)
+                ahead = shards_ahead(level, job.workers)
+                write_tiles(store.image, tiles, level, band.rows, job.fill, executor, ahead)
         sizes = _make_durable(store, band)
-    except OSError as error:
-        if isinstance(error, Wsi2IhcError):
-            raise
-        raise disk_error(store.folder, error) from error
     run_s = time.perf_counter() - started
     write_marker(
         marker_path(store, band.number),
-        Marker(sizes, meter.sums() if meter else None, clock.busy_s, run_s, _damaged(store)),
+        Marker(sizes, meter.sums() if meter else None, clock.busy_s, run_s, unreadable_places(job)),
     )
 
 
@@ -99,28 +100,16 @@ def _work_px(store: Store) -> tuple[int, int]:
     return sum(band.work.window_px for band in store.bands), sum(done)
 
 
-def _shards(store: Store, band: Band) -> Iterator[Path]:
-    """The files that a band owns, there or not."""
-    level = store.levels[0]
-    for row in band.rows:
-        for column in range(-(-level.columns // shard_columns(level))):
-            yield store.image / shard_path(0, row, column)
-
-
 def _make_durable(store: Store, band: Band) -> dict[str, int]:
-    """Bring a band's files to the disk; their sizes. What is nothing but zeros has no file."""
-    sizes: dict[str, int] = {}
-    for file in _shards(store, band):
-        if file.exists():
-            sync_file(file)
-            sizes[file.relative_to(store.image).as_posix()] = file.stat().st_size
-    for folder in {(store.image / name).parent for name in sizes}:
+    """Bring a band's shards to the disk; their sizes."""
+    sizes = shards_on_disk(store, band.number)
+    if sizes is None:
+        raise OutputError(
+            f"{store.image}: band {band.number} is not as it was written: is another run at it? Run again"
+        )
+    for name in sizes:
+        sync_file(store.image / name)
+    rows = row_folders(store, band.number)
+    for folder in (*rows, *rows[0].parents[:3]):  # a row's name lies in those above it, up to the level's
         sync_folder(folder)
     return sizes
-
-
-def _damaged(store: Store) -> tuple[tuple[int, int, int], ...]:
-    slide = store.job.scene.reader.slide
-    if not isinstance(slide, ForgivingSlide):
-        return ()
-    return tuple(sorted((level, region.x, region.y) for level, region in slide.damaged))

@@ -14,16 +14,17 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import OutputError, OutputExistsError
-
-if sys.platform != "win32":  # there, a file that another process holds open cannot be removed, which is lock enough
-    import fcntl
+from ..errors import OutputError, OutputExistsError, Wsi2IhcError
+from ..locks import try_lock
 
 SUFFIXES = (".ome.tiff", ".ome.tif")
 """What the name of a pyramid has to end in: readers tell OME-TIFF from other TIFF by it."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM)
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def published(path: Path, overwrite: bool) -> Iterator[Path]:
     """
     check_output(path, overwrite, suffixes=())
     remove_leftovers(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = hidden_path(path, "partial")
     handle = None
     try:  # from here on, since Ctrl-C can come as soon as the file is there
         handle = _create(partial, path)
@@ -115,22 +116,19 @@ def _create(partial: Path, path: Path) -> int:
         handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
         raise OutputError(f"cannot create {path.name} in {path.parent}: {error.strerror}") from error
-    _lock(handle)
+    try_lock(handle)
     return handle
 
 
-def _lock(handle: int) -> bool | None:
-    """Lock an open file for this process: True if done, False if another process holds it, None if nobody can tell."""
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        _log.debug("no file locks here: %s", error)
-        return None
-    return True
+def hidden_path(path: Path, suffix: str) -> Path:
+    """A new name beside a path, for what is not that yet or is it no more."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{suffix}")
+
+
+def leftovers(path: Path, suffix: str) -> list[Path]:
+    """What lies beside a path under such names, in use or left behind."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.{suffix}")
+    return [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
 
 
 def remove_leftovers(path: Path) -> None:
@@ -141,8 +139,7 @@ def remove_leftovers(path: Path) -> None:
     OutputError
         If another run is writing it.
     """
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
-    for leftover in [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]:
+    for leftover in leftovers(path, "partial"):
         try:
             if _is_alive(leftover):
                 raise OutputError(f"another run is writing {path}: wait for it to end, or choose another name")
@@ -156,20 +153,18 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _is_alive(leftover: Path) -> bool:
-    """Whether some process is still writing this file. Where nobody can tell, raises `OSError` or lets the removal."""
-    if sys.platform == "win32":
-        return False  # Windows refuses to remove what is open
+    """Whether some process is still writing this file; raises `OSError` where nobody can tell."""
     try:
         handle = os.open(leftover, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
-        locked = _lock(handle)
+        held = try_lock(handle)
     finally:
         os.close(handle)
-    if locked is None:
+    if held is None:
         raise OSError(errno.ENOLCK, "this file system cannot tell whether it is still in use")
-    return not locked
+    return not held
 
 
 def _publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
@@ -220,3 +215,30 @@ def sync_folder(folder: Path) -> None:
 def exists(path: Path) -> OutputExistsError:
     """The error of an output that is there."""
     return OutputExistsError(f"output {path} is already there: choose another name, or allow it with --overwrite")
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, *, unless: Callable[[OSError], bool] = lambda _: False) -> Iterator[None]:
+    """Tell of what the file system refuses while the body writes ``path``; errors that speak for themselves pass.
+
+    Raises
+    ------
+    OutputError
+        Instead of any other `OSError`, but for those of which ``unless`` is true: they are not about the output.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, Wsi2IhcError) or unless(error):
+            raise
+        raise _disk_error(path, error) from error
+
+
+def _disk_error(path: Path, error: OSError) -> OutputError:
+    if error.errno in _NO_ROOM:
+        return OutputError(f"disk full: no room in {path.parent} for {path.name}; free some, or write elsewhere")
+    advice = "; it may be another user's: have its permissions changed, or write elsewhere"
+    return OutputError(
+        f"cannot write {path.name} in {path.parent}: {error.strerror or error}"
+        f"{advice if error.errno in _NO_PERMISSION else ''}"
+    )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
-import secrets
 import shutil
 from pathlib import Path
 
 from ..errors import OutputError
-from .atomic import check_folder, check_writable, exists, sync_folder
+from .atomic import check_folder, check_writable, exists, hidden_path, leftovers, sync_folder
 
 ZARR_SUFFIX = ".ome.zarr"
 """What the name of an OME-Zarr ends in."""
@@ -62,7 +60,7 @@ def publish_folder(folder: Path, path: Path, overwrite: bool) -> None:
         If the file system refuses.
     """
     check_folder_output(path, overwrite)
-    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+    old = hidden_path(path, "old")
     try:
         sync_tree(folder)
         if os.path.lexists(path):
@@ -76,9 +74,14 @@ def publish_folder(folder: Path, path: Path, overwrite: bool) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"cannot finish {path.name} in {path.parent}: {error.strerror}") from error
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.old")
-    for leftover in [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]:
-        remove_tree(leftover)
+    remove_replaced(path)
+
+
+def remove_replaced(path: Path) -> None:
+    """Remove what a folder that is there has replaced, and a killed run has left beside it."""
+    if os.path.lexists(path):  # else it may be the only one there is
+        for leftover in leftovers(path, "old"):
+            remove_tree(leftover)
 
 
 def sync_tree(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import zarr
 from zarr.codecs import ZstdCodec
 
+from ..errors import OutputError
 from ..geometry import Size
 from .levels import Level
 from .omexml import OmeImage
@@ -29,6 +30,9 @@ SHARD_PX = 1 << 22
 
 MOST_CHUNKS = 256
 
+_WRITE_ALL: Any = {"write_empty_chunks": True}
+"""Every shard has a file, also one that is black: else nobody could tell it from one that is missing."""
+
 _CHANNELS = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 """QuPath takes three channels of uint8 for RGB only by these names and colours."""
 
@@ -36,6 +40,11 @@ _CHANNELS = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 def shard_columns(level: Level) -> int:
     """How many tiles side by side make up a shard."""
     return max(1, min(level.columns, MOST_CHUNKS, SHARD_PX // level.tile_px**2))
+
+
+def shard_grid(level: Level) -> tuple[int, int]:
+    """(rows, columns) of shards that cover a level."""
+    return level.rows, -(-level.columns // shard_columns(level))
 
 
 def shard_path(number: int, row: int, column: int) -> Path:
@@ -51,6 +60,8 @@ def create_image(folder: Path, image: OmeImage, sizes: Sequence[Size]) -> None:
     OSError
         If it cannot be written.
     """
+    for leftover in folder.glob("zarr.*.partial"):  # of a run that was killed right here
+        leftover.unlink()
     group = zarr.open_group(str(folder), mode="a", zarr_format=3)
     group.attrs.put(_attributes(image, sizes))
 
@@ -66,16 +77,24 @@ def create_level(folder: Path, number: int, level: Level) -> zarr.Array[Any]:
     return zarr.create_array(
         str(folder),
         name=str(number),
-        shape=(3, level.size.height, level.size.width),
-        chunks=(3, level.tile_px, level.tile_px),
-        shards=(3, level.tile_px, level.tile_px * shard_columns(level)),
+        **_arrangement(level),
         dtype="uint8",
         fill_value=0,
         compressors=ZstdCodec(level=COMPRESSION_LEVEL, checksum=True),
         dimension_names=AXES,
         zarr_format=3,
         overwrite=True,
+        config=_WRITE_ALL,
     )
+
+
+def _arrangement(level: Level) -> dict[str, Any]:
+    """What of an array follows from its level."""
+    return {
+        "shape": (3, level.size.height, level.size.width),
+        "chunks": (3, level.tile_px, level.tile_px),
+        "shards": (3, level.tile_px, level.tile_px * shard_columns(level)),
+    }
 
 
 def open_level(folder: Path, number: int, *, write: bool = False) -> zarr.Array[Any]:
@@ -83,10 +102,32 @@ def open_level(folder: Path, number: int, *, write: bool = False) -> zarr.Array[
 
     Raises
     ------
-    OSError, ValueError
-        If it is not there, or is damaged.
+    OutputError
+        If it is not there, or its metadata are damaged.
+    OSError
+        If the file system refuses.
     """
-    return zarr.open_array(str(folder), path=str(number), mode="r+" if write else "r")
+    try:
+        array = zarr.open_array(str(folder), path=str(number), mode="r+" if write else "r")
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:  # zarr's own
+        raise OutputError(f"{folder.name}: level {number} cannot be opened ({error!s:.80})") from error
+    return array.with_config(_WRITE_ALL)
+
+
+def check_level(folder: Path, number: int, level: Level) -> None:
+    """Refuse an array that is not there, or not the one that `create_level` makes.
+
+    Raises
+    ------
+    OutputError
+        If it is so.
+    OSError
+        If the file system refuses.
+    """
+    array = open_level(folder, number)
+    for name, expected in _arrangement(level).items():
+        if getattr(array, name) != expected:
+            raise OutputError(f"{folder.name}: level {number} has {name} {getattr(array, name)} instead of {expected}")
 
 
 def count_levels(folder: Path) -> int:

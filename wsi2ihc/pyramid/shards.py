@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
@@ -18,8 +19,11 @@ from ..errors import OutputError
 from ..geometry import Size
 from ..ordered import ordered_map
 from .levels import Level
-from .omezarr import open_level, shard_columns, shard_path
+from .omezarr import open_level, shard_columns, shard_grid, shard_path
 from .tiles import Tile
+
+_NOT_THE_SHARD = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the system lacks says nothing of a file."""
 
 
 class DamagedShardError(OutputError):
@@ -66,7 +70,7 @@ class ShardCollector:
     def blank_shards(self) -> Iterator[Shard]:
         """Those of which no tile will come."""
         for row in self.rows:
-            for column in range(-(-self.level.columns // self._across)):
+            for column in range(shard_grid(self.level)[1]):
                 if not self._awaited(row, column):
                     yield Shard(row, column, {})
 
@@ -82,6 +86,11 @@ class ShardCollector:
 
     def _awaited(self, row: int, column: int) -> int:
         return int(self.level.occupied[row, column * self._across : (column + 1) * self._across].sum())
+
+
+def shards_ahead(level: Level, workers: int) -> int:
+    """Shards of a level that are written, or read, at once: some tiles for each thread."""
+    return max(2, 4 * workers // shard_columns(level))
 
 
 def write_tiles(
@@ -120,8 +129,8 @@ def write_blank_shards(folder: Path, number: int, level: Level, collector: Shard
         path = folder / shard_path(number, shard.row, shard.column)
         if size not in files:
             write_shard(array, level, fill, shard)
-            files[size] = path.read_bytes() if path.exists() else b""  # nothing but zeros is not stored
-        elif files[size]:
+            files[size] = path.read_bytes()
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files[size])
 
@@ -152,11 +161,11 @@ def read_tiles(array: zarr.Array[Any], level: Level, executor: Executor, ahead: 
     DamagedShardError
         If a shard cannot be read.
     """
-    across = shard_columns(level)
+    across, (rows, columns) = shard_columns(level), shard_grid(level)
     places = [
         (row, column)
-        for row in range(level.rows)
-        for column in range(-(-level.columns // across))
+        for row in range(rows)
+        for column in range(columns)
         if level.occupied[row, column * across : (column + 1) * across].any()
     ]
     for tiles in ordered_map(executor, partial(_read_shard, array, level), places, ahead):
@@ -171,6 +180,8 @@ def _read_shard(array: zarr.Array[Any], level: Level, place: tuple[int, int]) ->
         pixels = np.asarray(array[:, top : top + valid.height, left : left + valid.width])
     # zarr and its codecs say it in many ways: a checksum, a length, a frame that is none
     except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NOT_THE_SHARD):
+            raise
         raise DamagedShardError(row, shard_column, str(error)) from error
     tiles = []
     for column in range(first, min(first + across, level.columns)):

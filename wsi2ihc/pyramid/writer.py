@@ -8,7 +8,6 @@ temporary file until level 0 is complete.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import numpy as np
 from tifffile import TiffWriter
 
 from ..arrays import RGB, BoolImage
-from ..errors import OutputError, Wsi2IhcError
 from ..geometry import Size
+from .atomic import disk_errors
 from .cascade import Cascade
 from .chain import chain_levels
 from .codec import make_encoder, tiff_compression
@@ -35,7 +34,6 @@ from .tiles import Tile
 
 UM_PER_CM = 10_000.0
 CONTAINER: dict[str, Any] = {"bigtiff": True, "byteorder": "<", "ome": False, "shaped": False}
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ def write_pyramid(
     blank = np.empty((options.tile_px, options.tile_px, 3), np.uint8)
     blank[:] = fill
     feed: TileFeed | None = None
-    try:
+    with disk_errors(file, unless=lambda error: feed is not None and error is feed.source_failure):
         with TileSpool(file.parent, levels) as spool:
             cascade = Cascade(levels, blank, encode, spool.put)
             feed = TileFeed(tiles, levels[0], cascade.finish, executor, max_pending or default_pending())
@@ -134,10 +132,6 @@ def write_pyramid(
         if options.openslide_compatible:
             chain_levels(file)
         file_bytes = file.stat().st_size
-    except OSError as error:
-        if isinstance(error, Wsi2IhcError) or (feed is not None and error is feed.source_failure):
-            raise
-        raise disk_error(file, error) from error
     tile_count = sum(level.occupied.size for level in levels)
     occupied_count = sum(int(level.occupied.sum()) for level in levels)
     return PyramidReport(tuple(level.size for level in levels), file_bytes, tile_count - occupied_count, tile_count)
@@ -206,10 +200,3 @@ def _software() -> str:
         return f"wsi2ihc {version('wsi2ihc')}"
     except PackageNotFoundError:
         return "wsi2ihc"
-
-
-def disk_error(file: Path, error: OSError) -> OutputError:
-    """What to tell of a failure to write ``file``."""
-    if error.errno in NO_ROOM:
-        return OutputError(f"disk full: no room in {file.parent} for {file.name}; free some, or write elsewhere")
-    return OutputError(f"cannot write {file.name} in {file.parent}: {error.strerror or error}")

@@ -14,7 +14,7 @@ from ..geometry import Size
 from ..ordered import ordered_map
 from .cascade import Cascade
 from .levels import Level
-from .omezarr import count_levels, create_level, open_level
+from .omezarr import count_levels, create_level, open_level, shard_path
 from .shards import ShardCollector, read_tiles, write_blank_shards, write_shard
 from .tiles import Tile
 
@@ -72,7 +72,10 @@ def write_lower_levels(
 
 
 def validate_image(folder: Path, sizes: Sequence[Size]) -> None:
-    """Reopen an image and check that it has levels of these sizes, of each of which the last tile can be decoded.
+    """Reopen an image and check that it is complete.
+
+    It has levels of these sizes, of each of which the last tile can be decoded, a file for each shard, and no others:
+    a killed writer leaves some.
 
     Raises
     ------
@@ -91,9 +94,17 @@ def validate_image(folder: Path, sizes: Sequence[Size]) -> None:
 def _problems(folder: Path, sizes: Sequence[Size]) -> Iterator[str]:
     if count_levels(folder) != len(sizes):
         yield f"{count_levels(folder)} levels instead of {len(sizes)}"
+    expected = {Path("zarr.json")}
     for number, size in enumerate(sizes):
         array = open_level(folder, number)
+        shards = array.shards or array.chunks
+        _, rows, columns = (-(-length // side) for length, side in zip(array.shape, shards, strict=True))
+        expected |= {shard_path(number, row, column) for row in range(rows) for column in range(columns)}
+        expected.add(Path(str(number), "zarr.json"))
         if array.shape != (3, size.height, size.width):
             yield f"level {number} has shape {array.shape}"
         last = [(length - 1) // side * side for length, side in zip(array.shape, array.chunks, strict=True)]
         np.asarray(array[:, last[1] :, last[2] :])
+    found = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
+    for path in sorted(found ^ expected):
+        yield f"{path.as_posix()} {'is missing' if path in expected else 'is no part of it'}"

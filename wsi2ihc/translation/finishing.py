@@ -118,7 +118,7 @@ def make_report(job: Job, name: str, written: PyramidReport, work: Work) -> Tran
     return TranslateReport(
         source=job.slide.info.described(),
         model=describe_model(job.generator),
-        options=options_for_report(job.options),
+        options=options_for_report(job.options, name),
         output_name=name,
         output_size=plan.extent.size,
         output_mpp=job.scene.grid.mpp,
@@ -153,12 +153,22 @@ def write_extras(job: Job, path: Path, report: TranslateReport, progress: Progre
         If one of them cannot be written; the output is complete all the same.
     """
     write_report(report_path(path), report)
-    if job.options.preview is None:
-        return
+    if job.options.preview is not None:
+        draw_preview(job, job.options.preview, path, progress)
+
+
+def draw_preview(job: Job, preview: Path, path: Path, progress: ProgressCallback = silent) -> None:
+    """Write the preview of a finished output.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; the output is complete all the same.
+    """
     progress(Progress("drawing the preview"))
     try:
-        write_preview(job.options.preview, path, job)
+        write_preview(preview, path, job)
     except OSError as error:
         raise OutputError(
-            f"{job.options.preview}: the preview cannot be written ({error}); the virtual slide {path} is complete"
+            f"{preview}: the preview cannot be written ({error}); the virtual slide {path} is complete"
         ) from error

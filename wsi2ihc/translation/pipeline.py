@@ -36,7 +36,7 @@ from .assembling import assemble_tiles
 from .blending import blend_overlaps, cut_cores
 from .feathering import feather_cores
 from .finishing import Work, make_report, plan_facts, report_path, write_extras, write_image
-from .identity import identity
+from .identity import Identity, identity
 from .job import Job, Settled
 from .layout import answer_to_glass, batch_size, choose_layout, default_workers, make_plan
 from .machine import make_machine
@@ -134,6 +134,7 @@ def prepare(
     *,
     translators: Sequence[Translator] | None = None,
     settled: Settled | None = None,
+    facts: Identity | None = None,
     progress: ProgressCallback = silent,
 ) -> Job:
     """Find the tissue, load the network onto its devices, and plan the windows.
@@ -144,9 +145,11 @@ def prepare(
         Replace the generator's own (for measuring the pipeline around them).
     settled
         What another run has found and decided for the same slide, model and options.
+    facts
+        The translation's identity, if it is known.
     """
     started = time.perf_counter()
-    facts = identity(slide, generator, options)
+    facts = facts or identity(slide, generator, options)
     progress(Progress("finding tissue"))
     scene = set_scene(slide, generator.mpp, options, settled.mask if settled else None)
     found = time.perf_counter()

@@ -22,7 +22,7 @@ def describe_image(job: Job, name: str) -> OmeImage:
         "device": job.machine.device,
         "precision": job.machine.precision,
         "blend": job.blend,
-        "options": json.dumps(options_for_report(job.options), default=str),
+        "options": json.dumps(options_for_report(job.options, name), default=str),
         "versions": json.dumps(versions()),
         "notice": DISCLAIMER,
     }

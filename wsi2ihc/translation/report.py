@@ -16,7 +16,7 @@ from .. import runtime
 from ..arrays import RGB
 from ..generator.model import Generator
 from ..geometry import Region, Size
-from ..pyramid import published
+from ..pyramid import PyramidOptions, is_zarr, published
 from .options import TranslateOptions
 from .seams import SeamFigures
 
@@ -120,11 +120,34 @@ def describe_model(generator: Generator) -> dict[str, Any]:
     return facts
 
 
-def options_for_report(options: TranslateOptions) -> dict[str, Any]:
-    """The options that made the output what it is, without anything that names a folder."""
+def options_for_report(options: TranslateOptions, output: str) -> dict[str, Any]:
+    """The options that made an output of this name what it is, without anything that names a folder."""
     plain = dataclasses.asdict(options)
     for name in ("preview", "overwrite", "resume", "band_px"):
         plain.pop(name)
     if plain["tissue"] not in ("auto", "none"):
         plain["tissue"] = Path(plain["tissue"]).suffix.lstrip(".") + " mask"
+    plain["pyramid"] = _stored(options.pyramid, output)
     return plain
+
+
+def is_stored_as(known: Mapping[str, Any], output: Path, asked: PyramidOptions) -> bool:
+    """Whether an output whose report says ``known`` of its pyramid is stored as asked.
+
+    Tiles are left aside: their size is part of the translation's identity, and fitted to small images.
+    """
+    return {**known, "tile_px": 0} == {**_stored(asked, output.name), "tile_px": 0}
+
+
+def unused_in_zarr(pyramid: PyramidOptions) -> list[str]:
+    """Options of the command line that were chosen and mean nothing in an OME-Zarr."""
+    default = dataclasses.asdict(PyramidOptions(tile_px=pyramid.tile_px))
+    chosen = dataclasses.asdict(pyramid).items() - default.items()
+    return [f"--{name.replace('_', '-')}" for name in default if name in dict(chosen)]
+
+
+def _stored(pyramid: PyramidOptions, output: str) -> dict[str, Any]:
+    """What of the options an output of this name has."""
+    if is_zarr(Path(output)):
+        return {"tile_px": pyramid.tile_px, "compression": "zstd"}
+    return dataclasses.asdict(pyramid)
