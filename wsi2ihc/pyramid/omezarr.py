@@ -110,7 +110,7 @@ def open_level(folder: Path, number: int, *, write: bool = False) -> zarr.Array[
     try:
         array = zarr.open_array(str(folder), path=str(number), mode="r+" if write else "r")
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:  # zarr's own
-        raise OutputError(f"{folder.name}: level {number} cannot be opened ({error!s:.80})") from error
+        raise OutputError(f"{folder.name}: level {number} cannot be opened ({type(error).__name__})") from error
     return array.with_config(_WRITE_ALL)
 
 
