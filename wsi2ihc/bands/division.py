@@ -48,12 +48,23 @@ class Band:
 
 
 def band_height(options: TranslateOptions, overlap_px: int, tile_px: int) -> int:
-    """Height of a band in working px: as asked for, else the default; whole tiles."""
+    """Height of a band in working px: as asked for, else the default; rounded up to whole tiles.
+
+    Parameters
+    ----------
+    overlap_px
+        What neighbouring windows share to be blended; 0 where translation is exact.
+    tile_px
+        Side of the output's tiles.
+    """
     return ceil_to(options.band_px or (BLENDED_BAND_PX if overlap_px else BAND_PX), tile_px)
 
 
 def cell_for_bands(job: Job, band_px: int) -> Size:
-    """The size of cells that all bands share: that of the job's plan where windows are blended."""
+    """The size of cells that all bands share, working px: the one with the least work over bands of this height.
+
+    Where windows are blended it is that of the job's plan, since the windows are.
+    """
     if job.layout.overlap_px:
         return job.plan.cell
     regions = list(_regions(job.plan.extent, band_px))

@@ -128,12 +128,17 @@ def count_done(output: Path) -> int | None:
 
 
 def trace_of(output: Path) -> list[int]:
-    """By what an output is known again after it was renamed: inode and bytes of the file, or of a group's metadata.
+    """By what an output is known again after it has been renamed.
+
+    Returns
+    -------
+    list of int
+        Inode and bytes of the file; of an OME-Zarr, those of its group's metadata.
 
     Raises
     ------
     OSError
-        If there is none.
+        If there is no such output, or it cannot be looked at.
     """
     status = (output / "zarr.json" if output.is_dir() else output).stat()
     return [status.st_ino, status.st_size]
