@@ -12,21 +12,15 @@ import click
 from wsi2ihc.batch.checking import check_folder, check_rows
 from wsi2ihc.batch.engine import Engine
 from wsi2ihc.batch.local import LocalEngine
-from wsi2ihc.batch.manifest import Problem, read_rows, shard_of
+from wsi2ihc.batch.manifest import Problem, Row, read_rows, shard_of
 from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.batch.results import (
-    PAGE_NAME,
-    Result,
-    ResultsWriter,
-    count_statuses,
-    read_results,
-    results_of,
-    table_name,
-)
-from wsi2ihc.batch.runner import Board, SlideState, run_batch
+from wsi2ihc.batch.page import PAGE_NAME
+from wsi2ihc.batch.recording import ResultsWriter, record_shard
+from wsi2ihc.batch.results import INTERRUPTED, Result, count_statuses, read_results, results_of, table_name
+from wsi2ihc.batch.runner import Board, SlideState, run_batch, states_at_first, to_be_replaced
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.board import LiveBoard
-from wsi2ihc.cli.main import EXIT_SOME_FAILED
+from wsi2ihc.cli.main import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.translate import command as translate_command
 from wsi2ihc.cli.translate import translate_options
@@ -37,6 +31,9 @@ _OWN = frozenset(
     {"slide", "output", "region", "preview", "dry_run", "overwrite", "mpp", "model", "json", "verbose", "quiet"}
 )
 """Parameters of ``translate`` that have no meaning for many slides, or one of their own."""
+
+_LISTED = 5
+"""Outputs that a message names."""
 
 
 @click.command("batch")
@@ -60,44 +57,75 @@ def command(
 ) -> int:  # fmt: skip
     """Translate the slides of SOURCE into the folder OUT_DIR.
 
-    SOURCE is a CSV with a column path (and where wanted output, mpp, model, tissue, or any option of translate), a
-    folder, or a pattern such as 'slides/*.svs'. Run the same again to go on after an interruption: slides that are
-    done stay as they are. Exit code 3: some slides failed, the others are done.
+    SOURCE is a CSV with a column path (and where wanted output, mpp, model, or options of translate; paths are
+    relative to the CSV), a folder, or a pattern such as 'slides/*.svs'. Run the same again to go on after an
+    interruption: slides that are done stay as they are; outputs that were made otherwise are replaced. Exit code 3:
+    some slides failed, the others are done.
     """
     set_up_logging(verbose, quiet)
     if status is not None:
+        if source is not None:
+            raise click.UsageError("--status tells of a batch that was begun; name nothing else")
         return _tell_status(status, json=json)
     if source is None or out_dir is None:
         raise click.UsageError("name the slides and the folder of the outputs, or a folder to --status")
-    if scheduler is not None and slurm:
-        raise click.UsageError("--scheduler and --slurm contradict each other")
+    if bool(shard) + slurm + (scheduler is not None) > 1:
+        raise click.UsageError("--shard, --scheduler and --slurm are three ways to run a batch; choose one")
     own = {one.name: choices.pop(one.name) for one in dataclasses.fields(BatchOptions)}
     options, defaults = BatchOptions(**own), translate_options(**choices)
-    tasks, problems = _checked(source, out_dir, model, defaults, shard, quiet=quiet)
-    for problem in problems:
-        click.echo(f"Error: {problem}", err=True)
+    tasks, problems, listed = _checked(source, out_dir, model, defaults, shard, quiet=quiet)
+    is_csv = source.lower().endswith(".csv")
+    texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]
+    for text in texts:
+        click.echo(f"Error: {text}", err=True)
     if dry_run:
-        told = {"slides": len(tasks), "problems": [str(problem) for problem in problems]}
-        echo_json(told) if json else click.echo(f"{len(tasks)} slides can be translated, {len(problems)} cannot")
-        return EXIT_SOME_FAILED if problems else 0
+        return _tell_dry_run(tasks, texts, keep_going=keep_going, json=json)
     if problems and not keep_going:
         raise ManifestError(
             f"{len(problems)} of {len(problems) + len(tasks)} slides cannot be translated, and nothing was begun; "
             "mend the list, or begin with the others (--keep-going)"
         )
     check_folder(out_dir)
+    if shard and (others := record_shard(out_dir, shard, listed)):
+        click.echo(
+            f"WARNING: shards {', '.join(others)} were dealt from another list of slides; run them again as well, or "
+            "some slides may be left out",
+            err=True,
+        )
     engine = _engine_maker(out_dir, defaults.device, options, scheduler, slurm)
-    results = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
-    return _tell(results, json=json, text=None if quiet else _summary(results, out_dir, shard))
+    try:
+        results = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted; the same command goes on, and first removes what is half-written.", err=True)
+        return EXIT_INTERRUPTED
+    counts, *failed = _counted(results)
+    if quiet:
+        click.echo("\n".join(failed), err=True, nl=bool(failed))
+    return _tell(
+        results, json=json,
+        lines=[] if quiet else [f"{out_dir}: {counts}", *failed, f"  {table_name(shard)}, and {PAGE_NAME} to look at"],
+    )  # fmt: skip
 
 
-def _tell(results: Sequence[Result], *, json: bool, text: str | None) -> int:
+def _tell(results: Sequence[Result], *, json: bool, lines: Sequence[str], notes: Sequence[str] = ()) -> int:
     """Tell what came of a batch; the exit code."""
     if json:
-        echo_json({"counts": count_statuses(results), "slides": [dataclasses.asdict(one) for one in results]})
-    elif text:
-        click.echo(text)
+        echo_json({"counts": count_statuses(results), "notes": notes, "slides": [one.to_json() for one in results]})
+    elif lines or notes:
+        click.echo("\n".join([*lines, *notes]))
     return EXIT_SOME_FAILED if any(one.status == "failed" for one in results) else 0
+
+
+def _tell_dry_run(tasks: Sequence[SlideTask], problems: Sequence[str], *, keep_going: bool, json: bool) -> int:
+    """Tell what would be done; the exit code, which is that of the batch as far as it can be known."""
+    states = states_at_first(tasks)
+    done, replaced = sum(state.status != "waiting" for state in states), to_be_replaced(states)
+    if json:
+        echo_json({"slides": len(tasks), "done": done, "replaced": replaced, "problems": problems})
+    else:
+        click.echo(f"{len(tasks)} slides can be translated ({done} are done, {len(replaced)} outputs would be "
+                   f"replaced), {len(problems)} cannot")  # fmt: skip
+    return (EXIT_SOME_FAILED if keep_going else 1) if problems else 0
 
 
 command.params.extend(one for one in translate_command.params if one.name not in _OWN)
@@ -105,7 +133,8 @@ command.params.extend(one for one in translate_command.params if one.name not in
 
 def _checked(
     source: str, folder: Path, model: str, defaults: TranslateOptions, shard: str, *, quiet: bool
-) -> tuple[list[SlideTask], list[Problem]]:
+) -> tuple[list[SlideTask], list[Problem], list[Row]]:
+    """What can be translated, what cannot, and all rows of the list, of which these may be a shard."""
     rows, problems = read_rows(source, model, defaults)
     bad = {problem.line for problem in problems}
     good = [row for row in rows if row.line not in bad]
@@ -115,7 +144,7 @@ def _checked(
     board = LiveBoard(quiet)
     tasks, found = check_rows(good, folder, rows, lambda count: board.note(f"checking {count} of {len(good)}"))
     board.close()
-    return tasks, sorted([*problems, *found], key=lambda problem: problem.line)
+    return tasks, sorted([*problems, *found], key=lambda problem: problem.line), rows
 
 
 def _for_children(tasks: Sequence[SlideTask], defaults: TranslateOptions) -> list[SlideTask]:
@@ -140,30 +169,41 @@ def _run(
     folder: Path, shard: str, *, quiet: bool,
 ) -> list[Result]:  # fmt: skip
     board, writer = LiveBoard(quiet), ResultsWriter(folder, shard)
+    known: Board = [SlideState(task) for task in tasks]
+    is_first = True
 
-    def watch(states: Board, ended: SlideState | None) -> None:
-        board.show(states, ended)
+    def watch(states: Board, news: SlideState | None) -> None:
+        nonlocal known, is_first
+        known = states
+        if is_first and not quiet and (names := to_be_replaced(states)):
+            board.say(f"outputs that are there and were made otherwise are replaced: {_listed(names)}")
+        is_first = False
+        board.show(states, news)
         writer.update(lambda: results_of(states, problems))
 
     try:
-        states = run_batch(tasks, engine, options, watch)
+        known = run_batch(tasks, engine, options, watch)
     finally:
         board.close()
-    results = results_of(states, problems)
-    writer.finish(results)
+        # of a batch that is interrupted as well
+        results = [
+            dataclasses.replace(one, status=INTERRUPTED) if one.status == "running" else one
+            for one in results_of(known, problems)
+        ]
+        writer.finish(results)
     return results
 
 
 def _counted(results: Sequence[Result]) -> list[str]:
     counts = ", ".join(f"{count} {status}" for status, count in count_statuses(results).items())
-    return [counts, *(f"  failed  {one.slide}: {one.error}" for one in results if one.status == "failed")]
+    failed = (f"  failed  {one.output or one.slide}: {one.error}" for one in results if one.status == "failed")
+    return [counts or "no slides", *failed]
 
 
-def _summary(results: Sequence[Result], folder: Path, shard: str) -> str:
-    counts, *failed = _counted(results)
-    return "\n".join([f"{folder}: {counts}", *failed, f"  {table_name(shard)}, and {PAGE_NAME} to look at"])
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _tell_status(folder: Path, *, json: bool) -> int:
-    results = read_results(folder)
-    return _tell(results, json=json, text="\n".join(_counted(results)))
+    results, notes = read_results(folder)
+    return _tell(results, json=json, lines=_counted(results), notes=notes)

@@ -35,15 +35,20 @@ class LiveBoard:
         if not self.quiet and self._terminal and now - self._drawn >= REDRAW_S:
             self._draw([text], now)
 
-    def show(self, states: Board, ended: SlideState | None) -> None:
-        """Show how far all slides are; ``ended`` is one that has just ended."""
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._clear()
+        click.echo(line, err=True)
+
+    def show(self, states: Board, news: SlideState | None) -> None:
+        """Show how far all slides are; ``news``: one that has just ended, or will be tried again."""
         if self.quiet:
             return
         now = time.monotonic()
-        if ended is not None:
-            self._log(_ended(ended))
+        if news is not None:
+            self.say(_told(news))
         if self._terminal:
-            if ended is not None or now - self._drawn >= REDRAW_S:
+            if news is not None or now - self._drawn >= REDRAW_S:
                 self._draw([self._totals(states, now), *_running(states)], now)
         elif now - self._drawn >= LOG_EVERY_S:
             self._drawn = now
@@ -65,10 +70,6 @@ class LiveBoard:
             parts += [f"{mpx / elapsed_s:.3g} Mpx/s", f"{duration(left_s)} left"]
         return ", ".join(parts)
 
-    def _log(self, line: str) -> None:
-        self._clear()
-        click.echo(line, err=True)
-
     def _draw(self, lines: list[str], now: float) -> None:
         self._clear()
         width = shutil.get_terminal_size().columns - 1  # a line that wraps would not be cleared as a whole
@@ -81,10 +82,13 @@ class LiveBoard:
             self._lines = 0
 
 
-def _ended(state: SlideState) -> str:
+def _told(state: SlideState) -> str:
     if state.status == "failed":
         return f"failed  {state.task.name}: {state.error} ({state.attempts} attempts)"
-    return f"done    {state.task.name} in {duration(float(state.facts.get('seconds') or 0))}"
+    if state.status == "waiting":
+        return f"again   {state.task.name}: {state.error}"
+    took = f"done    {state.task.name} in {duration(float(state.facts.get('seconds') or 0))}"
+    return "; ".join([took, *(state.facts.get("warnings") or [])])
 
 
 def _running(states: Board) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import wsi2ihc
+from wsi2ihc.errors import Wsi2IhcError
 from wsi2ihc.geometry import Region
 from wsi2ihc.progress import Progress
 
@@ -22,8 +23,11 @@ def main() -> None:
     options = wsi2ihc.TranslateOptions(
         region=Region(*map(int, numbers)), preview=Path(output.removesuffix(".ome.tiff") + ".png")
     )
-    with wsi2ihc.open_slide(slide_path) as slide:
-        report = wsi2ihc.translate(slide, wsi2ihc.load_generator("counterstain"), output, options, progress=show)
+    try:
+        with wsi2ihc.open_slide(slide_path) as slide:
+            report = wsi2ihc.translate(slide, wsi2ihc.load_generator("counterstain"), output, options, progress=show)
+    except Wsi2IhcError as error:
+        sys.exit(f"\nError: {error}")
     print(f"\n{report.output_size} at {report.output_mpp[0]:.3f} µm/px")
 
 

@@ -198,6 +198,7 @@ def test_a_scheduler_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "not.json").write_text("[]")
     for scheduler, message in {
         "tcp://127.0.0.1:9": "there is no Dask scheduler at tcp://127.0.0.1:9",
+        "tls://127.0.0.1:9": "wants certificates; set DASK_DISTRIBUTED__COMM__TLS__",
         "not an address": "there is no Dask scheduler at not an address",
         "": "name the address",
         str(tmp_path / "absent.json"): "there is no scheduler file",

@@ -47,13 +47,13 @@ def test_the_array_job_does_its_shard(tmp_path: Path, environment: dict[str, str
     slides = write_slides(tmp_path / "slides", ["a", "b"])
     bash("batch_slurm_array.sh", str(slides), str(tmp_path / "out"), "identity", "--device", "cpu",
          env={**environment, "SLURM_ARRAY_TASK_ID": "1"})  # fmt: skip
-    assert [(one.slide, one.status) for one in read_results(tmp_path / "out")] == [("b.tif", "done")]
+    assert [(one.slide, one.status) for one in read_results(tmp_path / "out")[0]] == [("b.tif", "done")]
 
 
 def test_the_job_with_dask_does_all(tmp_path: Path, environment: dict[str, str]) -> None:
     slides = write_slides(tmp_path / "slides", [*"abc"])
     bash("batch_slurm_dask.sh", str(slides), str(tmp_path / "out"), "identity", env=environment)
-    assert [one.status for one in read_results(tmp_path / "out")] == ["done"] * 3
+    assert [one.status for one in read_results(tmp_path / "out")[0]] == ["done"] * 3
     assert not list((tmp_path / "out").glob("scheduler-*.json"))
 
 
@@ -70,7 +70,7 @@ def test_the_settings_for_jobs_are_completed(tmp_path: Path) -> None:
     site = yaml.safe_load((EXAMPLES / "jobqueue.yaml").read_text())["jobqueue"]["slurm"]
     settings = job_settings(site, tmp_path, needs_gpu=True)
     assert settings["job_extra_directives"] == ["--gres=gpu:1"]
-    assert settings["worker_extra_args"][:4] == ["--resources", "GPU=1", "--lifetime", "42900s"]
+    assert settings["worker_extra_args"][:5] == ["--no-dashboard", "--resources", "GPU=1", "--lifetime", "42900s"]
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "wsi2ihc.def"])

@@ -17,11 +17,13 @@ import psutil
 import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
+from wsi2ihc.bands.places import IN_USE, store_path
 from wsi2ihc.batch.local import LocalEngine, child_environments
 from wsi2ihc.batch.marker import read_done
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.places import locks_folder, marker_path
-from wsi2ihc.batch.results import Result, ResultsWriter, read_results, results_of, write_table
+from wsi2ihc.batch.recording import ResultsWriter
+from wsi2ihc.batch.results import read_results, results_of
 from wsi2ihc.batch.runner import SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.main import main
@@ -85,7 +87,7 @@ def test_slides_are_done_once_and_stay_done(slides: Path, tmp_path: Path) -> Non
     assert {task.name: task.output.stat().st_mtime_ns for task in tasks} == times
     results = results_of(first)
     ResultsWriter(tmp_path / "out").finish(results)
-    assert read_results(tmp_path / "out") == results
+    assert read_results(tmp_path / "out") == (results, [])
     assert float(results[0].seconds) > 0
     page = (tmp_path / "out" / "summary.html").read_text()
     assert page.count("<article") == 4
@@ -234,20 +236,7 @@ def test_a_table_that_another_batch_is_writing_holds_nobody_up(tmp_path: Path) -
         writer.update(list)
         assert not table.exists()
     writer.finish([])
-    assert table.read_text().startswith("slide,output,status")
-
-
-def test_the_last_batchs_tables_are_read_and_no_others(tmp_path: Path) -> None:
-    def row(slide: str) -> Result:
-        return Result(slide, f"{slide}.ome.tiff", "done")
-
-    (tmp_path / "results_old.csv").write_text("mine")
-    write_table(tmp_path / "results.csv", [row("old")])
-    for index, name in enumerate(("0-of-3", "0-of-2", "1-of-2")):
-        path = tmp_path / f"results-{name}.csv"
-        write_table(path, [row(name)])
-        os.utime(path, ns=(10**18, time.time_ns() + 10**9 * (index + 1)))
-    assert [one.slide for one in read_results(tmp_path)] == ["0-of-2", "1-of-2"]
+    assert table.read_text().startswith("slide,output,model,status")
 
 
 def test_a_model_that_changes_is_not_used(tmp_path: Path) -> None:
@@ -289,6 +278,10 @@ def test_an_interrupted_batch_leaves_no_partial_and_no_copy(slides: Path, tmp_pa
     assert process.returncode in (0, 130), error  # 0: it was too fast
     assert not list((tmp_path / "out").glob(".*.partial"))
     assert not list((tmp_path / "cache").iterdir())
+    left, _ = read_results(tmp_path / "out")
+    assert {one.status for one in left} <= {"done", "waiting", "interrupted"}
+    assert process.returncode == 0 or "interrupted" in {one.status for one in left}
+    assert (tmp_path / "out" / "summary.html").is_file()
 
 
 def test_the_command_tells_what_failed_and_how_it_stands(
@@ -299,10 +292,34 @@ def test_the_command_tells_what_failed_and_how_it_stands(
     out = tmp_path / "out"
     assert subprocess.run(command(slides, out), capture_output=True, check=False).returncode == 1
     assert not out.exists()
-    assert subprocess.run(command(slides, out, "--keep-going"), capture_output=True, check=False).returncode == 3
-    assert subprocess.run(command(slides, out, "--keep-going"), capture_output=True, check=False).returncode == 3
+    first = subprocess.run(command(slides, out, "--keep-going"), capture_output=True, check=False, text=True)
+    assert first.returncode == 3
+    assert "replaced" not in first.stderr
+    quiet = subprocess.run(command(slides, out, "--keep-going", "-q"), capture_output=True, check=False, text=True)
+    assert quiet.returncode == 3
+    assert not quiet.stdout
+    assert "failed  broken.ome.tiff: " in quiet.stderr
+    changed = command(slides, out, "--keep-going", "--model", "counterstain")
+    tried = subprocess.run([*changed, "--dry-run"], capture_output=True, check=False, text=True)
+    assert tried.returncode == 3
+    assert tried.stdout == "1 slides can be translated (0 are done, 1 outputs would be replaced), 1 cannot\n"
+    other = subprocess.run(changed, capture_output=True, check=False, text=True)
+    assert "outputs that are there and were made otherwise are replaced: a.ome.tiff" in other.stderr
     with pytest.raises(SystemExit) as ended:
         main(["batch", "--status", str(out), "--json"])
     assert ended.value.code == 3
     answer = json.loads(capsys.readouterr().out)
-    assert answer["counts"] == {"done before": 1, "failed": 1}
+    assert answer["counts"] == {"done": 1, "failed": 1}
+    (done,) = (slide for slide in answer["slides"] if slide["status"] == "done")
+    assert done["model"] == "counterstain"
+    assert isinstance(done["seconds"], float)
+
+
+def test_bands_that_nobody_goes_on_with_are_removed(tmp_path: Path) -> None:
+    """A batch with --resume was killed, and the next one is without."""
+    (task,) = tasks_of(write_slides(tmp_path / "slides", ["a"]), tmp_path / "out")
+    store = store_path(task.output)
+    store.mkdir()
+    (store / IN_USE).touch()
+    assert statuses(run([task])) == {"a": "done"}
+    assert not store.exists()

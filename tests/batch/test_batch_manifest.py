@@ -81,7 +81,8 @@ def test_cells_that_cannot_be_read_say_why(tmp_path: Path, name: str, cell: str,
     ("cells", "message"),
     [
         ("../x,", "no plain file name"), ("a/b,", "no plain file name"), (".hidden,", "no plain file name"),
-        ("a\\b,", "no plain file name"),
+        ("a\\b,", "the output 'b' is given with a folder, and so is no plain file name"),
+        ("x.ome.zarr,", "is no OME-TIFF, which is what a batch writes"),
         (",nonsense", "batch_size: 'nonsense' is neither auto nor a whole number of at least 1"),
         (",-3", "batch_size: '-3' is neither auto nor"),
     ],
@@ -99,7 +100,7 @@ def test_outputs_of_one_name_are_told_together(tmp_path: Path) -> None:
     text = "path,output\nx/a.svs,\ny/a.svs,\nb.svs,A\nc.svs,\n"
     _, problems = read_rows(manifest(tmp_path, text), "identity", OPTIONS)
     assert [problem.line for problem in problems] == [2, 3, 4]
-    assert "lines 2, 3, 4 have the output" in problems[0].message
+    assert problems[0].message.startswith("a.svs, a.svs, b.svs have the output a.ome.tiff")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,31 @@ def test_names_that_are_no_text_and_names_that_are_too_long_are_problems(tmp_pat
     assert "longer than 200 bytes" in problem.message
 
 
+def test_links_that_lead_nowhere_are_problems(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path / "slides", ["good"])
+    (slides / "gone.svs").symlink_to(tmp_path / "not mounted" / "gone.svs")
+    for source in (slides, slides / "*"):
+        rows, (problem,) = read_rows(str(source), "identity", OPTIONS)
+        assert [row.name for row in rows] == ["good.tif"]
+        assert str(problem).startswith("gone.svs: it is a link that leads nowhere")
+
+
+def test_names_that_break_lines_are_problems(tmp_path: Path) -> None:
+    (tmp_path / "two\nlines.tif").touch()
+    rows, (problem,) = read_rows(str(tmp_path), "identity", OPTIONS)
+    assert not rows
+    assert str(problem) == "two?lines.tif: its name holds characters that cannot be printed; rename it"
+
+
+def test_an_output_that_is_a_folder_is_a_problem(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path / "slides", ["a"])
+    (tmp_path / "out" / "a.ome.tiff").mkdir(parents=True)
+    rows, _ = read_rows(str(slides), "identity", OPTIONS)
+    _, (problem,) = check_rows(rows, tmp_path / "out", rows)
+    assert problem.output == "a.ome.tiff"
+    assert "its output a.ome.tiff is a folder" in problem.message
+
+
 def test_masks_and_regions_are_tried_before_anything_starts(tmp_path: Path) -> None:
     slides = write_slides(tmp_path, ["a", "b"])
     (slides / "mask.png").write_bytes(b"no picture")
@@ -239,6 +265,17 @@ def test_tasks_and_options_survive_json(tmp_path: Path) -> None:
     assert options_to_json(again) == options_to_json(options)
     task = SlideTask(3, "s.svs", tmp_path / "s.ome.tiff", "identity", 0.5, OPTIONS, "source", "version")
     assert SlideTask.from_json(task.to_json()) == task
+
+
+def test_a_slide_that_was_copied_anew_is_another_slide(tmp_path: Path) -> None:
+    """Readers' hashes do not cover all pixels, and a damaged file can be as long as the one that replaces it."""
+    slides = write_slides(tmp_path / "slides", ["a"])
+    (before,) = tasks_of(slides, tmp_path / "out")
+    changed_at = (slides / "a.tif").stat().st_mtime
+    os.utime(slides / "a.tif", (changed_at, changed_at))
+    assert tasks_of(slides, tmp_path / "out")[0].fingerprint == before.fingerprint
+    os.utime(slides / "a.tif", (changed_at, changed_at + 2))
+    assert tasks_of(slides, tmp_path / "out")[0].fingerprint != before.fingerprint
 
 
 def test_the_fingerprint_follows_pixels_and_nothing_else(tmp_path: Path) -> None:

@@ -70,15 +70,22 @@ def check_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be written ({error.strerror}); name another one") from error
+        where = error.filename or folder
+        raise OutputError(f"{where} cannot be written ({error.strerror}); name another output folder") from error
 
 
 def _check(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
     output = folder / row.output
     tissue = row.options.tissue
+
+    def problem(message: str) -> Problem:
+        return Problem(row.line, row.name, message, row.output)
+
     try:
         if os.path.realpath(output) in inputs:
-            return Problem(row.line, row.name, "its output is a slide of this list; name another output, or folder")
+            return problem("its output is a slide of this list; name another output, or folder")
+        if output.is_dir():
+            return problem(f"its output {row.output} is a folder; remove it, or name another output")
         version = _model_version(row.model)
         with open_slide(row.slide, mpp=row.mpp, mpp_option="the column mpp") as slide:
             known_mpp(slide.info)
@@ -87,12 +94,17 @@ def _check(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
                 load_mask(tissue, slide)
             region = row.options.region
             if region is not None and region.intersection(facts.bounds).is_empty:
-                return Problem(row.line, row.name, f"the region {region} lies outside the slide")
-        source = f"{facts.name} {facts.quickhash} {facts.size}"
+                return problem(f"the region {region} lies outside the slide")
+        source = f"{facts.name} {facts.quickhash} {facts.size} {_changed_at(row.slide)}"
     except (Wsi2IhcError, OSError) as error:
-        return Problem(row.line, row.name, told(error, row.slide, row.model, tissue, output))
+        return problem(told(error, row.slide, row.model, tissue, output))
     options = dataclasses.replace(row.options, overwrite=True, preview=None)
     return SlideTask(0, row.slide, output, row.model, row.mpp, options, source, version)
+
+
+def _changed_at(slide: str) -> str:
+    """When the file was changed, to the second; readers' hashes do not cover all pixels. "" of what is no file."""
+    return "" if "://" in slide else str(int(Path(slide).stat().st_mtime))
 
 
 def _inputs(rows: Sequence[Row]) -> frozenset[str]:

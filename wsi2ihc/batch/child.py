@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from ..bands import translate
+from ..bands.places import discard_store
 from ..errors import ModelError, OutputBusyError
 from ..generator.model import Generator
 from ..generator.registry import load_generator
@@ -131,6 +132,7 @@ def translate_task(task: SlideTask, device: threading.Semaphore, models: Models,
             report = translate(slide, generator, task.output, options, progress=watch)
         else:
             report = run(job, task.output, progress=watch)
+            discard_store(task.output)  # of a run that was to be resumed, and needs not be any more
         facts = _facts(report)
         try:
             write_thumbnail(task.output)

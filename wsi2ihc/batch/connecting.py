@@ -54,8 +54,14 @@ def connected(address: str, timeout_s: float) -> Client:
     BatchError
         If there is none.
     """
+    import dask
     from distributed import Client
 
+    if address.startswith("tls:") and not dask.config.get("distributed.comm.tls.client.cert", None):
+        raise BatchError(
+            f"the scheduler at {address} wants certificates; set DASK_DISTRIBUTED__COMM__TLS__… as for its workers "
+            "(docs/cluster.md, Security)"
+        )
     try:
         return Client(address, timeout=timeout_s, name="wsi2ihc-batch", set_as_default=False)
     except (OSError, ValueError, TimeoutError, RuntimeError, ImportError) as error:

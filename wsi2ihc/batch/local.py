@@ -20,7 +20,7 @@ from .events import Done, Event, Failed
 from .options import BatchOptions
 from .places import logs_folder
 from .process import Child
-from .staging import CACHE_VARIABLE, remove_leftovers_of
+from .staging import CACHE_VARIABLE, remove_leftovers_of, remove_old_copies
 from .task import SlideTask
 
 _FAILED_STARTS = 3
@@ -65,6 +65,7 @@ class LocalEngine:
         self._children: dict[int, Child] = {}
         self._environments: dict[int, Mapping[str, str]] = {}
         self._alone: set[int] = set()
+        remove_old_copies(options.cache)
         for environment in child_environments(device, options) if environments is None else environments:
             self._start(environment)
 

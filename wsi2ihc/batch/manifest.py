@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import glob
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,9 @@ OUTPUT_SUFFIX = ".ome.tiff"
 
 LONGEST_NAME_BYTES = 200
 """Of an output: file systems take 255, and partial files and reports have longer names."""
+
+_LISTED = 6
+"""Slides that a message names."""
 
 _SLIDE_COLUMNS = ("path", "slide")
 _OWN_COLUMNS = (*_SLIDE_COLUMNS, "output", "mpp", "model")
@@ -57,15 +60,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a row, in one line."""
+    """What is wrong with a row, in one line; its output is "" where not even that is known."""
 
     line: int
     name: str
     message: str
+    output: str = ""
 
     def __str__(self) -> str:
-        message = self.message.removeprefix(f"{self.name}: ")
-        return f"line {self.line}, {self.name}: {message}"
+        return f"{self.name}: {self.message.removeprefix(f'{self.name}: ')}"
 
 
 def read_rows(source: str, model: str, options: TranslateOptions) -> tuple[list[Row], list[Problem]]:
@@ -89,10 +92,10 @@ def read_rows(source: str, model: str, options: TranslateOptions) -> tuple[list[
     else:
         rows, problems = [], []
         for number, file in enumerate(_files(source), 1):
-            if _is_text(file.name):
-                rows.append(Row(number, str(file), output_name(file.name), None, model, options))
+            if message := _what_is_wrong(file):
+                problems.append(Problem(number, _readable(file.name), message))
             else:
-                problems.append(Problem(number, _readable(file.name), "its name is no text in UTF-8; rename it"))
+                rows.append(Row(number, str(file), output_name(file.name), None, model, options))
     return rows, sorted([*problems, *_clashes(rows)], key=lambda problem: problem.line)
 
 
@@ -113,16 +116,21 @@ def shard_of(rows: Sequence[Row], shard: str) -> list[Row]:
     return sorted(rows, key=lambda row: row.output)[int(number) :: int(count)]
 
 
-def _is_text(name: str) -> bool:
+def _what_is_wrong(file: Path) -> str:
+    """Why a file cannot be begun with, as far as its name tells; "" if nothing speaks against it."""
+    if not file.exists():
+        return "it is a link that leads nowhere; is the place that it names mounted?"
     try:
-        name.encode("utf-8")
+        file.name.encode("utf-8")
     except UnicodeEncodeError:
-        return False
-    return True
+        return "its name is no text in UTF-8; rename it"
+    return "" if file.name.isprintable() else "its name holds characters that cannot be printed; rename it"
 
 
 def _readable(name: str) -> str:
-    return name.encode("utf-8", "replace").decode("utf-8")
+    """A name for tables and terminals."""
+    text = name.encode("utf-8", "replace").decode("utf-8")
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def output_name(slide: str) -> str:
@@ -143,14 +151,15 @@ def _files(source: str) -> list[Path]:
             raise ManifestError(f"{folder} holds no slide (names that end in {', '.join(sorted(SLIDE_SUFFIXES))})")
         return found
     found = sorted(Path(name) for name in glob.glob(source, recursive=True))  # noqa: PTH207 (any pattern, also absolute)
-    found = [file for file in found if file.is_file()]
+    found = [file for file in found if file.is_file() or file.is_symlink()]
     if not found:
         raise ManifestError(f"{source} is no CSV, no folder, and no file matches it")
     return found
 
 
 def _is_slide(file: Path) -> bool:
-    return file.suffix.lower() in SLIDE_SUFFIXES and file.is_file() and not file.name.startswith(".")
+    is_file = file.is_file() or (file.is_symlink() and not file.exists())  # such a link is told of later
+    return file.suffix.lower() in SLIDE_SUFFIXES and is_file and not file.name.startswith(".")
 
 
 def _from_csv(path: Path, model: str, options: TranslateOptions) -> tuple[list[Row], list[Problem]]:
@@ -176,13 +185,7 @@ def _row(
     if not slide:
         raise ManifestError("no slide is named; fill the column path")
     where = slide if "://" in slide else str(folder / slide)
-    output = cells.get("output") or output_name(base_name(slide))
-    if not output.lower().endswith((".ome.tiff", ".ome.tif")):
-        output += OUTPUT_SUFFIX
-    if "/" in output or "\\" in output or output.startswith(".") or not output.isprintable():
-        raise ManifestError(f"the output {output!r:.80} is no plain file name; outputs lie in the output folder itself")
-    if len(output.encode()) > LONGEST_NAME_BYTES:
-        raise ManifestError(f"the output's name is longer than {LONGEST_NAME_BYTES} bytes; give it a shorter one")
+    output = _checked_name(cells.get("output") or output_name(base_name(slide)))
     stated = cells.get("mpp", "")
     try:
         mpp = float(stated) if stated else None
@@ -192,6 +195,30 @@ def _row(
     own_model = str(folder / named) if cells.get("model") and (folder / named).is_file() else named
     own = {name: cell for name, cell in cells.items() if cell and name not in _OWN_COLUMNS}
     return Row(line, where, output, mpp, own_model, dataclasses.replace(options, **option_cells(own, folder, options)))
+
+
+def _checked_name(output: str) -> str:
+    """The name of an output, with its suffix.
+
+    Raises
+    ------
+    ManifestError
+        If it is no name of a file in the output folder, or of no OME-TIFF.
+    """
+    if "/" in output or "\\" in output:
+        raise ManifestError(
+            f"the output {base_name(output)!r:.80} is given with a folder, and so is no plain file name; outputs lie "
+            "in the output folder itself"
+        )
+    if output.startswith(".") or not output.isprintable():
+        raise ManifestError(f"the output {output!r:.80} is no plain file name; begin with a letter or a digit")
+    if output.lower().endswith(".zarr"):
+        raise ManifestError(f"the output {output!r:.80} is no OME-TIFF, which is what a batch writes")
+    if not output.lower().endswith((".ome.tiff", ".ome.tif")):
+        output += OUTPUT_SUFFIX
+    if len(output.encode()) > LONGEST_NAME_BYTES:
+        raise ManifestError(f"the output's name is longer than {LONGEST_NAME_BYTES} bytes; give it a shorter one")
+    return output
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -225,14 +252,10 @@ def _clashes(rows: Sequence[Row]) -> Iterator[Problem]:
         named[row.output.casefold()].append(row)
     for same in named.values():
         if len(same) > 1:
-            yield from _at_fault(same, f"lines {_listed(row.line for row in same)} have the output {same[0].output}; "
-                                 "name others in the column output")  # fmt: skip
+            message = f"{_listed(same)} have the output {same[0].output}; name others in a CSV's column output"
+            yield from (Problem(row.line, row.name, message) for row in same)
 
 
-def _at_fault(rows: Iterable[Row], message: str) -> Iterator[Problem]:
-    return (Problem(row.line, row.name, message) for row in rows)
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    every = [str(number) for number in numbers]
-    return ", ".join(every[:6]) + (f" and {len(every) - 6} more" if len(every) > 6 else "")
+def _listed(rows: Sequence[Row]) -> str:
+    names = ", ".join(row.name for row in rows[:_LISTED])
+    return f"{names} and {len(rows) - _LISTED} more" if len(rows) > _LISTED else names

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pyramid import published
+from ..translation.finishing import report_path
 from .places import marker_path
 from .task import SlideTask
 
@@ -35,10 +36,15 @@ def write_marker(task: SlideTask, facts: Mapping[str, Any]) -> None:
 
 
 def read_done(task: SlideTask) -> dict[str, Any] | None:
-    """The facts of a task that is done, as they were written; None if it is not done, or not as it should be now."""
+    """The facts of a task that is done, as they were written; None if it is not done, or not as it should be now.
+
+    The report beside the output belongs to it: it says how the pixels were made.
+    """
     try:
         content = json.loads(marker_path(task.output).read_text(encoding="utf-8"))
         if content["fingerprint"] != task.fingerprint or content["output"] != identity_of(task.output):
+            return None
+        if not report_path(task.output).is_file():
             return None
         facts: dict[str, Any] = content["facts"]
     except (OSError, ValueError, KeyError, TypeError):

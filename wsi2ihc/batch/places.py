@@ -23,6 +23,11 @@ def locks_folder(folder: Path) -> Path:
     return folder / BATCH_FOLDER / "locks"
 
 
+def shards_folder(folder: Path) -> Path:
+    """Where each task of an array job notes the list that it was dealt from."""
+    return folder / BATCH_FOLDER / "shards"
+
+
 def logs_folder(folder: Path) -> Path:
     """Where what children print is kept."""
     return folder / BATCH_FOLDER / "logs"

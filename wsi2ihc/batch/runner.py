@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ MOST_RETURNS = 8
 """How often a slide may come back unfinished without being to blame, before it is to blame."""
 
 _WAIT_S = 1.0
+
+_LOOKING = 8
+"""Outputs that are looked at together: on network file systems each takes some tenths of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def run_batch(
     options
         How often a slide is tried.
     on_change
-        Told of the board after every event, with the slide that has ended if one has; often.
+        Told of the board after every event, often; with the slide that has ended or has to be tried again, if one has.
 
     Returns
     -------
@@ -82,7 +86,7 @@ def run_batch(
     BatchError, DeviceError
         If nothing can run slides.
     """
-    states = {task.number: _at_first(task) for task in tasks}
+    states = {state.task.number: state for state in states_at_first(tasks)}
     on_change(list(states.values()), None)
     todo = deque(number for number, state in states.items() if state.status == "waiting")
     if not todo:
@@ -103,11 +107,22 @@ def run_batch(
                 running.discard(number)
                 if after.status == "waiting":
                     (todo.appendleft if after.is_alone else todo.append)(number)
-            has_ended = after.status in ("done", "failed") and after.status != before.status
-            on_change(list(states.values()), after if has_ended else None)
+            has_news = isinstance(event, Done | Failed | Returned) and after != before
+            on_change(list(states.values()), after if has_news else None)
     finally:
         engine.close()
     return list(states.values())
+
+
+def states_at_first(tasks: Sequence[SlideTask]) -> list[SlideState]:
+    """What is done of these slides, and what waits: markers and outputs are looked at, a few at once."""
+    with ThreadPoolExecutor(_LOOKING, "look") as pool:
+        return list(pool.map(_at_first, tasks))
+
+
+def to_be_replaced(states: Sequence[SlideState]) -> list[str]:
+    """Names of outputs that are there and not what is asked for: made otherwise, cut short, or not by a batch."""
+    return [one.task.name for one in states if one.status == "waiting" and one.task.output.exists()]
 
 
 def _at_first(task: SlideTask) -> SlideState:

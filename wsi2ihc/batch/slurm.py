@@ -239,6 +239,8 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
         If the walltime cannot be read.
     """
     arguments = [str(one) for one in settings.get("worker-extra-args") or []]
+    if not any("dashboard" in one for one in arguments):
+        arguments.append("--no-dashboard")  # it would be open to the whole network
     directives = list(settings.get("job-extra-directives") or [])
     if needs_gpu and not _mentions(arguments, "--resources"):
         arguments += ["--resources", "GPU=1"]

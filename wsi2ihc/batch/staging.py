@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..errors import OutputError
+from ..locks import in_use, unused
 from ..pyramid.atomic import remove_leftovers
 from ..slide import Slide, open_slide
 from .task import SlideTask
@@ -22,21 +25,54 @@ _IN_SEVERAL_FILES = frozenset({".dcm", ".vms", ".vmu"})
 _WITH_FOLDER = ".mrxs"
 """MIRAX keeps its pixels in a folder of the same name."""
 
+_IN_USE = "in-use"
+"""A file beside a copy that is locked as long as its process lives."""
+
+_log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def staged(task: SlideTask) -> Iterator[Slide]:
-    """The open slide of a task; read from a copy where a cache is named. The copy is removed afterwards."""
-    cache, source = os.environ.get(CACHE_VARIABLE), Path(task.slide)
-    if not cache or "://" in task.slide or source.suffix.lower() in _IN_SEVERAL_FILES:
-        with open_slide(task.slide, mpp=task.mpp) as slide:
-            yield slide
+    """The open slide of a task, read from a copy where a cache is named and has room: for as long as it lasts."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path: str | Path = stack.enter_context(_copied(task.slide))
+        except OSError as error:
+            _log.warning("%s is read where it is: the cache cannot take it (%s)", task.name, error.strerror)
+            path = task.slide
+        yield stack.enter_context(open_slide(path, mpp=task.mpp))
+
+
+@contextlib.contextmanager
+def _copied(slide: str) -> Iterator[str | Path]:
+    """A copy of a slide in the cache; the slide itself where there is no cache, or where it would not do.
+
+    Raises
+    ------
+    OSError
+        If the cache is full, or cannot be written.
+    """
+    cache, source = os.environ.get(CACHE_VARIABLE), Path(slide)
+    if not cache or "://" in slide or source.suffix.lower() in _IN_SEVERAL_FILES:
+        yield slide
         return
     with tempfile.TemporaryDirectory(prefix=_prefix(os.getpid()), dir=cache, ignore_cleanup_errors=True) as folder:
-        copy = Path(shutil.copy2(source, folder))
-        if source.suffix.lower() == _WITH_FOLDER and source.with_suffix("").is_dir():
-            shutil.copytree(source.with_suffix(""), copy.with_suffix(""))
-        with open_slide(copy, mpp=task.mpp) as slide:
-            yield slide
+        used = Path(folder, _IN_USE)
+        used.touch()
+        with in_use(used):
+            copy = Path(shutil.copy2(source, folder))
+            if source.suffix.lower() == _WITH_FOLDER and source.with_suffix("").is_dir():
+                shutil.copytree(source.with_suffix(""), copy.with_suffix(""))
+            yield copy
+
+
+def remove_old_copies(cache: Path | None) -> None:
+    """Remove copies from the cache whose processes are gone: killed ones cannot do it themselves."""
+    folder = os.environ.get(CACHE_VARIABLE) or cache
+    for used in Path(folder).glob(f"{_prefix('*')}*/{_IN_USE}") if folder else ():
+        with contextlib.suppress(OutputError, OSError), unused(used, "busy"):
+            shutil.rmtree(used.parent, ignore_errors=True)
+            _log.info("removed %s from the cache, left behind by a killed run", used.parent.name)
 
 
 def remove_leftovers_of(pid: int, tasks: Sequence[SlideTask], cache: Path | None) -> None:
@@ -50,5 +86,5 @@ def remove_leftovers_of(pid: int, tasks: Sequence[SlideTask], cache: Path | None
             remove_leftovers(task.output)
 
 
-def _prefix(pid: int) -> str:
+def _prefix(pid: int | str) -> str:
     return f"wsi2ihc-{pid}-"

@@ -30,7 +30,7 @@ class SlideTask:
     model:    name or file
     mpp:      the slide's resolution, where it has to be stated
     options:  of the translation
-    source:   what tells the slide from others: base name, quickhash, size in px
+    source:   what tells the slide from others: base name, quickhash, size in px, when the file was changed
     version:  of the model: SHA-256 of its file, or the name of a built-in
     """
 

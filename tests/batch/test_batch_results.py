@@ -1,0 +1,168 @@
+"""Tables, what they say together, and the page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from make_batch import PretendEngine, tasks_of, write_slides
+
+from wsi2ihc.batch.events import Done, Failed
+from wsi2ihc.batch.manifest import Problem, Row
+from wsi2ihc.batch.options import BatchOptions
+from wsi2ihc.batch.page import write_page
+from wsi2ihc.batch.places import locks_folder, marker_path, thumbnail_path
+from wsi2ihc.batch.recording import record_shard
+from wsi2ihc.batch.results import COLUMNS, Result, read_results, results_of, write_table
+from wsi2ihc.batch.runner import SlideState, run_batch
+from wsi2ihc.batch.staging import CACHE_VARIABLE, remove_old_copies, staged
+from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.errors import ManifestError
+from wsi2ihc.locks import in_use, locked
+from wsi2ihc.translation.options import TranslateOptions
+
+
+def row(slide: str, status: str = "done") -> Result:
+    return Result(f"{slide}.svs", f"{slide}.ome.tiff", status=status)
+
+
+def write(folder: Path, name: str, rows: list[Result], age: int) -> None:
+    """A table that is older than others by so many seconds."""
+    write_table(folder / name, rows)
+    os.utime(folder / name, (10**9, 10**9 - age))
+
+
+def test_of_every_output_the_newest_row_counts(tmp_path: Path) -> None:
+    (tmp_path / "results_old.csv").write_text("mine")
+    write(tmp_path, "results.csv", [row("a", "failed"), row("z")], age=9)
+    write(tmp_path, "results-0-of-2.csv", [row("a"), row("c")], age=2)
+    write(tmp_path, "results-1-of-2.csv", [row("b", "failed"), row("c", "done before")], age=1)
+    results, notes = read_results(tmp_path)
+    assert {one.slide: one.status for one in results} == {
+        "a.svs": "done", "z.svs": "done", "b.svs": "failed", "c.svs": "done before",
+    }  # fmt: skip
+    assert not notes
+
+
+def test_shards_that_never_began_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "results-7-of-8.csv", [], age=1)
+    write(tmp_path, "results-0-of-2.csv", [row("a")], age=2)
+    results, notes = read_results(tmp_path)
+    assert [one.slide for one in results] == ["a.svs"]
+    assert notes == ["shard 1 of 2 never began", "shards 0, 1, 2, 3, 4, 5, 6 of 8 never began"]
+
+
+def test_a_killed_batch_is_not_said_to_run(tmp_path: Path) -> None:
+    write(tmp_path, "results.csv", [row("gone", "running"), row("done", "running"), row("live", "running")], age=0)
+    marker_path(tmp_path / "done.ome.tiff").parent.mkdir(parents=True)
+    marker_path(tmp_path / "done.ome.tiff").touch()
+    (tmp_path / "done.ome.tiff").touch()
+    locks_folder(tmp_path).mkdir(parents=True)
+    (locks_folder(tmp_path) / "gone.ome.tiff").touch()  # a killed process leaves the file, but no lock
+    with locked(locks_folder(tmp_path), "busy", "live.ome.tiff"):
+        results, _ = read_results(tmp_path)
+    assert {one.slide: one.status for one in results} == {
+        "gone.svs": "interrupted", "done.svs": "done", "live.svs": "running",
+    }  # fmt: skip
+
+
+def test_tables_of_earlier_versions_can_be_read_and_others_not(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("slide,output,status\na.svs,a.ome.tiff,done\n")
+    assert read_results(tmp_path)[0] == [row("a")]
+    (tmp_path / "results.csv").write_text("colour\nred\n")
+    with pytest.raises(ManifestError, match="cannot be read as a table of results"):
+        read_results(tmp_path)
+    (tmp_path / "results.csv").unlink()
+    with pytest.raises(ManifestError, match="no output folder of a batch"):
+        read_results(tmp_path)
+
+
+def test_rows_say_what_made_them_and_what_was_not_as_it_should_be(tmp_path: Path) -> None:
+    task = SlideTask(0, "/data/a.svs", tmp_path / "a.ome.tiff", "/models/her2.safetensors")
+    facts = {"seconds": 1.5, "mpx": 20.0, "seam_z": None, "warnings": ["1 place was unreadable", "it was faint"]}
+    (tmp_path / "a.ome.tiff").touch()
+    states = [SlideState(task, "done", 1, facts=facts), SlideState(task, "failed", 3, error="a.svs: damaged")]
+    done, failed, never = results_of(states, [Problem(3, "b.svs", "b.svs: no resolution", "b.ome.tiff")])
+    assert done.warnings == "1 place was unreadable; it was faint"
+    assert (done.slide, done.model) == ("a.svs", "her2.safetensors")
+    assert failed.error == "damaged (a.ome.tiff is of an earlier run)"
+    assert (never.output, never.status, never.error) == ("b.ome.tiff", "failed", "no resolution")
+    plain = done.to_json()
+    assert list(plain) == list(COLUMNS)
+    assert (plain["seconds"], plain["attempts"], plain["seam_z"]) == (1.5, 1, None)
+
+
+def test_the_page_shows_outputs_failed_ones_first(tmp_path: Path) -> None:
+    thumbnail_path(tmp_path / "b.ome.tiff").parent.mkdir(parents=True)
+    thumbnail_path(tmp_path / "b.ome.tiff").touch()
+    failed = Result("<i>.svs", "i.ome.tiff", "m", "failed", error="<b>damaged</b>")
+    done = Result("b.svs", "b.ome.tiff", "her2.safetensors", "done", warnings="it was faint")
+    write_page(tmp_path, [done, failed], ["shard 1 of 2 never began"])
+    page = (tmp_path / "summary.html").read_text()
+    assert page.index("i.ome.tiff") < page.index("b.ome.tiff")
+    assert "&lt;b&gt;damaged" in page
+    assert "<b>damaged" not in page
+    for text in (
+        '<a href="b.ome.tiff">', "b.svs by her2.safetensors", "it was faint", "no seams to measure", "1 done, 1 failed",
+        "<p>shard 1 of 2 never began</p>", ".wsi2ihc-batch/thumbnails/b.ome.tiff.jpg",
+    ):  # fmt: skip
+        assert text in page
+    write_page(tmp_path, [])
+    assert "no slides" in (tmp_path / "summary.html").read_text()
+
+
+def test_shards_of_another_list_are_told(tmp_path: Path) -> None:
+    def listed(*names: str) -> list[Row]:
+        return [Row(1, name, f"{name}.ome.tiff", None, "identity", TranslateOptions()) for name in names]
+
+    assert record_shard(tmp_path, "0/3", listed("b", "c")) == []
+    assert record_shard(tmp_path, "1/3", listed("c", "b")) == []
+    assert record_shard(tmp_path, "0/2", listed("a")) == []  # dealt another way
+    assert record_shard(tmp_path, "2/3", listed("a", "b", "c")) == ["0", "1"]
+    assert record_shard(tmp_path, "0/3", listed("a", "b", "c")) == ["1"]
+    assert record_shard(tmp_path, "1/3", listed("a", "b", "c")) == []
+
+
+def test_copies_of_killed_runs_are_removed_and_no_others(tmp_path: Path) -> None:
+    for name in ("wsi2ihc-1-dead", "wsi2ihc-2-live", "of-somebody-else"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "in-use").touch()
+        (tmp_path / name / "slide.tif").touch()
+    with in_use(tmp_path / "wsi2ihc-2-live" / "in-use"):
+        remove_old_copies(tmp_path)
+    assert {one.name for one in tmp_path.iterdir()} == {"wsi2ihc-2-live", "of-somebody-else"}
+    remove_old_copies(None)
+
+
+def test_a_slide_is_read_from_its_copy_or_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (task,) = tasks_of(write_slides(tmp_path / "slides", ["a"]), tmp_path / "out")
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    with staged(task) as slide:
+        assert slide.info.name == "a.tif"
+        (copy,) = (tmp_path / "cache").glob("*/a.tif")
+        remove_old_copies(None)
+        assert copy.is_file()
+    assert not list((tmp_path / "cache").iterdir())
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "absent"))
+    with staged(task) as slide:
+        assert slide.info.name == "a.tif"
+    assert "a.ome.tiff is read where it is: the cache cannot take it (No such file" in caplog.text
+
+
+def test_what_comes_again_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    task = SlideTask(0, "a.svs", tmp_path / "a.ome.tiff", "identity")
+    engine = PretendEngine(lambda task, _, before: [
+        Failed(task.number, "transient", "the disk was away") if not before else Done(task.number, {})
+    ])  # fmt: skip
+    run_batch(
+        [task],
+        lambda: engine,
+        BatchOptions(),
+        lambda _, news: told.append(f"{news.status} {news.error}") if news else None,
+    )
+    assert told == ["waiting the disk was away", "done "]
