@@ -76,7 +76,7 @@ def command(
     tasks, problems, listed = _checked(source, out_dir, model, defaults, shard, quiet=quiet)
     is_csv = source.lower().endswith(".csv")
     texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]
-    for text in texts:
+    for text in texts if dry_run or not keep_going else ():  # else the end tells
         click.echo(f"Error: {text}", err=True)
     if dry_run:
         return _tell_dry_run(tasks, texts, keep_going=keep_going, json=json)
@@ -196,7 +196,7 @@ def _run(
 
 def _counted(results: Sequence[Result]) -> list[str]:
     counts = ", ".join(f"{count} {status}" for status, count in count_statuses(results).items())
-    failed = (f"  failed  {one.output or one.slide}: {one.error}" for one in results if one.status == "failed")
+    failed = (f"  failed  {one.slide}: {one.error}" for one in results if one.status == "failed")
     return [counts or "no slides", *failed]
 
 

@@ -298,7 +298,7 @@ def test_the_command_tells_what_failed_and_how_it_stands(
     quiet = subprocess.run(command(slides, out, "--keep-going", "-q"), capture_output=True, check=False, text=True)
     assert quiet.returncode == 3
     assert not quiet.stdout
-    assert "failed  broken.ome.tiff: " in quiet.stderr
+    assert "failed  broken.tif: " in quiet.stderr
     changed = command(slides, out, "--keep-going", "--model", "counterstain")
     tried = subprocess.run([*changed, "--dry-run"], capture_output=True, check=False, text=True)
     assert tried.returncode == 3

@@ -53,6 +53,15 @@ def test_shards_that_never_began_are_named(tmp_path: Path) -> None:
     assert notes == ["shard 1 of 2 never began", "shards 0, 1, 2, 3, 4, 5, 6 of 8 never began"]
 
 
+def test_a_batch_of_all_slides_has_done_what_shards_did_not(tmp_path: Path) -> None:
+    never = Result("x.svs", "", status="failed")
+    write(tmp_path, "results-0-of-2.csv", [row("a"), never], age=2)
+    write(tmp_path, "results.csv", [row("a", "done before"), row("b"), never], age=1)
+    results, notes = read_results(tmp_path)
+    assert [one.slide for one in results] == ["a.svs", "x.svs", "b.svs"]
+    assert not notes
+
+
 def test_a_killed_batch_is_not_said_to_run(tmp_path: Path) -> None:
     write(tmp_path, "results.csv", [row("gone", "running"), row("done", "running"), row("live", "running")], age=0)
     marker_path(tmp_path / "done.ome.tiff").parent.mkdir(parents=True)

@@ -93,7 +93,8 @@ def read_rows(source: str, model: str, options: TranslateOptions) -> tuple[list[
         rows, problems = [], []
         for number, file in enumerate(_files(source), 1):
             if message := _what_is_wrong(file):
-                problems.append(Problem(number, _readable(file.name), message))
+                name = _readable(file.name)
+                problems.append(Problem(number, name, message, output_name(name)))
             else:
                 rows.append(Row(number, str(file), output_name(file.name), None, model, options))
     return rows, sorted([*problems, *_clashes(rows)], key=lambda problem: problem.line)

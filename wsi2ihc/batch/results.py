@@ -109,11 +109,11 @@ def read_results(folder: Path) -> tuple[list[Result], list[str]]:
     if not tables:
         raise ManifestError(f"{folder} holds no {TABLE_NAME}; it is no output folder of a batch")
     newest: dict[str, Result] = {}
+    shards: list[re.Match[str]] = []
     for path in sorted(tables, key=lambda path: path.stat().st_mtime_ns):
-        for row in _read_table(path):
-            newest[row.output or f"{path.name}:{row.slide}"] = row
-    results = [_as_it_is(folder, row) for row in newest.values()]
-    return results, _missing_shards([match for match in tables.values() if match["shards"]])
+        newest.update({row.output or row.slide: row for row in _read_table(path)})
+        shards = [*shards, tables[path]] if tables[path]["shards"] else []  # a batch of all slides has done theirs
+    return [_as_it_is(folder, row) for row in newest.values()], _missing_shards(shards)
 
 
 def count_statuses(results: Sequence[Result]) -> Counter[str]:
