@@ -54,7 +54,9 @@ def _translate(arguments: list[str], log: str, gate: Path | None) -> None:
 
     if gate is not None:
         gate.with_name(f"{gate.name}-{os.getpid()}").touch()
+        until = time.monotonic() + 120
         while not gate.exists():
+            assert time.monotonic() < until
             time.sleep(0.001)
         _do_bands_slowly()
     sys.argv = ["wsi2ihc"]

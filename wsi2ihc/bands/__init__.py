@@ -1,8 +1,8 @@
 """A translation in bands: it can be gone on with after a kill, and several processes can work on one slide.
 
-`translate` does all of it, and is what the command line and `batch` call. It opens a store (`open_store`) and completes it
-(`complete`), which is to translate bands and to assemble them. The parts are here for tests and for whoever deals bands
-out himself: `band_numbers`, `translate_band` for each of them, in any order and any process, and `assemble`.
+`translate` does all of it, and is what the command line and `batch` call. It opens a store (`open_store`) and completes
+it (`complete`), which is to translate bands and to assemble them. The parts are here for tests and for whoever deals
+bands out himself: `band_numbers`, `translate_band` for each of them, in any order and any process, and `assemble`.
 """
 
 from __future__ import annotations

@@ -99,7 +99,8 @@ def open_store(
         if job is None:
             job = prepare(slide, generator, options, settled=record.settled, facts=facts, progress=progress)
             _check_layout(job, folder)
-            _tell_what_stays(job, record, folder)
+            if not is_finished:
+                _tell_what_stays(job, record, folder)
         bands = divide(job, record.settled.cell, record.band_px)
         tile_px = job.options.pyramid.tile_px
         levels = plan_levels(job.plan.extent.size, tile_px, occupied_tiles(bands, tile_px))

@@ -113,12 +113,15 @@ def remove_unused(output: Path) -> None:
 
 
 def discard_store(output: Path) -> None:
-    """Remove what is left of an output's store, since the output is complete; not what somebody works in."""
-    with contextlib.suppress(OutputError, OSError), alone(output, lambda _: None, wait=False):
-        remove_leftovers(output, shared=True)
-        remove_replaced(output)
-        if store_path(output).is_dir():
-            remove_unused(output)
+    """Remove what is left of an output's store, since the output is complete; not what somebody works in, or may."""
+    try:
+        with alone(output, lambda _: None, wait=False):
+            remove_leftovers(output, shared=True)
+            remove_replaced(output)
+            if store_path(output).is_dir():
+                remove_unused(output)
+    except OSError as error:
+        _log.info("%s", error)
 
 
 def count_done(output: Path) -> int | None:
