@@ -272,7 +272,7 @@ def test_an_interrupted_batch_leaves_no_partial_and_no_copy(slides: Path, tmp_pa
         command(slides, tmp_path / "out", "--cache", str(tmp_path / "cache")), stderr=subprocess.PIPE,
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    wait_until(lambda: list((tmp_path / "out").glob(".*.partial")) or process.poll() is not None)
+    wait_until(lambda: list((tmp_path / "out").glob(".*.ome.tiff.*.partial")) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode in (0, 130), error  # 0: it was too fast
