@@ -89,7 +89,7 @@ def command(
             else:
                 check_outputs(opened, output, options, inputs=[model])
             if dry_run:
-                outlook = forecast(prepare(opened, load_generator(model), options, progress=bar))
+                outlook = forecast(prepare(opened, load_generator(model), options, progress=bar), output)
                 bar.close()
                 echo_json(outlook.to_json()) if json else click.echo(_describe_forecast(outlook))
                 return

@@ -176,7 +176,8 @@ def test_nothing_is_left_when_the_generator_breaks(slide_file: Path, tmp_path: P
 def test_a_forecast_comes_near_what_is_done(slide_file: Path, tmp_path: Path) -> None:
     with wsi2ihc.open_slide(slide_file) as slide:
         job = prepare(slide, wsi2ihc.load_generator("counterstain"), TranslateOptions())
-        outlook = forecast(job)
+        outlook = forecast(job, Path("out.ome.tiff"))
+        assert forecast(job, Path("out.ome.zarr")).output_bytes > 5 * outlook.output_bytes, "it is lossless"
         assert not list(tmp_path.iterdir())
         report = run(job, tmp_path / "out.ome.tiff")
     assert outlook.windows == report.plan["windows"]
