@@ -98,7 +98,9 @@ def _chosen_generator(job: TrainingJob, folder: RunFolder, best: Best | None) ->
     path = folder.best if best else folder.last
     module, state = build_network(job.spec), read_state(path)
     try:
-        module.load_state_dict(state["generator"])
+        averaged = state.get("averaged") or {}  # of the last; of the best epoch, the average is what was kept
+        weights = {name.removeprefix("module."): one for name, one in averaged.items() if name.startswith("module.")}
+        module.load_state_dict(weights or state["generator"])
         return module, Best(**state["best"]) if best else None
     except (KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"the checkpoint {path} is not of this run ({' '.join(str(error).split())!s:.120})") from error

@@ -117,7 +117,7 @@ def _validate(
     epoch: int,
 ) -> None:  # fmt: skip
     """Score the generator, keep the picture and, if it is the best so far, the weights."""
-    options, module = job.options, networks.generator_module
+    options, module = job.options, networks.model
     module.eval()
     scores, shown = validate(
         module,

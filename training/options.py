@@ -90,6 +90,10 @@ class TrainOptions:
     learning_rate: float = _option(2e-4, "Of Adam, for both networks.")
     beta1: float = _option(0.5, "Of Adam.")
     beta2: float = _option(0.999, "Of Adam.")
+    ema_decay: float = _option(
+        0.0, "The model is a moving average of the generator's weights, of which each step keeps this share (0: none; "
+        "0.999 averages over some 1000 steps)."
+    )  # fmt: skip
     batch_size: int = _option(8, "Images per step, over all processes together.")
     seed: int = _option(0, "Of everything drawn at random.")
     # data
@@ -142,7 +146,7 @@ class TrainOptions:
         for name in ("learning_rate", "validation_share"):
             if not 0 < getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
         if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wsi2ihc.generator.checkpoint import build_network
 from wsi2ihc.generator.pixels import to_network
@@ -27,7 +28,10 @@ discriminator's loss."""
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """Generator and discriminator, set up for the device (``…_module``: as they are inside), and their optimisers."""
+    """Generator and discriminator, set up for the device (``…_module``: as they are inside), and their optimisers.
+
+    averaged: a moving average of the generator's weights, if there is one
+    """
 
     generator: nn.Module
     discriminator: nn.Module
@@ -35,6 +39,12 @@ class Networks:
     discriminator_module: nn.Module
     generator_optimiser: Optimizer
     discriminator_optimiser: Optimizer
+    averaged: AveragedModel | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """What is validated and kept: the generator, or the average of its weights."""
+        return self.averaged.module if self.averaged is not None else self.generator_module
 
     def set_learning_rate(self, rate: float) -> None:
         for optimiser in (self.generator_optimiser, self.discriminator_optimiser):
@@ -57,7 +67,11 @@ def build_networks(options: TrainOptions, fabric: Fabric) -> Networks:
         optimiser = Adam(module.parameters(), options.learning_rate, (options.beta1, options.beta2))
         made.append((module, *fabric.setup(module, optimiser)))
     (generator, g_ready, g_optimiser), (discriminator, d_ready, d_optimiser) = made
-    return Networks(g_ready, d_ready, generator, discriminator, g_optimiser, d_optimiser)
+    averaged = None
+    if options.ema_decay:
+        rule = get_ema_multi_avg_fn(options.ema_decay)  # type: ignore[no-untyped-call]
+        averaged = AveragedModel(generator, multi_avg_fn=rule, use_buffers=True).requires_grad_(False)
+    return Networks(g_ready, d_ready, generator, discriminator, g_optimiser, d_optimiser, averaged)
 
 
 def training_step(fabric: Fabric, networks: Networks, he: Tensor, ihc: Tensor, options: TrainOptions) -> Tensor:
@@ -100,6 +114,8 @@ def training_step(fabric: Fabric, networks: Networks, he: Tensor, ihc: Tensor, o
     networks.generator_optimiser.zero_grad()
     fabric.backward(total)
     networks.generator_optimiser.step()
+    if networks.averaged is not None:
+        networks.averaged.update_parameters(networks.generator_module)
     return torch.stack([one.detach().float() for one in (total, adversarial, octaves[0], variance, loss)])
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from make_pairs import side_by_side
 from PIL import Image
 from tiny_runs import STEPS_PER_EPOCH, TINY, tiny, tiny_pairs
@@ -28,12 +29,14 @@ from wsi2ihc.errors import DatasetError, DeviceMemoryError, OutputError, OutputE
 from wsi2ihc.generator.checkpoint import load_checkpoint
 from wsi2ihc.progress import Progress
 from wsi2ihc.training import checkpoints, loop, trainer
+from wsi2ihc.training import step as step_module
 from wsi2ihc.training.checkpoints import read_state
 from wsi2ihc.training.data import Pair
 from wsi2ihc.training.history import read_steps, read_validation
 from wsi2ihc.training.job import prepare
 from wsi2ihc.training.options import TrainOptions, config_text, flag, read_config
 from wsi2ihc.training.runs import RunFolder
+from wsi2ihc.training.step import Networks
 from wsi2ihc.training.trainer import train
 from wsi2ihc.training.validation import validate
 
@@ -195,6 +198,48 @@ def test_a_stopped_run_goes_on_exactly(pairs: Path, finished: Path, tmp_path: Pa
         for column in one.keys() - {"images_per_s"}:
             np.testing.assert_array_equal(one[column], other[column], err_msg=f"{table} {column}")
     assert summary_of(finished)["validation"] == summary_of(run)["validation"]
+
+
+def test_the_model_can_be_an_average_of_the_generator_s_weights(pairs: Path, finished: Path, tmp_path: Path) -> None:
+    """Training is the same; what is kept is the average, and it is resumed exactly."""
+    options = tiny(ema_decay=0.9)
+    train(prepare(pairs, options), tmp_path / "whole")
+    state, plain = (read_state(run / "checkpoints" / "last.pt") for run in (tmp_path / "whole", finished))
+    assert_equal(state["generator"], plain["generator"])
+    assert_equal(state["discriminator"], plain["discriminator"])
+    name = "model.1.weight"
+    assert state["averaged"]["n_averaged"] == 3 * STEPS_PER_EPOCH
+    assert 0 < (state["averaged"][f"module.{name}"] - plain["generator"][name]).abs().max() < 0.05
+    with pytest.raises(StoppedError):
+        train(prepare(pairs, options), tmp_path / "stopped", progress=stop_at(5))
+    train(prepare(pairs, options), tmp_path / "stopped", resume=True)
+    stopped = read_state(tmp_path / "stopped" / "checkpoints" / "last.pt")
+    assert_equal(state["averaged"], stopped["averaged"])
+    assert_equal(weights(tmp_path / "whole", "best.pt"), weights(tmp_path / "stopped", "best.pt"))
+    model, _, _ = load_checkpoint(tmp_path / "whole" / "model.safetensors")
+    assert torch.equal(model.state_dict()[name], weights(tmp_path / "whole", "best.pt")[name])
+    assert not torch.equal(model.state_dict()[name], weights(finished, "best.pt")[name])
+
+
+def test_the_average_is_that_of_all_steps(pairs: Path, tmp_path: Path) -> None:
+    """By its definition, of weights after each step, the first of which it begins with."""
+    seen: list[Tensor] = []
+    name, decay = "model.1.weight", 0.75
+    step = step_module.training_step
+
+    def recorded(fabric: Fabric, networks: Networks, *more: Any) -> Tensor:
+        losses = step(fabric, networks, *more)
+        seen.append(networks.generator_module.state_dict()[name].double().clone())
+        return losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", recorded)
+        train(prepare(pairs, tiny(ema_decay=decay, epochs=1)), tmp_path)
+    expected = seen[0]
+    for weight in seen[1:]:
+        expected = decay * expected + (1 - decay) * weight
+    state = read_state(tmp_path / "checkpoints" / "last.pt")
+    torch.testing.assert_close(state["averaged"][f"module.{name}"].double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_killed_process_goes_on_exactly(pairs: Path, tmp_path: Path) -> None:
