@@ -144,6 +144,7 @@ def summary(report: TranslateReport) -> str:
         f"  source   {report.source['name']}, {report.source['width']}×{report.source['height']} px at "
         f"{report.source['mpp'][0]:.4g} µm/px",
         f"  model    {report.model['name']}, {report.model['channel']}, on {report.device}, {report.precision}",
+        f"           {report.model['description']}",
         f"  tissue   {report.tissue_share:.1%} of {_shown(report)}; {report.plan['windows']} windows, {report.blend}, "
         f"{window_px / kept_px:.2f} px of work per px kept",
         f"  seams    {_seams(report.seams)}",

@@ -82,7 +82,7 @@ def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
     steps = steps_per_epoch(train, options.batch_size)
     if options.validation_patches:
         validation = _sample(validation, options.validation_patches, options.seed)
-    spec = options.spec(mpp=facts.mpp, stain=facts.stain, licence=facts.licence)
+    spec = options.spec(mpp=facts.mpp, stain=facts.stain, licence=facts.licence, about=options.about)
     notes = (_OVERFITTED, *facts.notes) if options.overfit else facts.notes
     for note in notes:
         _log.warning(note)

@@ -118,6 +118,9 @@ class TrainOptions:
     mpp: float | None = _option(None, "µm per px of the patches (default: as the data says).")
     stain: str | None = _option(None, "What is made, as in HER2 (default: as the data says).")
     data_name: str | None = _option(None, "Name of the data set (default: as the data says, or its folder's).")
+    about: str = _option(
+        "", "What the model is for, and what not: a sentence that its users will read.", affects_result=False
+    )
     data_licence: str | None = _option(None, "Licence that the model carries (default: as the data says).")
     # the run
     validate_every: int = _option(1, "Epochs between validations.")

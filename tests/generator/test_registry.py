@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def test_a_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ModelError, match="only described"):
         make_translator(listed, "cpu", exact=True)
     assert load_generator("pan-ck").sha256
+
+
+def test_a_model_says_what_it_is_for(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, about="Shows the path; not for HER2")
+    save_checkpoint(tmp_path / "demo.safetensors", build_network(spec), spec)
+    assert load_generator(tmp_path / "demo.safetensors").description == (
+        "Shows the path; not for HER2 (ResNet of depth 1, width 2, batch norm, trained at 0.46 µm/px)"
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet", "models/her2.safetensors", "", "counterstain.safetensors"])

@@ -24,6 +24,7 @@ specs = st.builds(
     mpp=st.floats(0.01, 100),
     stain=lines.filter(lambda text: bool(text.strip()) and text.isprintable()),
     licence=lines.filter(str.isprintable),
+    about=lines.filter(str.isprintable),
     training=st.dictionaries(st.text(), st.none() | st.integers() | st.lists(st.text()) | st.floats(-1e9, 1e9)),
 )
 
@@ -60,6 +61,8 @@ def test_round_trip_through_json(spec: GeneratorSpec) -> None:
         ("stain", None),
         ("licence", "x" * 201),
         ("licence", 7),
+        ("about", "x" * 501),
+        ("about", "two\nlines"),
         ("training", [1]),
         ("training", {"a": object()}),
         ("training", {"a": float("nan")}),
@@ -104,3 +107,9 @@ def test_any_json_is_either_a_spec_or_a_model_error(values: dict[str, object]) -
     except ModelError:
         return
     assert json.loads(spec.to_json()) == json.loads(text)
+
+
+def test_files_that_do_not_say_what_they_are_for_can_be_read() -> None:
+    values = json.loads(GeneratorSpec().to_json())
+    del values["about"]
+    assert GeneratorSpec.from_json(json.dumps(values)) == GeneratorSpec()

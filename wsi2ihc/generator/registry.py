@@ -99,6 +99,7 @@ def _find(name: str) -> Generator | Path:
 def _described(name: str, version: str, spec: GeneratorSpec) -> Generator:
     """What a checkpoint's description says, without its network."""
     kind = f"{'ResNet' if spec.architecture == 'resnet' else 'U-Net'} of depth {spec.depth}, width {spec.width}"
+    facts = f"{kind}, {spec.norm} norm, trained at {spec.mpp:g} µm/px"
     return Generator(
         name=name,
         version=version,
@@ -106,6 +107,6 @@ def _described(name: str, version: str, spec: GeneratorSpec) -> Generator:
         channel_name=f"virtual {spec.stain} (computed)",
         mpp=spec.mpp,
         licence=spec.licence,
-        description=f"{kind}, {spec.norm} norm, trained at {spec.mpp:g} µm/px",
+        description=f"{spec.about} ({facts})" if spec.about else facts,
         spec=spec,
     )

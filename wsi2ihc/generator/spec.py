@@ -37,6 +37,7 @@ class GeneratorSpec:
     mpp:           µm per px of the images that it was trained on
     stain:         what it makes, as in "HER2" or "pan-CK"; goes into the output's channel name
     licence:       of the weights, as their maker states it; "" where that is unknown
+    about:         what it is for, and what not, in a sentence for those who use it; "" if its maker says nothing
     training:      provenance as JSON values: data, recipe, steps, versions, where imported from, …
 
     Raises
@@ -54,6 +55,7 @@ class GeneratorSpec:
     mpp: float = 0.5
     stain: str = "IHC"
     licence: str = ""
+    about: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,10 +70,10 @@ class GeneratorSpec:
             raise ModelError(f"a generator's dropout is true or false, not {self.dropout!r}")
         if isinstance(self.mpp, bool) or not isinstance(self.mpp, int | float) or not _is_between(self.mpp, MPP_RANGE):
             raise ModelError(f"a generator's mpp lies between {MPP_RANGE[0]} and {MPP_RANGE[1]}, not {self.mpp!r}")
-        for name in ("stain", "licence"):
+        for name, most in (("stain", 200), ("licence", 200), ("about", 500)):
             value = getattr(self, name)
-            if not isinstance(value, str) or (value and not value.isprintable()) or len(value) > 200:
-                raise ModelError(f"a generator's {name} is a line of at most 200 characters, not {value!r:.60}")
+            if not isinstance(value, str) or (value and not value.isprintable()) or len(value) > most:
+                raise ModelError(f"a generator's {name} is a line of at most {most} characters, not {value!r:.60}")
         if not self.stain.strip():
             raise ModelError("a generator needs the name of its stain, as in 'HER2'")
         _check_training(self.training)
@@ -96,6 +98,7 @@ class GeneratorSpec:
         if not isinstance(values, dict):
             raise ModelError("the generator's description is no JSON object")
         names = {one.name for one in fields(cls)}
+        values.setdefault("about", "")  # earlier files have none
         for kind, odd in (("lacks", names - values.keys()), ("has the unknown", values.keys() - names)):
             if odd:
                 raise ModelError(f"the generator's description {kind} {', '.join(sorted(odd))!s:.120}")
