@@ -20,7 +20,7 @@ CONFIGS = sorted(EXAMPLES.glob("*.toml"))
 
 
 def test_there_are_examples() -> None:
-    assert [path.name for path in CONFIGS] == ["train_bci.toml", "train_facades.toml"]
+    assert [path.name for path in CONFIGS] == ["train_bci.toml", "train_default_model.toml", "train_facades.toml"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
