@@ -35,6 +35,8 @@ LEFT_OUT = "15379_58805"
 
 
 def main() -> None:
+    if len(sys.argv) < 3 or not RUNS.keys() >= set(sys.argv[3:]):
+        sys.exit((__doc__ or "").strip())
     data, out, *names = sys.argv[1:]
     folder = Path(out)
     pairs = without_region(Path(data), folder / "hemit256")

@@ -69,7 +69,8 @@ def save_state(
         "threads": torch.get_num_threads(),
         "generator": networks.generator_module.state_dict(),
         "discriminator": networks.discriminator_module.state_dict(),
-        "averaged": networks.averaged.state_dict() if networks.averaged is not None else None,
+        "model": networks.model.state_dict() if networks.averaged is not None else None,
+        "averaged_steps": int(networks.averaged.n_averaged) if networks.averaged is not None else 0,
         "generator_optimiser": networks.generator_optimiser.state_dict(),
         "discriminator_optimiser": networks.discriminator_optimiser.state_dict(),
         "loss_scale": fabric.strategy.precision.state_dict(),  # of fp16
@@ -103,7 +104,8 @@ def load_state(path: Path, networks: Networks, fabric: Fabric, options: TrainOpt
         networks.generator_module.load_state_dict(state["generator"])
         networks.discriminator_module.load_state_dict(state["discriminator"])
         if networks.averaged is not None:
-            networks.averaged.load_state_dict(state["averaged"])
+            networks.model.load_state_dict(state["model"])
+            networks.averaged.n_averaged.fill_(int(state["averaged_steps"]))
         networks.generator_optimiser.load_state_dict(state["generator_optimiser"])
         networks.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
         fabric.strategy.precision.load_state_dict(state["loss_scale"])

@@ -98,9 +98,7 @@ def _chosen_generator(job: TrainingJob, folder: RunFolder, best: Best | None) ->
     path = folder.best if best else folder.last
     module, state = build_network(job.spec), read_state(path)
     try:
-        averaged = state.get("averaged") or {}  # of the last; of the best epoch, the average is what was kept
-        weights = {name.removeprefix("module."): one for name, one in averaged.items() if name.startswith("module.")}
-        module.load_state_dict(weights or state["generator"])
+        module.load_state_dict(state.get("model") or state["generator"])  # the best's generator is the model already
         return module, Best(**state["best"]) if best else None
     except (KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"the checkpoint {path} is not of this run ({' '.join(str(error).split())!s:.120})") from error

@@ -22,6 +22,7 @@ from wsi2ihc.errors import OptionError
 from wsi2ihc.generator.spec import MPP_RANGE, GeneratorSpec
 
 from .data import Augmentation, Order
+from .data.stain_jitter import STRONGEST
 from .presets import Preset
 
 Recipe = Literal["pix2pix", "pyramid", "variance"]
@@ -149,6 +150,8 @@ class TrainOptions:
         for name in ("learning_rate", "validation_share"):
             if not 0 < getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.stain_jitter > STRONGEST:
+            raise OptionError(f"--stain-jitter must be at most {STRONGEST:g}, not {self.stain_jitter}")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")

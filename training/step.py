@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from wsi2ihc.generator.checkpoint import build_network
 from wsi2ihc.generator.pixels import to_network
@@ -69,9 +70,25 @@ def build_networks(options: TrainOptions, fabric: Fabric) -> Networks:
     (generator, g_ready, g_optimiser), (discriminator, d_ready, d_optimiser) = made
     averaged = None
     if options.ema_decay:
-        rule = get_ema_multi_avg_fn(options.ema_decay)  # type: ignore[no-untyped-call]
-        averaged = AveragedModel(generator, multi_avg_fn=rule, use_buffers=True).requires_grad_(False)
+        averaged = AveragedModel(generator, avg_fn=moving_average(options.ema_decay), use_buffers=True)
+        averaged.requires_grad_(False)
     return Networks(g_ready, d_ready, generator, discriminator, g_optimiser, d_optimiser, averaged)
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The rule by which `AveragedModel` takes a step's weights into the average, whatever their number so far.
+
+    After n steps the average keeps ``min(decay, (1 + n) / (10 + n))`` of itself, so that the first weights, which are
+    random, do not stay in it for thousands of steps (the rule of TensorFlow's ExponentialMovingAverage).
+    """
+
+    def averaged(average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        if not current.is_floating_point():  # batch norm's counters
+            return current
+        n = int(steps)
+        return torch.lerp(average, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return averaged
 
 
 def training_step(fabric: Fabric, networks: Networks, he: Tensor, ihc: Tensor, options: TrainOptions) -> Tensor:

@@ -16,8 +16,11 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.stains import EOSIN, HAEMATOXYLIN
 
 HUE_SHARE = 0.5
-"""How far components of a stain's direction move, as a share of the strength. At 0.3 this turns it by up to 14°;
+"""How far components of a stain's direction move, as a share of the strength. At 0.3 this turns it by up to 15°;
 directions estimated on three slides of other organs and laboratories lay 10° to 13° apart."""
+
+STRONGEST = 1.0
+"""More is no stain that anybody has seen."""
 
 DRAWS = 8
 """Random numbers that a crop needs: the amount of each of two stains, and three components of each direction."""
@@ -34,7 +37,7 @@ def recoloured(he: RGBImage, strength: float, draws: npt.NDArray[np.float64]) ->
     he:
         (H, W, 3) uint8
     strength:
-        amounts change by factors between exp(-strength) and exp(strength); 0 changes nothing
+        up to `STRONGEST`: amounts change by factors between exp(-strength) and exp(strength); 0 changes nothing
     draws:
         `DRAWS` numbers between 0 and 1, of which 0.5 changes nothing
     """
