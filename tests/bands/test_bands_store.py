@@ -127,6 +127,34 @@ def test_another_slide_or_model_is_refused_and_begun_anew_if_asked(
     np.testing.assert_array_equal(tifffile.imread(out), picture)
 
 
+def test_a_slide_that_was_copied_anew_is_another_slide(
+    options: TranslateOptions, picture: RGBImage, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """OpenSlide's hash is of the lowest level, which stays as it is here."""
+    path, out = tmp_path_factory.mktemp("copied") / "tissue.svs", tmp_path / "out.ome.tiff"
+    pyramid = halves(picture, 2)
+
+    def copied(pixels: RGBImage, second: int) -> Slide:
+        write_slide(path, [pixels, *pyramid[1:]], style="aperio", compression="deflate", tile=256, mpp=0.5)
+        os.utime(path, (second, second))
+        return wsi2ihc.open_slide(path)
+
+    with copied(picture, 1_000_000_000) as before, open_store(before, IDENTITY, out, options) as store:
+        assert translate_band(store, 0)
+    with wsi2ihc.open_slide(path) as again, open_store(again, IDENTITY, out, options) as store:
+        assert missing_bands(store) == [1, 2, 3]
+    with copied(255 - picture, 2_000_000_000) as now:
+        assert now.info.quickhash == before.info.quickhash
+        told = r"source changed at \(2001-09-09T01:46:40Z, now 2033-05-18T03:33:20Z\)"
+        with pytest.raises(OutputError, match=told):
+            wsi2ihc.translate(now, IDENTITY, out, options)
+        report = wsi2ihc.translate(now, IDENTITY, out, replace(options, overwrite=True))
+    np.testing.assert_array_equal(tifffile.imread(out), 255 - picture)
+    assert "2033" not in json.dumps(report.source)
+    with copied(picture, 1_000_000_000) as back, pytest.raises(OutputExistsError):
+        wsi2ihc.translate(back, IDENTITY, out, options)
+
+
 def test_a_mask_file_is_known_by_its_content(
     slide: Slide,
     make_options: Callable[..., TranslateOptions],

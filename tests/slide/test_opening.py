@@ -51,6 +51,7 @@ class TestWhichReader:
             assert slide.info.reader == "tiffslide"
             assert slide.info.name == "a.tif"
             assert slide.path == "memory://folder/a.tif"
+            assert slide.info.changed_at is None
             np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), PYRAMID[0])
             local = open_slide(path)
             assert slide.info.quickhash.startswith("sha256:")

@@ -170,7 +170,7 @@ class TestSlideContract:
             with pytest.raises(TypeError, match="send its path"):
                 way(slide)
 
-    def test_facts(self, slide: Slide, kind: str) -> None:
+    def test_facts(self, slide: Slide, kind: str, files: dict[str, Path]) -> None:
         info = slide.info
         assert info.name == f"{kind}.tif"
         assert Path(slide.path).name == info.name
@@ -178,6 +178,7 @@ class TestSlideContract:
         assert info.background == (255, 255, 255)
         assert info.icc_profile is None
         assert info.quickhash
+        assert info.changed_at == int(files[kind].stat().st_mtime)
         assert info.quickhash.startswith("sha256:") == (info.reader == "tiffslide")
         aperio = SLIDES[kind].get("style") == "aperio"
         assert info.vendor == ("aperio" if aperio else "generic-tiff")

@@ -95,16 +95,11 @@ def _check(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
             region = row.options.region
             if region is not None and region.intersection(facts.bounds).is_empty:
                 return problem(f"the region {region} lies outside the slide")
-        source = f"{facts.name} {facts.quickhash} {facts.size} {_changed_at(row.slide)}"
+        source = f"{facts.name} {facts.quickhash} {facts.size} {'' if facts.changed_at is None else facts.changed_at}"
     except (Wsi2IhcError, OSError) as error:
         return problem(told(error, row.slide, row.model, tissue, output))
     options = dataclasses.replace(row.options, overwrite=True, preview=None)
     return SlideTask(0, row.slide, output, row.model, row.mpp, options, source, version)
-
-
-def _changed_at(slide: str) -> str:
-    """When the file was changed, to the second; readers' hashes do not cover all pixels. "" of what is no file."""
-    return "" if "://" in slide else str(int(Path(slide).stat().st_mtime))
 
 
 def _inputs(rows: Sequence[Row]) -> frozenset[str]:

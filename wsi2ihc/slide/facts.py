@@ -144,6 +144,11 @@ def hash_of_file(path: Path) -> str:
         return own_hash(read_at, path.stat().st_size)
 
 
+def changed_at(path: str | Path) -> int | None:
+    """When a local file was last changed, whole s since 1970, as all copies that keep times have it; None of a URL."""
+    return int(Path(path).stat().st_mtime) if "://" not in str(path) else None
+
+
 def not_rgb(name: str, facts: TiffFacts) -> UnreadableSlideError:
     """The error for a TIFF whose pixels are of another kind."""
     samples = "1 sample" if facts.samples == 1 else f"{facts.samples} samples"

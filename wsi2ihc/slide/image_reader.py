@@ -21,7 +21,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region
-from .facts import checked_levels, checked_profile, hash_of_file, remarks
+from .facts import changed_at, checked_levels, checked_profile, hash_of_file, remarks
 from .pixels import composited
 from .protocol import SlideInfo
 from .reader import SlideReader
@@ -140,6 +140,7 @@ class ImageReader(SlideReader):
             background=WHITE,
             icc_profile=usable,
             quickhash=hash_of_file(path),
+            changed_at=changed_at(path),
             problems=(*resolution.problems, *profile_remarks, *own),
         )
 

@@ -14,6 +14,7 @@ from ..errors import UnreadableSlideError
 from ..geometry import Region, Size, floor_to
 from .facts import (
     both,
+    changed_at,
     checked_bounds,
     checked_levels,
     checked_profile,
@@ -150,6 +151,7 @@ class OpenSlideReader(SlideReader):
             background=colour_from_hex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),
             icc_profile=profile,
             quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1) or hash_of_file(self._file),
+            changed_at=changed_at(self._file),
             problems=(*resolution.problems, *profile_remarks, *remarks(levels, magnification, facts)),
         )
 

@@ -37,6 +37,8 @@ class SlideInfo:
     background:      what the format says missing areas look like; white where it says nothing
     icc_profile:     embedded colour profile, or None
     quickhash:       OpenSlide's quickhash-1 where it has one, else a hash of our own with the prefix "sha256:"
+    changed_at:      when the file was last changed, whole s since 1970; None of what is no local file. It tells a file
+                     that was copied anew from what it was: readers' hashes do not cover all pixels
     problems:        what is wrong or doubtful, one sentence each, for people
     mpp_option:      what a user states another mpp with, for messages
     """
@@ -52,6 +54,7 @@ class SlideInfo:
     background: RGB
     icc_profile: bytes | None
     quickhash: str
+    changed_at: int | None = None
     problems: tuple[str, ...] = ()
     mpp_option: str = "--mpp"
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ..arrays import RGB, WHITE, RGBImage
 from ..errors import SlideNotFoundError, UnreadableSlideError
 from ..geometry import Region
-from .facts import both, checked_bounds, checked_levels, checked_profile, not_rgb, own_hash, remarks
+from .facts import both, changed_at, checked_bounds, checked_levels, checked_profile, not_rgb, own_hash, remarks
 from .jpeg_tiles import damaged
 from .pixels import composited, fill_with
 from .protocol import SlideInfo
@@ -154,6 +154,7 @@ class TiffSlideReader(SlideReader):
             background=WHITE,
             icc_profile=profile,
             quickhash=own_hash(read_at, int(file.size)),
+            changed_at=changed_at(self.path),
             problems=(*resolution.problems, *profile_remarks, *remarks(levels, magnification, facts)),
         )
 

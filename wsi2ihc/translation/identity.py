@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import runtime
 from ..errors import MaskError
 from ..generator.model import Generator
@@ -39,6 +41,7 @@ def identity(slide: Slide, generator: Generator, options: TranslateOptions) -> I
             "name": info.name,
             "quickhash": info.quickhash,
             "size": [info.size.width, info.size.height],
+            "changed at": _moment(info.changed_at),
             "--mpp": info.mpp,
         },
         "model": {"name": generator.name, "version": generator.version},
@@ -87,6 +90,11 @@ def _mask_identity(tissue: str | Path) -> str:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise MaskError(f"{tissue}: the mask cannot be read ({error.strerror}); check the path") from error
+
+
+def _moment(seconds: int | None) -> str:
+    """Seconds since 1970 as people read them; "" of None. Damaged file systems have years that `datetime` has not."""
+    return "" if seconds is None else f"{np.datetime64(seconds, 's')}Z"
 
 
 def _short(value: Any) -> str:
