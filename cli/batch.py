@@ -16,7 +16,15 @@ from wsi2ihc.batch.manifest import Problem, Row, read_rows, shard_of
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.page import PAGE_NAME
 from wsi2ihc.batch.recording import ResultsWriter, record_shard
-from wsi2ihc.batch.results import INTERRUPTED, Result, count_statuses, read_results, results_of, table_name
+from wsi2ihc.batch.results import (
+    INTERRUPTED,
+    Result,
+    count_statuses,
+    counts_text,
+    read_results,
+    results_of,
+    table_name,
+)
 from wsi2ihc.batch.runner import Board, SlideState, run_batch, states_at_first, to_be_replaced
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.board import LiveBoard
@@ -25,15 +33,13 @@ from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_lo
 from wsi2ihc.cli.translate import command as translate_command
 from wsi2ihc.cli.translate import translate_options
 from wsi2ihc.errors import ManifestError
+from wsi2ihc.notation import listed
 from wsi2ihc.translation.options import TranslateOptions
 
 _OWN = frozenset(
     {"slide", "output", "region", "preview", "dry_run", "overwrite", "mpp", "model", "json", "verbose", "quiet"}
 )
 """Parameters of ``translate`` that have no meaning for many slides, or one of their own."""
-
-_LISTED = 5
-"""Outputs that a message names."""
 
 
 @click.command("batch")
@@ -169,15 +175,13 @@ def _run(
     folder: Path, shard: str, *, quiet: bool,
 ) -> list[Result]:  # fmt: skip
     board, writer = LiveBoard(quiet), ResultsWriter(folder, shard)
-    known: Board = [SlideState(task) for task in tasks]
-    is_first = True
+    known: Board | None = None
 
     def watch(states: Board, news: SlideState | None) -> None:
-        nonlocal known, is_first
+        nonlocal known
+        if known is None and not quiet and (names := to_be_replaced(states)):
+            board.say(f"outputs that are there and were made otherwise are replaced: {listed(names)}")
         known = states
-        if is_first and not quiet and (names := to_be_replaced(states)):
-            board.say(f"outputs that are there and were made otherwise are replaced: {_listed(names)}")
-        is_first = False
         board.show(states, news)
         writer.update(lambda: results_of(states, problems))
 
@@ -185,23 +189,18 @@ def _run(
         known = run_batch(tasks, engine, options, watch)
     finally:
         board.close()
-        # of a batch that is interrupted as well
         results = [
             dataclasses.replace(one, status=INTERRUPTED) if one.status == "running" else one
-            for one in results_of(known, problems)
+            for one in results_of(known or [], problems)
         ]
-        writer.finish(results)
+        if known is not None:  # of an interrupted batch as well, but not before it knows what is done
+            writer.finish(results)
     return results
 
 
 def _counted(results: Sequence[Result]) -> list[str]:
-    counts = ", ".join(f"{count} {status}" for status, count in count_statuses(results).items())
     failed = (f"  failed  {one.slide}: {one.error}" for one in results if one.status == "failed")
-    return [counts or "no slides", *failed]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return [counts_text(results), *failed]
 
 
 def _tell_status(folder: Path, *, json: bool) -> int:

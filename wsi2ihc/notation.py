@@ -1,8 +1,9 @@
-"""How regions, amounts of memory and counts are written: on the command line, and in the cells of a manifest."""
+"""How regions, amounts of memory and counts are written on the command line and in manifests, and lists in messages."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from .geometry import Region
 
@@ -53,3 +54,9 @@ def parse_auto(text: str) -> int:
     if re.fullmatch(r"\d{1,6}", text) is None or int(text) < 1:
         raise ValueError("is neither auto nor a whole number of at least 1")
     return int(text)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -12,14 +12,14 @@ from wsi2ihc.batch.events import Done, Failed
 from wsi2ihc.batch.manifest import Problem, Row
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.page import write_page
-from wsi2ihc.batch.places import locks_folder, marker_path, thumbnail_path
+from wsi2ihc.batch.places import marker_path, thumbnail_path
 from wsi2ihc.batch.recording import record_shard
 from wsi2ihc.batch.results import COLUMNS, Result, read_results, results_of, write_table
 from wsi2ihc.batch.runner import SlideState, run_batch
 from wsi2ihc.batch.staging import CACHE_VARIABLE, remove_old_copies, staged
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.errors import ManifestError
-from wsi2ihc.locks import in_use, locked
+from wsi2ihc.locks import in_use
 from wsi2ihc.translation.options import TranslateOptions
 
 
@@ -56,24 +56,37 @@ def test_shards_that_never_began_are_named(tmp_path: Path) -> None:
 def test_a_batch_of_all_slides_has_done_what_shards_did_not(tmp_path: Path) -> None:
     never = Result("x.svs", "", status="failed")
     write(tmp_path, "results-0-of-2.csv", [row("a"), never], age=2)
-    write(tmp_path, "results.csv", [row("a", "done before"), row("b"), never], age=1)
+    write(tmp_path, "results.csv", [row("a", "done before"), row("b"), row("x")], age=1)
     results, notes = read_results(tmp_path)
-    assert [one.slide for one in results] == ["a.svs", "x.svs", "b.svs"]
+    assert {one.slide: one.status for one in results} == {"a.svs": "done before", "b.svs": "done", "x.svs": "done"}
     assert not notes
 
 
 def test_a_killed_batch_is_not_said_to_run(tmp_path: Path) -> None:
-    write(tmp_path, "results.csv", [row("gone", "running"), row("done", "running"), row("live", "running")], age=0)
-    marker_path(tmp_path / "done.ome.tiff").parent.mkdir(parents=True)
-    marker_path(tmp_path / "done.ome.tiff").touch()
-    (tmp_path / "done.ome.tiff").touch()
-    locks_folder(tmp_path).mkdir(parents=True)
-    (locks_folder(tmp_path) / "gone.ome.tiff").touch()  # a killed process leaves the file, but no lock
-    with locked(locks_folder(tmp_path), "busy", "live.ome.tiff"):
-        results, _ = read_results(tmp_path)
-    assert {one.slide: one.status for one in results} == {
-        "gone.svs": "interrupted", "done.svs": "done", "live.svs": "running",
+    for name in ("done", "before"):
+        marker_path(tmp_path / f"{name}.ome.tiff").parent.mkdir(parents=True, exist_ok=True)
+        marker_path(tmp_path / f"{name}.ome.tiff").touch()
+        (tmp_path / f"{name}.ome.tiff").touch()
+    os.utime(marker_path(tmp_path / "before.ome.tiff"), (10**8, 10**8))  # of another batch: other options, perhaps
+    write(tmp_path, "results.csv", [row(name, "running") for name in ("gone", "done", "before")], age=0)
+    assert {one.slide: one.status for one in read_results(tmp_path)[0]} == {
+        "gone.svs": "interrupted", "done.svs": "done", "before.svs": "interrupted",
     }  # fmt: skip
+    write_table(tmp_path / "results.csv", [row("live", "running")])
+    assert [one.status for one in read_results(tmp_path)[0]] == ["running"]
+
+
+def test_slides_of_one_output_are_all_told(tmp_path: Path) -> None:
+    clash = Result("a.svs", "a.ome.tiff", status="failed", error="a.svs, a.svs have the output a.ome.tiff")
+    write(tmp_path, "results.csv", [clash, clash, row("b")], age=0)
+    assert [one.slide for one in read_results(tmp_path)[0]] == ["a.svs", "a.svs", "b.svs"]
+
+
+@pytest.mark.parametrize("odd", ["a.svs,a.ome.tiff,,\n", "a.svs,a.ome.tiff,done,1 s\n", "a.svs,a.ome.tiff,done,nan\n"])
+def test_odd_cells_are_one_line(tmp_path: Path, odd: str) -> None:
+    (tmp_path / "results.csv").write_text(f"slide,output,status,seconds\n{odd}")
+    with pytest.raises(ManifestError, match=r"cannot be read as a table of results"):
+        read_results(tmp_path)
 
 
 def test_tables_of_earlier_versions_can_be_read_and_others_not(tmp_path: Path) -> None:
@@ -95,7 +108,7 @@ def test_rows_say_what_made_them_and_what_was_not_as_it_should_be(tmp_path: Path
     done, failed, never = results_of(states, [Problem(3, "b.svs", "b.svs: no resolution", "b.ome.tiff")])
     assert done.warnings == "1 place was unreadable; it was faint"
     assert (done.slide, done.model) == ("a.svs", "her2.safetensors")
-    assert failed.error == "damaged (a.ome.tiff is of an earlier run)"
+    assert failed.error == "damaged (a.ome.tiff is there, and may be of an earlier run)"
     assert (never.output, never.status, never.error) == ("b.ome.tiff", "failed", "no resolution")
     plain = done.to_json()
     assert list(plain) == list(COLUMNS)
@@ -133,7 +146,8 @@ def test_shards_of_another_list_are_told(tmp_path: Path) -> None:
     assert record_shard(tmp_path, "1/3", listed("a", "b", "c")) == []
 
 
-def test_copies_of_killed_runs_are_removed_and_no_others(tmp_path: Path) -> None:
+def test_copies_of_killed_runs_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     for name in ("wsi2ihc-1-dead", "wsi2ihc-2-live", "of-somebody-else"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "in-use").touch()

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+from wsi2ihc.notation import listed
 from wsi2ihc.runtime import versions
 
 from .manifest import Manifest, SlidePair
@@ -15,7 +16,7 @@ from .splitting import Splits, split_warnings
 from .store import PairsStore
 from .strays import strays
 from .table import rejections
-from .words import counted, listed, pairs_of_slides, patches
+from .words import counted, pairs_of_slides, patches
 
 Slides: TypeAlias = Sequence[tuple[SlidePair, SlideRecord]]
 """Pairs that are in a data set, with their records."""

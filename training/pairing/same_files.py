@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from wsi2ihc.notation import listed
 from wsi2ihc.slide.facts import hash_of_file
 
 from .manifest import RowProblem, SlidePair
-from .words import listed
 
 _Member: TypeAlias = tuple[SlidePair, str, Path]
 """A row, which stain, and its file."""

@@ -1,10 +1,6 @@
-"""Numbers with their nouns, lists that do not grow without end, and reasons of the system."""
+"""Numbers with their nouns, and reasons of the system."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-
-_SHOWN = 4
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -25,9 +21,3 @@ def patches(number: int) -> str:
 def reason(error: Exception) -> str:
     """Why something could not be done, without the number that the system has for it."""
     return f"{getattr(error, 'strerror', None) or error!s:.80}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -20,7 +20,7 @@ from .events import Done, Event, Failed
 from .options import BatchOptions
 from .places import logs_folder
 from .process import Child
-from .staging import CACHE_VARIABLE, remove_leftovers_of, remove_old_copies
+from .staging import CACHE_VARIABLE, cache_folder, remove_leftovers_of, remove_old_copies
 from .task import SlideTask
 
 _FAILED_STARTS = 3
@@ -170,7 +170,7 @@ def child_environments(device: str, options: BatchOptions) -> list[dict[str, str
         If a GPU is asked for and none is found.
     """
     # a worker of a cluster that has a disk of its own says so where it starts
-    common = {CACHE_VARIABLE: os.environ.get(CACHE_VARIABLE) or str(options.cache or "")}
+    common = {CACHE_VARIABLE: str(cache_folder(options.cache) or "")}
     gpus = [] if device in ("cpu", "mps") else visible_gpus()
     if device.startswith("cuda"):
         if not gpus:

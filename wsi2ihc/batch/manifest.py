@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BatchError, ManifestError, OptionError
+from ..notation import listed
 from ..translation.options import TranslateOptions
 from .cells import option_cells
 from .places import marker_path
@@ -25,9 +26,6 @@ OUTPUT_SUFFIX = ".ome.tiff"
 
 LONGEST_NAME_BYTES = 200
 """Of an output: file systems take 255, and partial files and reports have longer names."""
-
-_LISTED = 6
-"""Slides that a message names."""
 
 _SLIDE_COLUMNS = ("path", "slide")
 _OWN_COLUMNS = (*_SLIDE_COLUMNS, "output", "mpp", "model")
@@ -253,10 +251,6 @@ def _clashes(rows: Sequence[Row]) -> Iterator[Problem]:
         named[row.output.casefold()].append(row)
     for same in named.values():
         if len(same) > 1:
-            message = f"{_listed(same)} have the output {same[0].output}; name others in a CSV's column output"
-            yield from (Problem(row.line, row.name, message) for row in same)
-
-
-def _listed(rows: Sequence[Row]) -> str:
-    names = ", ".join(row.name for row in rows[:_LISTED])
-    return f"{names} and {len(rows) - _LISTED} more" if len(rows) > _LISTED else names
+            names = listed([row.name for row in same])
+            message = f"{names} have the output {same[0].output}; name others in a CSV's column output"
+            yield from (Problem(row.line, row.name, message, row.output) for row in same)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from ..pyramid import published
 from .places import thumbnail_path
-from .results import Result
+from .results import Result, counts_text
 
 PAGE_NAME = "summary.html"
 
@@ -23,10 +22,9 @@ def write_page(folder: Path, results: Sequence[Result], notes: Sequence[str] = (
     OutputError
         If it cannot be written, or another process is writing it.
     """
-    counts = ", ".join(f"{count} {status}" for status, count in Counter(one.status for one in results).items())
     ordered = sorted(results, key=lambda result: (result.status != "failed", result.slide, result.output))
     text = _PAGE.format(
-        counts=html.escape(counts or "no slides"),
+        counts=html.escape(counts_text(results)),
         notes="".join(f"<p>{html.escape(note)}</p>" for note in notes),
         cards="\n".join(_cards(folder, ordered)),
     )

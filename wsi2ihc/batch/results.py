@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from ..errors import ManifestError, OutputBusyError, OutputError
-from ..locks import locked
+from ..errors import ManifestError
+from ..notation import listed
 from ..pyramid import published
 from .manifest import Problem
-from .places import locks_folder, marker_path
+from .places import marker_path
 from .privacy import base_name
-from .runner import SlideState
+from .runner import SlideState, Status
 
 TABLE_NAME = "results.csv"
 
@@ -26,12 +28,12 @@ INTERRUPTED = "interrupted"
 
 _TABLE = re.compile(r"results(-(?P<number>[0-9]+)-of-(?P<shards>[0-9]+))?\.csv")
 
-COLUMNS = (
-    "slide", "output", "model", "status", "attempts", "seconds", "mpx", "mpx_per_s", "tissue_share", "seam_z", "device",
-    "precision", "warnings", "error",
-)  # fmt: skip
-
 _NUMBERS = frozenset({"attempts", "seconds", "mpx", "mpx_per_s", "tissue_share", "seam_z"})
+
+_STATUSES = frozenset({*get_args(Status), INTERRUPTED})
+
+_ALIVE_S = 60.0
+"""A running batch writes its table much more often than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,9 @@ class Result:
         """Figures as numbers, and None where there are none."""
         plain = {name: getattr(self, name) for name in COLUMNS}
         return {name: _number(text) if name in _NUMBERS else text for name, text in plain.items()}
+
+
+COLUMNS = tuple(one.name for one in fields(Result))
 
 
 def results_of(states: Sequence[SlideState], problems: Sequence[Problem] = ()) -> list[Result]:
@@ -108,12 +113,24 @@ def read_results(folder: Path) -> tuple[list[Result], list[str]]:
     tables = {path: match for path in folder.glob("results*.csv") if (match := _TABLE.fullmatch(path.name))}
     if not tables:
         raise ManifestError(f"{folder} holds no {TABLE_NAME}; it is no output folder of a batch")
-    newest: dict[str, Result] = {}
+    newest: dict[tuple[str, int], Result] = {}
     shards: list[re.Match[str]] = []
     for path in sorted(tables, key=lambda path: path.stat().st_mtime_ns):
-        newest.update({row.output or row.slide: row for row in _read_table(path)})
-        shards = [*shards, tables[path]] if tables[path]["shards"] else []  # a batch of all slides has done theirs
-    return [_as_it_is(folder, row) for row in newest.values()], _missing_shards(shards)
+        is_shard = bool(tables[path]["shards"])
+        if not is_shard:  # a batch of all slides knows of all that could not be begun with, and has done shards' work
+            newest = {key: row for key, row in newest.items() if row.output}
+        shards = [*shards, tables[path]] if is_shard else []
+        places: Counter[str] = Counter()
+        for row in _read_table(path):
+            name = row.output or row.slide
+            newest[name, places[name]] = _as_it_is(path, row)
+            places[name] += 1
+    return list(newest.values()), _missing_shards(shards)
+
+
+def counts_text(results: Sequence[Result]) -> str:
+    """How many slides have each status, as in "3 done, 1 failed"."""
+    return ", ".join(f"{count} {status}" for status, count in count_statuses(results).items()) or "no slides"
 
 
 def count_statuses(results: Sequence[Result]) -> Counter[str]:
@@ -126,30 +143,30 @@ def _read_table(path: Path) -> list[Result]:
         with path.open(newline="", encoding="utf-8") as file:
             # columns that an earlier version did not have are empty
             rows = [row for row in csv.DictReader(file) if row["slide"]]
-            return [Result(**{name: row.get(name) or "" for name in COLUMNS}) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
+            results = [Result(**{name: row.get(name) or "" for name in COLUMNS}) for row in rows]
+        for number, result in enumerate(results, 2):
+            if result.status not in _STATUSES:
+                raise ValueError(f"line {number}: the status {result.status!r:.40} is none")
+            result.to_json()
+    except (OSError, ValueError, csv.Error, KeyError, TypeError) as error:
         raise ManifestError(f"{path} cannot be read as a table of results ({error!s:.80})") from error
+    return results
 
 
-def _as_it_is(folder: Path, row: Result) -> Result:
-    """A row, of which its batch may have been killed before it could say more."""
-    if row.status != "running" or _is_worked_on(folder, row.output):
+def _as_it_is(table: Path, row: Result) -> Result:
+    """A row, of which its batch may have been killed before it could say more.
+
+    A marker that is younger than the table was written by that batch.
+    """
+    if row.status != "running":
         return row
-    is_done = marker_path(folder / row.output).is_file() and (folder / row.output).is_file()
-    fields: Mapping[str, str] = {name: getattr(row, name) for name in COLUMNS}
-    return Result(**{**fields, "status": "done" if is_done else INTERRUPTED})
-
-
-def _is_worked_on(folder: Path, output: str) -> bool:
-    if not (locks_folder(folder) / output).is_file():
-        return False
+    written_at, marker = table.stat().st_mtime, marker_path(table.parent / row.output)
     try:
-        with locked(locks_folder(folder), "busy", output, make=False):
-            return False
-    except OutputBusyError:
-        return True
-    except OutputError:  # a folder that only others may write
-        return True
+        if marker.stat().st_mtime > written_at and (table.parent / row.output).is_file():
+            return replace(row, status="done")
+    except OSError:
+        pass
+    return row if abs(time.time() - written_at) < _ALIVE_S else replace(row, status=INTERRUPTED)
 
 
 def _missing_shards(tables: Sequence[re.Match[str]]) -> list[str]:
@@ -158,9 +175,7 @@ def _missing_shards(tables: Sequence[re.Match[str]]) -> list[str]:
     for count in sorted({int(table["shards"]) for table in tables}):
         there = {int(table["number"]) for table in tables if int(table["shards"]) == count}
         if missing := [str(number) for number in range(count) if number not in there]:
-            several = "shards" if len(missing) > 1 else "shard"
-            more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-            notes.append(f"{several} {', '.join(missing[:20])}{more} of {count} never began")
+            notes.append(f"{'shards' if len(missing) > 1 else 'shard'} {listed(missing, 20)} of {count} never began")
     return notes
 
 
@@ -170,7 +185,7 @@ def _result(state: SlideState) -> Result:
     slide, task = base_name(state.task.slide), state.task
     error = "" if state.status.startswith("done") else state.error.removeprefix(f"{slide}: ")
     if state.status == "failed" and task.output.exists():
-        error += f" ({task.name} is of an earlier run)"
+        error += f" ({task.name} is there, and may be of an earlier run)"
     return Result(**{
         **plain,
         "slide": slide,
@@ -186,4 +201,7 @@ def _result(state: SlideState) -> Result:
 def _number(text: str) -> float | int | None:
     if not text:
         return None
-    return int(text) if text.isdecimal() else float(text)
+    number = int(text) if text.isdecimal() else float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r:.40} is no figure")
+    return number

@@ -38,7 +38,8 @@ def staged(task: SlideTask) -> Iterator[Slide]:
         try:
             path: str | Path = stack.enter_context(_copied(task.slide))
         except OSError as error:
-            _log.warning("%s is read where it is: the cache cannot take it (%s)", task.name, error.strerror)
+            why = error.strerror or " ".join(str(error).split())[:120]
+            _log.warning("%s is read where it is: the cache cannot take it (%s)", task.name, why)
             path = task.slide
         yield stack.enter_context(open_slide(path, mpp=task.mpp))
 
@@ -57,19 +58,26 @@ def _copied(slide: str) -> Iterator[str | Path]:
         yield slide
         return
     with tempfile.TemporaryDirectory(prefix=_prefix(os.getpid()), dir=cache, ignore_cleanup_errors=True) as folder:
-        used = Path(folder, _IN_USE)
+        used = Path(folder, f".{_IN_USE}")
         used.touch()
         with in_use(used):
+            used.rename(used.with_name(_IN_USE))  # only now can it be found, and it is locked already
             copy = Path(shutil.copy2(source, folder))
             if source.suffix.lower() == _WITH_FOLDER and source.with_suffix("").is_dir():
                 shutil.copytree(source.with_suffix(""), copy.with_suffix(""))
             yield copy
 
 
+def cache_folder(cache: Path | None) -> Path | None:
+    """Where slides are copied to: what this machine says goes before what the batch says; None: nowhere."""
+    own = os.environ.get(CACHE_VARIABLE)
+    return Path(own) if own else cache
+
+
 def remove_old_copies(cache: Path | None) -> None:
     """Remove copies from the cache whose processes are gone: killed ones cannot do it themselves."""
-    folder = os.environ.get(CACHE_VARIABLE) or cache
-    for used in Path(folder).glob(f"{_prefix('*')}*/{_IN_USE}") if folder else ():
+    folder = cache_folder(cache)
+    for used in folder.glob(f"{_prefix('*')}*/{_IN_USE}") if folder else ():
         with contextlib.suppress(OutputError, OSError), unused(used, "busy"):
             shutil.rmtree(used.parent, ignore_errors=True)
             _log.info("removed %s from the cache, left behind by a killed run", used.parent.name)
@@ -77,9 +85,8 @@ def remove_old_copies(cache: Path | None) -> None:
 
 def remove_leftovers_of(pid: int, tasks: Sequence[SlideTask], cache: Path | None) -> None:
     """Remove what a child that is gone has left: copies of slides, and partial outputs of what it had in hand."""
-    folder = os.environ.get(CACHE_VARIABLE) or cache
-    if folder:
-        for copy in Path(folder).glob(f"{_prefix(pid)}*"):
+    if folder := cache_folder(cache):
+        for copy in folder.glob(f"{_prefix(pid)}*"):
             shutil.rmtree(copy, ignore_errors=True)
     for task in tasks:
         with contextlib.suppress(OSError):
