@@ -3,6 +3,7 @@
 `translate` does all of it, and is what the command line and `batch` call. It opens a store (`open_store`) and completes
 it (`complete`), which is to translate bands and to assemble them. The parts are here for tests and for whoever deals
 bands out himself: `band_numbers`, `translate_band` for each of them, in any order and any process, and `assemble`.
+`discard_store` removes what is left for an output that was made in one pass after all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ..lazy import lazily
 if TYPE_CHECKING:
     from .assembling import assemble as assemble
     from .opening import open_store as open_store
+    from .places import discard_store as discard_store
     from .running import complete as complete
     from .store import Store as Store
     from .store import band_numbers as band_numbers
@@ -26,6 +28,7 @@ _HOMES = {
     "assemble": ".assembling",
     "band_numbers": ".store",
     "complete": ".running",
+    "discard_store": ".places",
     "missing_bands": ".store",
     "open_store": ".opening",
     "translate": ".translating",
@@ -37,6 +40,7 @@ __all__ = [
     "assemble",
     "band_numbers",
     "complete",
+    "discard_store",
     "missing_bands",
     "open_store",
     "translate",

@@ -1,22 +1,18 @@
 """From the bands to the output, in one pass: an OME-TIFF, or the store's own image with its lower levels.
 
-The order in which things happen is what makes a kill at any moment harmless. The output's trace and the report are
-noted in the store, then the output gets its name, then the report and the preview are written beside it, and only then
-is the store removed. A run that finds a store whose output is there by its trace has nothing left to do but the last
-steps.
+The order in which things happen is what makes a kill at any moment harmless. It is noted in the
+store what will be published (`note`), then the output gets its name, then the report and the preview are written beside
+it, and only then is the store removed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import reduce
 from operator import add
-from pathlib import Path
 
 from ..errors import OutputBusyError, OutputError
 from ..locks import locked
@@ -32,7 +28,8 @@ from ..translation.job import Job
 from ..translation.provenance import describe_image
 from ..translation.report import TranslateReport, unused_in_zarr
 from .marker import Marker
-from .places import DONE, LOCKS, PUBLISHED, alone, is_published, remove_store, trace_of
+from .note import is_published, note_published, noted_report
+from .places import DONE, LOCKS, alone, remove_store
 from .store import Store, band_lock, band_numbers, forget_band, is_still_there, missing_bands
 
 ASSEMBLING = "assembling"
@@ -63,7 +60,7 @@ def assemble(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
             if not is_still_there(store):
                 return None
             if is_published(store.folder, store.output, store.job.options.pyramid):
-                report = _noted(store)
+                report = noted_report(store.folder, store.output)
                 remove_replaced(store.output)
             else:
                 # what was done may have been found damaged by another process since it was looked at
@@ -125,7 +122,7 @@ def _publish_tiff(store: Store, markers: list[Marker], progress: ProgressCallbac
         progress(Progress("checking the file"))
         validate(partial, written.levels)
         report = _report(store, markers, written, time.perf_counter() - started)
-        _note(store, partial, report)
+        note_published(store.folder, partial, report)
     return report
 
 
@@ -141,7 +138,7 @@ def _publish_zarr(store: Store, markers: list[Marker], progress: ProgressCallbac
     blank = tiles - sum(int(level.occupied.sum()) for level in store.levels)
     written = PyramidReport(sizes, tree_bytes(store.image), blank, tiles)
     report = _report(store, markers, written, time.perf_counter() - started)
-    _note(store, store.image, report)
+    note_published(store.folder, store.image, report)
     publish_folder(store.image, store.output, job.options.overwrite)
     return report
 
@@ -174,22 +171,3 @@ def _left_out(job: Job) -> tuple[str, ...]:
     warnings = (f"OME-Zarr is lossless, and has nothing that {', '.join(unused)} could change",) if unused else ()
     profile_lost = job.options.icc == "keep" and job.slide.info.icc_profile is not None
     return (*warnings, _NO_PROFILE) if profile_lost else warnings
-
-
-def _note(store: Store, unpublished: Path, report: TranslateReport) -> None:
-    """Note in the store what will have been published, before it is."""
-    facts = {"trace": trace_of(unpublished), "report": report.to_json()}
-    with published(store.folder / PUBLISHED, overwrite=True) as partial:
-        partial.write_text(json.dumps(facts, allow_nan=False), encoding="utf-8")
-
-
-def _noted(store: Store) -> TranslateReport:
-    """The report of an output that was published by a run that was killed then."""
-    try:
-        facts = json.loads((store.folder / PUBLISHED).read_text(encoding="utf-8"))["report"]
-        return replace(TranslateReport.from_json(facts), output_name=store.output.name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(
-            f"{store.folder}: what was noted of the finished {store.output.name} is damaged ({error!s:.80}); the "
-            "output is complete, and the folder can be removed"
-        ) from error

@@ -27,6 +27,7 @@ from ..translation.options import TranslateOptions
 from ..translation.pipeline import check_outputs, prepare
 from ..translation.provenance import describe_image
 from .division import band_height, cell_for_bands, divide, occupied_tiles
+from .note import is_published
 from .places import (
     DONE,
     IMAGE,
@@ -34,13 +35,12 @@ from .places import (
     LOCKS,
     alone,
     hidden_store_path,
-    is_published,
     remove_leftovers,
     remove_unused,
     store_path,
 )
 from .record import Record, damaged_store, read_record, write_record
-from .store import Store, unreadable_places
+from .store import Store
 
 _NOTABLY = 1.25
 """How much larger windows may be than would be chosen now, until it is said: what a process holds varies."""
@@ -161,7 +161,7 @@ def _bare_level(size: Size, tile_px: int) -> Level:
 def _settle(job: Job) -> Record:
     band_px = band_height(job.options, job.layout.overlap_px, job.options.pyramid.tile_px)
     settled = Settled(job.scene.mask, job.machine.statistics, job.layout, cell_for_bands(job, band_px), job.fill)
-    return Record(job.identity, settled, band_px, job.plan.extent.size, unreadable_places(job))
+    return Record(job.identity, settled, band_px, job.plan.extent.size, job.scene.damaged_places)
 
 
 def _check_layout(job: Job, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -13,14 +12,12 @@ from pathlib import Path
 from ..errors import OutputBusyError, OutputError
 from ..locks import locked, unused
 from ..progress import Progress, ProgressCallback
-from ..pyramid import PyramidOptions
 from ..pyramid.atomic import hidden_path, leftovers
 from ..pyramid.folders import remove_replaced, remove_tree
-from ..translation.report import is_stored_as
 
 IMAGE, DONE, LOCKS, IN_USE, PUBLISHED = "image.ome.zarr", "done", "locks", "in-use", "published.json"
 """In a store: the image, a marker for each finished band, locks, the file that is locked as long as somebody uses the
-store, and what is known of the output: its trace and its report."""
+store, and the note of what was published."""
 
 _SUFFIX = "partial"
 
@@ -128,33 +125,6 @@ def count_done(output: Path) -> int | None:
     """How many bands are marked as done in the store of an output; None if there is no store."""
     folder = store_path(output) / DONE
     return sum(path.suffix == ".json" for path in folder.iterdir()) if folder.is_dir() else None
-
-
-def trace_of(output: Path) -> list[int]:
-    """By what an output is known again after it has been renamed.
-
-    Returns
-    -------
-    list of int
-        Inode and bytes of the file; of an OME-Zarr, those of its group's metadata.
-
-    Raises
-    ------
-    OSError
-        If there is no such output, or it cannot be looked at.
-    """
-    status = (output / "zarr.json" if output.is_dir() else output).stat()
-    return [status.st_ino, status.st_size]
-
-
-def is_published(folder: Path, output: Path, pyramid: PyramidOptions) -> bool:
-    """Whether the output is there, comes from this store and is stored as asked: who published it was killed then."""
-    try:
-        facts = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
-        stored = facts["report"]["options"]["pyramid"]
-        return bool(facts["trace"] == trace_of(output)) and is_stored_as(stored, output, pyramid)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _visible(output: Path) -> Path:

@@ -12,7 +12,8 @@ from ..errors import OutputError
 from ..progress import Progress, ProgressCallback, silent
 from ..translation.report import TranslateReport
 from .assembling import assemble
-from .places import PAUSE_S, is_published
+from .note import is_published
+from .places import PAUSE_S
 from .store import Store, is_still_there, missing_bands
 from .working import translate_band
 

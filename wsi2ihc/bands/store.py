@@ -17,7 +17,6 @@ from ..locks import is_there, locked
 from ..pyramid.levels import Level
 from ..pyramid.omezarr import shard_grid, shard_path
 from ..translation.job import Job
-from ..translation.reading import ForgivingSlide
 from .division import Band
 from .marker import Marker, read_marker
 from .places import DONE, IMAGE, IN_USE, LOCKS
@@ -114,11 +113,3 @@ def forget_band(store: Store, number: int) -> None:
     """
     store.known.pop(number, None)
     marker_path(store, number).unlink(missing_ok=True)
-
-
-def unreadable_places(job: Job) -> tuple[tuple[int, int, int], ...]:
-    """Where the slide could not be read so far and was taken for glass: (level, x, y), in px of the level."""
-    slide = job.scene.reader.slide
-    if not isinstance(slide, ForgivingSlide):
-        return ()
-    return tuple(sorted((level, region.x, region.y) for level, region in slide.damaged))

@@ -29,7 +29,6 @@ from .store import (
     marker_path,
     row_folders,
     shards_on_disk,
-    unreadable_places,
 )
 
 _log = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ def _translate(store: Store, band: Band, progress: ProgressCallback) -> None:
     run_s = time.perf_counter() - started
     write_marker(
         marker_path(store, band.number),
-        Marker(sizes, meter.sums() if meter else None, clock.busy_s, run_s, unreadable_places(job)),
+        Marker(sizes, meter.sums() if meter else None, clock.busy_s, run_s, job.scene.damaged_places),
     )
 
 

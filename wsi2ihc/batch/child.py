@@ -21,8 +21,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, TextIO
 
-from ..bands import translate
-from ..bands.places import discard_store
+from ..bands import discard_store, translate
 from ..errors import ModelError, OutputBusyError
 from ..generator.model import Generator
 from ..generator.registry import load_generator

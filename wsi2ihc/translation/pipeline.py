@@ -189,7 +189,8 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
     run_s = time.perf_counter() - started
     seams = meter.figures() if meter else None
     plan = plan_facts([job.plan], [job.plan])
-    report = make_report(job, path.name, written, Work(plan, seams, clock.busy_s, run_s, job.scene.damaged_places))
+    work = Work(plan, seams, clock.busy_s, run_s, len(job.scene.damaged_places))
+    report = make_report(job, path.name, written, work)
     write_extras(job, path, report, progress)
     return report
 

@@ -36,9 +36,12 @@ class Scene:
     warnings: tuple[str, ...] = ()
 
     @property
-    def damaged_places(self) -> int:
-        """How many places could not be read so far, and were taken for glass."""
-        return len(self.reader.slide.damaged) if isinstance(self.reader.slide, ForgivingSlide) else 0
+    def damaged_places(self) -> tuple[tuple[int, int, int], ...]:
+        """Where the slide could not be read so far and was taken for glass: (level, x, y), in px of the level."""
+        slide = self.reader.slide
+        if not isinstance(slide, ForgivingSlide):
+            return ()
+        return tuple(sorted((level, region.x, region.y) for level, region in slide.damaged))
 
     @property
     def shown_glass(self) -> RGB:
