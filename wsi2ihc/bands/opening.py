@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import OutputError
+from ..errors import OutputError, OutputExistsError
 from ..generator.model import Generator
 from ..geometry import Size
 from ..locks import in_use
@@ -55,7 +55,7 @@ def open_store(
     output: str | os.PathLike[str],
     options: TranslateOptions | None = None,
     *,
-    facts: Identity | None = None,
+    known_identity: Identity | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[Store]:
     """Open the store of an output while the body runs; make it if it is not there.
@@ -66,8 +66,8 @@ def open_store(
 
     Parameters
     ----------
-    facts
-        The translation's identity, if it is known.
+    known_identity
+        What `identity` gives for these; it is found out if it is None.
 
     Raises
     ------
@@ -78,18 +78,18 @@ def open_store(
         As `prepare` does.
     """
     options, path = options or TranslateOptions(), Path(output)
-    facts = facts or identity(slide, generator, options)
-    _is_finished(slide, path, options)
+    known_identity = known_identity or identity(slide, generator, options)
+    _check_outputs(slide, path, options)
     with ExitStack() as stack:
         job, folder = None, store_path(path)
         with alone(path, progress, wait=options.resume):
-            is_finished = _is_finished(slide, path, options)  # it may have come while others were waited for
+            _check_outputs(slide, path, options)  # something may have come while others were waited for
             with disk_errors(folder):
                 remove_replaced(path)
                 remove_leftovers(path, shared=options.resume)
-                record = _known_record(path, facts, options, is_finished) if options.resume else None
+                record = _known_record(path, known_identity, options) if options.resume else None
             if record is None:
-                job = prepare(slide, generator, options, facts=facts, progress=progress)
+                job = prepare(slide, generator, options, known_identity=known_identity, progress=progress)
                 record = _settle(job)
                 folder = _make(path, job, record)
                 if not options.resume:
@@ -97,9 +97,11 @@ def open_store(
             with disk_errors(folder):
                 user = stack.enter_context(in_use(folder / IN_USE))
         if job is None:
-            job = prepare(slide, generator, options, settled=record.settled, facts=facts, progress=progress)
+            job = prepare(
+                slide, generator, options, settled=record.settled, known_identity=known_identity, progress=progress
+            )
             _check_layout(job, folder)
-            if not is_finished:
+            if not _is_finished(path, options):
                 _tell_what_stays(job, record, folder)
         bands = divide(job, record.settled.cell, record.band_px)
         tile_px = job.options.pyramid.tile_px
@@ -107,23 +109,30 @@ def open_store(
         yield Store(folder, path, job, bands, levels, record.damaged, user)
 
 
-def _is_finished(slide: Slide, output: Path, options: TranslateOptions) -> bool:
-    """Whether the output was published as it is asked for and wants only the last steps; if not, `check_outputs`."""
-    if options.resume and is_published(store_path(output), output, options.pyramid):
-        return True
-    check_outputs(slide, output, options)
-    return False
+def _is_finished(output: Path, options: TranslateOptions) -> bool:
+    """Whether the output is published as it is asked for, and only the last steps are wanting."""
+    return options.resume and is_published(store_path(output), output, options.pyramid)
 
 
-def _known_record(output: Path, facts: Identity, options: TranslateOptions, is_finished: bool) -> Record | None:
+def _check_outputs(slide: Slide, output: Path, options: TranslateOptions) -> None:
+    """`check_outputs`, which minds an output that is there, unless that is the finished one of the store."""
+    try:
+        check_outputs(slide, output, options)
+    except OutputExistsError:
+        if not _is_finished(output, options):  # asked last, since another process may be publishing it right now
+            raise
+
+
+def _known_record(output: Path, known_identity: Identity, options: TranslateOptions) -> Record | None:
     """What was settled in the store that is there; one of another translation is removed if it may be, else refused."""
     folder = store_path(output)
     if not folder.is_dir():
         return None
     try:
         record = read_record(folder)
-        _check_parts(folder, record, is_finished)
-        found = differences(record.identity, facts)
+        _check_parts(folder)
+        _check_image(folder, record, output, options)
+        found = differences(record.identity, known_identity)
         if options.on_read_error == "glass":  # what has been done without an error is the same
             found = [one for one in found if not one.startswith("--on-read-error")]
         if not found:
@@ -141,17 +150,20 @@ def _known_record(output: Path, facts: Identity, options: TranslateOptions, is_f
     return None
 
 
-def _check_parts(folder: Path, record: Record, is_finished: bool) -> None:
-    """Refuse a store that lacks what bands are put into. Its image may be the output by now."""
+def _check_parts(folder: Path) -> None:
+    """Refuse a store that lacks what bands are put into."""
     for name, is_kind in ((IN_USE, Path.is_file), (DONE, Path.is_dir), (LOCKS, Path.is_dir)):
         if not is_kind(folder / name):
             raise damaged_store(folder, f"no {name}")
-    if is_finished:
-        return
+
+
+def _check_image(folder: Path, record: Record, output: Path, options: TranslateOptions) -> None:
+    """Refuse a store whose image is not as it was made, unless it is the output by now."""
     try:
         check_level(folder / IMAGE, 0, _bare_level(record.size, record.settled.layout.tile_px))
     except OutputError as error:
-        raise damaged_store(folder, str(error)) from error
+        if not _is_finished(output, options):
+            raise damaged_store(folder, str(error)) from error
 
 
 def _bare_level(size: Size, tile_px: int) -> Level:

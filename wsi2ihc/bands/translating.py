@@ -68,7 +68,7 @@ def translate(
         _log.warning("%d finished bands of an earlier run are not used without --resume, and are removed when this run "
                      "is complete (%s)", done, store_path(path))  # fmt: skip
     if is_zarr(path):
-        made = _by_bands(slide, generator, path, options, identity(slide, generator, options), progress)
+        made = _by_bands(slide, generator, path, options, progress)
         if made is None:
             raise OutputError(f"{path}: what was made of it was removed by another run: run again")
         report = made
@@ -78,12 +78,12 @@ def translate(
     return report
 
 
-def finished_report(output: Path, options: TranslateOptions, facts: Identity) -> TranslateReport | None:
+def finished_report(output: Path, options: TranslateOptions, known_identity: Identity) -> TranslateReport | None:
     """The report of an output that is there and is what is asked for: of this identity, and stored so. Else None."""
     try:
         report = TranslateReport.from_json(json.loads(report_path(output).read_text(encoding="utf-8")))
         output_bytes = tree_bytes(output) if output.is_dir() else output.stat().st_size
-        is_same = report.fingerprint == fingerprint(facts) and report.output_bytes == output_bytes
+        is_same = report.fingerprint == fingerprint(known_identity) and report.output_bytes == output_bytes
         return report if is_same and is_stored_as(report.options["pyramid"], output, options.pyramid) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -92,22 +92,21 @@ def finished_report(output: Path, options: TranslateOptions, facts: Identity) ->
 def _resume(
     slide: Slide, generator: Generator, path: Path, options: TranslateOptions, progress: ProgressCallback
 ) -> TranslateReport:
-    facts, preview = identity(slide, generator, options), options.preview
+    known_identity, preview = identity(slide, generator, options), options.preview
     try:
-        report = _by_bands(slide, generator, path, options, facts, progress)
+        report = _by_bands(slide, generator, path, options, progress, known_identity)
     except OutputExistsError:
-        report = finished_report(path, options, facts)
+        report = finished_report(path, options, known_identity)
         if report is None:
             raise
         _log.info("%s is complete already", path)
-    report = report or finished_report(path, options, facts)
+    report = report or finished_report(path, options, known_identity)
     if report is None:
         raise OutputError(f"{store_path(path)} was removed by another run: run again")
     if preview is not None and not preview.exists():  # another run has made the output
         check_output(preview, overwrite=False, suffixes=(".png",))
-        draw_preview(
-            pipeline.prepare(slide, generator, options, facts=facts, progress=progress), preview, path, progress
-        )
+        job = pipeline.prepare(slide, generator, options, known_identity=known_identity, progress=progress)
+        draw_preview(job, preview, path, progress)
     discard_store(path)
     return report
 
@@ -117,13 +116,13 @@ def _by_bands(
     generator: Generator,
     path: Path,
     options: TranslateOptions,
-    facts: Identity,
     progress: ProgressCallback,
+    known_identity: Identity | None = None,
 ) -> TranslateReport | None:
     from .opening import open_store
     from .running import complete
 
-    with open_store(slide, generator, path, options, facts=facts, progress=progress) as store:
+    with open_store(slide, generator, path, options, known_identity=known_identity, progress=progress) as store:
         try:
             return complete(store, progress=progress)
         except BaseException as error:

@@ -134,7 +134,7 @@ def prepare(
     *,
     translators: Sequence[Translator] | None = None,
     settled: Settled | None = None,
-    facts: Identity | None = None,
+    known_identity: Identity | None = None,
     progress: ProgressCallback = silent,
 ) -> Job:
     """Find the tissue, load the network onto its devices, and plan the windows.
@@ -145,11 +145,11 @@ def prepare(
         Replace the generator's own (for measuring the pipeline around them).
     settled
         What another run has found and decided for the same slide, model and options.
-    facts
-        The translation's identity, if it is known.
+    known_identity
+        What `identity` gives for these; it is found out if it is None.
     """
     started = time.perf_counter()
-    facts = facts or identity(slide, generator, options)
+    known_identity = known_identity or identity(slide, generator, options)
     progress(Progress("finding tissue"))
     scene = set_scene(slide, generator.mpp, options, settled.mask if settled else None)
     found = time.perf_counter()
@@ -163,7 +163,7 @@ def prepare(
     workers = options.workers or default_workers()
     return Job(
         slide, generator, options, scene, machine, layout, plan, fill, workers,
-        batch_size(options, plan, machine.on_gpu), seconds, facts,
+        batch_size(options, plan, machine.on_gpu), seconds, known_identity,
     )  # fmt: skip
 
 
