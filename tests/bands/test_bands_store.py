@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -486,6 +487,15 @@ def test_a_band_whose_shards_are_taken_away_is_not_marked(
     finish(slide, out, options, picture)
 
 
+def test_a_shard_that_vanishes_while_it_is_looked_at_is_missing(
+    slide: Slide, out: Path, options: TranslateOptions
+) -> None:
+    shard_of(out, 4).unlink()
+    shard_of(out, 4).symlink_to("nothing")  # it is listed, and not there
+    with open_store(slide, IDENTITY, out, options) as store:
+        assert missing_bands(store) == [1, 2, 3]
+
+
 def test_black_is_not_missing(options: TranslateOptions, tmp_path: Path) -> None:
     path = write_slide(tmp_path / "black.svs", halves(np.zeros((430, 460, 3), np.uint8), 2), compression="deflate",
                        tile=256, mpp=0.5, style="aperio")  # fmt: skip
@@ -572,6 +582,37 @@ def test_what_was_published_is_stored_otherwise_if_it_is_asked_for(
     with tifffile.TiffFile(published) as tiff:
         assert tiff.pages.first.compression == tifffile.COMPRESSION.JPEG
     assert sorted(path.name for path in published.parent.iterdir()) == ["out.ome.tiff", "out.ome.tiff.json"]
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "zarr"])
+@pytest.mark.parametrize(
+    "moment", ["opening.check_outputs", "opening.read_record", "opening.divide", "running.missing_bands"]
+)
+def test_who_joins_while_the_output_is_published_takes_the_last_steps(
+    slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, suffix: str
+) -> None:
+    """The image of an OME-Zarr leaves the store then, and what was found a moment ago is not so any more."""
+    out, forgotten = tmp_path / f"out.ome.{suffix}", []
+    monkeypatch.setattr("wsi2ihc.bands.working.forget_band", lambda *given: forgotten.append(given))
+    with open_store(slide, IDENTITY, out, options) as first:
+        for number in range(len(first.bands)):
+            translate_band(first, number)
+        forgotten.clear()
+        looks = getattr(importlib.import_module(f"wsi2ihc.bands.{moment.split('.')[0]}"), moment.split(".")[1])
+
+        def publish_first(*given: Any) -> object:
+            monkeypatch.setattr(f"wsi2ihc.bands.{moment}", looks)
+            with monkeypatch.context() as patch:
+                patch.setattr("wsi2ihc.bands.assembling.write_extras", killed)
+                with pytest.raises(Killed):
+                    assemble(first)
+            return looks(*given)
+
+        monkeypatch.setattr(f"wsi2ihc.bands.{moment}", publish_first)
+        report = wsi2ihc.translate(slide, IDENTITY, out, options)
+    assert report.output_name == out.name
+    assert not forgotten
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, f"{out.name}.json"]
 
 
 def test_a_preview_is_drawn_of_what_is_complete_already(

@@ -32,21 +32,28 @@ def complete(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
         As `translate` does. What is done stays done.
     """
     while is_still_there(store):
+        is_done = _is_done(store)
         try:
-            is_done = is_published(store.folder, store.output, store.job.options.pyramid)
             worked = not is_done and _do_bands(store, progress)
             if is_done or not missing_bands(store):
                 report = assemble(store, progress=progress)
                 if report is not None:
                     return report
         except OutputError:
-            if is_still_there(store):
+            if not is_still_there(store):
+                break  # the store was removed under our hands
+            if is_done or not _is_done(store):
                 raise
-            break  # the store was removed under our hands
+            continue  # its image became the output under our hands
         if not worked:
             progress(Progress("waiting for other processes"))
             time.sleep(PAUSE_S)
     return None
+
+
+def _is_done(store: Store) -> bool:
+    """Whether the output is published; then the bands of an OME-Zarr are in the store no more."""
+    return is_published(store.folder, store.output, store.job.options.pyramid)
 
 
 def _do_bands(store: Store, progress: ProgressCallback) -> bool:

@@ -95,12 +95,14 @@ def row_folders(store: Store, number: int) -> list[Path]:
 
 def shards_on_disk(store: Store, number: int) -> dict[str, int] | None:
     """Bytes of each shard of a band, by its path in the image; None if one is missing, or there is anything else."""
-    files = [file for folder in row_folders(store, number) if folder.is_dir() for file in folder.iterdir()]
+    try:
+        files = [file for folder in row_folders(store, number) for file in folder.iterdir()]
+        sizes = {file.relative_to(store.image): file.stat().st_size for file in files}
+    except (FileNotFoundError, NotADirectoryError):  # or the image has become the output in between
+        return None
     _, columns = shard_grid(store.levels[0])
     expected = {shard_path(0, row, column) for row in store.bands[number].rows for column in range(columns)}
-    if {file.relative_to(store.image) for file in files} != expected:
-        return None
-    return {file.relative_to(store.image).as_posix(): file.stat().st_size for file in files}
+    return {path.as_posix(): size for path, size in sizes.items()} if sizes.keys() == expected else None
 
 
 def forget_band(store: Store, number: int) -> None:

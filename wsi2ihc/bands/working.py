@@ -14,6 +14,7 @@ from ..progress import ProgressCallback, silent
 from ..pyramid import Tile
 from ..pyramid.atomic import disk_errors, sync_folder
 from ..pyramid.folders import remove_tree, sync_file
+from ..pyramid.omezarr import open_level
 from ..pyramid.shards import shards_ahead, write_tiles
 from ..translation.pipeline import counted, tiles_of_cores, translated_cores
 from ..translation.seams import SeamMeter
@@ -69,6 +70,7 @@ def _translate(store: Store, band: Band, progress: ProgressCallback) -> None:
     if job.can_have_seams:
         meter = SeamMeter(band.shown, of_px=sum(one.shown.kept_px for one in store.bands))
     with disk_errors(store.folder):
+        open_level(store.image, 0, write=True)  # where it is the output by now, nothing is to be taken from it
         forget_band(store, band.number)
         for folder in row_folders(store, band.number):  # a killed writer also leaves files that are no shards
             remove_tree(folder)
