@@ -27,6 +27,7 @@ from ..translation.finishing import Work, make_report, plan_facts, write_extras,
 from ..translation.job import Job
 from ..translation.provenance import describe_image
 from ..translation.report import TranslateReport, unused_in_zarr
+from ..translation.stage_names import CHECKING, WRITING
 from .marker import Marker
 from .note import is_published, note_published, noted_report
 from .places import DONE, LOCKS, alone, remove_store
@@ -119,7 +120,7 @@ def _publish_tiff(store: Store, markers: list[Marker], progress: ProgressCallbac
         tiles = read_tiles(open_level(store.image, 0), level, executor, shards_ahead(level, job.workers))
         told = _told(store, progress)
         written = write_image(job, partial, tiles, level.occupied, executor, store.output.name, told)
-        progress(Progress("checking the file"))
+        progress(Progress(CHECKING))
         validate(partial, written.levels)
         report = _report(store, markers, written, time.perf_counter() - started)
         note_published(store.folder, partial, report)
@@ -132,7 +133,7 @@ def _publish_zarr(store: Store, markers: list[Marker], progress: ProgressCallbac
     with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
         write_lower_levels(store.image, store.levels, job.fill, executor, ahead, _told(store, progress))
     create_image(store.image, describe_image(job, store.output.name), sizes)
-    progress(Progress("checking the file"))
+    progress(Progress(CHECKING))
     validate_image(store.image, sizes)
     tiles = sum(level.occupied.size for level in store.levels)
     blank = tiles - sum(int(level.occupied.sum()) for level in store.levels)
@@ -145,7 +146,7 @@ def _publish_zarr(store: Store, markers: list[Marker], progress: ProgressCallbac
 
 def _told(store: Store, progress: ProgressCallback) -> Callable[[int], None]:
     total = int(store.levels[0].occupied.sum())
-    return lambda done: progress(Progress("writing the file", done, total, "tile"))
+    return lambda done: progress(Progress(WRITING, done, total, "tile"))
 
 
 def _report(store: Store, markers: list[Marker], written: PyramidReport, assembling_s: float) -> TranslateReport:

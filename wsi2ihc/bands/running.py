@@ -11,6 +11,7 @@ import time
 from ..errors import OutputError
 from ..progress import Progress, ProgressCallback, silent
 from ..translation.report import TranslateReport
+from ..translation.stage_names import WAITING
 from .assembling import assemble
 from .note import is_published
 from .places import PAUSE_S
@@ -46,7 +47,7 @@ def complete(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
                 raise
             continue  # its image became the output under our hands
         if not worked:
-            progress(Progress("waiting for other processes"))
+            progress(Progress(WAITING))
             time.sleep(PAUSE_S)
     return None
 

@@ -29,6 +29,7 @@ from ..locks import locked
 from ..progress import Progress
 from ..translation.pipeline import prepare, run
 from ..translation.report import TranslateReport
+from ..translation.stage_names import CHECKING, TRANSLATING, WAITING, WRITING
 from .events import Began, Done, Event, Failed, Ready, Translating, Turned, kind_of, to_line
 from .marker import read_done, write_marker
 from .places import locks_folder
@@ -44,6 +45,9 @@ IN_HAND = 2
 
 THREADS_VARIABLE = "WSI2IHC_CHILD_THREADS"
 """How many threads a child may read and encode with, where its tasks do not say."""
+
+_WITHOUT_DEVICE = (WAITING, WRITING, CHECKING)
+"""Stages in which the next slide can have the device. Others keep it: who resumes prepares in its turn."""
 
 _PAUSE_S = 0.5
 """Between two messages of progress of a slide."""
@@ -105,7 +109,8 @@ def translate_task(task: SlideTask, device: threading.Semaphore, models: Models,
     task
         What to do.
     device
-        Held while windows are translated; it is free for the next slide while the file is being finished.
+        Held while windows are translated; it is free for the next slide while the file is being finished, or others
+        are waited for.
     models
         Loaded before.
     say
@@ -123,9 +128,7 @@ def translate_task(task: SlideTask, device: threading.Semaphore, models: Models,
         workers = task.options.workers or int(os.environ.get(THREADS_VARIABLE, "0"))
         options, generator = replace(task.options, workers=workers), models.load(task)
         job = None if options.resume else prepare(slide, generator, options)
-        say(Turned(task.number, is_waiting=True))
-        turn = stack.enter_context(_Turn(device))
-        say(Turned(task.number, is_waiting=False))
+        turn = stack.enter_context(_Turn(device, lambda is_waiting: say(Turned(task.number, is_waiting))))
         watch = _watched(task.number, turn, say)
         if job is None:
             report = translate(slide, generator, task.output, options, progress=watch)
@@ -169,18 +172,28 @@ class Models:
 
 
 class _Turn:
-    """One's turn on the device; given back early, when the last window is translated."""
+    """One's turn on the device; given back early, when the last window is translated, and taken again if need be.
 
-    def __init__(self, device: threading.Semaphore) -> None:
-        self._device, self._held = device, False
+    ``tell`` is told when one begins to wait for it (True), and when one has it (False).
+    """
+
+    def __init__(self, device: threading.Semaphore, tell: Callable[[bool], None]) -> None:
+        self._device, self._tell, self._held = device, tell, False
 
     def __enter__(self) -> _Turn:
-        self._device.acquire()
-        self._held = True
+        self.take()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.give_back()
+
+    def take(self) -> None:
+        """Wait until the device is free, unless one has it."""
+        if not self._held:
+            self._tell(True)
+            self._device.acquire()
+            self._held = True
+            self._tell(False)
 
     def give_back(self) -> None:
         """Let the next slide begin."""
@@ -190,21 +203,23 @@ class _Turn:
 
 
 def _watched(number: int, turn: _Turn, say: Say) -> Callable[[Progress], None]:
-    told_at, has_begun = 0.0, False
+    """Tell how far a slide is; give the turn back where the slide does not need it, and take it again where it does."""
+    told_at = 0.0
 
     def watch(progress: Progress) -> None:
-        nonlocal told_at, has_begun
-        if progress.stage != "translating":
-            if has_begun:  # what comes before needs the turn as well: who resumes prepares in it
-                turn.give_back()
+        nonlocal told_at
+        if progress.stage in _WITHOUT_DEVICE:
+            turn.give_back()
+        if progress.stage != TRANSLATING:
             return
-        has_begun = True
+        if progress.done >= progress.total > 0:
+            turn.give_back()
+        else:
+            turn.take()
         now = time.monotonic()
         if now - told_at >= _PAUSE_S:
             told_at = now
             say(Translating(number, progress.done, progress.total))
-        if progress.done >= progress.total > 0:
-            turn.give_back()
 
     return watch
 

@@ -45,6 +45,7 @@ from .reading import read_windows
 from .report import TranslateReport
 from .scene import set_scene
 from .seams import SeamMeter
+from .stage_names import CHECKING, TRANSLATING
 from .stages import FinishedCore
 from .translating import DeviceClock, translate_windows
 
@@ -184,7 +185,7 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
         tiles = finished_tiles(job, executor, clock, meter, progress)
         occupied = job.plan.occupied_tiles(job.options.pyramid.tile_px)
         written = write_image(job, partial, tiles, occupied, executor, path.name)
-        progress(Progress("checking the file"))
+        progress(Progress(CHECKING))
         validate(partial, written.levels)
     run_s = time.perf_counter() - started
     seams = meter.figures() if meter else None
@@ -225,8 +226,8 @@ def counted(
     cores: Iterator[FinishedCore], progress: ProgressCallback, total_px: int, done_px: int = 0
 ) -> Iterator[FinishedCore]:
     """Pass cores on and tell how many px of windows are done, of ``total_px``."""
-    progress(Progress("translating", done_px, total_px))
+    progress(Progress(TRANSLATING, done_px, total_px))
     for core in cores:
         done_px += core.window.region.area_px
-        progress(Progress("translating", done_px, total_px))
+        progress(Progress(TRANSLATING, done_px, total_px))
         yield core
