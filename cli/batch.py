@@ -9,13 +9,12 @@ from typing import Any
 
 import click
 
-from wsi2ihc.batch.checking import check_folder, check_rows
+from wsi2ihc.batch.checking import check_folder, check_rows, check_writable
 from wsi2ihc.batch.engine import Engine
 from wsi2ihc.batch.local import LocalEngine
 from wsi2ihc.batch.manifest import Problem, Row, read_rows, shard_of
 from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.batch.page import PAGE_NAME
-from wsi2ihc.batch.recording import ResultsWriter, record_shard
+from wsi2ihc.batch.recording import ResultsWriter
 from wsi2ihc.batch.results import (
     INTERRUPTED,
     Result,
@@ -23,9 +22,9 @@ from wsi2ihc.batch.results import (
     counts_text,
     read_results,
     results_of,
-    table_name,
 )
 from wsi2ihc.batch.runner import Board, SlideState, run_batch, states_at_first, to_be_replaced
+from wsi2ihc.batch.shards import record_shard
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.board import LiveBoard
 from wsi2ihc.cli.main import EXIT_INTERRUPTED, EXIT_SOME_FAILED
@@ -85,6 +84,7 @@ def command(
     for text in texts if dry_run or not keep_going else ():  # else the end tells
         click.echo(f"Error: {text}", err=True)
     if dry_run:
+        check_writable(out_dir)
         return _tell_dry_run(tasks, texts, keep_going=keep_going, json=json)
     if problems and not keep_going:
         raise ManifestError(
@@ -100,7 +100,7 @@ def command(
         )
     engine = _engine_maker(out_dir, defaults.device, options, scheduler, slurm)
     try:
-        results = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
+        results, written = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
     except KeyboardInterrupt:
         click.echo("\nInterrupted; the same command goes on, and first removes what is half-written.", err=True)
         return EXIT_INTERRUPTED
@@ -109,7 +109,7 @@ def command(
         click.echo("\n".join(failed), err=True, nl=bool(failed))
     return _tell(
         results, json=json,
-        lines=[] if quiet else [f"{out_dir}: {counts}", *failed, f"  {table_name(shard)}, and {PAGE_NAME} to look at"],
+        lines=[] if quiet else [f"{out_dir}: {counts}", *failed, *(f"  see {name}" for name in written)],
     )  # fmt: skip
 
 
@@ -173,7 +173,8 @@ def _engine_maker(
 def _run(
     tasks: Sequence[SlideTask], engine: Callable[[], Engine], options: BatchOptions, problems: Sequence[Problem],
     folder: Path, shard: str, *, quiet: bool,
-) -> list[Result]:  # fmt: skip
+) -> tuple[list[Result], list[str]]:  # fmt: skip
+    """Run a batch; what came of it, and the names of the table and page, if they could be written."""
     board, writer = LiveBoard(quiet), ResultsWriter(folder, shard)
     known: Board | None = None
 
@@ -193,9 +194,9 @@ def _run(
             dataclasses.replace(one, status=INTERRUPTED) if one.status == "running" else one
             for one in results_of(known or [], problems)
         ]
-        if known is not None:  # of an interrupted batch as well, but not before it knows what is done
-            writer.finish(results)
-    return results
+        # of an interrupted batch as well, but not before it knows what is done
+        written = writer.finish(results) if known is not None else []
+    return results, written
 
 
 def _counted(results: Sequence[Result]) -> list[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
-from wsi2ihc.batch.checking import check_rows
+from wsi2ihc.batch.checking import check_rows, check_writable
 from wsi2ihc.batch.manifest import Row, output_name, read_rows, shard_of
 from wsi2ihc.batch.places import marker_path
 from wsi2ihc.batch.task import SlideTask, options_from_json, options_to_json
-from wsi2ihc.errors import BatchError, ManifestError
+from wsi2ihc.errors import BatchError, ManifestError, OutputError
 from wsi2ihc.geometry import Region
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.translation.options import TranslateOptions
@@ -106,7 +106,7 @@ def test_outputs_of_one_name_are_told_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [("", "no column path"), ("path\n", "names no slide"), ("path;mpp\na;1\n", "no column path"),
-     ("path\na,b\n", "line 2: 2 cells")],
+     ("path\na,b\n", "line 2: 2 cells"), ("path,mpp,MPP\na,0.25,0.5\n", "two columns mpp")],
 )  # fmt: skip
 def test_unusable_tables_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
@@ -187,6 +187,13 @@ def test_names_that_are_no_text_and_names_that_are_too_long_are_problems(tmp_pat
     assert "longer than 200 bytes" in problem.message
 
 
+def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "new" / "deep")
+    with pytest.raises(OutputError, match=r"file cannot be written; name another output folder"):
+        check_writable(tmp_path / "file" / "below")
+
+
 def test_links_that_lead_nowhere_are_problems(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", ["good"])
     (slides / "gone.svs").symlink_to(tmp_path / "not mounted" / "gone.svs")
@@ -205,11 +212,16 @@ def test_names_that_break_lines_are_problems(tmp_path: Path) -> None:
 
 def test_an_output_that_is_a_folder_is_a_problem(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", ["a"])
-    (tmp_path / "out" / "a.ome.tiff").mkdir(parents=True)
+    output = tmp_path / "out" / "a.ome.tiff"
     rows, _ = read_rows(str(slides), "identity", OPTIONS)
+    output.mkdir(parents=True)
     _, (problem,) = check_rows(rows, tmp_path / "out", rows)
     assert problem.output == "a.ome.tiff"
-    assert "its output a.ome.tiff is a folder" in problem.message
+    assert "its output a.ome.tiff is there and is no file" in problem.message
+    output.rmdir()
+    output.symlink_to("nowhere")
+    _, (problem,) = check_rows(rows, tmp_path / "out", rows)
+    assert "is there and is no file" in problem.message
 
 
 def test_masks_and_regions_are_tried_before_anything_starts(tmp_path: Path) -> None:

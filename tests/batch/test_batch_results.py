@@ -13,9 +13,10 @@ from wsi2ihc.batch.manifest import Problem, Row
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.page import write_page
 from wsi2ihc.batch.places import marker_path, thumbnail_path
-from wsi2ihc.batch.recording import record_shard
+from wsi2ihc.batch.recording import ResultsWriter
 from wsi2ihc.batch.results import COLUMNS, Result, read_results, results_of, write_table
 from wsi2ihc.batch.runner import SlideState, run_batch
+from wsi2ihc.batch.shards import record_shard
 from wsi2ihc.batch.staging import CACHE_VARIABLE, remove_old_copies, staged
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.errors import ManifestError
@@ -28,9 +29,18 @@ def row(slide: str, status: str = "done") -> Result:
 
 
 def write(folder: Path, name: str, rows: list[Result], age: int) -> None:
-    """A table that is older than others by so many seconds."""
+    """A table that is older than others by so many seconds, and the outputs and markers of what it calls done."""
     write_table(folder / name, rows)
     os.utime(folder / name, (10**9, 10**9 - age))
+    for one in rows:
+        if one.status.startswith("done"):
+            make_output(folder, one.output)
+
+
+def make_output(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"pixels")
+    marker_path(folder / name).parent.mkdir(parents=True, exist_ok=True)
+    marker_path(folder / name).write_text('{"output": "6 hash"}')
 
 
 def test_of_every_output_the_newest_row_counts(tmp_path: Path) -> None:
@@ -64,9 +74,7 @@ def test_a_batch_of_all_slides_has_done_what_shards_did_not(tmp_path: Path) -> N
 
 def test_a_killed_batch_is_not_said_to_run(tmp_path: Path) -> None:
     for name in ("done", "before"):
-        marker_path(tmp_path / f"{name}.ome.tiff").parent.mkdir(parents=True, exist_ok=True)
-        marker_path(tmp_path / f"{name}.ome.tiff").touch()
-        (tmp_path / f"{name}.ome.tiff").touch()
+        make_output(tmp_path, f"{name}.ome.tiff")
     os.utime(marker_path(tmp_path / "before.ome.tiff"), (10**8, 10**8))  # of another batch: other options, perhaps
     write(tmp_path, "results.csv", [row(name, "running") for name in ("gone", "done", "before")], age=0)
     assert {one.slide: one.status for one in read_results(tmp_path)[0]} == {
@@ -74,6 +82,15 @@ def test_a_killed_batch_is_not_said_to_run(tmp_path: Path) -> None:
     }  # fmt: skip
     write_table(tmp_path / "results.csv", [row("live", "running")])
     assert [one.status for one in read_results(tmp_path)[0]] == ["running"]
+
+
+def test_outputs_that_are_gone_or_cut_short_are_not_done(tmp_path: Path) -> None:
+    write(tmp_path, "results.csv", [row("gone"), row("short", "done before"), row("there")], age=0)
+    (tmp_path / "gone.ome.tiff").unlink()
+    (tmp_path / "short.ome.tiff").write_bytes(b"pix")
+    results, _ = read_results(tmp_path)
+    assert [one.status for one in results] == ["failed", "failed", "done"]
+    assert results[0].error == "its output is gone or was changed; run the batch again"
 
 
 def test_slides_of_one_output_are_all_told(tmp_path: Path) -> None:
@@ -91,6 +108,7 @@ def test_odd_cells_are_one_line(tmp_path: Path, odd: str) -> None:
 
 def test_tables_of_earlier_versions_can_be_read_and_others_not(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("slide,output,status\na.svs,a.ome.tiff,done\n")
+    make_output(tmp_path, "a.ome.tiff")
     assert read_results(tmp_path)[0] == [row("a")]
     (tmp_path / "results.csv").write_text("colour\nred\n")
     with pytest.raises(ManifestError, match="cannot be read as a table of results"):
@@ -143,7 +161,18 @@ def test_shards_of_another_list_are_told(tmp_path: Path) -> None:
     assert record_shard(tmp_path, "0/2", listed("a")) == []  # dealt another way
     assert record_shard(tmp_path, "2/3", listed("a", "b", "c")) == ["0", "1"]
     assert record_shard(tmp_path, "0/3", listed("a", "b", "c")) == ["1"]
+    write(tmp_path, "results-0-of-3.csv", [row("a")], age=0)
+    (note,) = (one for one in read_results(tmp_path)[1] if "another list" in one)
+    assert note.startswith("of 3 shards, 1 was dealt from another list")
     assert record_shard(tmp_path, "1/3", listed("a", "b", "c")) == []
+
+
+def test_what_was_written_is_told_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert ResultsWriter(tmp_path).finish([row("a", "failed")]) == ["results.csv", "summary.html"]
+    (tmp_path / "summary.html").unlink()
+    (tmp_path / "summary.html").mkdir()
+    assert ResultsWriter(tmp_path).finish([row("a", "failed")]) == ["results.csv"]
+    assert "summary.html was not written" in caplog.text
 
 
 def test_copies_of_killed_runs_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

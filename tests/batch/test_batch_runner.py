@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from make_batch import PretendEngine, Script, fail, succeed
 
 from wsi2ihc.batch.events import Done, Event, Failed, Returned
+from wsi2ihc.batch.marker import write_marker
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.runner import MOST_RETURNS, SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
@@ -104,7 +106,22 @@ def test_the_board_hears_of_every_end(tmp_path: Path) -> None:
     assert ended == ["done"] * 3
 
 
-def test_impossible_options_are_refused(tmp_path: Path) -> None:
+def test_an_output_that_another_batch_has_replaced_is_not_done(tmp_path: Path) -> None:
+    def succeed_with_marker(task: SlideTask, alone: bool, before: int) -> list[Event]:
+        other = dataclasses.replace(task, model="counterstain" if task.number == 1 else task.model, version="another")
+        task.output.touch()
+        write_marker(other if task.number == 1 else task, {})
+        return succeed(task, alone, before)
+
+    states, _ = run(tmp_path, 2, succeed_with_marker)
+    assert [state.status for state in states] == ["done", "failed"]
+    assert states[1].error == "another batch has replaced its output, made with another model or other options"
+
+
+def test_impossible_options_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ({"attempts": 0}, {"timeout_min": -1}, {"children": -1}, {"cache": tmp_path / "absent"}):
         with pytest.raises(OptionError, match="--"):
             BatchOptions(**wrong)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(OptionError, match=r"^--cache .* cannot be written"):
+        BatchOptions(cache=tmp_path)

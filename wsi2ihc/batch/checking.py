@@ -66,12 +66,26 @@ def check_folder(folder: Path) -> None:
     """
     try:
         (folder / BATCH_FOLDER).mkdir(parents=True, exist_ok=True)
-        probe = folder / BATCH_FOLDER / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        for where in (folder, folder / BATCH_FOLDER):
+            probe = where / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink(missing_ok=True)
     except OSError as error:
         where = error.filename or folder
         raise OutputError(f"{where} cannot be written ({error.strerror}); name another output folder") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Find out whether the output folder can be made and written, without doing so.
+
+    Raises
+    ------
+    OutputError
+        If it cannot.
+    """
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there} cannot be written; name another output folder")
 
 
 def _check(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
@@ -84,8 +98,8 @@ def _check(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
     try:
         if os.path.realpath(output) in inputs:
             return problem("its output is a slide of this list; name another output, or folder")
-        if output.is_dir():
-            return problem(f"its output {row.output} is a folder; remove it, or name another output")
+        if (output.exists() or output.is_symlink()) and not output.is_file():
+            return problem(f"its output {row.output} is there and is no file; remove it, or name another output")
         version = _model_version(row.model)
         with open_slide(row.slide, mpp=row.mpp, mpp_option="the column mpp") as slide:
             known_mpp(slide.info)

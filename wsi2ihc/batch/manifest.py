@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import glob
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +228,8 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             heads = [cell.strip().lower().replace("-", "_") for cell in next(reader, [])]
             if not set(heads) & set(_SLIDE_COLUMNS):
                 raise ManifestError(f"{path} has no column path (separated by commas?); its columns are {heads}")
+            if twice := [head for head, times in Counter(heads).items() if head and times > 1]:
+                raise ManifestError(f"{path} has two columns {twice[0]}; leave one of them")
             count = 0
             for cells in reader:
                 if not any(cell.strip() for cell in cells):

@@ -52,6 +52,24 @@ def read_done(task: SlideTask) -> dict[str, Any] | None:
     return facts
 
 
+def has_output(output: Path) -> bool:
+    """Whether an output is there, and as long as its marker says; it is not opened."""
+    try:
+        content = json.loads(marker_path(output).read_text(encoding="utf-8"))
+        return bool(str(content["output"]).split()[0] == str(output.stat().st_size))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return False
+
+
+def is_of_another(task: SlideTask) -> bool:
+    """Whether the marker of a task's output says that another slide, model or option made it."""
+    try:
+        content = json.loads(marker_path(task.output).read_text(encoding="utf-8"))
+        return bool(content["fingerprint"] != task.fingerprint)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def identity_of(output: Path) -> str:
     """Size of a file, and the SHA-256 of its first and last megabyte.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,3 +38,5 @@ class BatchOptions:
                 raise OptionError(f"--{name.replace('_', '-')} must be at least {value}, not {getattr(self, name)}")
         if self.cache is not None and not self.cache.is_dir():
             raise OptionError(f"--cache {self.cache} is no folder; make it, or name another one")
+        if self.cache is not None and not os.access(self.cache, os.W_OK):
+            raise OptionError(f"--cache {self.cache} cannot be written; change its permissions, or name another one")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import OutputError, Wsi2IhcError
-from ..pyramid import published
-from .manifest import Row
+from ..errors import OutputBusyError, OutputError, Wsi2IhcError
 from .page import PAGE_NAME, write_page
-from .places import shards_folder
 from .results import Result, read_results, table_name, write_table
 
 TABLE_EVERY_S, PAGE_EVERY_S = 5.0, 60.0
@@ -47,7 +43,8 @@ class ResultsWriter:
         """Write what has not been written for long enough."""
         now = time.monotonic()
         if now - self._table_at >= TABLE_EVERY_S:
-            self._table_at = now
+            # soon again after the first time, when all slides wait
+            self._table_at = now if self._table_at > -math.inf else now - TABLE_EVERY_S + 1
             with contextlib.suppress(OutputError):
                 write_table(self._path, results())
         if now - self._page_at >= PAGE_EVERY_S:
@@ -55,56 +52,25 @@ class ResultsWriter:
             with contextlib.suppress(Wsi2IhcError):
                 write_page(self._folder, *read_results(self._folder))
 
-    def finish(self, results: Sequence[Result]) -> None:
-        """Write both, in the end; others may be doing so just now."""
-        _patiently(lambda: write_table(self._path, results), self._path)
-        _patiently(lambda: write_page(self._folder, *read_results(self._folder)), self._folder / PAGE_NAME)
+    def finish(self, results: Sequence[Result]) -> list[str]:
+        """Write both, in the end, and give the names of what was written; others may be doing so just now."""
+        page = self._folder / PAGE_NAME
+        writings: dict[Path, Callable[[], None]] = {
+            self._path: lambda: write_table(self._path, results),
+            page: lambda: write_page(self._folder, *read_results(self._folder)),
+        }
+        return [path.name for path, write in writings.items() if _patiently(write, path)]
 
 
-def record_shard(folder: Path, shard: str, listed: Sequence[Row]) -> list[str]:
-    """Note the list of slides that a shard is dealt from; the shards that were dealt from another one.
-
-    If the list has changed between two tasks of an array job, some slides are in none of them.
-
-    Parameters
-    ----------
-    folder
-        Of the outputs.
-    shard
-        ``"I/N"``.
-    listed
-        All rows of the list.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    number, _, count = shard.partition("/")
-    names = "\n".join(sorted(row.output for row in listed))
-    own = hashlib.sha256(names.encode()).hexdigest()
-    path = shards_folder(folder) / f"{int(number)}-of-{int(count)}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path, overwrite=True) as partial:
-        partial.write_text(own, encoding="utf-8")
-    others = (other for other in path.parent.glob(f"*-of-{int(count)}") if other != path)
-    return sorted((other.name.partition("-")[0] for other in others if _text_of(other) != own), key=int)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _patiently(write: Callable[[], None], path: Path) -> None:
+def _patiently(write: Callable[[], None], path: Path) -> bool:
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return write()
+            write()
         except Wsi2IhcError as error:
-            if not isinstance(error, OutputError) or time.monotonic() > until:
+            if not isinstance(error, OutputBusyError) or time.monotonic() > until:
                 _log.warning("%s was not written: %s", path.name, error)
-                return None
+                return False
             time.sleep(0.1)
+        else:
+            return True

@@ -17,9 +17,11 @@ from ..errors import ManifestError
 from ..notation import listed
 from ..pyramid import published
 from .manifest import Problem
+from .marker import has_output
 from .places import marker_path
 from .privacy import base_name
 from .runner import SlideState, Status
+from .shards import dealt_otherwise
 
 TABLE_NAME = "results.csv"
 
@@ -101,9 +103,10 @@ def read_results(folder: Path) -> tuple[list[Result], list[str]]:
     Returns
     -------
     results
-        Slides of a batch that has ended in the middle of them are `INTERRUPTED`, or done if their markers say so.
+        Slides of a batch that has ended in the middle of them are `INTERRUPTED`, or done if their markers say so; those
+        whose outputs are gone have failed.
     notes
-        What is missing: shards that have no table.
+        What is missing: shards that have no table, or were dealt from another list than the last.
 
     Raises
     ------
@@ -125,7 +128,7 @@ def read_results(folder: Path) -> tuple[list[Result], list[str]]:
             name = row.output or row.slide
             newest[name, places[name]] = _as_it_is(path, row)
             places[name] += 1
-    return list(newest.values()), _missing_shards(shards)
+    return list(newest.values()), _missing_shards(folder, shards)
 
 
 def counts_text(results: Sequence[Result]) -> str:
@@ -158,24 +161,29 @@ def _as_it_is(table: Path, row: Result) -> Result:
 
     A marker that is younger than the table was written by that batch.
     """
+    if row.status.startswith("done") and not has_output(table.parent / row.output):
+        return replace(row, status="failed", error="its output is gone or was changed; run the batch again")
     if row.status != "running":
         return row
     written_at, marker = table.stat().st_mtime, marker_path(table.parent / row.output)
-    try:
-        if marker.stat().st_mtime > written_at and (table.parent / row.output).is_file():
-            return replace(row, status="done")
-    except OSError:
-        pass
+    if has_output(table.parent / row.output) and marker.stat().st_mtime > written_at:
+        return replace(row, status="done")
     return row if abs(time.time() - written_at) < _ALIVE_S else replace(row, status=INTERRUPTED)
 
 
-def _missing_shards(tables: Sequence[re.Match[str]]) -> list[str]:
+def _missing_shards(folder: Path, tables: Sequence[re.Match[str]]) -> list[str]:
     """A note for every way of dealing that is not complete; most are: one."""
     notes = []
     for count in sorted({int(table["shards"]) for table in tables}):
         there = {int(table["number"]) for table in tables if int(table["shards"]) == count}
         if missing := [str(number) for number in range(count) if number not in there]:
             notes.append(f"{'shards' if len(missing) > 1 else 'shard'} {listed(missing, 20)} of {count} never began")
+        if others := dealt_otherwise(folder, count):
+            were = "were" if len(others) > 1 else "was"
+            notes.append(
+                f"of {count} shards, {listed(others, 20)} {were} dealt from another list of slides than the last; run "
+                "them again, or some slides may be left out"
+            )
     return notes
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from .engine import Engine
 from .events import Done, Event, Failed, Returned, Translating
-from .marker import read_done
+from .marker import is_of_another, read_done
 from .options import BatchOptions
 from .task import SlideTask
 
@@ -111,7 +111,7 @@ def run_batch(
             on_change(list(states.values()), after if has_news else None)
     finally:
         engine.close()
-    return list(states.values())
+    return [_in_the_end(state) for state in states.values()]
 
 
 def states_at_first(tasks: Sequence[SlideTask]) -> list[SlideState]:
@@ -128,6 +128,14 @@ def to_be_replaced(states: Sequence[SlideState]) -> list[str]:
 def _at_first(task: SlideTask) -> SlideState:
     facts = read_done(task)
     return SlideState(task) if facts is None else SlideState(task, "done before", facts=facts)
+
+
+def _in_the_end(state: SlideState) -> SlideState:
+    """A slide when all are done: another batch may have made its output again, in another way."""
+    if not state.status.startswith("done") or not is_of_another(state.task):
+        return state
+    error = "another batch has replaced its output, made with another model or other options"
+    return dataclasses.replace(state, status="failed", error=error)
 
 
 def _hand_out(todo: deque[int], states: dict[int, SlideState], running: set[int], engine: Engine) -> None:
