@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from wsi2ihc import bands
 from wsi2ihc.bands.translating import translate
 from wsi2ihc.cli.parameters import (
     AUTO_INTEGER,
@@ -88,12 +89,14 @@ def command(
                 check_not_inputs([output, report_path(output)], [model])
             else:
                 check_outputs(opened, output, options, inputs=[model])
+            generator = load_generator(model)
             if dry_run:
-                outlook = forecast(prepare(opened, load_generator(model), options, progress=bar), output)
+                kept = bands.check_store(opened, generator, output, options) if options.resume else None
+                outlook = forecast(prepare(opened, generator, options, progress=bar), output)
                 bar.close()
-                echo_json(outlook.to_json()) if json else click.echo(_describe_forecast(outlook))
+                echo_json(outlook.to_json()) if json else click.echo(_describe_forecast(outlook, kept))
                 return
-            report = translate(opened, load_generator(model), output, options, progress=bar)
+            report = translate(opened, generator, output, options, progress=bar)
     except BaseException as error:
         bar.close()
         for note in () if quiet else getattr(error, "__notes__", ()):  # what is kept
@@ -167,7 +170,8 @@ def _seams(figures: SeamFigures | None) -> str:
     return f"z = {figures.z:+.2f} over {figures.borders} borders between windows (within ±3: no seams)"
 
 
-def _describe_forecast(outlook: Forecast) -> str:
+def _describe_forecast(outlook: Forecast, kept: int | None) -> str:
+    """What would be done; ``kept``: bands of an earlier run that would not be done again, None if there is none."""
     return "\n".join(
         [
             f"Would write {outlook.width}×{outlook.height} px at {outlook.mpp[0]:.4g} µm/px, "
@@ -178,6 +182,7 @@ def _describe_forecast(outlook: Forecast) -> str:
             f"  device   {outlook.device}, {outlook.precision}",
             f"  memory   about {outlook.memory_bytes / 1024**3:.1f} GiB",
             f"  time     about {duration(outlook.seconds)}",
+            *([] if kept is None else [f"  bands    {kept} are done, and are not done again"]),
             *(f"  note     {warning}" for warning in outlook.warnings),
         ]
     )

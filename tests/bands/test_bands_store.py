@@ -21,7 +21,7 @@ from PIL import Image
 
 import wsi2ihc
 from wsi2ihc.arrays import RGBImage
-from wsi2ihc.bands import assemble, complete, missing_bands, open_store, translate_band
+from wsi2ihc.bands import assemble, check_store, complete, missing_bands, open_store, translate_band
 from wsi2ihc.bands.opening import prepare
 from wsi2ihc.bands.places import store_path
 from wsi2ihc.bands.record import read_record
@@ -102,8 +102,13 @@ def test_other_options_are_refused_and_told(
     slide: Slide, out: Path, options: TranslateOptions, picture: RGBImage, changes: dict[str, object], words: str
 ) -> None:
     before = inodes(out)
+    changed = replace(options, **changes)  # type: ignore[arg-type]
+    assert check_store(slide, IDENTITY, out, options) == 2
+    with pytest.raises(OutputError, match="begun otherwise"):
+        check_store(slide, IDENTITY, out, changed)
+    assert check_store(slide, IDENTITY, out, replace(changed, overwrite=True)) == 2
     with pytest.raises(OutputError, match="begun otherwise") as refused:
-        wsi2ihc.translate(slide, IDENTITY, out, replace(options, **changes))  # type: ignore[arg-type]
+        wsi2ihc.translate(slide, IDENTITY, out, changed)
     assert words in str(refused.value)
     assert "--overwrite" in str(refused.value)
     assert inodes(out) == before

@@ -125,3 +125,8 @@ def test_impossible_options_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(OptionError, match=r"^--cache .* cannot be written"):
         BatchOptions(cache=tmp_path)
+
+
+def test_what_another_batch_has_done_meanwhile_is_not_counted_as_ours(tmp_path: Path) -> None:
+    states, _ = run(tmp_path, 1, lambda task, *_: [Done(task.number, {"seconds": 9.0}, is_new=False)])
+    assert [(state.status, state.facts["seconds"]) for state in states] == [("done before", 9.0)]

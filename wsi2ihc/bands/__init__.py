@@ -3,7 +3,8 @@
 `translate` does all of it, and is what the command line and `batch` call. It opens a store (`open_store`) and completes
 it (`complete`), which is to translate bands and to assemble them. The parts are here for tests and for whoever deals
 bands out himself: `band_numbers`, `translate_band` for each of them, in any order and any process, and `assemble`.
-`discard_store` removes what is left for an output that was made in one pass after all.
+`check_store` finds out beforehand what would be refused; `discard_store` removes what is left for an output that was
+made in one pass after all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ..lazy import lazily
 
 if TYPE_CHECKING:
     from .assembling import assemble as assemble
+    from .opening import check_store as check_store
     from .opening import open_store as open_store
     from .places import discard_store as discard_store
     from .running import complete as complete
@@ -27,6 +29,7 @@ _HOMES = {
     "Store": ".store",
     "assemble": ".assembling",
     "band_numbers": ".store",
+    "check_store": ".opening",
     "complete": ".running",
     "discard_store": ".places",
     "missing_bands": ".store",
@@ -39,6 +42,7 @@ __all__ = [
     "Store",
     "assemble",
     "band_numbers",
+    "check_store",
     "complete",
     "discard_store",
     "missing_bands",

@@ -34,6 +34,7 @@ from .places import (
     IN_USE,
     LOCKS,
     alone,
+    count_done,
     hidden_store_path,
     remove_leftovers,
     remove_unused,
@@ -107,6 +108,23 @@ def open_store(
         tile_px = job.options.pyramid.tile_px
         levels = plan_levels(job.plan.extent.size, tile_px, occupied_tiles(bands, tile_px))
         yield Store(folder, path, job, bands, levels, record.damaged, user)
+
+
+def check_store(
+    slide: Slide, generator: Generator, output: str | os.PathLike[str], options: TranslateOptions | None = None
+) -> int | None:
+    """Find out what `open_store` would refuse, changing nothing; how many bands are done, None if there is no store.
+
+    Raises
+    ------
+    OutputError
+        As `open_store` does.
+    """
+    options, path = options or TranslateOptions(), Path(output)
+    _check_outputs(slide, path, options)
+    if not options.overwrite:  # else a store that does not fit is begun anew
+        _known_record(path, identity(slide, generator, options), options)
+    return count_done(path)
 
 
 def _is_finished(output: Path, options: TranslateOptions) -> bool:

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from queue import SimpleQueue
@@ -90,7 +90,7 @@ def _work(tasks: SimpleQueue[SlideTask], device: threading.Semaphore, models: Mo
         task = tasks.get()
         say(Began(task.number))
         try:
-            facts = translate_task(task, device, models, say)
+            done = translate_task(task, device, models, say)
         except BaseException as error:
             kind = kind_of(error)
             known = (task.slide, task.output, task.model, task.options.tissue, os.environ.get(CACHE_VARIABLE, ""))
@@ -98,11 +98,11 @@ def _work(tasks: SimpleQueue[SlideTask], device: threading.Semaphore, models: Mo
             if kind == "crash":
                 os._exit(1)
         else:
-            say(Done(task.number, facts))
+            say(done)
 
 
-def translate_task(task: SlideTask, device: threading.Semaphore, models: Models, say: Say) -> dict[str, Any]:
-    """Translate one slide, unless it is done by now; the facts of its marker.
+def translate_task(task: SlideTask, device: threading.Semaphore, models: Models, say: Say) -> Done:
+    """Translate one slide, unless it is done by now; what to tell of it.
 
     Parameters
     ----------
@@ -123,8 +123,9 @@ def translate_task(task: SlideTask, device: threading.Semaphore, models: Models,
     """
     with _alone(task, say), ExitStack() as stack:
         if (known := read_done(task)) is not None:
-            return known
-        slide = stack.enter_context(staged(task))
+            return Done(task.number, known, is_new=False)
+        doubts: list[str] = []
+        slide = stack.enter_context(staged(task, doubts.append))
         workers = task.options.workers or int(os.environ.get(THREADS_VARIABLE, "0"))
         options, generator = replace(task.options, workers=workers), models.load(task)
         job = None if options.resume else prepare(slide, generator, options)
@@ -135,13 +136,13 @@ def translate_task(task: SlideTask, device: threading.Semaphore, models: Models,
         else:
             report = run(job, task.output, progress=watch)
             discard_store(task.output)  # of a run that was to be resumed, and needs not be any more
-        facts = _facts(report)
+        facts = _facts(report, doubts)
         try:
             write_thumbnail(task.output)
         except Exception as error:  # a small picture is not worth a translation
             _log.warning("no thumbnail of %s: %s", task.name, told(error, task.output))
         write_marker(task, facts)
-        return facts
+        return Done(task.number, facts)
 
 
 class Models:
@@ -244,8 +245,8 @@ def _alone(task: SlideTask, say: Say) -> Iterator[None]:
         yield
 
 
-def _facts(report: TranslateReport) -> dict[str, Any]:
-    """What the table of results has of a slide; no paths."""
+def _facts(report: TranslateReport, doubts: Sequence[str]) -> dict[str, Any]:
+    """What the table of results has of a slide; no paths. ``doubts``: warnings beside those of the report."""
     return {
         "seconds": round(sum(report.seconds[part] for part in ("tissue", "model", "run")), 2),
         "mpx": round(report.plan["kept_px"] / 1e6, 2),
@@ -254,7 +255,7 @@ def _facts(report: TranslateReport) -> dict[str, Any]:
         "seam_z": None if report.seams is None or report.seams.z is None else round(report.seams.z, 2),
         "device": report.device,
         "precision": report.precision,
-        "warnings": list(report.warnings),
+        "warnings": [*doubts, *report.warnings],
     }
 
 

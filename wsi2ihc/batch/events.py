@@ -50,10 +50,11 @@ class Translating:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A slide is done; facts as in its marker."""
+    """A slide is done; facts as in its marker. It is not new if another batch has done it meanwhile."""
 
     number: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+    is_new: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class SlideState:
     """How far a slide is.
 
     task:      as it is tried next: with less memory after it has run out
-    status:    "done before": by an earlier run, and not touched by this one
+    status:    "done before": by an earlier run or by another batch, and not touched by this one
     attempts:  that were made and count
     returns:   times that it came back and was not to blame
     is_alone:  whether it must not share a child any more
@@ -155,7 +155,8 @@ def _after(state: SlideState, event: Event, options: BatchOptions) -> SlideState
     if isinstance(event, Translating):
         return dataclasses.replace(state, share=event.done / max(1, event.total))
     if isinstance(event, Done):
-        return dataclasses.replace(state, status="done", share=1.0, facts=event.facts, error="")
+        status: Status = "done" if event.is_new else "done before"
+        return dataclasses.replace(state, status=status, share=1.0, facts=event.facts, error="")
     if isinstance(event, Returned):
         return _returned(state, event)
     if isinstance(event, Failed):

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import OutputError
@@ -32,14 +32,14 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def staged(task: SlideTask) -> Iterator[Slide]:
-    """The open slide of a task, read from a copy where a cache is named and has room: for as long as it lasts."""
+def staged(task: SlideTask, warn: Callable[[str], None]) -> Iterator[Slide]:
+    """The open slide of a task, read from a copy where a cache is named and has room; else ``warn`` is told."""
     with contextlib.ExitStack() as stack:
         try:
             path: str | Path = stack.enter_context(_copied(task.slide))
         except OSError as error:
             why = error.strerror or " ".join(str(error).split())[:120]
-            _log.warning("%s is read where it is: the cache cannot take it (%s)", task.name, why)
+            warn(f"it was read where it is: the cache could not take it ({why})")
             path = task.slide
         yield stack.enter_context(open_slide(path, mpp=task.mpp))
 
