@@ -78,7 +78,7 @@ def command(
         raise click.UsageError("--shard, --scheduler and --slurm are three ways to run a batch; choose one")
     own = {one.name: choices.pop(one.name) for one in dataclasses.fields(BatchOptions)}
     options, defaults = BatchOptions(**own), translate_options(**choices)
-    tasks, problems, listed = _checked(source, out_dir, model, defaults, shard, quiet=quiet)
+    tasks, problems, rows = _checked(source, out_dir, model, defaults, shard, quiet=quiet)
     is_csv = source.lower().endswith(".csv")
     texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]
     for text in texts if dry_run or not keep_going else ():  # else the end tells
@@ -92,9 +92,9 @@ def command(
             "mend the list, or begin with the others (--keep-going)"
         )
     check_folder(out_dir)
-    if shard and (others := record_shard(out_dir, shard, listed)):
+    if shard and (others := record_shard(out_dir, shard, rows)):
         click.echo(
-            f"WARNING: shards {', '.join(others)} were dealt from another list of slides; run them again as well, or "
+            f"WARNING: shards {listed(others, 20)} were dealt from another list of slides; run them again as well, or "
             "some slides may be left out",
             err=True,
         )

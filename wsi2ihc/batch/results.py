@@ -172,7 +172,7 @@ def _as_it_is(table: Path, row: Result) -> Result:
 
 
 def _missing_shards(folder: Path, tables: Sequence[re.Match[str]]) -> list[str]:
-    """A note for every way of dealing that is not complete; most are: one."""
+    """What is wanting, for each number of shards that slides were dealt to."""
     notes = []
     for count in sorted({int(table["shards"]) for table in tables}):
         there = {int(table["number"]) for table in tables if int(table["shards"]) == count}
