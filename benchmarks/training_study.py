@@ -57,7 +57,7 @@ RUNS: Mapping[str, Run] = {
     f"facades-{recipe}-seed0": Run("facades", f"{FACADES} --seed 0 --recipe {recipe} {weight}")
     for recipe, weight in (("pyramid", ""), ("variance", "--variance-weight 10"))
 } | {
-    "resize-seed0": Run("hemit256", f"{HEMIT} --seed 0 --recipe variance --variance-weight 10 --upsampling resize"),
+    "bilinear-seed0": Run("hemit256", f"{HEMIT} --seed 0 --recipe variance --variance-weight 10 --upsampling bilinear"),
 }  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def without_region(data: Path, view: Path) -> Path:
 def train(name: str, pairs: Path, folder: Path) -> int:
     run = folder / name
     command = [sys.executable, "-m", "wsi2ihc.cli.main", "train", str(pairs), "--config", str(CONFIG), *RUNS[name]]
-    command += ["--upsampling", "resize"]  # without the checkerboard of transposed convolutions
+    command += ["--upsampling", "bilinear"]  # without the checkerboard of transposed convolutions
     command += ["--workers", "0", "--no-tensorboard", "--out", str(run)]
     if (run / "model.safetensors").exists():
         return 0

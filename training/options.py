@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.generator.spec import MPP_RANGE, GeneratorSpec
+from wsi2ihc.generator.spec import MPP_RANGE, Architecture, GeneratorSpec, Norm, Upsampling
 
 from .data import Augmentation, Order
 from .data.stain_jitter import STRONGEST
 from .presets import Preset
 
 Recipe = Literal["pix2pix", "pyramid", "variance"]
-Architecture = Literal["resnet", "unet"]
-Norm = Literal["batch", "instance"]
-Upsampling = Literal["transposed", "resize"]
 VarianceKind = Literal["unbiased", "biased"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 BestBy = Literal["stain_r_blocks", "stain_r", "psnr", "ssim"]
@@ -80,7 +77,7 @@ class TrainOptions:
     ndf: int = _option(64, "Channels of the discriminator after its first layer.")
     norm: Norm = _option("batch", "Normalisation of the generator. Only batch norm can be tiled exactly.")
     dropout: bool = _option(True, "Dropout of 0.5 in the generator while it is trained.")
-    upsampling: Upsampling = _option("transposed", "How the ResNet doubles: as published, or without checkerboard.")
+    upsampling: Upsampling = _option("transposed", "How the ResNet doubles: as published, or without a checkerboard.")
     # losses
     l1_weight: float = _option(25.0, "Weight of L1, at each octave.")
     octaves: int = _option(4, "Scales at which L1 is taken, each half of the one before (1: plain L1).")

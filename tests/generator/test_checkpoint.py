@@ -47,7 +47,7 @@ def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, s
     "spec",
     [
         SMALL,
-        GeneratorSpec(depth=2, width=3, norm="instance", dropout=False, upsampling="resize"),
+        GeneratorSpec(depth=2, width=3, norm="instance", dropout=False, upsampling="bilinear"),
         GeneratorSpec(architecture="unet", depth=5, width=1),
         GeneratorSpec(architecture="unet", depth=6, width=1, norm="instance"),
     ],

@@ -26,8 +26,8 @@ Strong = Callable[..., ResnetGenerator]
 VARIANTS = [
     {"blocks": 9},
     {"blocks": 6, "dropout": False},
-    {"blocks": 1, "upsampling": "resize"},
-    {"blocks": 3, "norm": "instance", "upsampling": "resize"},
+    {"blocks": 1, "upsampling": "bilinear"},
+    {"blocks": 3, "norm": "instance", "upsampling": "bilinear"},
 ]
 
 

@@ -57,7 +57,7 @@ def test_names_of_a_unet() -> None:
     assert names["model.model.3.weight"].shape == (4, 3, 4, 4)
 
 
-@pytest.mark.parametrize("upsampling", ["transposed", "resize"])
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_a_resnet_keeps_the_size(upsampling: str, norm: str) -> None:
     module = ResnetGenerator(2, 2, norm, False, upsampling).eval()  # type: ignore[arg-type]

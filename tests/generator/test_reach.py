@@ -53,10 +53,10 @@ def test_unet_256() -> None:
     [
         ResnetGenerator(1, 1, "batch", False),
         ResnetGenerator(2, 1, "batch", True),
-        ResnetGenerator(1, 1, "batch", False, "resize"),
+        ResnetGenerator(1, 1, "batch", False, "bilinear"),
         UnetGenerator(5, 1),
     ],
-    ids=["resnet", "two blocks", "resize", "unet"],
+    ids=["resnet", "two blocks", "bilinear", "unet"],
 )
 def test_networks_against_their_derivative(module: nn.Module) -> None:
     reach = dependency(all_positive(module))
@@ -92,6 +92,7 @@ def stacks(draw: st.DrawFn) -> nn.Sequential:
                         nn.ConvTranspose2d(3, 3, 4, 2, 1),
                         nn.ConvTranspose2d(3, 3, 2, 2),
                         nn.Upsample(scale_factor=2, mode="nearest"),
+                        nn.Upsample(scale_factor=2, mode="bilinear"),
                     ]
                 )
             )
@@ -159,7 +160,8 @@ def test_frozen_norms_are_local() -> None:
         nn.AdaptiveAvgPool2d(1),
         nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Linear(8, 8)),
         nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"),
-        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(scale_factor=2, mode="bicubic"),
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
         nn.Upsample(size=64, mode="nearest"),
     ],
 )

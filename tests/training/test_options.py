@@ -138,7 +138,7 @@ def test_impossible_values_are_refused(changes: dict[str, object], said: str) ->
 
 def test_an_impossible_network_is_refused() -> None:
     with pytest.raises(ModelError, match="upsampling"):
-        resolve_options({"recipe": "pix2pix", "upsampling": "resize"})
+        resolve_options({"recipe": "pix2pix", "upsampling": "bilinear"})
 
 
 def test_differences_name_what_changes_the_result_only() -> None:

@@ -434,7 +434,7 @@ def test_overfitting_a_few_patches_learns_them(pairs: Path, tmp_path: Path) -> N
     [
         {"recipe": "pix2pix", "depth": 5},
         {"recipe": "pyramid", "batch_size": 1},
-        {"upsampling": "resize", "augmentation": "hflip", "variance_kind": "biased"},
+        {"upsampling": "bilinear", "augmentation": "hflip", "variance_kind": "biased"},
         {"norm": "instance"},
         {"precision": "bf16"},
     ],

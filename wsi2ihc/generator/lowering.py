@@ -3,11 +3,12 @@
 - Batch norms are folded into the convolutions, dropout is dropped.
 - Nothing is padded. Every convolution is "valid" and its answer smaller than its input, so that a window shrinks to its
   core on the way and no made-up border is computed. (Padding would only reach pixels that are not kept.)
-- A doubling (transposed convolution, or nearest ×2 and a convolution) is one small convolution at the lower resolution,
-  which makes the four pixels of each 2×2 group as four groups of channels. That is faster, and it is exact: the sums in
-  oneDNN's transposed convolution are split according to the height of its input, and pixels differed by up to 1e-4
-  between windows of different size; its convolutions gave bit-equal pixels in all sizes tried (channels-last memory,
-  float32, oneDNN 3.12, AVX2 and AVX-512 kernels, 1 to 4 threads; for the exceptions see ``smallest_window_px``).
+- A doubling (transposed convolution, or bilinear ×2 and a convolution) is one small convolution at the lower
+  resolution, which makes the four pixels of each 2×2 group as four groups of channels. That is faster, and it is exact:
+  the sums in oneDNN's transposed convolution are split according to the height of its input, and pixels differed by up
+  to 1e-4 between windows of different size; its convolutions gave bit-equal pixels in all sizes tried (channels-last
+  memory, float32, oneDNN 3.12, AVX2 and AVX-512 kernels, 1 to 4 threads; for the exceptions see
+  ``smallest_window_px``).
 - On a CPU the layers run over strips of rows. Only the residual stream, at a quarter of the resolution, is held for the
   whole window, and its blocks overwrite it in place.
 
@@ -46,9 +47,13 @@ _LATTICE = 4
 
 # How output pixels 0 and 1 of a pair depend on neighbouring pixels at the lower resolution: [output][pixel][weight].
 # Transposed, stride 2, padding 1: pixel i and weight k add to output 2·i - 1 + k; the pixels are i and i + 1.
-_TRANSPOSED_TAPS = [[[0, 1, 0], [0, 0, 0]], [[0, 0, 1], [1, 0, 0]]]
-# Nearest ×2, then a 3×3 convolution: the pixels are i - 1, i and i + 1.
-_RESIZED_TAPS = [[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]]
+_TRANSPOSED_TAPS: list[list[list[float]]] = [[[0, 1, 0], [0, 0, 0]], [[0, 0, 1], [1, 0, 0]]]
+# Bilinear ×2, then a 3×3 convolution: the pixels are i - 1, i and i + 1, at 2·i + 1/2 and so on, and every pixel made
+# takes 3/4 of the nearer and 1/4 of the farther of the two that it lies between.
+_BILINEAR_TAPS: list[list[list[float]]] = [
+    [[3 / 4, 1 / 4, 0], [1 / 4, 3 / 4, 3 / 4], [0, 0, 1 / 4]],
+    [[1 / 4, 0, 0], [3 / 4, 3 / 4, 1 / 4], [0, 1 / 4, 3 / 4]],
+]
 
 
 class Margins(NamedTuple):
@@ -263,7 +268,7 @@ def _doubling(layer: nn.Module, norm: nn.Module) -> nn.Conv2d:
         weight, bias, taps = transposed.weight.transpose(0, 1), transposed.bias, _TRANSPOSED_TAPS
     elif isinstance(layer, nn.Sequential):
         single = _fold(layer[2], norm)
-        weight, bias, taps = single.weight, single.bias, _RESIZED_TAPS
+        weight, bias, taps = single.weight, single.bias, _BILINEAR_TAPS
     else:
         raise TypeError(f"cannot lower {layer} and {norm}")
     assert bias is not None  # folding a batch norm makes one

@@ -131,12 +131,8 @@ def _layer(module: nn.Module, axis: int, name: str) -> _Layer:
         return _convolution(module, axis)
     if isinstance(module, nn.ConvTranspose2d):
         return _transposed(module, axis)
-    if isinstance(module, nn.Upsample) and module.mode == "nearest":
-        factor = module.scale_factor
-        factor = factor[axis] if isinstance(factor, tuple) else factor
-        if factor is not None and factor == int(factor):
-            times = int(factor)
-            return _Layer(Fraction(1, times), lambda first, last: (first // times, last // times), lambda n: n * times)
+    if isinstance(module, nn.Upsample) and (upsampling := _upsampling(module, axis)):
+        return upsampling
     raise ModelError(f"it is not known how far the layer {name} ({module}) looks; it cannot be translated seamlessly")
 
 
@@ -169,6 +165,27 @@ def _transposed(module: nn.ConvTranspose2d, axis: int) -> _Layer:
         return min(ends), max(ends)
 
     return _Layer(Fraction(1, stride), needs, lambda n: (n - 1) * stride - 2 * before + span + 1 + extra)
+
+
+def _upsampling(module: nn.Upsample, axis: int) -> _Layer | None:
+    """Interpolation by a whole factor; None where it is of another kind."""
+    factor = module.scale_factor
+    factor = factor[axis] if isinstance(factor, tuple) else factor
+    if factor is None or factor != int(factor):
+        return None
+    times = int(factor)
+    scale = Fraction(1, times)
+    if module.mode == "nearest":
+        return _Layer(scale, lambda first, last: (first // times, last // times), lambda n: n * times)
+    if module.mode == "bilinear" and not module.align_corners:
+        # pixel i lies at (2·i + 1 - times) / (2·times) px of the input, between the two that it takes
+        twice = 2 * times
+        return _Layer(
+            scale,
+            lambda first, last: ((2 * first + 1 - times) // twice, -((times - 1 - 2 * last) // twice)),
+            lambda n: n * times,
+        )
+    return None
 
 
 def _needs(steps: Sequence[_Layer | _Skip], first: int, last: int) -> tuple[int, int]:

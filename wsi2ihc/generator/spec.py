@@ -12,7 +12,7 @@ from ..errors import ModelError
 
 Architecture = Literal["resnet", "unet"]
 Norm = Literal["batch", "instance"]
-Upsampling = Literal["transposed", "resize"]
+Upsampling = Literal["transposed", "bilinear"]
 
 DEPTHS: Mapping[Architecture, range] = {"resnet": range(1, 65), "unet": range(5, 11)}
 """Depths that a network can have. The bounds keep a damaged or hostile file from claiming a giant network."""
@@ -33,7 +33,7 @@ class GeneratorSpec:
     width:         channels after the first layer
     norm:          "batch" or "instance"
     dropout:       whether dropout was on in training (it is never on in translation)
-    upsampling:    "transposed" convolutions, or "resize" (nearest ×2, then a convolution)
+    upsampling:    "transposed" convolutions, or "bilinear" (×2, then a convolution)
     mpp:           µm per px of the images that it was trained on
     stain:         what it makes, as in "HER2" or "pan-CK"; goes into the output's channel name
     licence:       of the weights, as their maker states it; "" where that is unknown
@@ -65,7 +65,7 @@ class GeneratorSpec:
         _one_of("norm", self.norm, get_args(Norm))
         _one_of("upsampling", self.upsampling, get_args(Upsampling))
         if self.architecture == "unet" and self.upsampling != "transposed":
-            raise ModelError("a U-Net doubles by transposed convolutions only; upsampling cannot be 'resize'")
+            raise ModelError("a U-Net doubles by transposed convolutions only; upsampling cannot be 'bilinear'")
         if not isinstance(self.dropout, bool):
             raise ModelError(f"a generator's dropout is true or false, not {self.dropout!r}")
         if isinstance(self.mpp, bool) or not isinstance(self.mpp, int | float) or not _is_between(self.mpp, MPP_RANGE):
