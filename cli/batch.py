@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from wsi2ihc.batch.results import (
     Result,
     count_statuses,
     counts_text,
+    describe_models,
     read_results,
     results_of,
 )
@@ -28,10 +29,18 @@ from wsi2ihc.batch.shards import record_shard
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.board import LiveBoard
 from wsi2ihc.cli.main import EXIT_INTERRUPTED, EXIT_SOME_FAILED
-from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_logging, verbosity_options
+from wsi2ihc.cli.parameters import (
+    echo_json,
+    json_option,
+    model_option,
+    options_of,
+    set_up_logging,
+    verbosity_options,
+)
 from wsi2ihc.cli.translate import command as translate_command
 from wsi2ihc.cli.translate import translate_options
 from wsi2ihc.errors import ManifestError
+from wsi2ihc.generator.registry import describe_generator
 from wsi2ihc.notation import listed
 from wsi2ihc.translation.options import TranslateOptions
 
@@ -45,7 +54,7 @@ _OWN = frozenset(
 @click.argument("source", required=False)
 @click.argument("out_dir", type=click.Path(path_type=Path), required=False)
 @click.option("--status", type=click.Path(path_type=Path), metavar="OUT_DIR", help="Tell how far a batch is, instead.")
-@click.option("--model", default="counterstain", show_default=True, help="Name or file of a generator (see `models`).")
+@model_option
 @click.option("--shard", default="", metavar="I/N", help="Only every N-th slide, from the I-th on (0-based): for array "
               "jobs without a scheduler of their own.")  # fmt: skip
 @click.option("--scheduler", default=None, metavar="ADDRESS|FILE", help="A running Dask scheduler, or its file.")
@@ -83,9 +92,10 @@ def command(
     texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]
     for text in texts if dry_run or not keep_going else ():  # else the end tells
         click.echo(f"Error: {text}", err=True)
+    models = _models(tasks)
     if dry_run:
         check_writable(out_dir)
-        return _tell_dry_run(tasks, texts, keep_going=keep_going, json=json)
+        return _tell_dry_run(tasks, texts, models, keep_going=keep_going, json=json)
     if problems and not keep_going:
         raise ManifestError(
             f"{len(problems)} of {len(problems) + len(tasks)} slides cannot be translated, and nothing was begun; "
@@ -98,6 +108,8 @@ def command(
             "some slides may be left out",
             err=True,
         )
+    for model, description in () if quiet else models.items():
+        click.echo(f"model {model}: {description}", err=True)
     engine = _engine_maker(out_dir, defaults.device, options, scheduler, slurm)
     try:
         results, written = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
@@ -116,21 +128,31 @@ def command(
 def _tell(results: Sequence[Result], *, json: bool, lines: Sequence[str], notes: Sequence[str] = ()) -> int:
     """Tell what came of a batch; the exit code."""
     if json:
-        echo_json({"counts": count_statuses(results), "notes": notes, "slides": [one.to_json() for one in results]})
+        echo_json({"counts": count_statuses(results), "notes": notes, "models": describe_models(results),
+                   "slides": [one.to_json() for one in results]})  # fmt: skip
     elif lines or notes:
         click.echo("\n".join([*lines, *notes]))
     return EXIT_SOME_FAILED if any(one.status == "failed" for one in results) else 0
 
 
-def _tell_dry_run(tasks: Sequence[SlideTask], problems: Sequence[str], *, keep_going: bool, json: bool) -> int:
+def _models(tasks: Sequence[SlideTask]) -> dict[str, str]:
+    """What the models are that slides are translated with, by name or file as given."""
+    return {model: describe_generator(model).description for model in dict.fromkeys(task.model for task in tasks)}
+
+
+def _tell_dry_run(
+    tasks: Sequence[SlideTask], problems: Sequence[str], models: Mapping[str, str], *, keep_going: bool, json: bool
+) -> int:
     """Tell what would be done; the exit code, which is that of the batch as far as it can be known."""
     states = states_at_first(tasks)
     done, replaced = sum(state.status != "waiting" for state in states), to_be_replaced(states)
     if json:
-        echo_json({"slides": len(tasks), "done": done, "replaced": replaced, "problems": problems})
+        echo_json({"slides": len(tasks), "done": done, "replaced": replaced, "problems": problems, "models": models})
     else:
         click.echo(f"{len(tasks)} slides can be translated ({done} are done, {len(replaced)} outputs would be "
                    f"replaced), {len(problems)} cannot")  # fmt: skip
+        for model, description in models.items():
+            click.echo(f"  model {model}: {description}")
     return (EXIT_SOME_FAILED if keep_going else 1) if problems else 0
 
 

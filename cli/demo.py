@@ -15,9 +15,12 @@ HOW_TO_LOOK = """
 To look at it
   {picture}: the slide and its virtual stain side by side, for any image viewer
   {virtual}: drag it into QuPath beside {slide}, or import both into OMERO
+What to look for
+  glands and surface brown, stroma pale, nuclei blue; walls of fat cells and some vessels are brown and should not be
 Free real H&E slides
   OpenSlide's test data (openslide.cs.cmu.edu), The Cancer Genome Atlas (portal.gdc.cancer.gov), CAMELYON
   (camelyon17.grand-challenge.org); then: wsi2ihc translate slide.svs out.ome.tiff
+  (the default model is a demonstration on colon, not HER2; --model names your own)
 """
 
 HOW_TO_REGISTER = """

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
+from wsi2ihc.generator.registry import DEFAULT_MODEL
 from wsi2ihc.notation import parse_auto, parse_bytes, parse_region
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -104,6 +105,13 @@ def verbosity_options(command: Command) -> Command:
 
 
 json_option = click.option("--json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+
+model_option = click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="Name or file of a generator (see `models`). The default is a demonstration on pan-cytokeratin, not HER2.",
+)
 
 mpp_option = click.option(
     "--mpp", type=PositiveFloat(), help="Resolution of the slide in µm per pixel, where it is missing or wrong."

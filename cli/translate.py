@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from wsi2ihc.cli.parameters import (
     REGION,
     echo_json,
     json_option,
+    model_option,
     mpp_option,
     set_up_logging,
     verbosity_options,
 )
 from wsi2ihc.cli.progress import ProgressBar, duration
-from wsi2ihc.generator.registry import DEFAULT_MODEL, load_generator
+from wsi2ihc.generator.registry import load_generator
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.slide import open_slide
 from wsi2ihc.translation.finishing import report_path
@@ -34,7 +36,7 @@ from wsi2ihc.translation.seams import SeamFigures
 @click.command("translate")
 @click.argument("slide")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name or file of a generator (see `models`).")
+@model_option
 @mpp_option
 @click.option("--region", type=REGION, help="Translate only this part of the slide (level-0 pixels).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0,1 or mps.")
@@ -146,8 +148,7 @@ def summary(report: TranslateReport) -> str:
         f"{report.output_bytes / 1e6:.1f} MB",
         f"  source   {report.source['name']}, {report.source['width']}×{report.source['height']} px at "
         f"{report.source['mpp'][0]:.4g} µm/px",
-        f"  model    {report.model['name']}, {report.model['channel']}, on {report.device}, {report.precision}",
-        f"           {report.model['description']}",
+        *_model_lines(report.model, report.device, report.precision),
         f"  tissue   {report.tissue_share:.1%} of {_shown(report)}; {report.plan['windows']} windows, {report.blend}, "
         f"{window_px / kept_px:.2f} px of work per px kept",
         f"  seams    {_seams(report.seams)}",
@@ -156,6 +157,13 @@ def summary(report: TranslateReport) -> str:
         f"  {DISCLAIMER}",
     ]
     return "\n".join(lines)
+
+
+def _model_lines(model: Mapping[str, Any], device: str, precision: str) -> list[str]:
+    return [
+        f"  model    {model['name']}, {model['channel']}, on {device}, {precision}",
+        f"           {model['description']}",
+    ]
 
 
 def _shown(report: TranslateReport) -> str:
@@ -179,7 +187,7 @@ def _describe_forecast(outlook: Forecast, kept: int | None) -> str:
             f"  tissue   {outlook.tissue_share:.1%} of the slide",
             f"  windows  {outlook.windows} in cells of {outlook.cell[0]}×{outlook.cell[1]} px, {outlook.blend}; "
             f"{outlook.redundancy:.2f} px of work per px kept, {outlook.kept_over_tissue:.2f} px kept per px of tissue",
-            f"  device   {outlook.device}, {outlook.precision}",
+            *_model_lines(outlook.model, outlook.device, outlook.precision),
             f"  memory   about {outlook.memory_bytes / 1024**3:.1f} GiB",
             f"  time     about {duration(outlook.seconds)}",
             *([] if kept is None else [f"  bands    {kept} are done, and are not done again"]),

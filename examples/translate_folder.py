@@ -1,6 +1,8 @@
 """Translate every slide of a folder, going on after a bad one.
 
 python examples/translate_folder.py SLIDES RESULTS [MODEL]
+
+Without MODEL it is the one that comes with the program: a demonstration on pan-cytokeratin, not HER2.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from wsi2ihc.errors import OutputExistsError, Wsi2IhcError
 
 def main() -> int:
     slides, results = Path(sys.argv[1]), Path(sys.argv[2])
-    generator = wsi2ihc.load_generator(sys.argv[3] if len(sys.argv) > 3 else "counterstain")
+    generator = wsi2ihc.load_generator(sys.argv[3]) if len(sys.argv) > 3 else wsi2ihc.load_generator()
     results.mkdir(exist_ok=True)
     failed = 0
     for path in sorted(file for file in slides.iterdir() if file.is_file()):

@@ -1,6 +1,8 @@
 """Translate one field of a slide, with a progress line and a picture of source and result.
 
 python examples/translate_region.py SLIDE X Y WIDTH HEIGHT OUT.ome.tiff
+
+With the model that comes with the program: a demonstration on pan-cytokeratin, not HER2.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def main() -> None:
     )
     try:
         with wsi2ihc.open_slide(slide_path) as slide:
-            report = wsi2ihc.translate(slide, wsi2ihc.load_generator("counterstain"), output, options, progress=show)
+            report = wsi2ihc.translate(slide, wsi2ihc.load_generator(), output, options, progress=show)
     except Wsi2IhcError as error:
         sys.exit(f"\nError: {error}")
     print(f"\n{report.output_size} at {report.output_mpp[0]:.3f} µm/px")

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from wsi2ihc.generator.registry import DEFAULT_MODEL
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-SOURCES = ("wsi2ihc", "training", "cli", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("wsi2ihc", "training", "cli", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +46,34 @@ def test_everything_lands_under_one_import_name(wheel_names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["wsi2ihc/__init__.py", "wsi2ihc/py.typed", "wsi2ihc/training/__init__.py", "wsi2ihc/cli/main.py"]
+    "name",
+    [
+        "wsi2ihc/__init__.py",
+        "wsi2ihc/py.typed",
+        "wsi2ihc/training/__init__.py",
+        "wsi2ihc/cli/main.py",
+        f"wsi2ihc/generator/bundled/{DEFAULT_MODEL}.safetensors",
+    ],
 )
 def test_the_wheel_holds(wheel_names: list[str], name: str) -> None:
     assert name in wheel_names
 
 
-def test_the_wheel_holds_every_module_once_and_the_licence(wheel_names: list[str]) -> None:
+def test_the_wheel_holds_every_module_once_and_the_licences(wheel_names: list[str]) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "wsi2ihc").rglob("*.py")}
     for linked in ("training", "cli"):  # rglob does not follow the links
         modules |= {f"wsi2ihc/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / linked).rglob("*.py")}
     packed = [name for name in wheel_names if name.endswith(".py")]
     assert sorted(packed) == sorted(modules)
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_names)
+    for file in PROJECT["project"]["license-files"]:
+        assert any(name.endswith(f".dist-info/licenses/{file}") for name in wheel_names), file
+
+
+@pytest.mark.parametrize("recipe", ["Dockerfile", "wsi2ihc.def"])
+def test_images_get_the_licences_too(recipe: str) -> None:
+    text = (ROOT / "examples" / recipe).read_text(encoding="utf-8")
+    for file in PROJECT["project"]["license-files"]:
+        assert re.search(rf"^(COPY|   ) .*\b{file}\b", text, re.MULTILINE), file
 
 
 def test_the_list_of_packages_is_complete() -> None:

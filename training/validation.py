@@ -1,7 +1,7 @@
 """How good the generator is on patches that it is not trained on.
 
 A patch is translated by one plain forward pass with the network's own padding: most of a 256 px patch lies within the
-84 px that the padding reaches, so the padding is part of what is trained.
+90 px or so that the padding reaches, so the padding is part of what is trained.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 >>> import wsi2ihc
 >>> slide = wsi2ihc.open_slide("slide.svs")  # doctest: +SKIP
->>> wsi2ihc.translate(slide, wsi2ihc.load_generator("counterstain"), "out.ome.tiff")  # doctest: +SKIP
+>>> wsi2ihc.translate(slide, wsi2ihc.load_generator(), "out.ome.tiff")  # doctest: +SKIP
+
+Without a name, the generator is a demonstration on pan-cytokeratin, not HER2.
 
 Research use only, not for diagnosis.
 """

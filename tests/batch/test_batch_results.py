@@ -20,6 +20,7 @@ from wsi2ihc.batch.shards import record_shard
 from wsi2ihc.batch.staging import CACHE_VARIABLE, remove_old_copies, staged
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.errors import ManifestError
+from wsi2ihc.generator.registry import DEFAULT_MODEL
 from wsi2ihc.locks import in_use
 from wsi2ihc.translation.options import TranslateOptions
 
@@ -148,6 +149,9 @@ def test_the_page_shows_outputs_failed_ones_first(tmp_path: Path) -> None:
         "<p>shard 1 of 2 never began</p>", ".wsi2ihc-batch/thumbnails/b.ome.tiff.jpg",
     ):  # fmt: skip
         assert text in page
+    assert "Demonstration" not in page
+    write_page(tmp_path, [Result("a.svs", "a.ome.tiff", DEFAULT_MODEL, "done")])
+    assert f"<p>{DEFAULT_MODEL}: Demonstration, not HER2" in (tmp_path / "summary.html").read_text()
     write_page(tmp_path, [])
     assert "no slides" in (tmp_path / "summary.html").read_text()
 

@@ -16,6 +16,7 @@ from make_slides import halves, write_slide
 
 from wsi2ihc.cli.main import main
 from wsi2ihc.demo import synthetic_tissue
+from wsi2ihc.generator.registry import DEFAULT_MODEL
 
 GLASS = (243, 241, 240)
 
@@ -64,8 +65,20 @@ def test_quiet_says_nothing(slide: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_dry_run_writes_nothing(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--dry-run", "--json")
     assert code == 0
-    assert json.loads(stdout)["windows"] >= 1
+    outlook = json.loads(stdout)
+    assert outlook["windows"] >= 1
+    assert outlook["model"]["name"] == DEFAULT_MODEL
+    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--dry-run", "--device", "cpu")
+    assert code == 0
+    assert f"model    {DEFAULT_MODEL}, virtual pan-CK (computed), on cpu" in stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["translate", "batch"])
+def test_help_says_that_the_default_is_a_demonstration(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, stdout, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert "demonstrationonpan-cytokeratin,notHER2" in "".join(stdout.split()), "however it is wrapped"
 
 
 def test_options_come_from_the_environment(
@@ -102,8 +115,9 @@ def test_info_tissue_and_models(slide: Path, tmp_path: Path, capsys: pytest.Capt
     assert 0.4 < drawn < 0.8
     code, stdout, _ = run(capsys, "models", "list")
     assert code == 0
-    assert "identity" in stdout
-    assert "counterstain" in stdout
+    assert "identity: " in stdout
+    assert "counterstain: " in stdout
+    assert f"{DEFAULT_MODEL} (default): Demonstration, not HER2" in stdout
     code, stdout, _ = run(capsys, "models", "show", "counterstain", "--json")
     assert code == 0
     assert json.loads(stdout)["name"] == "counterstain"

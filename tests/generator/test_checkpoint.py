@@ -72,6 +72,11 @@ def test_round_trip(spec: GeneratorSpec, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_same_weights_make_the_same_file(saved: Path, tmp_path: Path) -> None:
+    module, spec, _ = load_checkpoint(saved)
+    assert len({save_checkpoint(tmp_path / "again.safetensors", module, spec) for _ in range(10)}) == 1
+
+
 def test_a_loaded_network_can_be_trained_on(saved: Path) -> None:
     module, _, _ = load_checkpoint(saved)
     module.train()(torch.rand(2, 3, 16, 16)).sum().backward()

@@ -78,13 +78,19 @@ def test_batches_are_images_by_themselves(strong: Strong, picture: RGBImage) -> 
             torch.testing.assert_close(lowered(windows[i : i + 1])[0], together[i], rtol=0, atol=0)
 
 
-@given(rows=st.integers(60, 150), columns=st.integers(60, 150), y=st.integers(0, 75), x=st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.integers(60, 150),
+    columns=st.integers(60, 150),
+    y=st.integers(0, 75),
+    x=st.integers(0, 100),
+    upsampling=st.sampled_from(["transposed", "bilinear"]),
+)
+@settings(max_examples=30, deadline=None)
 def test_windows_of_any_size_and_place_give_the_same_bits(
-    strong: Strong, picture: RGBImage, rows: int, columns: int, y: int, x: int
+    strong: Strong, picture: RGBImage, rows: int, columns: int, y: int, x: int, upsampling: str
 ) -> None:
     """Tiled equals whole: in float32, to the bit, on the lattice."""
-    lowered, whole = _narrow(strong, picture)
+    lowered, whole = _narrow(strong, picture, upsampling)
     smallest = -(-lowered.smallest_window_px // 4)
     rows, columns = 4 * max(smallest, rows), 4 * max(smallest, columns)
     y, x = min(4 * y, 900 - rows), min(4 * x, 1000 - columns)
@@ -98,12 +104,12 @@ def test_windows_of_any_size_and_place_give_the_same_bits(
 _kept: dict[str, tuple[LoweredResnet, torch.Tensor]] = {}
 
 
-def _narrow(strong: Strong, picture: RGBImage) -> tuple[LoweredResnet, torch.Tensor]:
-    if not _kept:
-        lowered = LoweredResnet(strong(blocks=9, width=8))
+def _narrow(strong: Strong, picture: RGBImage, upsampling: str = "transposed") -> tuple[LoweredResnet, torch.Tensor]:
+    if upsampling not in _kept:
+        lowered = LoweredResnet(strong(blocks=9, width=8, upsampling=upsampling))
         with torch.inference_mode():
-            _kept["it"] = lowered, lowered(windows_of(picture, 900, 1000))
-    return _kept["it"]
+            _kept[upsampling] = lowered, lowered(windows_of(picture, 900, 1000))
+    return _kept[upsampling]
 
 
 def test_off_the_lattice_or_with_a_short_halo_the_answer_is_another(strong: Strong, picture: RGBImage) -> None:
@@ -120,11 +126,14 @@ def test_off_the_lattice_or_with_a_short_halo_the_answer_is_another(strong: Stro
     assert (cut - expected[:, 100 : 600 - 2 * halo, 100 : 600 - 2 * halo]).abs().max() > 2
 
 
-def test_the_full_width_network_to_the_bit(strong: Strong, picture: RGBImage) -> None:
-    lowered = LoweredResnet(strong(width=64, blocks=9))
+@pytest.mark.parametrize(("width", "upsampling"), [(64, "transposed"), (32, "bilinear")])
+def test_networks_as_wide_as_trained_ones_to_the_bit(
+    strong: Strong, picture: RGBImage, width: int, upsampling: str
+) -> None:
+    lowered = LoweredResnet(strong(width=width, blocks=9, upsampling=upsampling))
     halo = lowered.halo_px
     with torch.inference_mode():
-        whole = lowered(windows_of(picture, 308, 300))
+        whole = lowered(windows_of(picture, 2 * halo + 132, 2 * halo + 124))
         part = lowered(windows_of(picture, 2 * halo + 92, 2 * halo + 44, 36, 72))
     torch.testing.assert_close(part, whole[:, 36 : 36 + 92, 72 : 72 + 44], rtol=0, atol=0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from wsi2ihc.errors import ModelError, ModelNotFoundError
 from wsi2ihc.generator import registry
 from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
 from wsi2ihc.generator.model import make_translator
-from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
+from wsi2ihc.generator.registry import DEFAULT_MODEL, describe_generator, list_models, load_generator
 from wsi2ihc.generator.spec import GeneratorSpec
 
 SPEC = GeneratorSpec(depth=1, width=2, mpp=0.46, stain="HER2", licence="CC0", training={"recipe": "variance"})
@@ -50,6 +52,24 @@ def test_a_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ModelError, match="only described"):
         make_translator(listed, "cpu", exact=True)
     assert load_generator("pan-ck").sha256
+
+
+def test_a_model_is_described_without_its_network(tmp_path: Path) -> None:
+    path = tmp_path / "her2.safetensors"
+    save_checkpoint(path, build_network(SPEC), SPEC)
+    for given, spec in ((str(path), SPEC), ("counterstain", None), (DEFAULT_MODEL, load_generator().spec)):
+        described = describe_generator(given)
+        assert (described.spec, described.module) == (spec, None)
+    with pytest.raises(ModelNotFoundError, match="nothing"):
+        describe_generator("nothing")
+
+
+def test_describing_the_default_needs_no_torch() -> None:
+    program = (
+        "import sys; from wsi2ihc.generator.registry import DEFAULT_MODEL, describe_generator;"
+        "describe_generator(DEFAULT_MODEL); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_a_model_says_what_it_is_for(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_the_report_beside_the_file_tells_no_folder(slide_file: Path, tmp_path: 
         assert str(slide_file.parent) not in content
         assert "not for diagnosis" in content
     assert "counterstain" in xml
+    assert "Takes the eosin out" in xml
     assert report.source["quickhash"] in xml
 
 

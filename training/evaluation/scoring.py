@@ -33,7 +33,7 @@ INTERIOR_FROM_PX = 512
 """Sides from which images have an interior that is worth a look."""
 
 LEAST_MARGIN_PX = 84
-"""Radius of ResNet-9: nearer to the border its answer depends on the padding."""
+"""For methods whose reach is not known (finished images): the radius of the published ResNet-9."""
 
 
 def interior_margin_px(source_px: int, methods: Sequence[Method]) -> int:

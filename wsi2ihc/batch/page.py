@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ..pyramid import published
 from .places import thumbnail_path
-from .results import Result, counts_text
+from .results import Result, counts_text, describe_models
 
 PAGE_NAME = "summary.html"
 
@@ -23,9 +23,10 @@ def write_page(folder: Path, results: Sequence[Result], notes: Sequence[str] = (
         If it cannot be written, or another process is writing it.
     """
     ordered = sorted(results, key=lambda result: (result.status != "failed", result.slide, result.output))
+    models = (f"{name}: {description}" for name, description in describe_models(results).items())
     text = _PAGE.format(
         counts=html.escape(counts_text(results)),
-        notes="".join(f"<p>{html.escape(note)}</p>" for note in notes),
+        notes="".join(f"<p>{html.escape(note)}</p>" for note in [*models, *notes]),
         cards="\n".join(_cards(folder, ordered)),
     )
     with published(folder / PAGE_NAME, overwrite=True) as partial:

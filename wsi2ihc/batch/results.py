@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import ManifestError
+from ..generator.registry import list_models
 from ..notation import listed
 from ..pyramid import published
 from .manifest import Problem
@@ -74,6 +75,12 @@ def results_of(states: Sequence[SlideState], problems: Sequence[Problem] = ()) -
         for one in problems
     ]
     return rows
+
+
+def describe_models(results: Sequence[Result]) -> dict[str, str]:
+    """What those models are for that come with the program, which their names alone do not say."""
+    used = {result.model for result in results}
+    return {model.name: model.description for model in list_models() if model.name in used}
 
 
 def write_table(path: Path, results: Sequence[Result]) -> None:

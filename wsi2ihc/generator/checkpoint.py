@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import ModelError, OutputError
@@ -32,7 +33,7 @@ def build_network(spec: GeneratorSpec) -> ResnetGenerator | UnetGenerator:
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, spec: GeneratorSpec, *, half: bool = False) -> str:
-    """Write the weights and their description; return the file's SHA-256.
+    """Write the weights and their description; return the file's SHA-256, which is the same whenever they are.
 
     The file appears under its name only when complete, and replaces an older one.
 
@@ -68,7 +69,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, spec: GeneratorSpec, *,
         os.close(handle)
         part = Path(name)
         try:
-            save_file(state, part, metadata)
+            part.write_bytes(_reproducible(save(state, metadata)))
             part.chmod(0o644)
             part.replace(path)
         finally:
@@ -76,6 +77,16 @@ def save_checkpoint(path: str | Path, module: nn.Module, spec: GeneratorSpec, *,
         return file_sha256(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"the model file {path} cannot be written ({error!s:.120})") from error
+
+
+def _reproducible(content: bytes) -> bytes:
+    """The same file with its metadata in order: the library's is random, and would give each copy its own SHA-256."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def load_checkpoint(path: str | Path) -> tuple[ResnetGenerator | UnetGenerator, GeneratorSpec, str]:

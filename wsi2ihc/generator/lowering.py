@@ -48,8 +48,8 @@ _LATTICE = 4
 # How output pixels 0 and 1 of a pair depend on neighbouring pixels at the lower resolution: [output][pixel][weight].
 # Transposed, stride 2, padding 1: pixel i and weight k add to output 2·i - 1 + k; the pixels are i and i + 1.
 _TRANSPOSED_TAPS: list[list[list[float]]] = [[[0, 1, 0], [0, 0, 0]], [[0, 0, 1], [1, 0, 0]]]
-# Bilinear ×2, then a 3×3 convolution: the pixels are i - 1, i and i + 1, at 2·i + 1/2 and so on, and every pixel made
-# takes 3/4 of the nearer and 1/4 of the farther of the two that it lies between.
+# Bilinear ×2, then a 3×3 convolution: the pixels are i - 1, i and i + 1. Pixel i lies at 2·i + 1/2 of the doubled
+# image, in which each pixel takes 3/4 of the nearer and 1/4 of the farther of the two that it lies between.
 _BILINEAR_TAPS: list[list[list[float]]] = [
     [[3 / 4, 1 / 4, 0], [1 / 4, 3 / 4, 3 / 4], [0, 0, 1 / 4]],
     [[1 / 4, 0, 0], [3 / 4, 3 / 4, 1 / 4], [0, 1 / 4, 3 / 4]],

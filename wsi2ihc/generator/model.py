@@ -34,7 +34,7 @@ class Generator:
     licence:        of the weights; "" where that is unknown
     description:    one sentence for people
     spec:           of a trained one, else None
-    module:         its network, in evaluation mode; None for a built-in, and in `list_models`
+    module:         its network, in evaluation mode; None for a built-in, and where it is only described
     pixelwise:      of a built-in: images (N, H, W, 3) uint8 to the same, each pixel by itself; else None
     bytes_per_px:   working memory of ``pixelwise``
     """
@@ -53,7 +53,7 @@ class Generator:
 
     @property
     def sha256(self) -> str | None:
-        """Of the model file; None for a built-in, and in `list_models`."""
+        """Of the model file; None for a built-in, and where the model is only described."""
         return None if self.module is None else self.version
 
     @property

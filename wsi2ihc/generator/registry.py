@@ -11,10 +11,11 @@ from .header import SUFFIX, file_sha256, read_spec
 from .model import Generator
 from .spec import GeneratorSpec
 
-DEFAULT_MODEL = "counterstain"
+DEFAULT_MODEL = "pan-ck-demo"
+"""A demonstration on an epithelial marker of the colon, not HER2; see docs/models/pan-ck-demo/README.md."""
 
 BUNDLED = Path(__file__).with_name("bundled")
-"""Where trained models that come with the program lie, each as ``name.safetensors``; the folder may be missing."""
+"""Where trained models that come with the program lie, each as ``name.safetensors``."""
 
 _BUILT_IN = (
     Generator(
@@ -44,12 +45,26 @@ _BUILT_IN = (
 
 def list_models() -> tuple[Generator, ...]:
     """The models that go by a name, sorted, without their networks (see `load_generator`)."""
-    bundled = [_described(path.stem, "", read_spec(path)) for path in BUNDLED.glob(f"*{SUFFIX}")]
+    bundled = map(describe_generator, BUNDLED.glob(f"*{SUFFIX}"))
     return tuple(sorted([*_BUILT_IN, *bundled], key=lambda model: model.name))
+
+
+def describe_generator(name_or_path: str | Path) -> Generator:
+    """Describe a model without its network, and without torch.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelError
+        As `load_generator` does.
+    """
+    found = _find(str(name_or_path))
+    return found if isinstance(found, Generator) else _described(found.stem, "", read_spec(found))
 
 
 def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:
     """Load a model by its name, or from a file that `save_checkpoint` wrote.
+
+    Without a name, the default model: a demonstration on pan-cytokeratin, not HER2.
 
     Raises
     ------

@@ -14,6 +14,7 @@ from ..plan import Window
 from ..pyramid import is_zarr
 from .job import Job
 from .layout import resident_bytes
+from .report import describe_model
 
 READ_AND_WRITE_PX_PER_S = 60e6
 """Decoding, encoding and reducing together, per core; measured on two cores of a server, JPEG to JPEG."""
@@ -26,6 +27,7 @@ BITS_PER_PX = {"jpeg": 2.4, "deflate": 14.0, "zstd": 14.0}
 class Forecast:
     """An estimate: sizes in working px, memory in bytes, time in seconds."""
 
+    model: dict[str, Any]
     width: int
     height: int
     mpp: tuple[float, float]
@@ -66,6 +68,7 @@ def forecast(job: Job, output: Path) -> Forecast:
     open_rows = plan.cell.height // tile_px + 3
     open_tiles = int(job.plan.occupied_tiles(tile_px).sum(axis=1).max()) * open_rows * 3 * tile_px**2 * 3 // 2
     return Forecast(
+        model=describe_model(job.generator),
         width=plan.extent.width,
         height=plan.extent.height,
         mpp=job.scene.grid.mpp,

@@ -34,7 +34,7 @@ def describe_image(job: Job, name: str) -> OmeImage:
         mpp=grid.mpp,
         magnification=magnification,
         channel=job.generator.channel_name,
-        description=f"{job.generator.channel_name} of {info.name}. {DISCLAIMER}",
+        description=f"{job.generator.channel_name} of {info.name}. {job.generator.description} {DISCLAIMER}",
         position_um=(extent.x * grid.mpp[0], extent.y * grid.mpp[1]) if job.options.region else None,
         provenance=provenance,
     )
