@@ -21,8 +21,10 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.demo import synthetic_tissue
 
 BANDS = 8
-COMMON = ("--compression", "deflate", "--tile-size", "64", "--band-height", "128", "--tissue", "none",
-          "--workers", "1")  # fmt: skip
+COMMON = (
+    *("--model", "counterstain", "--compression", "deflate", "--tile-size", "64"),
+    *("--band-height", "128", "--tissue", "none", "--workers", "1"),
+)
 SLOWLY = (*COMMON, "--core-size", "16")
 """Tiny windows: so that it takes a while."""
 
