@@ -87,6 +87,7 @@ def command(
         raise click.UsageError("--shard, --scheduler and --slurm are three ways to run a batch; choose one")
     own = {one.name: choices.pop(one.name) for one in dataclasses.fields(BatchOptions)}
     options, defaults = BatchOptions(**own), translate_options(**choices)
+    describe_generator(model)  # one that there is not would fail every slide
     tasks, problems, rows = _checked(source, out_dir, model, defaults, shard, quiet=quiet)
     is_csv = source.lower().endswith(".csv")
     texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]

@@ -14,7 +14,9 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -46,6 +48,10 @@ SPLIT = {
 NEAR = 900
 """Regions that are nearer to each other than this are one group: some overlap."""
 
+NAME = re.compile(r"\d+_\d+_\d+(__M2)?\.jpg")
+
+RUNNING: list[subprocess.Popen[bytes]] = []
+
 WRONG_REGION = "15379_58805"
 """Its IHC does not belong to its H&E (found by `wsi2ihc dataset`)."""
 
@@ -58,8 +64,13 @@ def main() -> None:
     if len(sys.argv) < 3 or not RUNS.keys() >= set(sys.argv[3:]):
         sys.exit((__doc__ or "").strip())
     pairs, out, *names = sys.argv[1:]
-    folder = Path(out)
-    data = plausible(Path(pairs) / "train", folder / "hemit256")
+    source, folder = Path(pairs) / "train", Path(out)
+    files = sorted(file for file in source.glob("*.jpg") if NAME.fullmatch(file.name))
+    if not files:
+        sys.exit(f"{source} holds no pairs (number_x_y.jpg): HEMIT256 is the folder above train/")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    data = plausible(files, folder / "hemit256")
     with ThreadPoolExecutor(2) as pool:
         codes = dict(zip(names or RUNS, pool.map(lambda name: train(name, data, folder), names or RUNS), strict=True))
     if failed := [name for name, code in codes.items() if code]:
@@ -68,21 +79,24 @@ def main() -> None:
         finish(data, folder)
 
 
-def plausible(pairs: Path, folder: Path) -> Path:
+def plausible(files: Sequence[Path], folder: Path) -> Path:
     """A data set of links to all test pairs, and to those others whose reference can be true."""
     (folder / "train").mkdir(parents=True, exist_ok=True)
     split_of = {region: split for split, regions in SPLIT.items() for region in regions.split()}
-    for file in pairs.iterdir():
+    for link in (folder / "train").iterdir():
+        if link.resolve() not in {file.resolve() for file in files}:
+            link.unlink()
+    for file in files:
         link, region = folder / "train" / file.name, region_of(file)
         is_wrong = split_of.get(region) != "test" and (region == WRONG_REGION or is_stretched(file))
-        if link.is_symlink() and (is_wrong or link.readlink() != file.resolve()):
-            link.unlink()
-        if not is_wrong and not link.is_symlink():
+        if is_wrong:
+            link.unlink(missing_ok=True)
+        elif not link.exists():
             link.symlink_to(file.resolve())
     with (folder / "regions.csv").open("w", newline="", encoding="utf-8") as target:
         writer = csv.writer(target)
         writer.writerow(("region", "group", "split"))
-        for number, group in enumerate(groups_of(map(region_of, pairs.iterdir())), 1):
+        for number, group in enumerate(groups_of(map(region_of, files)), 1):
             writer.writerows((region, number, split_of.get(region, "train")) for region in group)
     return folder
 
@@ -122,10 +136,19 @@ def train(name: str, pairs: Path, folder: Path) -> int:
         return 0
     resume = ["--resume"] if (run / "checkpoints" / "last.pt").exists() else []
     with (folder / f"{name}.log").open("a") as log:
-        return subprocess.run(
+        process = subprocess.Popen(
             command("train", pairs, "--config", CONFIG, *RUNS[name], "--out", run, *resume),
             stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        ).returncode  # fmt: skip
+        )  # fmt: skip
+        RUNNING.append(process)
+        return process.wait()
+
+
+def stop(number: int, _: object) -> None:
+    """Stop the trainings too, which then keep where they are."""
+    for process in RUNNING:
+        process.terminate()
+    sys.exit(128 + number)
 
 
 def finish(pairs: Path, folder: Path) -> None:

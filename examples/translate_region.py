@@ -21,6 +21,8 @@ def show(progress: Progress) -> None:
 
 
 def main() -> None:
+    if len(sys.argv) != 7:
+        sys.exit((__doc__ or "").strip())
     slide_path, *numbers, output = sys.argv[1:]
     options = wsi2ihc.TranslateOptions(
         region=Region(*map(int, numbers)), preview=Path(output.removesuffix(".ome.tiff") + ".png")

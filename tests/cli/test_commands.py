@@ -71,6 +71,9 @@ def test_dry_run_writes_nothing(slide: Path, tmp_path: Path, capsys: pytest.Capt
     code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--dry-run", "--device", "cpu")
     assert code == 0
     assert f"model    {DEFAULT_MODEL}, virtual pan-CK (computed), on cpu" in stdout
+    assert "coarser" not in stdout
+    _, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--dry-run", "--mpp", "1.5")
+    assert "3 times coarser than what the model was trained on; it is enlarged" in stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -153,6 +156,7 @@ def test_doctor_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["translate", "{slide}", "{out}", "--tissue", "{missing}"], 1, "missing.svs"),
         (["tissue", "{slide}", "{folder}/mask.jpg"], 1, ".png"),
         (["models", "show", "nothing"], 1, "nothing"),
+        (["batch", "{folder}", "{folder}/out", "--keep-going", "--model", "nothing"], 1, "nothing"),
         (["info", "{text}"], 1, "text.svs"),
         (["nonsense"], 2, "No such command"),
     ],

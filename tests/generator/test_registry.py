@@ -60,6 +60,7 @@ def test_a_model_is_described_without_its_network(tmp_path: Path) -> None:
     for given, spec in ((str(path), SPEC), ("counterstain", None), (DEFAULT_MODEL, load_generator().spec)):
         described = describe_generator(given)
         assert (described.spec, described.module) == (spec, None)
+        assert described.version == load_generator(given).version
     with pytest.raises(ModelNotFoundError, match="nothing"):
         describe_generator("nothing")
 

@@ -198,7 +198,9 @@ def test_a_preview_shows_both_halves(slide_file: Path, tmp_path: Path) -> None:
         )
     from PIL import Image
 
-    both = np.asarray(Image.open(preview)).astype(int)
+    with Image.open(preview) as image:
+        both = np.asarray(image).astype(int)
+        assert "not for diagnosis" in image.info["Description"]
     left, right = both[:, :1500], both[:, -1500:]
     assert both.shape == (1100, 3008, 3)
     assert np.abs(left - right).max() == 0

@@ -62,8 +62,8 @@ class ResnetGenerator(nn.Module):
         whether each block holds a dropout of 0.5
     upsampling:
         "transposed": transposed 3×3 convolutions of stride 2, as published; "bilinear": bilinear ×2, then a 3×3
-        convolution, which leaves no checkerboard (Odena et al. 2016) but needs weights trained so. (Nearest ×2 leaves
-        one that is faint but measurable: what varies within 32 px comes back at the period of 2 px.)
+        convolution, which leaves little of a checkerboard (Odena et al. 2016) but needs weights trained so. (Nearest ×2
+        leaves more of it: what varies within 32 px comes back at the period of 2 px.)
     """
 
     def __init__(

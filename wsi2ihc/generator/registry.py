@@ -58,7 +58,7 @@ def describe_generator(name_or_path: str | Path) -> Generator:
         As `load_generator` does.
     """
     found = _find(str(name_or_path))
-    return found if isinstance(found, Generator) else _described(found.stem, "", read_spec(found))
+    return found if isinstance(found, Generator) else _described(found.stem, file_sha256(found), read_spec(found))
 
 
 def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:

@@ -7,12 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..arrays import RGBImage
 from ..pyramid import published
 from ..pyramid import read_overview as read_result
 from ..slide import overview_grid, read_overview
 from .job import Job
+from .provenance import caption
 
 PREVIEW_PX = 1600
 """Longest side of each half."""
@@ -22,6 +24,8 @@ GAP_PX = 8
 
 def write_preview(preview: Path, result: Path, job: Job) -> None:
     """Write ``preview`` (PNG): the source on the left, the finished ``result`` on the right, at one scale.
+
+    Its text (PNG's Description) says what it shows.
 
     Raises
     ------
@@ -33,8 +37,10 @@ def write_preview(preview: Path, result: Path, job: Job) -> None:
     both = np.full((height, 2 * width + GAP_PX, 3), 255, dtype=np.uint8)
     both[:, :width] = _source(job, width, height)
     both[:, -width:] = virtual
+    text = PngInfo()
+    text.add_itxt("Description", caption(job))
     with published(preview, overwrite=True) as partial:
-        Image.fromarray(both).save(partial, format="PNG")
+        Image.fromarray(both).save(partial, format="PNG", pnginfo=text)
 
 
 def _source(job: Job, width: int, height: int) -> RGBImage:

@@ -34,7 +34,12 @@ def describe_image(job: Job, name: str) -> OmeImage:
         mpp=grid.mpp,
         magnification=magnification,
         channel=job.generator.channel_name,
-        description=f"{job.generator.channel_name} of {info.name}. {job.generator.description} {DISCLAIMER}",
+        description=caption(job),
         position_um=(extent.x * grid.mpp[0], extent.y * grid.mpp[1]) if job.options.region else None,
         provenance=provenance,
     )
+
+
+def caption(job: Job) -> str:
+    """What the result is, of which slide, and that it is no stain: for people who see nothing else of it."""
+    return f"{job.generator.channel_name} of {job.slide.info.name}. {job.generator.description} {DISCLAIMER}"
