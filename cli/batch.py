@@ -87,7 +87,6 @@ def command(
         raise click.UsageError("--shard, --scheduler and --slurm are three ways to run a batch; choose one")
     own = {one.name: choices.pop(one.name) for one in dataclasses.fields(BatchOptions)}
     options, defaults = BatchOptions(**own), translate_options(**choices)
-    describe_generator(model)  # one that there is not would fail every slide
     tasks, problems, rows = _checked(source, out_dir, model, defaults, shard, quiet=quiet)
     is_csv = source.lower().endswith(".csv")
     texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]
@@ -109,8 +108,8 @@ def command(
             "some slides may be left out",
             err=True,
         )
-    for model, description in () if quiet else models.items():
-        click.echo(f"model {model}: {description}", err=True)
+    for name, description in () if quiet else models.items():
+        click.echo(f"model {name}: {description}", err=True)
     engine = _engine_maker(out_dir, defaults.device, options, scheduler, slurm)
     try:
         results, written = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
@@ -165,6 +164,8 @@ def _checked(
 ) -> tuple[list[SlideTask], list[Problem], list[Row]]:
     """What can be translated, what cannot, and all rows of the list, of which these may be a shard."""
     rows, problems = read_rows(source, model, defaults)
+    if any(row.model == model for row in rows):
+        describe_generator(model)  # one that there is not is told once, and not for every slide
     bad = {problem.line for problem in problems}
     good = [row for row in rows if row.line not in bad]
     if shard:

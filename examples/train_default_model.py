@@ -83,8 +83,9 @@ def plausible(files: Sequence[Path], folder: Path) -> Path:
     """A data set of links to all test pairs, and to those others whose reference can be true."""
     (folder / "train").mkdir(parents=True, exist_ok=True)
     split_of = {region: split for split, regions in SPLIT.items() for region in regions.split()}
+    targets = {file.resolve() for file in files}
     for link in (folder / "train").iterdir():
-        if link.resolve() not in {file.resolve() for file in files}:
+        if link.resolve() not in targets:
             link.unlink()
     for file in files:
         link, region = folder / "train" / file.name, region_of(file)
@@ -145,7 +146,7 @@ def train(name: str, pairs: Path, folder: Path) -> int:
 
 
 def stop(number: int, _: object) -> None:
-    """Stop the trainings too, which then keep where they are."""
+    """Stop the trainings too; run again, they go on from their last checkpoints."""
     for process in RUNNING:
         process.terminate()
     sys.exit(128 + number)

@@ -130,3 +130,11 @@ def test_impossible_options_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_another_batch_has_done_meanwhile_is_not_counted_as_ours(tmp_path: Path) -> None:
     states, _ = run(tmp_path, 1, lambda task, *_: [Done(task.number, {"seconds": 9.0}, is_new=False)])
     assert [(state.status, state.facts["seconds"]) for state in states] == [("done before", 9.0)]
+
+
+def test_what_was_done_as_its_child_died_is_ours(tmp_path: Path) -> None:
+    def script(task: SlideTask, alone: bool, before: int) -> list[Event]:
+        return [Done(task.number, is_new=False)] if before else [Returned(task.number, "the worker was lost")]
+
+    states, _ = run(tmp_path, 1, script)
+    assert [(state.status, state.attempts) for state in states] == [("done", 1)]

@@ -42,4 +42,5 @@ def describe_image(job: Job, name: str) -> OmeImage:
 
 def caption(job: Job) -> str:
     """What the result is, of which slide, and that it is no stain: for people who see nothing else of it."""
-    return f"{job.generator.channel_name} of {job.slide.info.name}. {job.generator.description} {DISCLAIMER}"
+    generator = job.generator
+    return f"{generator.channel_name} of {job.slide.info.name}. {generator.description.removesuffix('.')}. {DISCLAIMER}"
