@@ -12,6 +12,7 @@ import pytest
 from wsi2ihc.errors import ModelError, ModelNotFoundError
 from wsi2ihc.generator import registry
 from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
+from wsi2ihc.generator.header import file_sha256
 from wsi2ihc.generator.model import make_translator
 from wsi2ihc.generator.registry import DEFAULT_MODEL, describe_generator, list_models, load_generator
 from wsi2ihc.generator.spec import GeneratorSpec
@@ -48,10 +49,9 @@ def test_a_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     save_checkpoint(tmp_path / "pan-ck.safetensors", build_network(SPEC), SPEC)
     listed = next(model for model in list_models() if model.name == "pan-ck")
     assert listed.spec == SPEC
-    assert listed.sha256 is None
     with pytest.raises(ModelError, match="only described"):
         make_translator(listed, "cpu", exact=True)
-    assert load_generator("pan-ck").sha256
+    assert load_generator("pan-ck").sha256 == listed.sha256 == file_sha256(tmp_path / "pan-ck.safetensors")
 
 
 def test_a_model_is_described_without_its_network(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import OutputError, Wsi2IhcError
-from ..generator.registry import model_version
+from ..generator.registry import describe_generator
 from ..slide import known_mpp, open_slide
 from ..tissue import load_mask
 from .manifest import Problem, Row
@@ -131,4 +131,4 @@ def _exists(path: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _model_version(model: str) -> str:
-    return model_version(model)
+    return describe_generator(model).version

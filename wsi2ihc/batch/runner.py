@@ -155,9 +155,8 @@ def _after(state: SlideState, event: Event, options: BatchOptions) -> SlideState
     if isinstance(event, Translating):
         return dataclasses.replace(state, share=event.done / max(1, event.total))
     if isinstance(event, Done):
-        # one that was tried here before, and is found done, was done as its child died and could not tell
-        is_ours = event.is_new or state.returns > 0 or state.attempts > 1
-        status: Status = "done" if is_ours else "done before"
+        # one that has lost a child and is then found done was done as that child died and could not tell
+        status: Status = "done" if event.is_new or state.is_alone else "done before"
         return dataclasses.replace(state, status=status, share=1.0, facts=event.facts, error="")
     if isinstance(event, Returned):
         return _returned(state, event)

@@ -53,8 +53,8 @@ class Generator:
 
     @property
     def sha256(self) -> str | None:
-        """Of the model file; None for a built-in, and where the model is only described."""
-        return None if self.module is None else self.version
+        """Of the model file; None for a built-in."""
+        return None if self.spec is None else self.version
 
     @property
     def dependency(self) -> Dependency:

@@ -50,7 +50,7 @@ def list_models() -> tuple[Generator, ...]:
 
 
 def describe_generator(name_or_path: str | Path) -> Generator:
-    """Describe a model without its network, and without torch.
+    """Describe a model without its network, and without torch; its ``version`` tells it from every other.
 
     Raises
     ------
@@ -80,21 +80,6 @@ def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:
 
     module, spec, sha256 = load_checkpoint(found)
     return replace(_described(found.stem, sha256, spec), module=module)
-
-
-def model_version(name_or_path: str | Path) -> str:
-    """What tells a model from every other: the version of a built-in, the SHA-256 of a file, which is looked at first.
-
-    Raises
-    ------
-    ModelNotFoundError, ModelError
-        As `load_generator` does.
-    """
-    found = _find(str(name_or_path))
-    if isinstance(found, Generator):
-        return found.version
-    read_spec(found)
-    return file_sha256(found)
 
 
 def _find(name: str) -> Generator | Path:
