@@ -166,7 +166,7 @@ def test_one_of_two_is_killed_and_the_other_does_its_band(slide_file: Path, whol
 @pytest.mark.parametrize(
     ("module", "name", "suffix"),
     [
-        ("wsi2ihc.pyramid.atomic", "_publish", "tiff"),
+        ("wsi2ihc.storage", "_publish", "tiff"),
         ("wsi2ihc.bands.assembling", "write_extras", "tiff"),
         ("wsi2ihc.bands.assembling", "remove_store", "tiff"),
         ("wsi2ihc.bands.places", "remove_tree", "tiff"),

@@ -18,11 +18,11 @@ from ..errors import OutputBusyError, OutputError
 from ..locks import locked
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidReport, is_zarr, publish_folder, published, validate
-from ..pyramid.atomic import disk_errors
 from ..pyramid.folders import remove_replaced, tree_bytes
 from ..pyramid.omezarr import create_image, open_level
 from ..pyramid.shards import DamagedShardError, read_tiles, shards_ahead
 from ..pyramid.zarr_levels import validate_image, write_lower_levels
+from ..storage import disk_errors
 from ..translation.finishing import Work, make_report, plan_facts, write_extras, write_image
 from ..translation.job import Job
 from ..translation.provenance import describe_image

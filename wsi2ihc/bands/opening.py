@@ -15,11 +15,11 @@ from ..generator.model import Generator
 from ..geometry import Size
 from ..locks import in_use
 from ..progress import ProgressCallback, silent
-from ..pyramid.atomic import disk_errors, sync_folder
 from ..pyramid.folders import remove_replaced, remove_tree, sync_tree
 from ..pyramid.levels import Level, plan_levels, tile_grid
 from ..pyramid.omezarr import check_level, create_image, create_level
 from ..slide import Slide
+from ..storage import disk_errors, sync_folder
 from ..translation.identity import Identity, differences, identity
 from ..translation.job import Job, Settled
 from ..translation.layout import choose_layout

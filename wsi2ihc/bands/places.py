@@ -12,8 +12,8 @@ from pathlib import Path
 from ..errors import OutputBusyError, OutputError
 from ..locks import locked, unused
 from ..progress import Progress, ProgressCallback
-from ..pyramid.atomic import hidden_path, leftovers
 from ..pyramid.folders import remove_replaced, remove_tree
+from ..storage import hidden_path, leftovers
 
 IMAGE, DONE, LOCKS, IN_USE, PUBLISHED = "image.ome.zarr", "done", "locks", "in-use", "published.json"
 """In a store: the image, a marker for each finished band, locks, the file that is locked as long as somebody uses the

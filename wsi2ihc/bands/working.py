@@ -12,10 +12,10 @@ from dataclasses import replace
 from ..errors import OutputBusyError, OutputError
 from ..progress import ProgressCallback, silent
 from ..pyramid import Tile
-from ..pyramid.atomic import disk_errors, sync_folder
 from ..pyramid.folders import remove_tree, sync_file
 from ..pyramid.omezarr import open_level
 from ..pyramid.shards import shards_ahead, write_tiles
+from ..storage import disk_errors, sync_folder
 from ..translation.pipeline import counted, tiles_of_cores, translated_cores
 from ..translation.seams import SeamMeter
 from ..translation.translating import DeviceClock

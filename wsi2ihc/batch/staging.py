@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..errors import OutputError
 from ..locks import in_use, unused
-from ..pyramid.atomic import remove_leftovers
 from ..slide import Slide, open_slide
+from ..storage import remove_leftovers
 from .task import SlideTask
 
 CACHE_VARIABLE = "WSI2IHC_CHILD_CACHE"

@@ -1,6 +1,6 @@
 """The output: a pyramidal OME-TIFF (or OME-Zarr), which appears under its name only when it is complete."""
 
-from .atomic import SUFFIXES, check_output, published
+from ..storage import SUFFIXES, check_output, published
 from .folders import ZARR_SUFFIX, check_folder_output, is_zarr, publish_folder
 from .omexml import OmeImage, nominal_magnification, ome_xml
 from .options import PyramidOptions

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from ..errors import OutputError
-from .atomic import check_folder, check_writable, exists, hidden_path, leftovers, sync_folder
+from ..storage import check_folder, check_writable, exists, hidden_path, leftovers, sync_folder
 
 ZARR_SUFFIX = ".ome.zarr"
 """What the name of an OME-Zarr ends in."""

@@ -22,7 +22,7 @@ from tifffile import TiffWriter
 
 from ..arrays import RGB, BoolImage
 from ..geometry import Size
-from .atomic import disk_errors
+from ..storage import disk_errors
 from .cascade import Cascade
 from .chain import chain_levels
 from .codec import make_encoder, tiff_compression

@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import OutputError, OutputExistsError, Wsi2IhcError
-from ..locks import try_lock
+from .errors import OutputError, OutputExistsError, Wsi2IhcError
+from .locks import try_lock
 
 SUFFIXES = (".ome.tiff", ".ome.tif")
 """What the name of a pyramid has to end in: readers tell OME-TIFF from other TIFF by it."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from wsi2ihc import locks
+from wsi2ihc import locks, storage
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.pyramid import atomic, check_output, published
+from wsi2ihc.pyramid import check_output, published
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX locks and signals")
 
@@ -80,7 +80,7 @@ def test_an_existing_file_is_replaced_only_with_overwrite(target: Path) -> None:
 @pytest.mark.parametrize("links", [True, False], ids=["with hard links", "without"])
 def test_a_file_that_appears_meanwhile_is_kept(target: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not links:
-        monkeypatch.setattr(atomic.os, "link", refuse_link)
+        monkeypatch.setattr(storage.os, "link", refuse_link)
 
     def be_late() -> None:
         with published(target, overwrite=False) as partial:
@@ -98,7 +98,7 @@ def refuse_link(*_: object) -> None:
 
 
 def test_file_systems_without_hard_links_work(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic.os, "link", refuse_link)
+    monkeypatch.setattr(storage.os, "link", refuse_link)
     with published(target, overwrite=False) as partial:
         partial.write_text("content")
     assert target.read_text() == "content"
@@ -196,7 +196,7 @@ def test_special_files_are_never_replaced() -> None:
 
 
 def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic.os, "access", lambda *_: False)
+    monkeypatch.setattr(storage.os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="not writable"):
         check_output(tmp_path / "a.ome.tiff", overwrite=False)
 
