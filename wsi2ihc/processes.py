@@ -1,8 +1,13 @@
-"""How a process ended, in words."""
+"""How processes are started, so that no file in the current folder is executed, and in words how one ended."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 
@@ -22,3 +27,67 @@ def how_it_ended(code: int) -> Ended:
     if name == "SIGKILL":
         return Ended(f"its process was killed ({name}), most likely for want of memory", was_killed=True)
     return Ended(f"its process crashed ({name}), most likely over a damaged slide")
+
+
+def python_command(module: str) -> list[str]:
+    """The command that runs a module of this installation in a new process; to be used within `safe_path`."""
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", module]
+
+
+@contextlib.contextmanager
+def safe_path() -> Iterator[None]:
+    """Keep the current folder out of the module search path of every process that is started in the body.
+
+    ``python -m`` and ``python -c``, which is how multiprocessing starts its processes, search the current folder first.
+    A file named ``pickle.py`` beside somebody's slides would be executed. Other folders, those of PYTHONPATH included,
+    are searched as before.
+    """
+    global _bodies
+    with _lock:
+        if _bodies == 0:
+            changes = safe_environment(os.environ)
+            _before.update({name: os.environ.get(name) for name in changes})
+            os.environ.update(changes)
+        _bodies += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _bodies -= 1
+            if _bodies == 0:
+                _restore()
+
+
+def _restore() -> None:
+    for name, value in _before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _before.clear()
+
+
+_lock = threading.Lock()
+_before: dict[str, str | None] = {}
+"""What the changed variables were before the first of the bodies of `safe_path` that run now."""
+
+_bodies = 0
+
+
+def safe_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set beside those of ``environment``, so that a child does not search the current folder."""
+    changes = {"PYTHONSAFEPATH": "1"}
+    if "PYTHONPATH" in environment:
+        changes["PYTHONPATH"] = _without_current_folder(environment["PYTHONPATH"])
+    if sys.platform == "win32":  # which looks for programs in the current folder as well
+        changes["NoDefaultCurrentDirectoryInExePath"] = "1"
+    return changes
+
+
+def _without_current_folder(search_path: str) -> str:
+    """A search path without the entries that stand for the current folder; other relative ones become absolute.
+
+    An empty entry is such a one, and easily made: ``PYTHONPATH=$PYTHONPATH:/opt/lib``.
+    """
+    kept = [part for part in search_path.split(os.pathsep) if part and os.path.normpath(part) != os.curdir]
+    return os.pathsep.join(os.path.abspath(part) for part in kept)  # noqa: PTH100  # keeps symbolic links

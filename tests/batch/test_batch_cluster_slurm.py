@@ -127,11 +127,13 @@ def test_settings_fill_in_what_the_site_does_not_say(tmp_path: Path) -> None:
         "cores": 4, "memory": "20GB", "walltime": "1-00", "log-directory": "/logs", "name": "stain",
         "worker-extra-args": ["--resources", "GPU=1", "--lifetime=5h"],
         "job-extra-directives": ["--gpus-per-node=a100:1"], "scheduler-options": {"dashboard_address": ":8787"},
+        "job-script-prologue": ["module load cuda"],
     }  # fmt: skip
     assert job_settings(own, tmp_path, needs_gpu=True) == {
         "cores": 4, "memory": "20GB", "processes": 1, "job_name": "stain", "log_directory": "/logs",
         "worker_extra_args": ["--resources", "GPU=1", "--lifetime=5h", "--no-dashboard"],
         "job_extra_directives": ["--gpus-per-node=a100:1"],
+        "job_script_prologue": ["module load cuda", "export PYTHONSAFEPATH=1"],
         "scheduler_options": {"dashboard_address": ":8787"},
     }  # fmt: skip
     on_cpus = job_settings({}, tmp_path, needs_gpu=False)

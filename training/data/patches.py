@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError, TrainingError
+from wsi2ihc.processes import safe_path
 
 from .images import read_pair
 from .pairs import Augmentation, Pair
@@ -259,7 +260,8 @@ def _load(batches: _Crops | _Whole, keys: Iterable[Any], workers: int, pin: bool
         # Its own, or every start would draw from torch's global generator and change the run.
         generator=torch.Generator(),
     )
-    stream = iter(loader)
+    with safe_path():  # workers start here, and the server that forks them
+        stream = iter(loader)
     try:
         while (loaded := _next(stream, workers)) is not None:
             if isinstance(loaded, str):

@@ -6,14 +6,13 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..processes import Ended
+from ..processes import Ended, python_command, safe_environment
 from .events import Began, Done, Event, Failed, Ready, Returned, Turned, from_line
 from .task import SlideTask
 
@@ -49,9 +48,10 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "wsi2ihc.batch.child"],
+                python_command("wsi2ihc.batch.child"),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream,
-                env={**os.environ, **environment}, start_new_session=True,
+                env={**os.environ, **environment, **safe_environment({**os.environ, **environment})},
+                start_new_session=True,
             )  # fmt: skip
         self._listener = threading.Thread(target=self._listen, args=(hear,), daemon=True)
         self._listener.start()

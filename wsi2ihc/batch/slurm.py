@@ -261,6 +261,8 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
         "log_directory": settings.get("log-directory") or str(logs),
         "worker_extra_args": arguments,
         "job_extra_directives": directives,
+        # `python -m`, which starts a worker, would search the folder from which the job was submitted
+        "job_script_prologue": [*(settings.get("job-script-prologue") or []), "export PYTHONSAFEPATH=1"],
         # workers have to reach the scheduler, but nobody has to reach the dashboard
         "scheduler_options": {"dashboard_address": "127.0.0.1:0", **(settings.get("scheduler-options") or {})},
     }
