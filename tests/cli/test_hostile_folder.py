@@ -21,9 +21,9 @@ from wsi2ihc.training.options import config_text, resolve_options
 
 NAMES = (
     "PIL", "_pickle", "cli", "click", "concurrent", "copyreg", "cv2", "imagecodecs", "importlib", "io", "json",
-    "lightning_fabric", "linecache", "logging", "matplotlib", "multiprocessing", "numpy", "openslide", "pickle", "random",
-    "runpy", "scipy", "selectors", "site", "sitecustomize", "socket", "struct", "subprocess", "tempfile", "threading",
-    "tifffile", "tiffslide", "torch", "traceback", "training", "usercustomize", "warnings", "zarr",
+    "lightning_fabric", "linecache", "logging", "matplotlib", "multiprocessing", "numpy", "openslide", "pickle",
+    "random", "runpy", "scipy", "selectors", "site", "sitecustomize", "socket", "struct", "subprocess", "tempfile",
+    "threading", "tifffile", "tiffslide", "torch", "traceback", "training", "usercustomize", "warnings", "zarr",
 )  # fmt: skip
 
 PROGRAM = "import sys; from wsi2ihc.cli.main import main; sys.exit(main())"
