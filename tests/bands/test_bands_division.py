@@ -25,7 +25,9 @@ def make_job(layout: Layout, extent: Region, share: float = 1.0) -> Job:
     tissue = TissueGrid(pixels, (-3.5, 2.0), (extent.right / 50, extent.bottom / 40))
     plan = plan_windows(extent, tissue, layout)
     options = TranslateOptions(pyramid=PyramidOptions(tile_px=64))
-    return cast("Job", SimpleNamespace(layout=layout, plan=plan, options=options, scene=SimpleNamespace(tissue=tissue)))
+    return cast(
+        "Job", SimpleNamespace(layout=layout, plan=plan, options=options, scene=SimpleNamespace(covered=tissue))
+    )
 
 
 def kept(bands: tuple[Band, ...], extent: Region) -> Any:
@@ -56,7 +58,7 @@ def test_every_px_that_holds_tissue_is_in_one_core_of_one_band(layout: Layout, s
         np.testing.assert_array_equal(count, whole)
     for y in range(extent.y, extent.bottom, 61):
         for x in range(extent.x, extent.right, 61):
-            if job.scene.tissue.area_in(Region(x, y, 1, 1)) > 0:
+            if job.scene.covered.area_in(Region(x, y, 1, 1)) > 0:
                 assert count[y - extent.y, x - extent.x] == 1
     occupied = occupied_tiles(bands, 64)
     assert occupied.shape == (16, 19)
@@ -83,7 +85,7 @@ def test_cells_of_exact_bands_are_of_one_size_and_the_least_work() -> None:
     work = sum(band.work.window_px for band in bands)
     others = [divide(job, Size(side, side), 1024) for side in (256, 512)]
     assert all(work <= sum(band.work.window_px for band in other) for other in others)
-    assert best_cell([extent], job.scene.tissue, EXACT) == job.plan.cell
+    assert best_cell([extent], job.scene.covered, EXACT) == job.plan.cell
 
 
 @pytest.mark.parametrize(("layout", "band_px", "most"), [(EXACT, BAND_PX, 1.08), (BLENDED, BLENDED_BAND_PX, 1.2)])

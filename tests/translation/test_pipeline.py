@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from make_slides import halves, write_slide
+from PIL import Image
 
 import wsi2ihc
 from wsi2ihc.arrays import RGBBatch, RGBImage
@@ -67,6 +69,44 @@ def test_only_tissue_is_translated_and_glass_is_filled(slide_file: Path, picture
     assert np.abs(result[:40].astype(int) - np.array(report.fill)).max() == 0
     assert 0.3 < report.tissue_share < 0.8
     assert report.plan["kept_px"] < 1500 * 1100
+
+
+@pytest.mark.parametrize("bands", [False, True])
+def test_pixels_stored_beside_missing_tiles_are_kept(picture: RGBImage, tmp_path: Path, bands: bool) -> None:
+    missing = {(0, 0, 0), (0, 1, 2), (0, 1, 3), (0, 2, 3), (0, 4, 5)}
+    path = write_slide(tmp_path / "sparse.tif", picture, compression="deflate", tile=256, missing=frozenset(missing))
+    expected = picture.copy()
+    for _, row, column in missing:
+        expected[256 * row : 256 * row + 256, 256 * column : 256 * column + 256] = 255
+    out, options = tmp_path / "out.ome.tiff", dataclasses.replace(EVERYTHING, resume=bands)
+    with wsi2ihc.open_slide(path) as slide:
+        report = wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), out, options)
+    stored = (expected < 255).any(axis=2)
+    np.testing.assert_array_equal(level0(out)[stored], picture[stored])
+    glass = np.abs(level0(out)[~stored].astype(int) - report.fill).max(), np.ptp((255, *report.fill))
+    assert glass[0] <= glass[1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "geojson"])
+def test_everything_inside_a_tight_mask_is_translated_in_full(
+    slide_file: Path, picture: RGBImage, tmp_path: Path, suffix: str
+) -> None:
+    mask = tmp_path / f"mask.{suffix}"
+    inside = np.zeros((1100, 1500), np.bool_)
+    inside[200:904, 300:1204] = True
+    if suffix == "png":
+        Image.fromarray(inside[::4, ::4]).save(mask)
+    else:
+        ring = [[300, 200], [1204, 200], [1204, 904], [300, 904], [300, 200]]
+        mask.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    out = tmp_path / "out.ome.tiff"
+    with wsi2ihc.open_slide(slide_file) as slide:
+        report = wsi2ihc.translate(
+            slide, wsi2ihc.load_generator("identity"), out, TranslateOptions(tissue=mask, pyramid=LOSSLESS)
+        )
+    np.testing.assert_array_equal(level0(out)[inside], picture[inside])
+    assert report.tissue_share == pytest.approx(inside.mean(), rel=0.03)
+    assert (level0(out)[:60] == report.fill).all()
 
 
 def test_the_report_beside_the_file_tells_no_folder(slide_file: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from wsi2ihc.ordered import ordered_map
 from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
 from wsi2ihc.translation.assembling import assemble_tiles
 from wsi2ihc.translation.blending import blend_overlaps, cut_cores
-from wsi2ihc.translation.feathering import FEATHER_UM, feather_cores
+from wsi2ihc.translation.feathering import FEATHER_UM, feather_cores, make_fade
 from wsi2ihc.translation.seams import SeamMeter
 from wsi2ihc.translation.stages import FinishedCore, TranslatedWindow, WindowPixels
 from wsi2ihc.translation.translating import DeviceClock, batched, translate_windows
@@ -167,9 +167,15 @@ def test_blending_goes_linearly_from_one_window_to_the_next() -> None:
     assert (row[252:] == 200).all()
 
 
-def feathered(picture: RGBImage, plan: Plan, tissue: TissueGrid) -> list[FinishedCore]:
+def feathered(picture: RGBImage, cell: Size, tissue: TissueGrid) -> RGBImage:
+    """A picture that is translated into itself, as it is shown."""
+    fade = make_fade(tissue, (0.5, 0.5))
+    extent = Region(0, 0, picture.shape[1], picture.shape[0])
+    plan, result = plan_windows(extent, fade.covered, Layout(), cell), np.full_like(picture, GLASS)
     with ThreadPoolExecutor(2) as executor:
-        return list(feather_cores(cut_cores(answers_of(picture, plan)), tissue, (0.5, 0.5), GLASS, executor, 3))
+        for core in feather_cores(cut_cores(answers_of(picture, plan)), fade, GLASS, executor, 3):
+            result[core.window.core.slices_in(extent)] = core.pixels
+    return result
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
@@ -204,34 +210,37 @@ def test_blending_refuses_windows_that_reach_beyond_the_next_cell() -> None:
         blend_overlaps([], too_wide)
 
 
-def test_feathering_shows_the_fill_outside_the_mask_and_fades_inside() -> None:
+def test_the_translation_is_full_inside_the_mask_and_fades_outside() -> None:
     pixels = np.zeros((64, 64), dtype=bool)
     pixels[20:40, 20:64] = True
+    pixels[50, 50] = True
     tissue = TissueGrid(pixels, (0, 0), (16, 16))
-    plan = plan_windows(Region(0, 0, 1024, 1024), tissue, Layout(), Size(256, 256))
-    dark = np.zeros((1024, 1024, 3), dtype=np.uint8)
-    result = np.full((1024, 1024, 3), GLASS, dtype=np.uint8)
-    for core in feathered(dark, plan, tissue):
-        result[core.window.core.slices_in(plan.extent)] = core.pixels
+    result = feathered(np.zeros((1024, 1024, 3), dtype=np.uint8), Size(256, 256), tissue)
+    inside = pixels.repeat(16, axis=0).repeat(16, axis=1)
+    assert result[inside].max() == 0
     profile = result[480, :, 0].astype(int)
-    assert (profile[: 20 * 16] == GLASS[0]).all()
     assert (np.diff(profile) <= 0).all()
     assert np.diff(profile).min() > -12  # no step
-    assert profile[20 * 16 + int(FEATHER_UM / 0.5) + 16] == 0
+    assert (profile[: 20 * 16 - int(FEATHER_UM / 0.5) - 3 * 16] == GLASS[0]).all()
     assert profile[1023] == 0  # the slide's own border is no border of the tissue
-    assert result[30 * 16 - 60 : 30 * 16 + 60, 400:].max() == 0  # borders between cores leave no trace
+
+
+@pytest.mark.parametrize("px", [(1.0, 1.0), (7.3, 4.1), (64.0, 200.0)])
+def test_every_px_of_a_mask_of_any_resolution_is_shown_in_full(px: tuple[float, float]) -> None:
+    pixels = np.random.default_rng(3).random((int(300 / px[1]) + 1, int(400 / px[0]) + 1)) < 0.1
+    pixels[0, 0] = True
+    result = feathered(np.zeros((300, 400, 3), dtype=np.uint8), Size(128, 128), TissueGrid(pixels, (0, 0), px))
+    rows, columns = (np.arange(300) + 0.5) // px[1], (np.arange(400) + 0.5) // px[0]
+    inside = pixels[np.ix_(rows.astype(int), columns.astype(int))]
+    assert result[inside].max() == 0
 
 
 def test_feathering_does_not_depend_on_the_cells() -> None:
-    pixels = np.random.default_rng(2).random((40, 50)) < 0.95
+    pixels = np.random.default_rng(2).random((40, 50)) < 0.01
     tissue = TissueGrid(pixels, (-3.3, -5.7), (12.7, 13.9))
-    picture, results = image((500, 600)), []
-    for cell in (Size(64, 64), Size(100, 164), Size(600, 500)):
-        plan = plan_windows(Region(0, 0, 600, 500), tissue, Layout(), cell)
-        result = np.full((500, 600, 3), GLASS, dtype=np.uint8)
-        for core in feathered(picture, plan, tissue):
-            result[core.window.core.slices_in(plan.extent)] = core.pixels
-        results.append(result)
+    picture = image((500, 600))
+    results = [feathered(picture, cell, tissue) for cell in (Size(64, 64), Size(100, 164), Size(600, 500))]
+    assert (results[0] == GLASS).all(axis=2).any()
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 

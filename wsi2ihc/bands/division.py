@@ -68,7 +68,7 @@ def cell_for_bands(job: Job, band_px: int) -> Size:
     if job.layout.overlap_px:
         return job.plan.cell
     regions = list(_regions(job.plan.extent, band_px))
-    return chosen_cell(job.layout, job.options) or best_cell(regions, job.scene.tissue, job.layout)
+    return chosen_cell(job.layout, job.options) or best_cell(regions, job.scene.covered, job.layout)
 
 
 def divide(job: Job, cell: Size, band_px: int) -> tuple[Band, ...]:
@@ -83,7 +83,7 @@ def divide(job: Job, cell: Size, band_px: int) -> tuple[Band, ...]:
         if job.layout.overlap_px:
             work = _overlapping(job.plan, region)
         else:
-            work = plan_windows(region, job.scene.tissue, job.layout, cell)
+            work = plan_windows(region, job.scene.covered, job.layout, cell)
         bands.append(Band(number, region, rows, work, _cut(work, region)))
     return tuple(bands)
 

@@ -23,7 +23,7 @@ from ..translation.identity import Identity
 from ..translation.job import Settled
 
 PLAN, MASK, STATISTICS = "plan.json", "mask.npz", "statistics.safetensors"
-FORMAT, VERSION = "wsi2ihc-bands", 2
+FORMAT, VERSION = "wsi2ihc-bands", 3
 
 
 @dataclass(frozen=True, slots=True)

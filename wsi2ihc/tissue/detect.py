@@ -50,8 +50,9 @@ PALE_UM2 = 2_000_000.0
 HOLE_UM2 = 200_000.0
 """Smaller holes are filled: a window is 128 µm wide at the least, so that leaving them out saves little."""
 
-CLOSE_UM, MARGIN_UM = 30.0, 50.0
-"""Gaps up to twice the first are closed; the second is added all around."""
+CLOSE_UM, MARGIN_UM = 30.0, 26.0
+"""Gaps up to twice the first are closed; the second is added all around. (The translation fades into the fill outside
+of that, so that 50 µm and more around the tissue are shown.)"""
 
 FINEST_UM = 8.0
 """Overviews are reduced to about this many µm per px."""

@@ -94,8 +94,8 @@ def make_plan(scene: Scene, layout: Layout, options: TranslateOptions, name: str
     NoTissueError
         If the extent holds no tissue.
     """
-    plan = plan_windows(scene.extent, scene.tissue, layout, cell or chosen_cell(layout, options))
-    if not plan.windows:
+    plan = plan_windows(scene.extent, scene.covered, layout, cell or chosen_cell(layout, options))
+    if not plan.windows or not scene.tissue_px:
         where = "on it" if options.region is None else f"in --region {options.region}"
         raise NoTissueError(f"{name}: no tissue {where}; choose another region, or --tissue none")
     return plan

@@ -218,7 +218,7 @@ def tiles_of_cores(
     if meter is not None:
         cores = meter.watch(cores)
     if not job.scene.mask.pixels.all():
-        cores = feather_cores(cores, job.scene.tissue, job.scene.grid.mpp, job.fill, executor, ahead=job.workers + 1)
+        cores = feather_cores(cores, job.scene.fade, job.fill, executor, ahead=job.workers + 1)
     return assemble_tiles(cores, plan, job.options.pyramid.tile_px, job.fill)
 
 

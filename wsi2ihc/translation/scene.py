@@ -12,6 +12,7 @@ from ..geometry import Region
 from ..plan import TissueGrid
 from ..slide import Slide, WorkingGrid, known_mpp, to_srgb_transform, working_grid
 from ..tissue import TissueMask, detect_tissue, load_mask, place_mask, whole_slide
+from .feathering import Fade, make_fade
 from .options import TranslateOptions
 from .reading import ForgivingSlide, RegionReader
 
@@ -27,6 +28,8 @@ class Scene:
     extent:  what the output shows, in working px
     mask:    the tissue, as it was found or given
     tissue:  the same, placed on the working grid
+    fade:    how the translation fades into the fill around it
+    covered: where any of the translation shows: the tissue and the transition around it
     reader:  reads regions of the working grid
     warnings: what was asked for and could not be done as it was
     """
@@ -35,6 +38,8 @@ class Scene:
     extent: Region
     mask: TissueMask
     tissue: TissueGrid
+    fade: Fade
+    covered: TissueGrid
     reader: RegionReader
     warnings: tuple[str, ...] = ()
 
@@ -45,6 +50,11 @@ class Scene:
         if not isinstance(slide, ForgivingSlide):
             return ()
         return tuple(sorted((level, region.x, region.y) for level, region in slide.damaged))
+
+    @property
+    def tissue_px(self) -> float:
+        """Working px of the mask inside the extent."""
+        return self.tissue.area_in(self.extent)
 
     @property
     def shown_glass(self) -> RGB:
@@ -92,7 +102,9 @@ def set_scene(
     if options.icc == "srgb" and slide.info.icc_profile is not None:
         colour = to_srgb_transform(slide.info.icc_profile)
     reader = RegionReader(slide, grid, mask.glass, colour)
-    return Scene(grid, extent, mask, place_mask(mask, grid), reader, warnings)
+    tissue = place_mask(mask, grid)
+    fade = make_fade(tissue, grid.mpp)
+    return Scene(grid, extent, mask, tissue, fade, fade.covered, reader, warnings)
 
 
 def find_mask(slide: Slide, options: TranslateOptions) -> TissueMask:
