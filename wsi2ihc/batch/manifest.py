@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BatchError, ManifestError, OptionError
+from ..errors import BatchError, ManifestError
 from ..notation import listed
 from ..translation.options import TranslateOptions
 from .cells import option_cells
 from .places import marker_path
-from .privacy import base_name, without_folders
+from .privacy import base_name, told
 
 SLIDE_SUFFIXES = frozenset({
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi",
@@ -117,8 +117,11 @@ def shard_of(rows: Sequence[Row], shard: str) -> list[Row]:
 
 def _what_is_wrong(file: Path) -> str:
     """Why a file cannot be begun with, as far as its name tells; "" if nothing speaks against it."""
-    if not file.exists():
-        return "it is a link that leads nowhere; is the place that it names mounted?"
+    try:
+        if not file.exists():
+            return "it is a link that leads nowhere; is the place that it names mounted?"
+    except OSError as error:
+        return f"it cannot be reached ({error.strerror}); check the permissions"
     try:
         file.name.encode("utf-8")
     except UnicodeEncodeError:
@@ -150,15 +153,23 @@ def _files(source: str) -> list[Path]:
             raise ManifestError(f"{folder} holds no slide (names that end in {', '.join(sorted(SLIDE_SUFFIXES))})")
         return found
     found = sorted(Path(name) for name in glob.glob(source, recursive=True))  # noqa: PTH207 (any pattern, also absolute)
-    found = [file for file in found if file.is_file() or file.is_symlink()]
+    found = [file for file in found if file.is_symlink() or _is_file(file)]
     if not found:
         raise ManifestError(f"{source} is no CSV, no folder, and no file matches it")
     return found
 
 
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # behind a folder that cannot be entered; opening it reports why
+        return True
+
+
 def _is_slide(file: Path) -> bool:
-    is_file = file.is_file() or (file.is_symlink() and not file.exists())  # such a link is told of later
-    return file.suffix.lower() in SLIDE_SUFFIXES and is_file and not file.name.startswith(".")
+    if file.suffix.lower() not in SLIDE_SUFFIXES or file.name.startswith("."):
+        return False
+    return _is_file(file) or (file.is_symlink() and not file.exists())  # such a link is reported later
 
 
 def _from_csv(path: Path, model: str, options: TranslateOptions) -> tuple[list[Row], list[Problem]]:
@@ -168,8 +179,8 @@ def _from_csv(path: Path, model: str, options: TranslateOptions) -> tuple[list[R
         name = base_name(slide) or "?"
         try:
             rows.append(_row(path.parent, line, slide, cells, model, options))
-        except (ManifestError, OptionError) as error:
-            problems.append(Problem(line, name, without_folders(str(error), *cells.values(), *_absolute(path, cells))))
+        except Exception as error:  # a row whose cells nobody has thought of concerns no other row
+            problems.append(Problem(line, name, told(error, *cells.values(), *_absolute(path, cells))))
     return rows, problems
 
 

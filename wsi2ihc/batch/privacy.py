@@ -7,6 +7,10 @@ from pathlib import Path
 from ..errors import Wsi2IhcError
 
 
+_LONGEST = 600
+"""Characters of a message: what cells and files hold can be as long as they like."""
+
+
 def base_name(path: str) -> str:
     """Of a path or a URL; without what follows a URL's path, which can be a signature."""
     if "://" in path:
@@ -35,4 +39,5 @@ def told(error: BaseException, *paths: str | Path) -> str:
         return error.strerror
     if not isinstance(error, Wsi2IhcError):
         text = f"unexpected {type(error).__name__}: {text:.200}"
-    return without_folders(text, *paths)
+    text = without_folders(text, *paths)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -31,6 +31,9 @@ LARGEST_PX = 400_000_000
 """Decoded, 1.2 GB are held as long as the slide is open, 3 bytes a px. While it is opened there are 7 a px, 2.8 GB; 10
 for progressive JPEG without subsampling, 16 for WebP, which has 268 Mpx at most. Pillow alone would stop at 179 Mpx."""
 
+_BYTES_TO_OPEN = {"JPEG": 10, "WebP": 16}
+"""Bytes a px while it is opened, at most, where they are not 7."""
+
 _STRIP_PX = 1 << 20
 """Px that are converted at once."""
 
@@ -157,6 +160,22 @@ class ImageReader(SlideReader):
 def is_plain_image(path: Path) -> bool:
     """Whether a file begins as a PNG, JPEG, BMP or WebP does."""
     return _kind(path) is not None
+
+
+def memory_to_open(path: Path) -> int:
+    """Bytes that it takes to open a file as a plain image, by its header; 0 if it is another kind of file, or damaged.
+
+    What is larger than can be opened takes nothing: it is refused by its header.
+    """
+    try:
+        kind, make = (_kind(path) if path.is_file() else None) or ("", None)
+        if make is None:
+            return 0
+        with path.open("rb") as file, make(file) as image:
+            area_px: int = image.width * image.height
+    except Exception:  # Pillow has many words for a damaged header; opening the file reports it
+        return 0
+    return 0 if area_px > LARGEST_PX else area_px * _BYTES_TO_OPEN.get(kind, 7)
 
 
 def _kind(path: Path) -> tuple[str, Callable[..., ImageFile.ImageFile]] | None:
