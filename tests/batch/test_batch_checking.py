@@ -48,7 +48,7 @@ def rows_of(slides: Path) -> list[Row]:
 @pytest.fixture
 def _faulty_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slides by whose names the process that opens them crashes, hangs, or runs out of memory."""
-    monkeypatch.setattr(checking, "_PROGRAM", (sys.executable, "-c", _FAULTY))
+    monkeypatch.setattr(checking, "_PROGRAM", [sys.executable, "-c", _FAULTY])
     monkeypatch.setattr(checking, "CHECK_S", 1.0)
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import OutputError
-from ..processes import how_it_ended
+from ..processes import how_it_ended, python_command, safe_environment
 from .check_child import THREADS, row_to_json
 from .manifest import Problem, Row
 from .places import BATCH_FOLDER
@@ -32,7 +31,7 @@ _LOOK_S = 0.5
 _HEADROOM_BYTES = 5 << 30
 """What the process may have beyond ``--max-memory``: the largest plain image, and the libraries."""
 
-_PROGRAM = (sys.executable, "-P", "-m", "wsi2ihc.batch.check_child")
+_PROGRAM = python_command("wsi2ihc.batch.check_child")
 
 _log = logging.getLogger(__name__)
 
@@ -170,7 +169,7 @@ class _Checker:
         shown = None if _log.isEnabledFor(logging.DEBUG) else subprocess.DEVNULL
         self._process = subprocess.Popen(
             _PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=shown,
-            env={**os.environ, **single}, start_new_session=True,
+            env={**os.environ, **single, **safe_environment(os.environ)}, start_new_session=True,
         )  # fmt: skip
         self._answers: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self.has_ended = False

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ..errors import Wsi2IhcError
 
-
 _LONGEST = 600
 """Characters of a message: what cells and files hold can be as long as they like."""
 
