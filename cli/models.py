@@ -85,13 +85,13 @@ def import_command(
     The architecture is told from the names and shapes of the weights. Nothing in SOURCE is executed.
     """
     set_up_logging(verbose, quiet)
-    check_output(output, overwrite, suffixes=(".safetensors",))
+    check_output(output, overwrite=True, suffixes=(".safetensors",))  # what is there is compared on saving
     check_not_inputs([output], [source])
     from wsi2ihc.generator.checkpoint import save_checkpoint
     from wsi2ihc.generator.foreign import import_checkpoint
 
     module, spec = import_checkpoint(source, mpp=mpp, stain=stain, licence=licence)
-    save_checkpoint(output, module, spec)
+    save_checkpoint(output, module, spec, overwrite=overwrite)
     facts = describe_model(load_generator(output))
     if json:
         echo_json(facts)

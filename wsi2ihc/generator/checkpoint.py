@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import ModelError, OutputError
+from ..storage import disk_errors, published, remove_leftovers
 from .header import FORMAT, SUFFIX, VERSION, file_sha256, open_checkpoint, spec_of
 from .networks import ResnetGenerator, UnetGenerator
 from .spec import GeneratorSpec
@@ -32,10 +32,12 @@ def build_network(spec: GeneratorSpec) -> ResnetGenerator | UnetGenerator:
     return ResnetGenerator(spec.depth, spec.width, spec.norm, spec.dropout, spec.upsampling)
 
 
-def save_checkpoint(path: str | Path, module: nn.Module, spec: GeneratorSpec, *, half: bool = False) -> str:
-    """Write the weights and their description; return the file's SHA-256, which is the same whenever they are.
+def save_checkpoint(
+    path: str | Path, module: nn.Module, spec: GeneratorSpec, *, half: bool = False, overwrite: bool = True
+) -> str:
+    """Write the weights and their description; return the file's SHA-256, which depends on nothing else.
 
-    The file appears under its name only when complete, and replaces an older one.
+    The file appears under its name only when complete. A file that already holds exactly these bytes is left alone.
 
     Parameters
     ----------
@@ -45,17 +47,31 @@ def save_checkpoint(path: str | Path, module: nn.Module, spec: GeneratorSpec, *,
         a network as `build_network` makes it from ``spec``
     half:
         store the convolutions' weights as float16 (half the size; norms and biases stay as they are)
+    overwrite:
+        whether a file with other content may be replaced
 
     Raises
     ------
     ModelError
         If the module is not the one that ``spec`` describes, or has weights that are not finite.
     OutputError
-        If the file cannot be written.
+        If the file cannot be written, or is there with other content and may not be replaced.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise OutputError(f"a model file's name ends in {SUFFIX}, unlike {path.name}")
+    content = _serialized(module, spec, half)
+    if not overwrite and _holds(path, content):
+        # A run that was killed after publishing succeeds when it is repeated.
+        remove_leftovers(path)
+    else:
+        with published(path, overwrite) as partial, disk_errors(path):
+            partial.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _serialized(module: nn.Module, spec: GeneratorSpec, half: bool) -> bytes:
+    """The content of a checkpoint, whose weights have been checked."""
     state = {name: value.detach().cpu() for name, value in module.state_dict().items() if not name.endswith(COUNTER)}
     check_state({name: tuple(value.shape) for name, value in state.items()}, spec, "the module")
     if half:
@@ -63,20 +79,15 @@ def save_checkpoint(path: str | Path, module: nn.Module, spec: GeneratorSpec, *,
     for name, value in state.items():
         check_values(name, value, "the module")
     state = {name: value.contiguous() for name, value in state.items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "spec": spec.to_json()}
+    return _reproducible(save(state, {"format": FORMAT, "version": str(VERSION), "spec": spec.to_json()}))
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether there is a regular file with exactly this content."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
-        try:
-            part.write_bytes(_reproducible(save(state, metadata)))
-            part.chmod(0o644)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        return file_sha256(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"the model file {path} cannot be written ({error!s:.120})") from error
+        return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _reproducible(content: bytes) -> bytes:

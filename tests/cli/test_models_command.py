@@ -1,0 +1,112 @@
+"""``wsi2ihc models``: importing weights, and what a model file may hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from wsi2ihc.cli.main import main
+from wsi2ihc.generator import foreign
+from wsi2ihc.generator.networks import ResnetGenerator
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "net.pth"
+    torch.save(ResnetGenerator(1, 2).state_dict(), path)
+    return path
+
+
+def test_an_import_removes_what_a_killed_one_left(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "net.safetensors"
+    output.parent.mkdir()
+    (output.parent / ".net.safetensors.0123abcd.partial").write_bytes(b"half of it")
+    assert run(capsys, "models", "import", weights, output, "--mpp", "0.5")[0] == 0
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_an_import_that_is_repeated_succeeds_and_leaves_nothing_else(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "net.safetensors"
+    output.parent.mkdir()
+    command = ("models", "import", weights, output, "--mpp", "0.5")
+    assert run(capsys, *command)[0] == 0
+    content = output.read_bytes()
+    os.link(output, output.with_name(".net.safetensors.0123abcd.partial"))  # killed between its last two steps
+    assert run(capsys, *command)[0] == 0
+    assert output.read_bytes() == content
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_an_import_does_not_replace_another_file_unless_asked(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "net.safetensors"
+    assert run(capsys, "models", "import", weights, output, "--mpp", "0.5")[0] == 0
+    content = output.read_bytes()
+    code, _, stderr = run(capsys, "models", "import", weights, output, "--mpp", "0.25")
+    assert (code, output.read_bytes()) == (1, content)
+    assert "already there" in stderr
+    assert run(capsys, "models", "import", weights, output, "--mpp", "0.25", "--overwrite")[0] == 0
+    assert output.read_bytes() != content
+
+
+def test_an_import_does_not_replace_what_another_import_wrote_meanwhile(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "net.safetensors"
+    real = foreign.import_checkpoint
+
+    def slower(source: Path, **options: object) -> object:
+        output.write_bytes(b"from another import")
+        return real(source, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(foreign, "import_checkpoint", slower)
+    code, _, stderr = run(capsys, "models", "import", weights, output, "--mpp", "0.5")
+    assert (code, output.read_bytes()) == (1, b"from another import")
+    assert "already there" in stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file modes are of POSIX")
+def test_an_imported_model_has_the_mode_that_the_umask_leaves(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "net.safetensors"
+    before = os.umask(0o077)
+    try:
+        assert run(capsys, "models", "import", weights, output, "--mpp", "0.5")[0] == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+
+
+def test_a_failed_import_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "net.pth"
+    torch.save({"encoder.weight": torch.zeros(3)}, source)
+    assert run(capsys, "models", "import", source, tmp_path / "out.safetensors", "--mpp", "0.5")[0] == 1
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_import_says_what_it_made_as_json(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, stdout, _ = run(
+        capsys, "models", "import", weights, tmp_path / "a.safetensors", "--mpp", "0.5", "--stain", "HER2", "--json"
+    )
+    assert code == 0
+    assert json.loads(stdout)["spec"]["training"]["imported_from"] == "net.pth"
