@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from wsi2ihc.errors import OptionError
 from wsi2ihc.generator.spec import MPP_RANGE, Architecture, GeneratorSpec, Norm, Upsampling
+from wsi2ihc.inputs import read_regular
 
 from .data import Augmentation, Order
 from .data.stain_jitter import STRONGEST
@@ -235,6 +236,9 @@ def resolve_options(explicit: Mapping[str, Any] | None = None, *, config: Path |
     return TrainOptions(**merged)
 
 
+LARGEST_CONFIG_BYTES = 1 << 20
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a configuration file: what it states, and nothing else.
 
@@ -244,7 +248,7 @@ def read_config(path: Path) -> dict[str, Any]:
         If it cannot be read, is no TOML, or has a key that is no option.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_regular(path, LARGEST_CONFIG_BYTES).decode("utf-8"))
     except OSError as error:
         raise OptionError(f"the configuration {path} cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

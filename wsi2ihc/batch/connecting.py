@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BatchError
+from ..inputs import read_regular
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+LARGEST_FILE_BYTES = 1 << 20
+"""Size of a scheduler file: Dask writes some hundred bytes."""
 
 
 def address_of(scheduler: str) -> str:
@@ -23,15 +28,15 @@ def address_of(scheduler: str) -> str:
     if not scheduler:
         raise BatchError("--scheduler: name the address of a scheduler, or its file")
     path = Path(scheduler)
-    if not (scheduler.endswith(".json") or path.is_file()):
+    if not (scheduler.endswith(".json") or path.exists()):
         return scheduler
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["address"])
+        return str(json.loads(read_regular(path, LARGEST_FILE_BYTES))["address"])
     except FileNotFoundError as error:
         raise BatchError(
             f"there is no scheduler file {scheduler}; start one: dask scheduler --scheduler-file {scheduler}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BatchError(f"{scheduler} is no scheduler file ({error!s:.80}); `dask scheduler` writes one") from error
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import glob
+import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BatchError, ManifestError
+from ..inputs import open_regular
 from ..notation import listed
 from ..translation.options import TranslateOptions
 from .cells import option_cells
@@ -26,6 +28,9 @@ OUTPUT_SUFFIX = ".ome.tiff"
 
 LONGEST_NAME_BYTES = 200
 """Of an output: file systems take 255, and partial files and reports have longer names."""
+
+LARGEST_LIST_BYTES = 256 << 20
+"""Size of a CSV: millions of slides."""
 
 _SLIDE_COLUMNS = ("path", "slide")
 _OWN_COLUMNS = (*_SLIDE_COLUMNS, "output", "mpp", "model")
@@ -234,7 +239,7 @@ def _checked_name(output: str) -> str:
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Lines of a CSV that hold something, with their numbers; heads in lower case, with underscores."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_regular(path, LARGEST_LIST_BYTES), encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             heads = [cell.strip().lower().replace("-", "_") for cell in next(reader, [])]
             if not set(heads) & set(_SLIDE_COLUMNS):

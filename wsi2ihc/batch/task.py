@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..geometry import Region
+from ..inputs import open_regular
 from ..pyramid import PyramidOptions
 from ..runtime import versions
 from ..translation.options import TranslateOptions
@@ -107,4 +108,5 @@ def options_from_json(facts: Mapping[str, Any]) -> TranslateOptions:
 
 
 def _hash_of(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with open_regular(file) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import OutputError, TransformError
 from ..geometry import Size
+from ..inputs import read_regular
 from ..pyramid import published
 from .transform import LocalField, SlideFrame, Transform
 
@@ -230,7 +231,7 @@ def _content(path: Path, largest_bytes: int) -> bytes:
     try:
         if path.stat().st_size > largest_bytes:
             raise TransformError(f"{path.name} is larger than {largest_bytes >> 20} MB, so it is no saved transform")
-        return path.read_bytes()
+        return read_regular(path, largest_bytes)
     except FileNotFoundError:
         raise TransformError(f"{path}: there is no such file; give a transform.json or its folder") from None
     except OSError as error:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RegistrationError
+from ..inputs import read_regular
 from .transform import FloatArray, SlideFrame, Transform, to_moving
 
 LARGEST_FILE_BYTES = 64 << 20
@@ -214,7 +215,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 f"{path.name} is larger than {LARGEST_FILE_BYTES >> 20} MB, so it holds no landmarks"
             )
         # with a byte order mark, as spreadsheets write it
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, LARGEST_FILE_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise RegistrationError(f"{path}: there is no such file of landmarks; check the path") from None
     except OSError as error:

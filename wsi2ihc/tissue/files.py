@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..arrays import RGB, WHITE, BoolImage
 from ..errors import MaskError, OutputError
+from ..inputs import read_regular
 from ..pyramid import published
 from ..slide import Slide, SlideInfo
 from .geojson import draw_polygons, outlines, parse_polygons, to_geojson
@@ -98,7 +99,7 @@ def _content(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise MaskError(f"{path.name}: larger than {LARGEST_FILE_BYTES >> 20} MB; simplify the outlines")
-        return path.read_bytes()
+        return read_regular(path, LARGEST_FILE_BYTES)
     except FileNotFoundError:
         raise MaskError(f"{path}: there is no such mask file; check the path") from None
     except OSError as error:

@@ -17,6 +17,7 @@ import numpy as np
 from .. import runtime
 from ..errors import MaskError
 from ..generator.model import Generator
+from ..inputs import open_regular
 from ..slide import Slide
 from .machine import resolved_precision
 from .options import TranslateOptions
@@ -86,7 +87,7 @@ def _mask_identity(tissue: str | Path) -> str:
     if tissue in ("auto", "none"):
         return str(tissue)
     try:
-        with Path(tissue).open("rb") as file:
+        with open_regular(tissue) as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise MaskError(f"{tissue}: the mask cannot be read ({error.strerror}); check the path") from error

@@ -1,0 +1,97 @@
+"""Files that a user names are regular and of a bounded size; anything else is refused at once, by every reader."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_slides import write_slide
+
+from wsi2ihc.batch.connecting import address_of
+from wsi2ihc.batch.manifest import read_rows
+from wsi2ihc.errors import Wsi2IhcError
+from wsi2ihc.inputs import open_regular, read_regular
+from wsi2ihc.registration.files import load_transform
+from wsi2ihc.registration.landmarks import read_landmarks
+from wsi2ihc.slide import open_slide
+from wsi2ihc.tissue import load_mask
+from wsi2ihc.training.options import read_config
+from wsi2ihc.translation.options import TranslateOptions
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such files on Windows")
+
+
+@pytest.fixture(params=["pipe", "link to a pipe", "device", "socket"])
+def special(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path]:
+    """Makes something under a name that is not a regular file."""
+
+    def make(name: str) -> Path:
+        path = tmp_path / name
+        if request.param == "pipe":
+            os.mkfifo(path)
+        elif request.param == "link to a pipe":
+            os.mkfifo(tmp_path / "pipe")
+            path.symlink_to("pipe")
+        elif request.param == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(os.path.relpath(path))
+        return path
+
+    return make
+
+
+def test_what_is_not_a_regular_file_is_not_opened(special: Callable[[str], Path]) -> None:
+    with pytest.raises(OSError, match=r"not a regular file|No such device or address"):
+        open_regular(special("file"))
+
+
+def test_a_large_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_regular(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_regular(tmp_path / "file", 4)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+
+
+def test_a_file_whose_size_is_not_known_is_read_to_the_limit_only() -> None:
+    unknown = Path("/proc/self/status")
+    if not unknown.exists():
+        pytest.skip("needs /proc")
+    with pytest.raises(OSError, match="larger than 10 bytes"):
+        read_regular(unknown, 10)
+
+
+def _load_mask(path: Path) -> object:
+    slide = path.with_name("slide.tif")
+    write_slide(slide, np.full((64, 64, 3), 200, np.uint8), tile=64)
+    with open_slide(slide) as opened:
+        return load_mask(path, opened)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "slide.svs": open_slide,
+    "slide.png": open_slide,
+    "mask.png": _load_mask,
+    "mask.geojson": _load_mask,
+    "list.csv": lambda path: read_rows(str(path), "identity", TranslateOptions()),
+    "transform.json": load_transform,
+    "landmarks.csv": lambda path: read_landmarks(path, (0.5, 0.5)),
+    "scheduler.json": lambda path: address_of(str(path)),
+    "config.toml": read_config,
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_waits_for_a_pipe_or_reads_a_device(special: Callable[[str], Path], name: str) -> None:
+    with pytest.raises(Wsi2IhcError) as refusal:
+        READERS[name](special(name))
+    assert "\n" not in str(refusal.value)
