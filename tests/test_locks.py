@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import os
 import sys
 import threading
 import time
@@ -132,3 +134,48 @@ def test_a_lock_is_had_or_another_has_it(tmp_path: Path) -> None:
         assert try_lock(other) is False
     with (tmp_path / "file").open("w") as one:
         assert try_lock(one)
+
+
+def test_a_symbolic_link_in_the_place_of_a_lock_file_is_refused_and_its_target_kept(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "shared"
+    victim.write_text("content")
+    folder.mkdir()
+    for target in (victim, tmp_path / "to be made"):
+        (folder / LOCK).symlink_to(target)
+        with pytest.raises(OutputError, match=r"symbolic link.*remove it"), locked(folder, "busy"):
+            pytest.fail("the body must not run")
+        with pytest.raises(OSError, match="symbolic link"), in_use(folder / LOCK):
+            pytest.fail("the body must not run")
+        assert (folder / LOCK).is_symlink()
+        (folder / LOCK).unlink()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["victim"]
+    assert victim.read_text() == "content"
+
+
+def test_a_lock_file_that_is_something_else_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("content")
+    with pytest.raises(OutputError, match="something else"), locked(tmp_path, "busy"):
+        pytest.fail("the body must not run")
+    assert (tmp_path / LOCK).read_text() == "content"
+    (tmp_path / LOCK).unlink()
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(OutputError, match="not a regular file"), locked(tmp_path, "busy"):
+        pytest.fail("the body must not run")
+    (tmp_path / LOCK).unlink()
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(OutputError, match="cannot be locked"), locked(tmp_path, "busy"):
+        pytest.fail("the body must not run")
+
+
+def test_a_lock_says_whether_it_keeps_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with locked(tmp_path, "busy") as is_kept:
+        assert is_kept
+    monkeypatch.setattr(locks, "try_lock", lambda _: None)
+    monkeypatch.setattr(locks, "_without_locks", set())
+    with caplog.at_level(logging.WARNING):
+        for name in ("1", "2"):
+            with locked(tmp_path, "busy", name) as is_kept:
+                assert not is_kept
+    assert [record.getMessage().count("has no locks") for record in caplog.records] == [1]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError
+from wsi2ihc.files import open_regular
 from wsi2ihc.pyramid import published
 
 
@@ -45,9 +46,8 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
-            self._handle = os.open(path, flags, 0o666)
+            self._handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError as error:
             raise cannot_write(path, error) from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .errors import OutputBusyError, OutputError
+from .files import open_regular
 
 if sys.platform != "win32":
     import fcntl
@@ -22,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, busy: str, name: str = LOCK, *, make: bool = True) -> Iterator[None]:
+def locked(folder: Path, busy: str, name: str = LOCK, *, make: bool = True) -> Iterator[bool]:
     """Make a folder, and keep other processes that ask for it out of it while the body runs.
 
     The lock ends with the process however that ends. Where the system has no such locks (Windows, some network file
-    systems), nobody is kept out.
+    systems), nobody is kept out; a warning says so, once for each file system.
 
     Parameters
     ----------
@@ -37,16 +38,22 @@ def locked(folder: Path, busy: str, name: str = LOCK, *, make: bool = True) -> I
     name
         Of the file in the folder that is locked: another one keeps another piece of work to oneself.
 
+    Yields
+    ------
+    bool
+        Whether other processes are kept out; False where nobody can tell.
+
     Raises
     ------
     OutputBusyError
         If another process is in it.
     OutputError
-        If the folder cannot be made.
+        If the folder cannot be made, or what has the name of the lock file is not one.
     """
-    with _locked_file(folder, busy, name, make):
+    file, is_kept = _locked_file(folder, busy, name, make)
+    with file:
         try:
-            yield
+            yield is_kept
         finally:
             with contextlib.suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
@@ -63,7 +70,7 @@ def in_use(file: Path) -> Iterator[TextIO]:
     OSError
         If there is no such file.
     """
-    with file.open("r+", encoding="utf-8") as opened:
+    with _opened(file, os.O_RDWR) as opened:
         if try_lock(opened, shared=True) is False:
             raise OutputBusyError(f"{file.parent} is being removed by another run: run again")
         yield opened
@@ -82,7 +89,7 @@ def unused(file: Path, busy: str) -> Iterator[None]:
     OSError
         If there is no such file.
     """
-    with file.open("r+", encoding="utf-8") as opened:
+    with _opened(file, os.O_RDWR) as opened:
         held = try_lock(opened)
         if held is None:
             raise OutputError(
@@ -93,8 +100,8 @@ def unused(file: Path, busy: str) -> Iterator[None]:
         yield
 
 
-def _locked_file(folder: Path, busy: str, name: str, make: bool) -> TextIO:
-    """The open lock file, locked.
+def _locked_file(folder: Path, busy: str, name: str, make: bool) -> tuple[TextIO, bool]:
+    """The open lock file, and whether it is locked (else nobody can tell).
 
     Whoever leaves the folder removes the file. One that was opened before that and locked after it keeps nobody out,
     so the file that is locked has to be the one that others will find.
@@ -103,18 +110,45 @@ def _locked_file(folder: Path, busy: str, name: str, make: bool) -> TextIO:
         try:
             if make:
                 folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / name).open("w")
+            file = _opened(folder / name, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise OutputError(f"the folder {folder} cannot be written ({error.strerror})") from error
+            if isinstance(error, FileNotFoundError) or not os.path.lexists(folder / name):
+                raise OutputError(f"the folder {folder} cannot be written ({error.strerror})") from error
+            raise OutputError(f"{folder / name} cannot be locked ({error.strerror}); remove it") from error
         try:
-            if try_lock(file) is False:
+            held = try_lock(file)
+            if held is False:
                 raise OutputBusyError(busy)
             if is_there(file, folder / name):
-                return file
+                _check_lock_file(file, folder / name)
+                if held is None:
+                    _warn_once(file, folder)
+                return file, held is True
         except BaseException:
             file.close()
             raise
         file.close()
+
+
+def _opened(path: Path, flags: int) -> TextIO:
+    return os.fdopen(open_regular(path, flags), "r+", encoding="utf-8")
+
+
+def _check_lock_file(file: TextIO, path: Path) -> None:
+    """Refuse a file with content: lock files have none, and are removed in the end."""
+    if os.fstat(file.fileno()).st_size:
+        raise OutputError(f"{path} has the name of a lock file and is something else; move it elsewhere")
+
+
+def _warn_once(file: TextIO, folder: Path) -> None:
+    device = os.fstat(file.fileno()).st_dev
+    if device not in _without_locks:
+        _without_locks.add(device)
+        _log.warning("the file system of %s has no locks: see that no other run writes the same output", folder)
+
+
+_without_locks: set[int] = set()
+"""File systems of which that was said."""
 
 
 def is_there(file: TextIO, path: Path) -> bool:

@@ -18,16 +18,18 @@ import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
 from wsi2ihc.bands.places import IN_USE, store_path
+from wsi2ihc.batch.checking import check_folder
 from wsi2ihc.batch.local import LocalEngine, child_environments
 from wsi2ihc.batch.marker import read_done
 from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.batch.places import locks_folder, marker_path
+from wsi2ihc.batch.places import BATCH_FOLDER, locks_folder, logs_folder, marker_path
+from wsi2ihc.batch.process import Child
 from wsi2ihc.batch.recording import ResultsWriter
 from wsi2ihc.batch.results import read_results, results_of
 from wsi2ihc.batch.runner import SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.main import main
-from wsi2ihc.errors import DeviceError
+from wsi2ihc.errors import DeviceError, OutputError
 from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
 from wsi2ihc.generator.spec import GeneratorSpec
 from wsi2ihc.locks import locked
@@ -325,3 +327,24 @@ def test_bands_that_nobody_goes_on_with_are_removed(tmp_path: Path) -> None:
     (store / IN_USE).touch()
     assert statuses(run([task])) == {"a": "done"}
     assert not store.exists()
+
+
+def test_links_in_the_folder_of_a_batch_lead_nowhere(slides: Path, tmp_path: Path) -> None:
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.mkdir()
+    out.mkdir()
+    (out / BATCH_FOLDER).symlink_to(victim)
+    with pytest.raises(OutputError, match="symbolic link"):
+        check_folder(out)
+    (out / BATCH_FOLDER).unlink()
+    (out / BATCH_FOLDER).mkdir()
+    (out / BATCH_FOLDER / "locks").symlink_to(victim)
+    with pytest.raises(OutputError, match="symbolic link"):
+        check_folder(out)
+    (victim / "file").write_text("content")
+    log = logs_folder(out) / "child.log"
+    log.parent.mkdir()
+    log.symlink_to(victim / "file")
+    with pytest.raises(OSError, match="symbolic link"):
+        Child(0, lambda *_: None, {}, log)
+    assert [(path.name, path.read_text()) for path in victim.iterdir()] == [("file", "content")]

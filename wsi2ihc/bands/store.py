@@ -56,7 +56,7 @@ def is_still_there(store: Store) -> bool:
     return is_there(store.user, store.folder / IN_USE)
 
 
-def band_lock(store: Store, number: int) -> contextlib.AbstractContextManager[None]:
+def band_lock(store: Store, number: int) -> contextlib.AbstractContextManager[object]:
     """The lock of the one who works on a band; `OutputBusyError` if another has it."""
     return locked(store.folder / LOCKS, "", f"{number:04d}", make=False)
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import secrets
 import subprocess
 import threading
 import time
@@ -224,12 +225,15 @@ def check_folder(folder: Path) -> None:
     try:
         (folder / BATCH_FOLDER).mkdir(parents=True, exist_ok=True)
         for where in (folder, folder / BATCH_FOLDER):
-            probe = where / f".writable-{os.getpid()}"
-            probe.touch()
+            probe = where / f".writable-{secrets.token_hex(4)}"
+            probe.touch(exist_ok=False)
             probe.unlink(missing_ok=True)
+        linked = [where for where in (folder / BATCH_FOLDER, *(folder / BATCH_FOLDER).iterdir()) if where.is_symlink()]
     except OSError as error:
         where = error.filename or folder
         raise OutputError(f"{where} cannot be written ({error.strerror}); name another output folder") from error
+    if linked:
+        raise OutputError(f"{linked[0]} is a symbolic link, which leads elsewhere; remove it")
 
 
 def check_writable(folder: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import open_regular
 from ..processes import Ended, python_command, safe_environment
 from .events import Began, Done, Event, Failed, Ready, Returned, Turned, from_line
 from .task import SlideTask
@@ -46,7 +47,7 @@ class Child:
         self.given = 0
         self.is_ready = False
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
+        with os.fdopen(open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as stream:
             self._process = subprocess.Popen(
                 python_command("wsi2ihc.batch.child"),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream,
