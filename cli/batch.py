@@ -29,8 +29,8 @@ from wsi2ihc.batch.shards import record_shard
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.board import LiveBoard
 from wsi2ihc.cli.main import EXIT_INTERRUPTED, EXIT_SOME_FAILED
+from wsi2ihc.cli.output import echo_json, say, tell
 from wsi2ihc.cli.parameters import (
-    echo_json,
     json_option,
     model_option,
     options_of,
@@ -91,7 +91,7 @@ def command(
     is_csv = source.lower().endswith(".csv")
     texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]
     for text in texts if dry_run or not keep_going else ():  # else the end tells
-        click.echo(f"Error: {text}", err=True)
+        tell(f"Error: {text}")
     models = _models(tasks)
     if dry_run:
         check_writable(out_dir)
@@ -103,22 +103,21 @@ def command(
         )
     check_folder(out_dir)
     if shard and (others := record_shard(out_dir, shard, rows)):
-        click.echo(
+        tell(
             f"WARNING: shards {listed(others, 20)} were dealt from another list of slides; run them again as well, or "
-            "some slides may be left out",
-            err=True,
+            "some slides may be left out"
         )
     for name, description in () if quiet else models.items():
-        click.echo(f"model {name}: {description}", err=True)
+        tell(f"model {name}: {description}")
     engine = _engine_maker(out_dir, defaults.device, options, scheduler, slurm)
     try:
         results, written = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
     except KeyboardInterrupt:
-        click.echo("\nInterrupted; the same command goes on, and first removes what is half-written.", err=True)
+        tell("", "Interrupted; the same command goes on, and first removes what is half-written.")
         return EXIT_INTERRUPTED
     counts, *failed = _counted(results)
     if quiet:
-        click.echo("\n".join(failed), err=True, nl=bool(failed))
+        tell(*failed)
     return _tell(
         results, json=json,
         lines=[] if quiet else [f"{out_dir}: {counts}", *failed, *(f"  see {name}" for name in written)],
@@ -130,8 +129,8 @@ def _tell(results: Sequence[Result], *, json: bool, lines: Sequence[str], notes:
     if json:
         echo_json({"counts": count_statuses(results), "notes": notes, "models": describe_models(results),
                    "slides": [one.to_json() for one in results]})  # fmt: skip
-    elif lines or notes:
-        click.echo("\n".join([*lines, *notes]))
+    else:
+        say(*lines, *notes)
     return EXIT_SOME_FAILED if any(one.status == "failed" for one in results) else 0
 
 
@@ -149,10 +148,10 @@ def _tell_dry_run(
     if json:
         echo_json({"slides": len(tasks), "done": done, "replaced": replaced, "problems": problems, "models": models})
     else:
-        click.echo(f"{len(tasks)} slides can be translated ({done} are done, {len(replaced)} outputs would be "
+        say(f"{len(tasks)} slides can be translated ({done} are done, {len(replaced)} outputs would be "
                    f"replaced), {len(problems)} cannot")  # fmt: skip
         for model, description in models.items():
-            click.echo(f"  model {model}: {description}")
+            say(f"  model {model}: {description}")
     return (EXIT_SOME_FAILED if keep_going else 1) if problems else 0
 
 

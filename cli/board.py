@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-import click
-
 from wsi2ihc.batch.runner import Board, SlideState
+from wsi2ihc.cli.output import screen, tell
 from wsi2ihc.cli.progress import duration
 
 REDRAW_S = 0.2
@@ -26,8 +23,7 @@ class LiveBoard:
     quiet: bool = False
     _started: float = field(default_factory=time.monotonic)
     _drawn: float = 0.0
-    _lines: int = 0
-    _terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
+    _terminal: bool = field(default_factory=lambda: screen.is_terminal)
 
     def note(self, text: str) -> None:
         """A line for now, on terminals only."""
@@ -37,8 +33,7 @@ class LiveBoard:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self._clear()
-        click.echo(line, err=True)
+        tell(line)
 
     def show(self, states: Board, news: SlideState | None) -> None:
         """Show how far all slides are; ``news``: one that has just ended, or will be tried again."""
@@ -52,11 +47,11 @@ class LiveBoard:
                 self._draw([self._totals(states, now), *_running(states)], now)
         elif now - self._drawn >= LOG_EVERY_S:
             self._drawn = now
-            click.echo(self._totals(states, now), err=True)
+            tell(self._totals(states, now))
 
     def close(self) -> None:
         """Clear what was drawn."""
-        self._clear()
+        screen.clear()
 
     def _totals(self, states: Board, now: float) -> str:
         counts = Counter(state.status for state in states)
@@ -71,15 +66,8 @@ class LiveBoard:
         return ", ".join(parts)
 
     def _draw(self, lines: list[str], now: float) -> None:
-        self._clear()
-        width = shutil.get_terminal_size().columns - 1  # a line that wraps would not be cleared as a whole
-        click.echo("\n".join(line[:width] for line in lines), err=True)
-        self._lines, self._drawn = len(lines), now
-
-    def _clear(self) -> None:
-        if self._lines:
-            click.echo(f"\x1b[{self._lines}F\x1b[J", nl=False, err=True)
-            self._lines = 0
+        screen.draw(lines)
+        self._drawn = now
 
 
 def _told(state: SlideState) -> str:

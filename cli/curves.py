@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from wsi2ihc.cli.output import say
 from wsi2ihc.cli.parameters import set_up_logging, verbosity_options
 
 
@@ -25,4 +26,4 @@ def command(runs: tuple[Path, ...], out: Path, smooth: int, overwrite: bool, ver
     check_output(out, overwrite, suffixes=(".png",))
     panels = draw_curves(runs, out, smooth)
     if not quiet:
-        click.echo(f"{out}: {panels} panels, {len(runs)} {'run' if len(runs) == 1 else 'runs'}")
+        say(f"{out}: {panels} panels, {len(runs)} {'run' if len(runs) == 1 else 'runs'}")

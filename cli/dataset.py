@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_logging, verbosity_options
+from wsi2ihc.cli.output import echo_json, say, tell
+from wsi2ihc.cli.parameters import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.training.inspection.options import InspectOptions
 
@@ -47,16 +48,16 @@ def command(
         bar.close()
     if not quiet:
         for warning in report.data["warnings"]:
-            click.echo(f"WARNING: {warning}", err=True)
+            tell(f"WARNING: {warning}")
     if json:
         echo_json({"format": FORMAT, "version": VERSION, **report.data})
     elif not quiet:
-        click.echo(_summary(report))
+        say(*_summary(report))
         if out is not None:
-            click.echo(f"{out / 'report.html'}: the whole report; beside it as Markdown, CSV and JSON")
+            say(f"{out / 'report.html'}: the whole report; beside it as Markdown, CSV and JSON")
 
 
-def _summary(report: Report) -> str:
+def _summary(report: Report) -> list[str]:
     """The lead, and the counts of splits and levels."""
     lines = [report.lead[0]]
     for one in report.data["counts"]:
@@ -65,4 +66,4 @@ def _summary(report: Report) -> str:
         name = one["split"] if one["her2"] == "all" else f"{one['split']}, HER2 {one['her2']}"
         more = [f"{one[what]:,} {what}" for what in ("groups", "slides", "patients") if one[what] is not None]
         lines.append(f"  {name:20} " + ", ".join([f"{one['pairs']:,} pairs", *more]))
-    return "\n".join([*lines, *report.lead[1:]])
+    return [*lines, *report.lead[1:]]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from wsi2ihc.cli.output import say
 from wsi2ihc.cli.parameters import set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.cli.translate import summary
@@ -73,8 +74,8 @@ def _make_and_translate(folder: Path, overwrite: bool, quiet: bool) -> None:
     finally:
         bar.close()
     if not quiet:
-        click.echo(summary(report))
-        click.echo(HOW_TO_LOOK.format(picture=picture, virtual=virtual, slide=slide))
+        say(*summary(report))
+        say(*_filled(HOW_TO_LOOK, picture=picture, virtual=virtual, slide=slide))
 
 
 def _make_pair(folder: Path, overwrite: bool, quiet: bool) -> None:
@@ -89,4 +90,9 @@ def _make_pair(folder: Path, overwrite: bool, quiet: bool) -> None:
     finally:
         bar.close()
     if not quiet:
-        click.echo(HOW_TO_REGISTER.format(folder=folder).strip())
+        say(*_filled(HOW_TO_REGISTER.strip(), folder=folder))
+
+
+def _filled(text: str, **paths: Path) -> list[str]:
+    """The lines of a text with paths in it, whose names may have line breaks."""
+    return [line.format(**paths) for line in text.split("\n")]

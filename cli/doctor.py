@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from wsi2ihc.cli.parameters import echo_json, json_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.output import echo_json, say
+from wsi2ihc.cli.parameters import json_option, set_up_logging, verbosity_options
 
 
 @click.command("doctor")
@@ -24,6 +25,6 @@ def command(json: bool, verbose: int, quiet: bool) -> None:
         width = max(len(check.name) for check in checks)
         for check in checks:
             verdict = "ok" if check.ok else "FAIL" if check.needed else "none"
-            click.echo(f"{verdict:<5} {check.name:<{width}}  {check.found}")
+            say(f"{verdict:<5} {check.name:<{width}}  {check.found}")
     if not all(check.ok for check in checks if check.needed):
         raise SystemExit(1)

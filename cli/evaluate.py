@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi2ihc.cli.output import echo_json, say
 from wsi2ihc.cli.parameters import (
     PositiveFloat,
-    echo_json,
     json_option,
     options_of,
     set_up_logging,
@@ -81,8 +81,8 @@ def command(
     if json:
         echo_json(report.data)
     elif not quiet:
-        click.echo(_summary(report))
-        click.echo(f"{out / 'report.html'}: the whole report; beside it as Markdown, CSV and JSON")
+        say(*_summary(report))
+        say(f"{out / 'report.html'}: the whole report; beside it as Markdown, CSV and JSON")
 
 
 def _check_usage(he: str | None, patches: tuple[Any, ...], folders: tuple[Any, ...], slides: tuple[Any, ...]) -> None:
@@ -131,7 +131,7 @@ def _slides(
     return present_slide(result, seed=options.seed, resamples=options.resamples)
 
 
-def _summary(report: Report) -> str:
+def _summary(report: Report) -> list[str]:
     """The lead and the first table, as text: a line for each figure."""
     from wsi2ihc.training.reporting.document import Table
     from wsi2ihc.training.reporting.tables import worded
@@ -143,4 +143,4 @@ def _summary(report: Report) -> str:
         lines.append([str(row[0]), *(f"{one.text} {one.interval}".strip() for one in cells)])
     widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*report.lead, "", *text])
+    return [*report.lead, "", *text]

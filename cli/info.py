@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.parameters import echo_json, json_option, mpp_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.output import echo_json, say
+from wsi2ihc.cli.parameters import json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.slide import SlideInfo, open_slide
 
 
@@ -24,7 +25,7 @@ def command(slide: str, mpp: float | None, json: bool, verbose: int, quiet: bool
     if json:
         echo_json(_as_json(info))
     else:
-        click.echo(_as_text(info))
+        say(*_as_text(info))
 
 
 def _as_json(info: SlideInfo) -> dict[str, Any]:
@@ -34,14 +35,14 @@ def _as_json(info: SlideInfo) -> dict[str, Any]:
     return plain
 
 
-def _as_text(info: SlideInfo) -> str:
+def _as_text(info: SlideInfo) -> list[str]:
     mpp = "unknown" if info.mpp is None else f"{info.mpp[0]:.4g} × {info.mpp[1]:.4g} µm/px ({info.mpp_source})"
     magnification = "unknown" if info.magnification is None else f"{info.magnification:g}x"
     extent = ""
     if info.mpp is not None:
         width_mm, height_mm = info.size.width * info.mpp[0] / 1000, info.size.height * info.mpp[1] / 1000
         extent = f" ({width_mm:.2f} × {height_mm:.2f} mm)"
-    lines = [
+    return [
         info.name,
         f"  size           {info.size} px{extent}",
         f"  resolution     {mpp}",
@@ -58,4 +59,3 @@ def _as_text(info: SlideInfo) -> str:
         ),
         *(f"  note: {problem}" for problem in info.problems),
     ]
-    return "\n".join(lines)

@@ -1,24 +1,25 @@
 """Entry point of the ``wsi2ihc`` command: finds the subcommands, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 done but for some of several slides, 130 interrupted,
-143 terminated.
+Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 done but for some of several slides, 129 the terminal was closed,
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
+import io
 import logging
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 import click
 
-from wsi2ihc.errors import Wsi2IhcError
+from wsi2ihc.cli.failures import one_line
+from wsi2ihc.cli.output import say, standard_streams, tell
+from wsi2ihc.cli.signals import cleaned_up_when_ended
+from wsi2ihc.processes import safe_path
 
 COMMANDS = {
     "translate": "Turn an H&E slide into a virtual IHC slide.",
@@ -40,7 +41,6 @@ COMMANDS = {
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 
 
 class LazyGroup(click.Group):
@@ -65,7 +65,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
         return
     from wsi2ihc.translation.report import versions
 
-    click.echo("\n".join(f"{name} {number}" for name, number in versions().items()))
+    say(*(f"{name} {number}" for name, number in versions().items()))
     ctx.exit()
 
 
@@ -88,44 +88,30 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line and exit with its code; nothing of it stays in the process that calls this."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with standard_streams(), cleaned_up_when_ended(), safe_path():
+        code = _run(given)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = cli.main(args=arguments, prog_name="wsi2ihc", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        text = io.StringIO()
+        error.show(text)
+        tell(*text.getvalue().rstrip("\n").split("\n"))
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted; no half-written file is left.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        tell("", "Interrupted; no half-written file is left.")
+        return EXIT_INTERRUPTED
     except Exception as error:
-        click.echo(f"Error: {_one_line(error)}", err=True)
+        tell(f"Error: {one_line(error)}")
         if logging.getLogger("wsi2ihc").isEnabledFor(logging.DEBUG):
-            traceback.print_exc()
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _one_line(error: Exception) -> str:
-    """What to tell a user of an error, whether it was raised on purpose or not."""
-    if isinstance(error, Wsi2IhcError):
-        return " ".join(str(error).split())
-    if isinstance(error, BrokenPipeError):
-        return "the program that read the output has gone"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full ({error.filename or 'while writing'}); free some space or write elsewhere"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError):
-        return "out of memory; lower --max-memory, --batch-size or --workers"
-    text = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {text} (run again with -v for details, and please report it)"
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    """Leave by way of an exception, so that partial files are removed."""
-    raise SystemExit(EXIT_TERMINATED)
+            tell(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"))
+        return 1
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

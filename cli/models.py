@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.parameters import PositiveFloat, echo_json, json_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.output import echo_json, say
+from wsi2ihc.cli.parameters import PositiveFloat, json_option, set_up_logging, verbosity_options
 from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
 from wsi2ihc.pyramid import check_output
 from wsi2ihc.translation.pipeline import check_not_inputs
@@ -31,8 +32,8 @@ def list_command(json: bool) -> None:
     for model in models:
         default = " (default)" if model.name == DEFAULT_MODEL else ""
         resolution = "the slide's own resolution" if model.mpp is None else f"{model.mpp:.4g} µm/px"
-        click.echo(f"{model.name}{default}: {model.description}")
-        click.echo(f"    {model.channel_name}; {resolution}; licence {model.licence or 'unknown'}")
+        say(f"{model.name}{default}: {model.description}")
+        say(f"    {model.channel_name}; {resolution}; licence {model.licence or 'unknown'}")
 
 
 @command.command("show")
@@ -53,7 +54,7 @@ def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
         echo_json(facts)
         return
     for depth, name, value in _outline(facts):
-        click.echo(f"{'  ' * depth + name:<20}  {value}".rstrip())
+        say(f"{'  ' * depth + name:<20}  {value}".rstrip())
 
 
 def _outline(facts: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, str, str]]:
@@ -96,4 +97,4 @@ def import_command(
     if json:
         echo_json(facts)
     elif not quiet:
-        click.echo(f"{output.name}: {facts['description']}; translate with --model {output}")
+        say(f"{output.name}: {facts['description']}; translate with --model {output}")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi2ihc.cli.main import EXIT_SOME_FAILED
-from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_logging, verbosity_options
+from wsi2ihc.cli.output import echo_json, say, tell
+from wsi2ihc.cli.parameters import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.training.pairing.filters import Limits
@@ -83,11 +84,11 @@ def _check(dataset: Path, *, json: bool, quiet: bool) -> int:
 
 def _tell_check(dataset: Path, report: CheckReport, *, quiet: bool) -> None:
     for problem in report.shown():
-        click.echo(f"Error: {problem}", err=True)
+        tell(f"Error: {problem}")
     for advice in report.advice if not quiet else ():
-        click.echo(f"To mend it: {advice}", err=True)
+        tell(f"To mend it: {advice}")
     if not quiet and not report.problems:
-        click.echo(f"{dataset}: {counted(report.patches, 'pair')}, nothing wrong")
+        say(f"{dataset}: {counted(report.patches, 'pair')}, nothing wrong")
 
 
 def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
@@ -101,7 +102,7 @@ def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool
     if json:
         echo_json(preview.to_json())
     elif not quiet:
-        click.echo(_describe(preview))
+        say(*_describe(preview))
     return _tell_failures(preview.failed, some=bool(preview.slides))
 
 
@@ -114,25 +115,25 @@ def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, 
     except (KeyboardInterrupt, SystemExit):
         bar.close()
         if not quiet:
-            click.echo("Stopped. Run the same command again to go on; pairs that are done stay as they are.", err=True)
+            tell("Stopped. Run the same command again to go on; pairs that are done stay as they are.")
         raise
     finally:
         bar.close()
     if json:
         echo_json(report.to_json())
     elif not quiet:
-        click.echo(summary(report, dataset))
+        say(*summary(report, dataset))
     return _tell_failures(report.failed, some=bool(report.slides))
 
 
 def _tell_failures(failed: Sequence[FailedPair], *, some: bool) -> int:
     """Tell of the rows that failed; the exit code, given whether there are ``some`` that did not."""
     for failure in failed:
-        click.echo(f"Error: {failure}", err=True)
+        tell(f"Error: {failure}")
     return (EXIT_SOME_FAILED if some else 1) if failed else 0
 
 
-def _describe(preview: Preview) -> str:
+def _describe(preview: Preview) -> list[str]:
     """The dry run: who goes where."""
     lines = [f"{pairs_of_slides(len(preview.slides))} can be used"]
     for role, own in _by_role(preview.slides).items():
@@ -142,7 +143,7 @@ def _describe(preview: Preview) -> str:
             f"  {role}: {len(own)} of {counted(patients, 'patient')}{_levels(own)}{f', {done} done' if done else ''}"
         )
         lines.append(f"    {', '.join(slide.slide for slide in own)}")
-    return "\n".join([*lines, *(f"  note: {warning}" for warning in preview.warnings)])
+    return [*lines, *(f"  note: {warning}" for warning in preview.warnings)]
 
 
 def _by_role(slides: Sequence[SlideTally]) -> dict[str, list[SlideTally]]:
@@ -159,14 +160,14 @@ def _levels(slides: Sequence[SlideTally]) -> str:
     return f" (HER2 {listed})" if listed else ""
 
 
-def summary(report: BuildReport, dataset: Path) -> str:
+def summary(report: BuildReport, dataset: Path) -> list[str]:
     """What is in the data set, what was left out and why, and what to do next."""
     notes = [f"  note: {warning}" for warning in report.warnings]
     if not report.slides:
-        return "\n".join([f"{dataset}: no pair of slides can be used", *notes])
+        return [f"{dataset}: no pair of slides can be used", *notes]
     if report.unchanged:
         same = f"{dataset}: complete already, {counted(report.kept, 'pair')}; nothing was done"
-        return "\n".join([same, *notes])
+        return [same, *notes]
     new = [slide for slide in report.slides if slide.is_new]
     lines = [
         f"{dataset}: {counted(report.kept, 'pair')} of patches from {pairs_of_slides(len(report.slides))}, "
@@ -179,7 +180,7 @@ def summary(report: BuildReport, dataset: Path) -> str:
     lines += [*_rejection_table(report), *notes]
     if report.failed:
         lines.append(f"  {pairs_of_slides(len(report.failed))} failed; mend them and run the same again")
-    return "\n".join([*lines, f"  {_next_step(report, dataset)}"])
+    return [*lines, f"  {_next_step(report, dataset)}"]
 
 
 def _next_step(report: BuildReport, dataset: Path) -> str:

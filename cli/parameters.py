@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
+from wsi2ihc.cli.output import LineFormatter, ScreenHandler, log_warnings
 from wsi2ihc.generator.registry import DEFAULT_MODEL
 from wsi2ihc.notation import parse_auto, parse_bytes, parse_region
 
@@ -121,13 +121,9 @@ mpp_option = click.option(
 def set_up_logging(verbose: int, quiet: bool) -> None:
     """Log to stderr: warnings by default, more with -v, errors alone with -q."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
-    handler = logging.StreamHandler()
+    handler = ScreenHandler()
     text = "%(levelname)s %(name)s: %(message)s" if verbose else "%(levelname)s: %(message)s"
-    handler.setFormatter(logging.Formatter(text))
+    handler.setFormatter(LineFormatter(text))
     logging.basicConfig(level=logging.WARNING if verbose < 2 else logging.DEBUG, handlers=[handler], force=True)
     logging.getLogger("wsi2ihc").setLevel(level)
-
-
-def echo_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False, default=str))
+    log_warnings()

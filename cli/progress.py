@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 
-import click
-
+from wsi2ihc.cli.output import screen, tell
 from wsi2ihc.progress import Progress
 
 BAR_CHARACTERS = 24
@@ -24,8 +22,7 @@ class ProgressBar:
     _stage_started: float = 0.0
     _stage_first: int = 0
     _drawn: float = 0.0
-    _line: bool = False
-    _terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
+    _terminal: bool = field(default_factory=lambda: screen.is_terminal)
 
     def __call__(self, progress: Progress) -> None:
         if self.quiet:
@@ -41,16 +38,13 @@ class ProgressBar:
         self._drawn = now
         text = self._text(progress, now - self._stage_started)
         if self._terminal:
-            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
-            self._line = True
+            screen.draw([text])
         else:
-            click.echo(text, err=True)
+            tell(text)
 
     def close(self) -> None:
         """Clear the line."""
-        if self._line:
-            click.echo("\r\x1b[K", nl=False, err=True)
-            self._line = False
+        screen.clear()
 
     def _text(self, progress: Progress, elapsed_s: float) -> str:
         if progress.total <= 1:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi2ihc.cli.output import echo_json, say, tell
 from wsi2ihc.cli.parameters import (
     PositiveFloat,
-    echo_json,
     json_option,
     options_of,
     set_up_logging,
@@ -85,13 +85,13 @@ def command(
             f"see {out / 'before.png'}"
         )
     for warning in report.warnings if not quiet else ():
-        click.echo(f"WARNING: {warning}", err=True)
+        tell(f"WARNING: {warning}")
     if not json and not quiet:
-        click.echo(summary(report))
-        click.echo(f"  written to {out}: transform.json, registration.json, before.png, after.png, deformation.png")
+        say(*summary(report))
+        say(f"  written to {out}: transform.json, registration.json, before.png, after.png, deformation.png")
 
 
-def summary(report: RegistrationReport) -> str:
+def summary(report: RegistrationReport) -> list[str]:
     """A registration in a few lines: what was found, how well, and the landmarks' errors after each stage."""
     found = report.registration
     turn_deg = (found.angle_deg + 180) % 360 - 180
@@ -109,7 +109,7 @@ def summary(report: RegistrationReport) -> str:
     ]
     if report.matched is not None and report.before is not None:
         lines += _landmark_table(report, report.matched, report.before)
-    return "\n".join(lines)
+    return lines
 
 
 def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, before: LandmarkErrors) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from wsi2ihc.cli.parameters import echo_json, json_option, mpp_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.output import echo_json, say
+from wsi2ihc.cli.parameters import json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.errors import NoTissueError
 from wsi2ihc.pyramid import check_output
 from wsi2ihc.slide import open_slide
@@ -37,6 +38,6 @@ def command(
     if json:
         echo_json({"output": output.name, "tissue_share": mask.share, "glass": mask.glass, "warnings": mask.warnings})
     elif not quiet:
-        click.echo(f"{output.name}: {mask.share:.1%} of {name} is tissue; its glass is rgb{mask.glass}")
+        say(f"{output.name}: {mask.share:.1%} of {name} is tissue; its glass is rgb{mask.glass}")
         for warning in mask.warnings:
-            click.echo(f"  note: {warning}")
+            say(f"  note: {warning}")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.parameters import echo_json, json_option, options_of, set_up_logging, verbosity_options
+from wsi2ihc.cli.output import echo_json, say, tell
+from wsi2ihc.cli.parameters import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.progress import Progress
 from wsi2ihc.training.options import RECIPES, TrainOptions, config_text, resolve_options
@@ -88,7 +89,7 @@ def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None
         bar.close()
     facts = {"options": dataclasses.asdict(job.options), "data": describe_data(job), "notes": [*job.notes, *found],
              "forecast": dataclasses.asdict(outlook)}  # fmt: skip
-    echo_json(facts) if json else click.echo(_describe(job, outlook, found))
+    echo_json(facts) if json else say(*_describe(job, outlook, found))
 
 
 def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bool, quiet: bool) -> None:
@@ -104,21 +105,21 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
     try:
         job = prepare(data, options)
         if not quiet:
-            click.echo(_describe_data(job), err=True)
+            tell(_describe_data(job))
             if warning := _too_large(forecast(job)):
-                click.echo(f"WARNING: {warning}", err=True)
+                tell(f"WARNING: {warning}")
         summary = train(job, out, resume=resume, progress=bar)
     except (KeyboardInterrupt, SystemExit):
         bar.close()
         if not quiet and folder.last.exists():
-            click.echo(f"Stopped. Go on from the last checkpoint: wsi2ihc train {data} --out {out} --resume", err=True)
+            tell(f"Stopped. Go on from the last checkpoint: wsi2ihc train {data} --out {out} --resume")
         raise
     finally:
         bar.close()
     if json and summary:
         echo_json(summary)
     elif summary and not quiet:
-        click.echo(_summary(out, summary, job))
+        say(*_summary(out, summary, job))
 
 
 def _too_large(outlook: TrainingForecast) -> str:
@@ -150,13 +151,13 @@ def _describe_data(job: TrainingJob) -> str:
     return f"data: {job.data.layout}, patches of {job.sizes}{grouped}; " + "; ".join(roles)
 
 
-def _describe(job: TrainingJob, outlook: TrainingForecast, found: Sequence[str]) -> str:
+def _describe(job: TrainingJob, outlook: TrainingForecast, found: Sequence[str]) -> list[str]:
     """The configuration as a file would have it, then what follows from it."""
     fewer = len(job.validation) < len(job.data.of("validation"))
     validated = f"on {len(job.validation)}" if fewer else "on all"
     processes = "one process" if outlook.processes == 1 else f"each of {outlook.processes} processes"
     lines = [
-        config_text(job.options).rstrip(),
+        *config_text(job.options).rstrip().split("\n"),
         "",
         f"{_describe_data(job)} (validated {validated}; all were decoded but test, which is never read)",
         *(f"note: {note}" for note in found),
@@ -168,10 +169,10 @@ def _describe(job: TrainingJob, outlook: TrainingForecast, found: Sequence[str])
         f"Adam's averages, {_amount(outlook.activations_bytes)} kept for the gradients; libraries come on top",
     ]
     warning = _too_large(outlook)
-    return "\n".join([*lines, f"WARNING: {warning}"] if warning else lines)
+    return [*lines, f"WARNING: {warning}"] if warning else lines
 
 
-def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> str:
+def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> list[str]:
     figures, best = summary["validation"], summary["best"]
     chosen = f"the last epoch, since {job.options.best_by} has no value for any"
     if best:
@@ -185,7 +186,7 @@ def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     columns = ("psnr", "ssim", "stain_r", "stain_r_blocks")
-    lines = [
+    return [
         f"{out}/model.safetensors: {chosen}, after {summary['steps']} steps in {duration(summary['seconds'])}",
         f"  {'validation':{width}}  " + "  ".join(f"{name:>14}" for name in columns),
         *(f"  {name:{width}}  " + "  ".join(_number(row[one]) for one in columns) for name, row in rows if row),
@@ -193,7 +194,6 @@ def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> str:
         f"  next: wsi2ihc translate SLIDE OUT.ome.tiff --model {out}/model.safetensors",
         f"  {DISCLAIMER}",
     ]
-    return "\n".join(lines)
 
 
 def _number(value: float | None) -> str:

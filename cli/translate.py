@@ -10,11 +10,11 @@ import click
 
 from wsi2ihc import bands
 from wsi2ihc.bands.translating import translate
+from wsi2ihc.cli.output import echo_json, say, tell
 from wsi2ihc.cli.parameters import (
     AUTO_INTEGER,
     BYTES,
     REGION,
-    echo_json,
     json_option,
     model_option,
     mpp_option,
@@ -96,20 +96,20 @@ def command(
                 kept = bands.check_store(opened, generator, output, options) if options.resume else None
                 outlook = forecast(prepare(opened, generator, options, progress=bar), output)
                 bar.close()
-                echo_json(outlook.to_json()) if json else click.echo(_describe_forecast(outlook, kept))
+                echo_json(outlook.to_json()) if json else say(*_describe_forecast(outlook, kept))
                 return
             report = translate(opened, generator, output, options, progress=bar)
     except BaseException as error:
         bar.close()
         for note in () if quiet else getattr(error, "__notes__", ()):  # what is kept
-            click.echo(note, err=True)
+            tell(note)
         raise
     finally:
         bar.close()
     if json:
         echo_json(report.to_json())
     elif not quiet:
-        click.echo(summary(report))
+        say(*summary(report))
 
 
 def translate_options(
@@ -138,12 +138,12 @@ def translate_options(
     )
 
 
-def summary(report: TranslateReport) -> str:
+def summary(report: TranslateReport) -> list[str]:
     """What a user wants to know at the end, one fact a line."""
     size, seconds = report.output_size, report.seconds
     kept_px, window_px = report.plan["kept_px"], report.plan["window_px"]
     total_s = sum(seconds[stage] for stage in ("tissue", "model", "run"))
-    lines = [
+    return [
         f"{report.output_name}: {size} px at {report.output_mpp[0]:.4g} µm/px, {len(report.output_levels)} levels, "
         f"{report.output_bytes / 1e6:.1f} MB",
         f"  source   {report.source['name']}, {report.source['width']}×{report.source['height']} px at "
@@ -156,7 +156,6 @@ def summary(report: TranslateReport) -> str:
         *(f"  note     {warning}" for warning in report.warnings),
         f"  {DISCLAIMER}",
     ]
-    return "\n".join(lines)
 
 
 def _model_lines(model: Mapping[str, Any], device: str, precision: str) -> list[str]:
@@ -178,19 +177,17 @@ def _seams(figures: SeamFigures | None) -> str:
     return f"z = {figures.z:+.2f} over {figures.borders} borders between windows (within ±3: no seams)"
 
 
-def _describe_forecast(outlook: Forecast, kept: int | None) -> str:
+def _describe_forecast(outlook: Forecast, kept: int | None) -> list[str]:
     """What would be done; ``kept``: bands of an earlier run that would not be done again, None if there is none."""
-    return "\n".join(
-        [
-            f"Would write {outlook.width}×{outlook.height} px at {outlook.mpp[0]:.4g} µm/px, "
-            f"about {outlook.output_bytes / 1e6:.0f} MB",
-            f"  tissue   {outlook.tissue_share:.1%} of the slide",
-            f"  windows  {outlook.windows} in cells of {outlook.cell[0]}×{outlook.cell[1]} px, {outlook.blend}; "
-            f"{outlook.redundancy:.2f} px of work per px kept, {outlook.kept_over_tissue:.2f} px kept per px of tissue",
-            *_model_lines(outlook.model, outlook.device, outlook.precision),
-            f"  memory   about {outlook.memory_bytes / 1024**3:.1f} GiB",
-            f"  time     about {duration(outlook.seconds)}",
-            *([] if kept is None else [f"  bands    {kept} are done, and are not done again"]),
-            *(f"  note     {warning}" for warning in outlook.warnings),
-        ]
-    )
+    return [
+        f"Would write {outlook.width}×{outlook.height} px at {outlook.mpp[0]:.4g} µm/px, "
+        f"about {outlook.output_bytes / 1e6:.0f} MB",
+        f"  tissue   {outlook.tissue_share:.1%} of the slide",
+        f"  windows  {outlook.windows} in cells of {outlook.cell[0]}×{outlook.cell[1]} px, {outlook.blend}; "
+        f"{outlook.redundancy:.2f} px of work per px kept, {outlook.kept_over_tissue:.2f} px kept per px of tissue",
+        *_model_lines(outlook.model, outlook.device, outlook.precision),
+        f"  memory   about {outlook.memory_bytes / 1024**3:.1f} GiB",
+        f"  time     about {duration(outlook.seconds)}",
+        *([] if kept is None else [f"  bands    {kept} are done, and are not done again"]),
+        *(f"  note     {warning}" for warning in outlook.warnings),
+    ]

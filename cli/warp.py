@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from wsi2ihc.cli.output import echo_json, say
 from wsi2ihc.cli.parameters import (
     AUTO_INTEGER,
     PositiveFloat,
-    echo_json,
     json_option,
     set_up_logging,
     verbosity_options,
@@ -70,7 +70,7 @@ def command(
     if json:
         echo_json(report.to_json())
     elif not quiet:
-        click.echo(summary(report))
+        say(*summary(report))
 
 
 def _open(path: str, transform: Transform, mpp: float | None, *, any_slide: bool) -> tuple[Slide, tuple[str, ...]]:
@@ -104,10 +104,10 @@ def _options(
     return WarpOptions(pyramid=pyramid, **others)
 
 
-def summary(report: WarpReport) -> str:
+def summary(report: WarpReport) -> list[str]:
     """What a user wants to know at the end, one fact a line."""
     source = report.source
-    lines = [
+    return [
         f"{report.output_name}: {report.output_size} px at {report.output_mpp[0]:.4g} µm/px, "
         f"{len(report.output_levels)} levels, {report.output_bytes / 1e6:.1f} MB",
         f"  source   {source['name']}, {source['width']}×{source['height']} px at {source['mpp'][0]:.4g} µm/px",
@@ -116,4 +116,3 @@ def summary(report: WarpReport) -> str:
         *(f"  note     {warning}" for warning in report.warnings),
         f"  {NOTICE}",
     ]
-    return "\n".join(lines)

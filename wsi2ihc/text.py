@@ -1,0 +1,58 @@
+"""Text of files, models, tables and names, made safe to print."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
+"""Characters that Python counts as printable and that show nothing."""
+
+
+def printable(text: str) -> str:
+    r"""Text on one line that changes nothing but the place where it is printed.
+
+    Control characters, line breaks, marks that change the direction of text, characters without width and surrogates
+    are escaped as Python does it (``\x1b``, ``\n``, ``\u202e``). Bytes of a name that are not UTF-8 appear as ``\xff``.
+    All other text, of whatever script, stays as it is.
+    """
+    if text.isprintable() and not any(one in text for one in _INVISIBLE):
+        return text
+    return "".join(one if _is_visible(one) else _escaped(one) for one in text)
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a printable text takes: two for each wide character, none for combining marks."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns_of(one) for one in text)
+
+
+def cut(text: str, most: int) -> str:
+    """As much of a printable text as fits into ``most`` columns, with an ellipsis where it was cut."""
+    if columns(text) <= most:
+        return text
+    taken, kept = 0, []
+    for one in text:
+        taken += _columns_of(one)
+        if taken > most - 1:
+            break
+        kept.append(one)
+    return "".join(kept) + ("…" if most > 0 else "")
+
+
+def _is_visible(one: str) -> bool:
+    # blanks other than the common one, such as the no-break space, are not printable for Python
+    return (one.isprintable() and one not in _INVISIBLE) or unicodedata.category(one) == "Zs"
+
+
+def _escaped(one: str) -> str:
+    code = ord(one)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that it could not decode
+        return f"\\x{code - 0xDC00:02x}"
+    return one.encode("unicode_escape").decode("ascii")
+
+
+def _columns_of(one: str) -> int:
+    if unicodedata.category(one) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(one) in ("W", "F") else 1
