@@ -1,5 +1,6 @@
 """From a file to pixels: open a slide, and read any region of it at any resolution."""
 
+from .agreement import agreeing_levels
 from .colour import srgb_profile, to_srgb_transform
 from .grid import WorkingGrid, overview_grid, working_grid
 from .opening import open_slide
@@ -12,6 +13,7 @@ __all__ = [
     "Slide",
     "SlideInfo",
     "WorkingGrid",
+    "agreeing_levels",
     "known_mpp",
     "open_slide",
     "overview_grid",

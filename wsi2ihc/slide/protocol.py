@@ -41,6 +41,7 @@ class SlideInfo:
                      that was copied anew from what it was: readers' hashes do not cover all pixels
     problems:        what is wrong or doubtful, one sentence each, for people
     mpp_option:      what a user states another mpp with, for messages
+    levels_checked:  whether the lower levels were compared with level 0 (see `agreement`)
     """
 
     name: str
@@ -57,6 +58,7 @@ class SlideInfo:
     changed_at: int | None = None
     problems: tuple[str, ...] = ()
     mpp_option: str = "--mpp"
+    levels_checked: bool = False
 
     @property
     def size(self) -> Size:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays import RGB, WHITE, BoolImage, RGBImage
 from ..geometry import Region
-from ..slide import Slide, SlideInfo, WorkingGrid, known_mpp, overview_grid, read_overview
+from ..slide import Slide, SlideInfo, WorkingGrid, agreeing_levels, known_mpp, overview_grid, read_overview
 from .detect import find_tissue
 from .glass import find_glass
 from .mask import TissueMask
@@ -40,7 +40,8 @@ def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
     Parameters
     ----------
     slide
-        An open slide; its scanned area (bounds) is searched, and what it does not hold counts as glass.
+        An open slide; its scanned area (bounds) is searched, and what it does not hold counts as glass. Lower levels
+        that do not show what level 0 shows are not used.
     mpp
         µm per px of the mask; coarser on slides of which it would have more than 16 million px, finer on those of
         which it would be less than 512 px wide or high.
@@ -57,8 +58,10 @@ def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
     UnreadableSlideError
         If the file is damaged.
     """
-    info = slide.info
-    known_mpp(info)  # raises where it is not
+    known_mpp(slide.info)  # raises where it is not
+    checked = agreeing_levels(slide)
+    doubts = checked.info.problems[len(slide.info.problems) :]
+    slide, info = checked, checked.info
     grid = mask_grid(info, mpp)
     overview = _look(slide, grid)
     tissue, glass, warnings = find_tissue(overview, math.sqrt(grid.mpp[0] * grid.mpp[1]))
@@ -68,7 +71,7 @@ def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
         origin=grid.level0_origin,
         pixel_size=grid.downsample,
         glass=glass,
-        warnings=(*warnings, *_doubts(overview, tissue, glass)),
+        warnings=(*doubts, *warnings, *_doubts(overview, tissue, glass)),
         bounds_origin=(info.bounds.x, info.bounds.y),
     )
 

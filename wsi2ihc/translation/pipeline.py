@@ -31,7 +31,7 @@ from ..pyramid import (
     published,
     validate,
 )
-from ..slide import Slide
+from ..slide import Slide, agreeing_levels
 from .assembling import assemble_tiles
 from .blending import blend_overlaps, cut_cores
 from .feathering import feather_cores
@@ -152,6 +152,7 @@ def prepare(
     started = time.perf_counter()
     known_identity = known_identity or identity(slide, generator, options)
     progress(Progress("finding tissue"))
+    slide = agreeing_levels(slide)
     scene = set_scene(slide, generator.mpp, options, settled.mask if settled else None)
     found = time.perf_counter()
     progress(Progress("loading the model"))

@@ -1,0 +1,114 @@
+"""Lower levels that do not show what level 0 shows are noticed before anything follows from them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from make_slides import halves, write_slide
+
+import wsi2ihc
+from wsi2ihc.arrays import RGBImage
+from wsi2ihc.demo import synthetic_tissue
+from wsi2ihc.geometry import Region
+from wsi2ihc.pyramid import PyramidOptions
+from wsi2ihc.slide import agreeing_levels
+from wsi2ihc.tissue import detect_tissue
+from wsi2ihc.translation.options import TranslateOptions
+
+GLASS = (243, 241, 240)
+
+
+@functools.cache
+def slide_picture(seed: int = 5) -> RGBImage:
+    """Two pieces of tissue on 3000×2400 px."""
+    picture = np.empty((2400, 3000, 3), np.uint8)
+    picture[:] = GLASS
+    tissue = synthetic_tissue(900, 700, seed=seed)
+    picture[200:900, 200:1100] = tissue
+    picture[1500:2200, 1900:2800] = tissue[::-1]
+    return picture
+
+
+def padded(level: RGBImage) -> RGBImage:
+    rows, columns = (-(-side // 256) * 256 for side in level.shape[:2])
+    result = np.full((rows + 256, columns + 256, 3), 255, np.uint8)
+    result[: level.shape[0], : level.shape[1]] = level
+    return result
+
+
+def shifted(level: RGBImage) -> RGBImage:
+    return np.roll(level, (level.shape[0] // 12, level.shape[1] // 15), axis=(0, 1))
+
+
+def of_another_slide(level: RGBImage) -> RGBImage:
+    picture = np.flip(slide_picture(11), axis=(0, 1))
+    step = round(picture.shape[0] / level.shape[0])
+    return np.ascontiguousarray(picture[::step, ::step][: level.shape[0], : level.shape[1]])
+
+
+def without_a_piece(level: RGBImage) -> RGBImage:
+    result = level.copy()
+    result[level.shape[0] // 2 :] = 255
+    return result
+
+
+def mirrored(level: RGBImage) -> RGBImage:
+    return np.ascontiguousarray(level[:, ::-1])
+
+
+@pytest.mark.parametrize("fault", [padded, shifted, of_another_slide, without_a_piece, mirrored])
+@pytest.mark.parametrize("first_wrong", [1, 2])
+def test_levels_that_do_not_show_the_slide_are_left_out(
+    tmp_path: Path, fault: Callable[[RGBImage], RGBImage], first_wrong: int
+) -> None:
+    levels = halves(slide_picture(), 4)
+    wrong = [*levels[:first_wrong], *(fault(level) for level in levels[first_wrong:])]
+    path = write_slide(tmp_path / "slide.tif", wrong, mpp=0.5)
+    true = write_slide(tmp_path / "true.tif", levels, mpp=0.5)
+    with wsi2ihc.open_slide(path) as slide, wsi2ihc.open_slide(true) as true_slide:
+        kept = agreeing_levels(slide)
+        assert [level.size for level in kept.info.levels] == [level.size for level in slide.info.levels[:first_wrong]]
+        assert "do not show what level 0 shows" in kept.info.problems[-1]
+        mask, expected = detect_tissue(slide), detect_tissue(true_slide)
+    assert "do not show what level 0 shows" in mask.warnings[0]
+    assert mask.pixels.shape == expected.pixels.shape
+    assert (mask.pixels != expected.pixels).mean() < 0.01
+
+
+@pytest.mark.parametrize("how", [{"quality": 60}, {"compression": "deflate"}, {"style": "aperio"}])
+def test_true_levels_are_all_kept(tmp_path: Path, how: dict[str, str]) -> None:
+    path = write_slide(tmp_path / "slide.svs", halves(slide_picture(), 4), **how)
+    with wsi2ihc.open_slide(path) as slide:
+        kept = agreeing_levels(slide)
+        assert kept.info.levels == slide.info.levels
+        assert kept.info.problems == slide.info.problems
+        assert agreeing_levels(kept) is kept
+        region = Region(100, 100, 200, 300)
+        np.testing.assert_array_equal(kept.read_level(1, region), slide.read_level(1, region))
+
+
+def test_tiles_missing_from_level_0_say_nothing_of_the_lower_levels(tmp_path: Path) -> None:
+    missing = frozenset((0, row, column) for row in range(6, 9) for column in range(12))
+    path = write_slide(tmp_path / "slide.tif", halves(slide_picture(), 3), missing=missing)
+    with wsi2ihc.open_slide(path) as slide:
+        assert agreeing_levels(slide).info.levels == slide.info.levels
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_no_tissue_is_painted_out_where_lower_levels_are_wrong(tmp_path: Path, resume: bool) -> None:
+    picture = slide_picture()
+    levels = halves(picture, 4)
+    path = write_slide(tmp_path / "slide.tif", [levels[0], *map(without_a_piece, levels[1:])], compression="deflate")
+    out = tmp_path / "out.ome.tiff"
+    options = TranslateOptions(pyramid=PyramidOptions(compression="deflate"), resume=resume)
+    with wsi2ihc.open_slide(path) as slide:
+        report = wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), out, options)
+
+    result = np.asarray(tifffile.imread(out))
+    np.testing.assert_array_equal(result[1500:2200, 1900:2800], picture[1500:2200, 1900:2800])
+    assert any("do not show what level 0 shows" in warning for warning in report.warnings)
