@@ -57,6 +57,7 @@ def command(
     A registration that cannot be trusted is reported as failed (exit code 1), without a transform.
     """
     from wsi2ihc.registration.folder import reserved
+    from wsi2ihc.registration.landmarks import read_landmark_pair
     from wsi2ihc.registration.registering import register
     from wsi2ihc.registration.report import report_of, write_registration
     from wsi2ihc.registration.transform import frame_of
@@ -69,7 +70,7 @@ def command(
         open_slide(ihc, mpp=moving_mpp, mpp_option="--moving-mpp") as moving,
     ):
         frames = frame_of(fixed.info), frame_of(moving.info)
-        matched = None if landmarks is None else _matched(landmarks, frames[0].mpp, frames[1].mpp)
+        matched = None if landmarks is None else read_landmark_pair(landmarks, frames[0].mpp, frames[1].mpp)
         bar = ProgressBar(quiet)
         try:
             found = register(fixed, moving, options, bar)
@@ -124,9 +125,3 @@ def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, befor
             for name, errors in rows
         ),
     ]
-
-
-def _matched(files: tuple[Path, Path], mpp: tuple[float, float], moving_mpp: tuple[float, float]) -> MatchedLandmarks:
-    from wsi2ihc.registration.landmarks import match_landmarks, read_landmarks
-
-    return match_landmarks(read_landmarks(files[0], mpp), read_landmarks(files[1], moving_mpp))

@@ -174,6 +174,32 @@ def test_the_report_holds_every_stage_and_its_landmarks(
     assert str(tmp_path) not in json.dumps(facts)
 
 
+@pytest.mark.usefixtures("register")
+def test_a_slide_registered_onto_itself_is_warned_of(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.svs"
+    copy.write_bytes(slides[0].read_bytes())
+    for other in (slides[0], copy):
+        code, _, stderr = run(capsys, "register", slides[0], other, tmp_path / other.stem)
+        assert code == 0
+        assert f"WARNING: he.svs and {other.name} are the same slide" in stderr
+        assert "are the same slide" in report(tmp_path / other.stem)["warnings"][0]
+
+
+@pytest.mark.usefixtures("register")
+def test_one_file_of_landmarks_for_both_slides_is_refused(
+    slides: tuple[Path, Path], landmarks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = tmp_path / "link.csv"
+    link.symlink_to(landmarks[0])
+    for other in (landmarks[0], link):
+        code, _, stderr = run(capsys, "register", *slides, tmp_path / "out", "--landmarks", landmarks[0], other)
+        assert code == 1
+        assert "he.csv is given as the landmarks of both slides" in stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_are_passed_on(
     slides: tuple[Path, Path],
     register: list[RegistrationOptions],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_pairs import SIZE, kinds_first, save, side_by_side
+from make_pairs import SIZE, he_pixels, kinds_first, save, side_by_side
 from PIL import Image
 
 from wsi2ihc.errors import DatasetError
@@ -50,6 +50,14 @@ def test_test_images_are_never_opened(tmp_path: Path) -> None:
     assert decode_pairs(find_pairs(tmp_path).pairs) == ()
     with pytest.raises(DatasetError, match="there are no pairs"):
         decode_pairs(find_pairs(tmp_path).of("test"))
+
+
+def test_both_halves_being_the_same_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(np.hstack([he_pixels(name)] * 2), tmp_path / "train" / f"{name}.png")
+    pairs = find_pairs(tmp_path).pairs
+    with pytest.raises(DatasetError, match="the H&E and the IHC of every pair have the same pixels"):
+        decode_pairs(pairs)
 
 
 def test_an_interrupt_ends_it_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -159,6 +160,26 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     check_error(tmp_path, "a_2.png has 40×32 px, but", "a_2.png 40×36; a pair has one size")
     with pytest.raises(DatasetError, match="has 40×32 px, but"):
         read_pair(find_pairs(tmp_path).pairs[1])
+
+
+def test_one_folder_for_both_stains_is_refused(tmp_path: Path) -> None:
+    kinds_first(tmp_path / "data", NAMES)
+    shutil.rmtree(tmp_path / "data" / "IHC")
+    (tmp_path / "data" / "IHC").symlink_to(tmp_path / "data" / "HE", target_is_directory=True)
+    with pytest.raises(DatasetError, match="are one file, but given as H&E and as IHC"):
+        find_pairs(tmp_path / "data")
+    (tmp_path / "data" / "IHC").unlink()
+    shutil.copytree(tmp_path / "data" / "HE", tmp_path / "data" / "IHC")
+    check_error(tmp_path / "data", "the H&E and the IHC images are the same")
+
+
+def test_one_hard_linked_pair_is_refused(tmp_path: Path) -> None:
+    kinds_first(tmp_path, NAMES)
+    ihc = tmp_path / "IHC" / "val" / "b_1.png"
+    ihc.unlink()
+    ihc.hardlink_to(tmp_path / "HE" / "val" / "b_1.png")
+    with pytest.raises(DatasetError, match=r"b_1\.png are one file"):
+        find_pairs(tmp_path)
 
 
 def test_odd_width_of_two_halves(tmp_path: Path) -> None:

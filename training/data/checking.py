@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from wsi2ihc.arrays import RGBImage
+from wsi2ihc.errors import DatasetError
 
 from .images import THREADS, pairs_to_open, read_pair
 from .pairs import Pair
@@ -43,10 +44,11 @@ def decode_pairs(pairs: Iterable[Pair], progress: Callable[[int, int], None] | N
     Raises
     ------
     DatasetError
-        At the first pair by path that cannot be decoded, is no 8-bit RGB image, or has images of two sizes.
+        At the first pair by path that cannot be decoded, is no 8-bit RGB image, or has images of two sizes; or if
+        both images are the same in every pair.
     """
     opened = pairs_to_open(pairs)
-    hashes = []
+    hashes: list[tuple[bytes | None, ...]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about damaged files: an error that names the file follows
         pool = ThreadPoolExecutor(THREADS)
@@ -57,6 +59,11 @@ def decode_pairs(pairs: Iterable[Pair], progress: Callable[[int, int], None] | N
                     progress(done, len(opened))
         finally:
             pool.shutdown(cancel_futures=True)  # or an interrupt would wait for all that is queued
+    if all(he == ihc is not None for he, ihc in hashes):
+        raise DatasetError(
+            f"the H&E and the IHC of every pair have the same pixels ({opened[0].he} and all others); "
+            "put the images of both stains where they belong"
+        )
     alike = _alike(opened, hashes)
     return (*_shared(alike), *_repeated(alike))
 

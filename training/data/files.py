@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import hashlib
 import io
 import os
-from collections.abc import Container
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,61 @@ def images_in(folder: Path) -> list[Path]:
 def is_image(name: str) -> bool:
     """Whether a file of this name should be an image."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """The images straight in a folder by the stems of their names.
+
+    Raises
+    ------
+    DatasetError
+        If two images differ in their suffixes alone.
+    """
+    files: dict[str, Path] = {}
+    for file in images_in(folder):
+        if (other := files.setdefault(file.stem, file)) != file:
+            raise DatasetError(f"{folder} has both {other.name} and {file.name}; keep one of them")
+    return files
+
+
+def linked_files(pairs: Iterable[tuple[Path, Path]]) -> tuple[Path, Path] | None:
+    """The first pair whose two paths are one file (spelled otherwise, or linked), if there is one.
+
+    Raises
+    ------
+    DatasetError
+        If a file cannot be looked at.
+    """
+    try:
+        return next((pair for pair in pairs if pair[0].samefile(pair[1])), None)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def same_images(pairs: Sequence[tuple[Path, Path]]) -> tuple[Path, Path] | None:
+    """A pair whose two paths are one file; or the first one, if the files of all pairs are copies of each other.
+
+    Two stains, or an image and its reference, are never the same: the same files were named for both. That some images
+    are alike (empty background) proves nothing.
+
+    Raises
+    ------
+    DatasetError
+        If a file cannot be read.
+    """
+    if linked := linked_files(pairs):
+        return linked
+    try:
+        copies = bool(pairs) and all(filecmp.cmp(*pair, shallow=False) for pair in pairs)
+    except OSError as error:
+        raise _unreadable(error) from error
+    finally:
+        filecmp.clear_cache()
+    return pairs[0] if copies else None
+
+
+def _unreadable(error: OSError) -> DatasetError:
+    return DatasetError(f"{error.filename} cannot be read ({error.strerror or error!s:.80})")
 
 
 def folders_in(folder: Path, wanted: Container[str]) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import Size
 
+from .files import same_images
 from .pairs import Pair
 
 THREADS = 8
@@ -89,6 +90,9 @@ def read_sizes(pairs: Iterable[Pair]) -> PatchSizes:
 
 
 def _sizes_of(pairs: list[Pair]) -> list[Size]:
+    if same := same_images([(pair.he, pair.ihc) for pair in pairs if not pair.half]):
+        raise DatasetError(f"the H&E and the IHC images are the same ({same[0]} and {same[1]} are copies); put the "
+                           "images of both stains where they belong")  # fmt: skip
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # Pillow's about damaged files: an error that names the file follows
         return list(pool.map(_check_pair, pairs))

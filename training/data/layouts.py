@@ -24,7 +24,7 @@ from typing import Literal
 
 from wsi2ihc.errors import DatasetError, OptionError
 
-from .files import folders_in, images_in
+from .files import folders_in, images_by_stem, images_in, linked_files
 from .pairs import ROLE_NAMES, Order, Pair, PairedData, Role
 from .table import TABLE_NAME, read_table, with_statement
 
@@ -53,8 +53,8 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
     Raises
     ------
     DatasetError
-        If there is no such folder, no layout fits, a split is empty, a file has no partner, or a test image of BCI is
-        meant for another role.
+        If there is no such folder, no layout fits, a split is empty, a file has no partner or is its own, or a test
+        image of BCI is meant for another role.
     OptionError
         If ``order`` is given where nothing lies side by side.
     """
@@ -70,6 +70,8 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
         raise DatasetError(f"{error.filename or folder} cannot be read ({error.strerror or error!s:.80})") from error
     if order != "AB" and not any(pair.half for pair in data.pairs):
         raise OptionError(f"an order {order} is for side-by-side images; {folder} has {data.layout}")
+    if same := linked_files((pair.he, pair.ihc) for pair in data.pairs if not pair.half):
+        raise DatasetError(f"{same[0]} and {same[1]} are one file, but given as H&E and as IHC; name the IHC's folder")
     return with_statement(_with_bci_names(data))
 
 
@@ -143,7 +145,7 @@ def _role_of(folder: Path) -> Role | None:
 
 def _two_folders(he: Path, ihc: Path, role: Role | None) -> tuple[Pair, ...]:
     """Pair the files of two folders by their stems; the suffixes may differ (JPEG of one stain, PNG of the other)."""
-    he_files, ihc_files = _by_stem(he), _by_stem(ihc)
+    he_files, ihc_files = images_by_stem(he), images_by_stem(ihc)
     if not he_files and not ihc_files:
         raise DatasetError(f"there is no image in {he} and {ihc}; fill or remove them")
     for files, others, other in ((he_files, ihc_files, ihc), (ihc_files, he_files, he)):
@@ -153,16 +155,8 @@ def _two_folders(he: Path, ihc: Path, role: Role | None) -> tuple[Pair, ...]:
     return tuple(Pair(stem, file, ihc_files[stem], role=role) for stem, file in he_files.items())
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for file in images_in(folder):
-        if (other := files.setdefault(file.stem, file)) != file:
-            raise DatasetError(f"{folder} has both {other.name} and {file.name}; keep one of them")
-    return files
-
-
 def _side_by_side(folder: Path, order: Order) -> Iterable[Pair]:
-    if not (files := _by_stem(folder)):
+    if not (files := images_by_stem(folder)):
         raise DatasetError(f"there is no image in {folder}; fill or remove it")
     half: Literal["left", "right"] = "left" if order == "AB" else "right"
     role = _role_of(folder)

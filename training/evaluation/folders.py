@@ -14,21 +14,18 @@ from wsi2ihc.ordered import ordered_map
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 
 from ..data import Pair, PairedData, assign_groups, read_image, read_sizes
-from ..data.files import images_in
 from ..data.layouts import level_in_name
 from .calibration import Calibration, density_counts, otsu_threshold
 from .examples import choose_examples
+from .folder_files import HE, REFERENCE, files_by_image
 from .methods import Method, floors
 from .options import EvaluateOptions
 from .patches import describe_images
-from .results import Evaluation
+from .results import Evaluation, MethodResult
 from .scores import ImageFacts
 from .scoring import interior_margin_px, load_inception_features, score_methods
 from .source import AHEAD, THREADS, Sample, Source
 from .sums import BINS, Scale
-
-SHOWN = 5
-"""Files that a message names, of those without a partner."""
 
 
 def evaluate_folders(
@@ -43,7 +40,8 @@ def evaluate_folders(
     Parameters
     ----------
     reference
-        Folder of the references.
+        Folder of the references. All folders may be one in which names tell the roles, as pix2pix writes it:
+        ``NAME_real_B`` is a reference, ``NAME_fake_B`` a virtual image and ``NAME_real_A`` an H&E image.
     virtual
         Folders of the virtual images; a method each, by the folder's name.
     he
@@ -56,17 +54,19 @@ def evaluate_folders(
     Raises
     ------
     DatasetError
-        If folders do not match, two have one name, an image cannot be read, or sizes differ.
+        If folders do not match, two have one name, an image cannot be read, sizes differ, or two roles are played by
+        the same images.
     """
     options = options or EvaluateOptions()
-    files = _matched(reference, {**_named(virtual), **({_HE: he} if he else {})})
+    files, names_read = files_by_image(reference, _named(virtual), he, options.order)
+    has_he = HE in next(iter(files.values()))
     pairs = _pairs(reference, files, options)
     sizes = [read_sizes([dataclasses.replace(p, he=own[name]) for p, own in zip(pairs, files.values(), strict=True)])
              for name in next(iter(files.values())) if name]  # fmt: skip
     inception, facts = load_inception_features(options.inception_weights, options.device)
     unit, images = describe_images(pairs, PairedData(reference, "folders", pairs, grouped_by=options.group_by or ""))
     methods = [Method(name, "given", None, halo_px=None) for name in _named(virtual)]
-    methods += floors(None, [method.name for method in methods]) if he else []
+    methods += floors(None, [method.name for method in methods]) if has_he else []
     source = _source(images, list(files.values()))
     calibration = _calibration(list(files.values()), options, progress)
     margin_px = interior_margin_px(min(min(one.smallest.width, one.smallest.height) for one in sizes), methods)
@@ -74,6 +74,7 @@ def evaluate_folders(
         source, methods, Scale(calibration.stained_from, options.mpp), batch_size=options.batch_size,
         margin_px=margin_px, inception=inception, seed=options.seed, progress=progress,
     )  # fmt: skip
+    _check_not_references(results, len(pairs))
     return Evaluation(
         subject=f"{len(pairs):,} images of {', '.join(_named(virtual))} against {reference.resolve().name}",
         unit=unit,
@@ -83,16 +84,12 @@ def evaluate_folders(
         interior_px=margin_px,
         inception=facts,
         examples=choose_examples(source, results, 1, options.pictures, options.seed),
-        notes=_notes(unit, he),
+        notes=(*names_read, *_notes(unit, has_he)),
         facts={
             "data": {"reference": reference.resolve().name, "virtual": list(_named(virtual)), "images": len(pairs)},
             "options": options.stated("group_by", "mpp", "stained_from", "inception_weights", "resamples", "seed"),
         },
     )
-
-
-_REFERENCE, _HE = "", "\0he"
-"""Keys of the files of a place, which no folder is called."""
 
 
 def _named(virtual: Sequence[Path]) -> dict[str, Path]:
@@ -106,36 +103,19 @@ def _named(virtual: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names, virtual, strict=True))
 
 
-def _matched(reference: Path, others: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
-    """The files of every place, by the stem of their names and by key."""
-    listed = {key: _by_stem(folder) for key, folder in {_REFERENCE: reference, **others}.items()}
-    folders = {_REFERENCE: reference, **others}
-    references = listed[_REFERENCE]
-    for key, files in listed.items():
-        for alone, lacking in ((references.keys() - files.keys(), folders[key]),
-                               (files.keys() - references.keys(), reference)):  # fmt: skip
-            if alone:
-                names = sorted(alone)
-                more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-                raise DatasetError(f"{lacking} lacks partners of {', '.join(names[:SHOWN])}{more}")
-    return {stem: {key: files[stem] for key, files in listed.items()} for stem in references}
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}" if not folder.exists() else f"{folder} is no folder")
-    files: dict[str, Path] = {}
-    for file in images_in(folder):
-        if (other := files.setdefault(file.stem, file)) != file:
-            raise DatasetError(f"{folder} has both {other.name} and {file.name}; keep one of them")
-    if not files:
-        raise DatasetError(f"there is no image in {folder}")
-    return files
+def _check_not_references(results: Sequence[MethodResult], count: int) -> None:
+    """Refuse virtual images that are the references in other files; no model makes every pixel of every image."""
+    for result in results:
+        if result.method.kind == "given" and result.scores.subset().identical == count:
+            raise DatasetError(
+                f"the virtual images of {result.method.name} and the references have the same pixels in every image; "
+                "name a folder for each"
+            )
 
 
 def _pairs(reference: Path, files: Mapping[str, Mapping[str, Path]], options: EvaluateOptions) -> tuple[Pair, ...]:
     pairs = tuple(
-        Pair(stem, own[_REFERENCE], own[_REFERENCE], her2=level_in_name(stem)) for stem, own in files.items()
+        Pair(stem, own[REFERENCE], own[REFERENCE], her2=level_in_name(stem)) for stem, own in files.items()
     )  # fmt: skip
     return assign_groups(PairedData(reference, "folders", pairs), options.group_by).pairs
 
@@ -143,8 +123,8 @@ def _pairs(reference: Path, files: Mapping[str, Mapping[str, Path]], options: Ev
 def _source(images: tuple[ImageFacts, ...], files: Sequence[Mapping[str, Path]]) -> Source:
     def load(number: int) -> Sample:
         pixels = {key: read_image(path) for key, path in files[number].items()}
-        given = {key: image for key, image in pixels.items() if key not in (_REFERENCE, _HE)}
-        return Sample(images[number], pixels.get(_HE), pixels[_REFERENCE], given)
+        given = {key: image for key, image in pixels.items() if key not in (REFERENCE, HE)}
+        return Sample(images[number], pixels.get(HE), pixels[REFERENCE], given)
 
     return Source(images, load)
 
@@ -157,14 +137,14 @@ def _calibration(
     progress(Progress("looking at the references"))
     counts = np.zeros(BINS)
     with ThreadPoolExecutor(THREADS, "decode") as pool:
-        for own in ordered_map(pool, lambda own: density_counts(read_image(own[_REFERENCE])), files, AHEAD):
+        for own in ordered_map(pool, lambda own: density_counts(read_image(own[REFERENCE])), files, AHEAD):
             counts += own
     return Calibration(otsu_threshold(counts), "Otsu's threshold of the scored references")
 
 
-def _notes(unit: str, he: Path | None) -> tuple[str, ...]:
+def _notes(unit: str, has_he: bool) -> tuple[str, ...]:
     notes = ["no training split is at hand: no colour regression, no HER2 cuts"]
-    if he is None:
+    if not has_he:
         notes.append("no H&E images were named (--he), so that the floors cannot be computed")
     if unit == "patches":
         notes.append("intervals are over images; if several belong to one patient or slide, name that with --group-by")

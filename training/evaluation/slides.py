@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.arrays import RGBImage
+from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import Region
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.transform import Transform, identity
 from wsi2ihc.registration.views import COARSEST_MPP
-from wsi2ihc.registration.warp_plan import check_slide
+from wsi2ihc.registration.warp_plan import check_slide, is_comparable
 from wsi2ihc.registration.warping import read_warped
-from wsi2ihc.slide import Slide, WorkingGrid, open_slide, overview_grid, read_overview
+from wsi2ihc.slide import Slide, SlideInfo, WorkingGrid, is_same_slide, open_slide, overview_grid, read_overview
 
 from ..moments import correlation
 from .calibration import Calibration, density_counts, otsu_threshold
@@ -106,7 +107,8 @@ def evaluate_slides(
     Raises
     ------
     DatasetError
-        If the slides have no tissue in the same place, or the virtual slide was made from another H&E slide.
+        If the slides have no tissue in the same place, two of them are one file or copies of it, or the virtual slide
+        was made from another H&E slide.
     MissingResolutionError, UnreadableSlideError, TransformError
         If a slide or the transform cannot be used.
     """
@@ -117,6 +119,7 @@ def evaluate_slides(
         theirs = stack.enter_context(_open_reference(reference, options.mpp, found))
         source = stack.enter_context(open_slide(he)) if he else None
         origin = origin_of(virtual, ours.info.size)
+        _check_roles(ours.info, theirs.info, None if source is None else source.info)
         check_source(origin, found.fixed, None if source is None else source.info, ours.info.name)
         check_slide(found.moving, theirs.info)
         pair = SlidePair(ours, theirs, found, origin.position_um, source)
@@ -137,7 +140,7 @@ def evaluate_slides(
             calibration=calibration,
             inception={"reason": "two slides are not a set of images"},
             examples=choose_examples(_source(pair, squares), results, 1, options.pictures, options.seed),
-            notes=tuple(_notes(transform, he, origin)),
+            notes=tuple(_notes(transform, he, origin, theirs.info)),
             facts={
                 "options": options.stated("stained_from", "mpp", "resamples", "seed"),
                 "square_um": squares.side_px * squares.mpp,
@@ -150,6 +153,18 @@ def evaluate_slides(
             evaluation, squares, maps, tuple(measure_grid(pair, grid) for grid in origin.grids), origin,
             (_overview(ours), _overview_of_reference(pair)),
         )  # fmt: skip
+
+
+def _check_roles(virtual: SlideInfo, reference: SlideInfo, he: SlideInfo | None) -> None:
+    """Refuse one slide in two roles, whatever its paths."""
+    named = [("--virtual-slide", virtual), ("--reference-slide", reference), *([("--he", he)] if he else [])]
+    for number, (option, info) in enumerate(named):
+        for other, before in named[:number]:
+            if is_same_slide(info, before):
+                raise DatasetError(
+                    f"{other} and {option} name the same slide ({before.name} and {info.name} are one file, or "
+                    "copies); give the slide that each asks for"
+                )
 
 
 def _open_reference(path: str, mpp: float | None, transform: Transform) -> Slide:
@@ -241,7 +256,9 @@ def _overview_of_reference(pair: SlidePair) -> RGBImage:
     return read_warped(pair.reference, pair.transform, mpp, x_um, y_um).pixels
 
 
-def _notes(transform: Path | None, he: str | None, origin: Origin) -> Iterator[str]:
+def _notes(transform: Path | None, he: str | None, origin: Origin, reference: SlideInfo) -> Iterator[str]:
+    if is_comparable(origin.quickhash, reference.quickhash) and origin.quickhash == reference.quickhash:
+        yield f"{reference.name} is the slide that the virtual slide was made from: this says nothing of a stain"
     yield "intervals are over squares of one slide: they say how far its places differ, and nothing of other slides"
     yield "no training split is at hand: no colour regression, no HER2 cuts"
     yield "pixels of a written slide have passed through its compression and, beside tissue, through its fill"

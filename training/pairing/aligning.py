@@ -17,8 +17,7 @@ from wsi2ihc.registration.landmarks import (
     contradiction,
     diagonal_um,
     landmark_errors,
-    match_landmarks,
-    read_landmarks,
+    read_landmark_pair,
 )
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.registration.registering import register
@@ -88,9 +87,7 @@ def landmarks_of(pair: SlidePair, he: Slide, ihc: Slide) -> MatchedLandmarks | N
     if pair.he_landmarks is None or pair.ihc_landmarks is None:
         return None
     frames = frame_of(he.info), frame_of(ihc.info)
-    return match_landmarks(
-        read_landmarks(pair.he_landmarks, frames[0].mpp), read_landmarks(pair.ihc_landmarks, frames[1].mpp)
-    )
+    return read_landmark_pair((pair.he_landmarks, pair.ihc_landmarks), frames[0].mpp, frames[1].mpp)
 
 
 def align(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.slide import Slide, SlideInfo, known_mpp, open_slide, working_grid
+from wsi2ihc.slide import Slide, SlideInfo, is_same_slide, known_mpp, open_slide, working_grid
 from wsi2ihc.slide.grid import AS_IS_TOLERANCE, MAX_ENLARGEMENT
 
 from .aligning import given_transform, landmarks_of, slide_doubts
@@ -61,8 +61,12 @@ def check_pair(pair: SlidePair, he: Slide, ihc: Slide, options: PairsOptions) ->
     Raises
     ------
     OptionError
-        If a slide is far coarser than the patches, or the H&E is smaller than one.
+        If a slide is far coarser than the patches, the H&E is smaller than one, or both are the same slide.
     """
+    if is_same_slide(he.info, ihc.info):
+        raise OptionError(
+            f"{he.info.name} (H&E) and {ihc.info.name} (IHC) are the same slide; name the slides of both stains"
+        )
     notes = list(slide_doubts(pair, he, ihc))
     for info, (path, stated, column) in zip((he.info, ihc.info), _files(pair), strict=True):
         notes += _resolution_notes(info, options.mpp, column)

@@ -119,6 +119,24 @@ def read_landmarks(path: Path, mpp: tuple[float, float]) -> Landmarks:
     return Landmarks(tuple(ids), (points + 0.5) * np.array(mpp))
 
 
+def read_landmark_pair(
+    files: tuple[Path, Path], mpp: tuple[float, float], moving_mpp: tuple[float, float]
+) -> MatchedLandmarks:
+    """Read the files of the fixed and of the moving slide, and pair their landmarks.
+
+    Raises
+    ------
+    RegistrationError
+        If both are one file, or as for `read_landmarks` and `match_landmarks`.
+    """
+    fixed, moving = read_landmarks(files[0], mpp), read_landmarks(files[1], moving_mpp)
+    if files[0].samefile(files[1]):
+        raise RegistrationError(
+            f"{files[0].name} is given as the landmarks of both slides; name the file of each slide"
+        )
+    return match_landmarks(fixed, moving)
+
+
 def match_landmarks(fixed: Landmarks, moving: Landmarks) -> MatchedLandmarks:
     """Pair landmarks by their ids; those that only one slide has are counted.
 

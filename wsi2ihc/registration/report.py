@@ -80,10 +80,18 @@ class RegistrationReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Doubts about a registration that did not fail, one sentence each, for people."""
-        if self.before is None or not self.after or self.registration.transform is None:
-            return ()
-        doubt = contradiction(self.before, self.after[-1], self.registration.residual_um)
-        return (doubt,) if doubt else ()
+        doubts = []
+        if self.fixed.quickhash and (self.fixed.quickhash, self.fixed.size) == (
+            self.moving.quickhash,
+            self.moving.size,
+        ):
+            doubts.append(
+                f"{self.fixed.name} and {self.moving.name} are the same slide: this says nothing of an IHC slide; "
+                "name the slides of both stains"
+            )
+        if self.before is not None and self.after and self.registration.transform is not None:
+            doubts.append(contradiction(self.before, self.after[-1], self.registration.residual_um))
+        return tuple(filter(None, doubts))
 
     @property
     def stages(self) -> list[tuple[Stage, LandmarkErrors | None]]:

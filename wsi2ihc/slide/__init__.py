@@ -4,7 +4,7 @@ from .agreement import agreeing_levels
 from .colour import srgb_profile, to_srgb_transform
 from .grid import WorkingGrid, overview_grid, working_grid
 from .opening import open_slide
-from .protocol import Level, Slide, SlideInfo
+from .protocol import Level, Slide, SlideInfo, is_same_slide
 from .regions import read_overview, read_region
 from .resolution import known_mpp
 
@@ -14,6 +14,7 @@ __all__ = [
     "SlideInfo",
     "WorkingGrid",
     "agreeing_levels",
+    "is_same_slide",
     "known_mpp",
     "open_slide",
     "overview_grid",

@@ -80,6 +80,11 @@ class SlideInfo:
         }
 
 
+def is_same_slide(one: SlideInfo, other: SlideInfo) -> bool:
+    """Whether two slides are one file, or copies, as far as their hashes tell; False where one has none."""
+    return bool(one.quickhash) and (one.quickhash, one.size) == (other.quickhash, other.size)
+
+
 class Slide(Protocol):
     """An open slide. Thread-safe; not to be pickled or shared over a fork (send the path instead)."""
 

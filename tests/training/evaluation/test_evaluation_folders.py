@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from make_images import stained_image, virtual_of
 from PIL import Image
 
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.training.data import Order
 from wsi2ihc.training.evaluation.folders import evaluate_folders
 from wsi2ihc.training.evaluation.options import EvaluateOptions
 from wsi2ihc.training.evaluation.presenting import present
@@ -93,20 +95,109 @@ def test_missing_and_empty_folders(folders: dict[str, Path], tmp_path: Path) -> 
         evaluate_folders(folders["real"], [tmp_path / "empty"], None, QUICK)
 
 
-def test_identical_images_are_counted_and_one_image_will_do(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        Image.fromarray(stained_image(1, 64)).save(tmp_path / name / "x.png")
-    evaluation = evaluate_folders(tmp_path / "a", [tmp_path / "b"], None, QUICK)
-    subset = evaluation.methods[0].scores.subset()
-    assert subset.identical == 1
-    values = subset.values()
-    assert np.isnan(values["psnr"])
-    assert values["ssim"] == pytest.approx(1)
+def test_identical_images_are_counted(folders: dict[str, Path]) -> None:
+    shutil.copy(folders["real"] / f"{NAMES[0]}.png", folders["good"] / f"{NAMES[0]}.png")
+    evaluation = evaluate_folders(folders["real"], [folders["good"]], None, QUICK)
+    assert evaluation.methods[0].scores.subset().identical == 1
     report = present(evaluation, resamples=100)
-    assert report.data["methods"]["b"]["figures"]["psnr"]["value"] is None
-    assert report.data["methods"]["b"]["figures"]["ssim"]["low"] is None
     assert any("equal their references" in note for note in report.sections[0].contents[0].notes)  # type: ignore[union-attr]
+
+
+def test_one_image_will_do(folders: dict[str, Path]) -> None:
+    for name in NAMES[1:]:
+        for folder in folders.values():
+            for file in folder.glob(f"{name}.*"):
+                file.unlink()
+    report = present(evaluate_folders(folders["real"], [folders["good"]], None, QUICK), resamples=100)
+    assert report.data["methods"]["good"]["figures"]["ssim"]["low"] is None
+
+
+def linked(source: Path, target: Path) -> None:
+    target.symlink_to(source, target_is_directory=True)
+
+
+def hard_linked(source: Path, target: Path) -> None:
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).hardlink_to(file)
+
+
+def one_linked(source: Path, target: Path) -> None:
+    """One image is a link to its reference, the others are not even alike."""
+    shutil.copytree(source, target)
+    for file in target.iterdir():
+        Image.new("RGB", (64, 64)).save(file)
+    file.unlink()
+    file.symlink_to(source / file.name)
+
+
+def saved_again(source: Path, target: Path) -> None:
+    target.mkdir()
+    for file in source.iterdir():
+        with Image.open(file) as image:
+            image.save(target / f"{file.stem}.bmp")
+
+
+@pytest.mark.parametrize("make", [linked, hard_linked, one_linked, shutil.copytree, saved_again])
+def test_references_under_another_name_are_no_virtual_images(
+    folders: dict[str, Path], tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
+    make(folders["real"], tmp_path / "again")
+    with pytest.raises(DatasetError, match=r"same (images|pixels)"):
+        evaluate_folders(folders["real"], [folders["good"], tmp_path / "again"], None, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("virtual", "he"), [("real", None), ("real", "he"), ("good", "real"), ("good", "good"), ("x/real", None)]
+)
+def test_one_folder_for_two_roles_is_refused(folders: dict[str, Path], virtual: str, he: str | None) -> None:
+    base = folders["real"].parent
+    (base / "x").mkdir()
+    (base / "x" / "real").symlink_to(folders["real"])
+    with pytest.raises(DatasetError, match=r"are the same images .* name a folder for each"):
+        evaluate_folders(folders["real"], [base / virtual], he and base / he, QUICK)  # type: ignore[arg-type]
+
+
+def test_two_methods_may_have_made_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["good"], tmp_path / "again")
+    evaluation = evaluate_folders(folders["real"], [folders["good"], tmp_path / "again"], None, QUICK)
+    assert [result.method.name for result in evaluation.methods] == ["good", "again"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "order"),
+    [
+        (("_real_B", "_fake_B", "_real_A"), "AB"),
+        (("_real_image", "_synthesized_image", "_input_label"), "AB"),
+        (("_real_A", "_fake_A", "_real_B"), "BA"),
+    ],
+)
+def test_roles_are_told_by_names_as_in_pix2pix(
+    folders: dict[str, Path], tmp_path: Path, ends: tuple[str, str, str], order: Order
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for kind, end in zip(("real", "good", "he"), ends, strict=True):
+        for name in NAMES:
+            shutil.copy(folders[kind] / f"{name}.png", images / f"{name}{end}.png")
+    options = dataclasses.replace(QUICK, order=order)
+    plain = evaluate_folders(folders["real"], [folders["good"]], folders["he"], QUICK)
+    for reference, virtual, he in ((images, images, None), (images, images, images), (folders["real"], images, None)):
+        found = evaluate_folders(reference, [virtual], he, options)
+        scores, expected = (one.methods[0].scores.subset().values() for one in (found, plain))
+        assert scores == pytest.approx(expected, nan_ok=True)
+        assert found.levels == plain.levels
+        assert any(f"*{ends[1]} for virtual images" in note for note in found.notes)
+        assert ("counterstain" in [one.method.name for one in found.methods]) is (reference == images)
+
+
+def test_names_as_in_pix2pix_need_their_partners(folders: dict[str, Path], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in NAMES:
+        shutil.copy(folders["real"] / f"{name}.png", images / f"{name}_real_B.png")
+    with pytest.raises(DatasetError, match=r"lacks partners of"):
+        evaluate_folders(images, [images], None, QUICK)
 
 
 def test_folders_of_one_name_are_told_apart_by_their_parents(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,28 @@ def test_the_right_transform_finds_the_same_pixels(slides: Path) -> None:
     unplaced = evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), None, QUICK, square_um=50)
     assert unplaced.evaluation.methods[0].scores.subset().values()["stain_r"] < 0.6
     assert any("no transform" in note for note in unplaced.evaluation.notes)
+
+
+@pytest.mark.parametrize("role", ["virtual", "reference", "he"])
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_one_slide_for_two_roles_is_refused(slides: Path, tmp_path: Path, role: str, is_copy: bool) -> None:
+    names = {"reference": "reference.tif", "virtual": "virtual.tif", "he": "pale.tif"}
+    files = {kind: str(slides / name) for kind, name in names.items()}
+    other = "reference" if role == "virtual" else "virtual"
+    files[role] = files[other]
+    if is_copy:
+        files[role] = shutil.copy(files[other], tmp_path / "copy.tif")
+    with pytest.raises(DatasetError, match="name the same slide"):
+        evaluate_slides(files["reference"], files["virtual"], None, QUICK, he=files["he"])
+
+
+def test_a_virtual_slide_of_the_reference_itself_is_noted(slides: Path, tmp_path: Path) -> None:
+    with open_slide(slides / "virtual.tif") as slide:
+        translate(slide, load_generator("identity"), tmp_path / "v.ome.tiff", TranslateOptions(tissue="none"))
+    result = evaluate_slides(str(slides / "virtual.tif"), str(tmp_path / "v.ome.tiff"), None, QUICK, square_um=50)
+    assert any(
+        "virtual.tif is the slide that the virtual slide was made from" in one for one in result.evaluation.notes
+    )
 
 
 def test_too_little_stain_shows_in_the_maps_and_the_report(slides: Path) -> None:
