@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from tiffslide import TiffSlide
 
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.slide.jpeg_tiles import DirectTiles
+from wsi2ihc.slide.jpeg_tiles import DirectTiles, LocalFile
 from wsi2ihc.slide.openslide_reader import OpenSlideReader
 from wsi2ihc.slide.tiff_facts import TileTable, read_tiff_facts
-from wsi2ihc.slide.tiffslide_reader import TiffSlideReader
 from wsi2ihc.slide.tile_cache import cache_bytes
 from wsi2ihc.slide.tile_codecs import tile_decoder
 
@@ -116,11 +116,10 @@ def measure(path: Path, window: Size, halo_px: int, mpx: float, rounds: int) -> 
     table = facts.tables[0]
     regions = windows(table.size, window, halo_px, mpx * 1e6)
     plain = OpenSlideReader(path, None, None)
-    tiffslide = TiffSlideReader(path, None)
-    tiffslide._direct = None
+    tiffslide = TiffSlide(path)
 
     def direct(cached: bool) -> tuple[DirectTiles, Read]:
-        reader = DirectTiles(path, {0: (table, 1.0)}, cache_bytes(table.size, table.tile) if cached else 0)
+        reader = DirectTiles(LocalFile(path), {0: (table, 1.0)}, cache_bytes(table.size, table.tile) if cached else 0)
         level = Region(0, 0, table.size.width, table.size.height)
 
         def read(region: Region) -> None:
@@ -141,10 +140,14 @@ def measure(path: Path, window: Size, halo_px: int, mpx: float, rounds: int) -> 
                 reader, read = direct(cached)
                 results.setdefault(f"{name}, {threads}", []).append(timed(read, regions, window.area_px, threads))
                 reader.close()
-            for name, slide in (("openslide", plain), ("tiffslide", tiffslide)):
-                rate = timed(
-                    lambda region, slide=slide: slide.read_level(0, region), regions[:slow], window.area_px, threads
-                )
+            libraries: dict[str, Read] = {
+                "openslide": lambda region: plain.read_level(0, region),
+                "tiffslide": lambda region: tiffslide.read_region(
+                    (region.x, region.y), 0, (region.width, region.height), as_array=True
+                ),
+            }
+            for name, read in libraries.items():
+                rate = timed(read, regions[:slow], window.area_px, threads)
                 results.setdefault(f"{name}, {threads}", []).append(rate)
     plain.close()
     tiffslide.close()

@@ -7,7 +7,7 @@ puts this folder on the path).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import tifffile
 
 Image = npt.NDArray[np.uint8]
@@ -42,13 +43,36 @@ def halves(image: Image, levels: int, factor: int = 2) -> list[Image]:
     return pyramid
 
 
+_CODES = {
+    "deflate": 8,
+    "jpeg2000": 33005,
+    "jpeg2000-registered": 34712,
+    "jpeg2000-ycbcr": 33003,
+    "jpegxl": 50002,
+    "lzw": 5,
+    "packbits": 32773,
+    "webp": 50001,
+    "zstd": 50000,
+}
+"""Name → TIFF tag 259; "jpeg" and "none" beside these."""
+
+_BYTE_ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "deflate": zlib.compress,
+    "lzw": imagecodecs.lzw_encode,
+    "none": bytes,
+    "packbits": imagecodecs.packbits_encode,
+    "zstd": imagecodecs.zstd_encode,
+}
+
+
 @dataclass(frozen=True)
 class TiffSlide:
     """How to write a slide.
 
     style:          "generic" or "aperio"
     tile:           side of a tile, or None for strips
-    compression:    "jpeg", "deflate", "lzw", "jpeg2000" (Aperio's RGB kind) or "none"
+    compression:    "jpeg2000" is Aperio's RGB kind; see `_CODES` for the others
+    predictor:      horizontal differences, for compressions of bytes
     photometric:    of JPEG streams: "ycbcr", or "rgb" as Aperio has it
     subsampling:    of YCbCr: "444", "422" or "420"
     mpp:            stated in Aperio's description, or as resolution tags in px/cm; None: neither
@@ -60,7 +84,8 @@ class TiffSlide:
 
     style: Literal["generic", "aperio"] = "generic"
     tile: int | None = 256
-    compression: Literal["jpeg", "deflate", "lzw", "jpeg2000", "none"] = "jpeg"
+    compression: str = "jpeg"
+    predictor: bool = False
     photometric: Literal["ycbcr", "rgb"] = "ycbcr"
     subsampling: str = "420"
     quality: int = 90
@@ -125,10 +150,9 @@ def _layout(level: Image, how: TiffSlide) -> dict[str, Any]:
             options["subsampling"] = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}[how.subsampling]
         else:
             options["compressionargs"] = {"outcolorspace": "rgb"}
-    elif how.compression == "jpeg2000":
-        options["compression"] = 33005
     elif how.compression != "none":
-        options["compression"] = how.compression
+        options["compression"] = _CODES[how.compression]
+        options["predictor"] = how.predictor
     return options
 
 
@@ -148,14 +172,18 @@ def _tiles(level: Image, number: int, how: TiffSlide) -> Iterator[bytes]:
 
 
 def _encoded(tile: Image, how: TiffSlide) -> bytes:
-    if how.compression == "jpeg2000":
+    if how.compression == "jpeg2000-ycbcr":
+        ycbcr = np.asarray(PIL.Image.fromarray(tile).convert("YCbCr"))
+        return bytes(imagecodecs.jpeg2k_encode(ycbcr, level=0, reversible=True, codecformat="j2k", mct=False))
+    if how.compression.startswith("jpeg2000"):
         return bytes(imagecodecs.jpeg2k_encode(tile, level=60, codecformat="j2k"))
-    if how.compression == "deflate":
-        return zlib.compress(tile.tobytes())
-    if how.compression == "lzw":
-        return bytes(imagecodecs.lzw_encode(tile.tobytes()))
-    if how.compression == "none":
-        return tile.tobytes()
+    if how.compression == "webp":
+        return bytes(imagecodecs.webp_encode(tile, lossless=True))
+    if how.compression == "jpegxl":
+        return bytes(imagecodecs.jpegxl_encode(tile, lossless=True))
+    if how.compression != "jpeg":
+        data = imagecodecs.delta_encode(tile, axis=1).tobytes() if how.predictor else tile.tobytes()
+        return bytes(_BYTE_ENCODERS[how.compression](data))
     stream, subsampling = ("RGB", None) if how.photometric == "rgb" else ("YCBCR", how.subsampling)
     return bytes(
         imagecodecs.jpeg8_encode(

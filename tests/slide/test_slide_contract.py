@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from make_slides import halves, texture, write_slide
 
 from wsi2ihc.geometry import Region
@@ -30,11 +31,12 @@ SLIDES: dict[str, dict[str, object]] = {
     "jpeg-422": {"subsampling": "422", "tile": 128},
     "jpeg-rgb": {"style": "aperio", "photometric": "rgb", "tile": 240, "quality": 95},
     "jpeg-2000": {"style": "aperio", "compression": "jpeg2000", "tile": 128},
+    "jpeg-2000-ycbcr": {"style": "aperio", "compression": "jpeg2000-ycbcr", "tile": 128},
     "deflate": {"compression": "deflate", "bigtiff": True, "tile": 128},
+    "lzw-predicted": {"compression": "lzw", "predictor": True, "tile": 128},
     "sparse": {"missing": MISSING, "tile": 128},
     "sparse-deflate": {"compression": "deflate", "missing": MISSING, "tile": 128},
 }
-DIRECT = ("jpeg-420", "jpeg-422", "jpeg-rgb", "jpeg-2000", "sparse")
 
 
 def openslide_alone(path: Path) -> Slide:
@@ -188,12 +190,41 @@ class TestSlideContract:
 
 @pytest.mark.parametrize("kind", SLIDES)
 def test_fast_path_is_taken_where_it_can(kind: str, files: dict[str, Path]) -> None:
-    for open_direct in (openslide_direct, tiffslide_direct):
+    for open_direct in (openslide_direct, tiffslide_direct, tiffslide_alone):
         with open_direct(files[kind]) as slide:
-            assert slide.direct_levels == (frozenset({0, 1, 2}) if kind in DIRECT else frozenset())
-    for open_alone in (openslide_alone, tiffslide_alone):
-        with open_alone(files[kind]) as slide:
-            assert slide.direct_levels == frozenset()
+            assert slide.direct_levels == {0, 1, 2}
+    with openslide_alone(files[kind]) as slide:
+        assert slide.direct_levels == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("style", "compression"),
+    [
+        *(("aperio", kind) for kind in ("jpeg", "jpeg2000", "jpeg2000-ycbcr", "lzw")),
+        *(("generic", kind) for kind in ("deflate", "jpeg", "lzw", "none", "packbits", "zstd")),
+    ],
+)
+def test_every_reader_gives_the_same_pixels(tmp_path: Path, style: str, compression: str) -> None:
+    path = write_slide(tmp_path / "a.svs", PYRAMID[1], compression=compression, style=style, tile=128)
+    region = Region(3, 5, 290, 220)
+    with openslide_alone(path) as slide:
+        expected = slide.read_level(0, region)
+    for address in (path, f"file://{path}"):
+        with open_slide(address) as slide:
+            assert slide.direct_levels == {0}
+            np.testing.assert_array_equal(slide.read_level(0, region), expected)
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000-registered", "jpegxl", "webp"])
+@pytest.mark.parametrize("address", [False, True], ids=["path", "address"])
+def test_kinds_that_only_this_program_reads(tmp_path: Path, compression: str, address: bool) -> None:
+    path = write_slide(tmp_path / "a.tif", PYRAMID, compression=compression, tile=128)
+    with open_slide(f"file://{path}" if address else path) as slide:
+        assert slide.info.reader == "tiffslide"
+        for level, stored in enumerate(PYRAMID):
+            pixels = slide.read_level(level, Region(0, 0, stored.shape[1], stored.shape[0]))
+            expected = tifffile.imread(path, key=level) if compression.startswith("jpeg2000") else stored
+            np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("opened", READERS[2:], ids=lambda reader: reader.__name__)

@@ -1,12 +1,13 @@
-"""The fast path: JPEG and JPEG 2000 tiles of a local TIFF, decoded straight from the file.
+"""Tiles of a TIFF, decoded straight from the file.
 
-OpenSlide decodes the same tiles with the same libraries, but then paints them, four bytes a pixel, through Cairo;
-without that, reading is about four times as fast. On levels whose downsample is no integer there is a second reason:
-OpenSlide is asked in level-0 px and interpolates between the pixels of such a level, which blurs them; a tile decoded
-here has the pixels as stored.
+For slides that OpenSlide reads this is the fast path: OpenSlide decodes the same tiles, but then paints them, four
+bytes a pixel, through Cairo; without that, reading is about four times as fast. On levels whose downsample is not an
+integer there is a second reason: OpenSlide is asked in level-0 px and interpolates between the pixels of such a level,
+which blurs them; a tile decoded here has the pixels as stored. Such a level is read this way only if `prove` found its
+pixels equal to those that OpenSlide reads.
 
-Nothing is believed that is not seen: a level is read this way only if `prove` found its pixels equal to those that
-the slide's library reads.
+For all other TIFFs, local or remote, this is the only path: the libraries that could read them decode whatever a stream
+claims to be, and pass over damage.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
-from ..arrays import RGB, RGBImage
+from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region
-from .pixels import fill_with
+from .pixels import composited, fill_with
 from .tiff_facts import TileTable
 from .tile_cache import TileCache
 from .tile_codecs import Decode, check_count, tile_decoder
@@ -34,6 +37,71 @@ _SHARED_BAND_PX = 168
 """Windows overlap their neighbours by two halos, of 84 px for ResNet-9; tiles this close to an edge are held."""
 
 _PROOF_TILES = 3
+
+_ONE_COLOUR_RANGE = 48
+"""Gray levels within which a tile that is stored once for several places has to stay: only background is the same."""
+
+
+class TileFile(Protocol):
+    """Where the bytes of tiles come from. Thread-safe."""
+
+    name: str
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """So many bytes from an offset; fewer at the file's end."""
+        ...
+
+    def close(self) -> None: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+
+class LocalFile:
+    """A file on a disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), count, offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(count)
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+
+class SharedHandle:
+    """An open file object, as of fsspec, that belongs to somebody else; reads happen one at a time."""
+
+    def __init__(self, name: str, handle: Any) -> None:
+        self.name = name
+        self._handle = handle
+        self._lock = threading.Lock()
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        try:
+            with self._lock:
+                self._handle.seek(offset)
+                return bytes(self._handle.read(count))
+        except Exception as error:  # of any kind: each protocol has its own
+            raise OSError(str(error) or type(error).__name__) from error
+
+    def close(self) -> None:
+        """Leave it open for its owner."""
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._handle.closed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,23 +119,35 @@ class DirectTiles:
 
     Parameters
     ----------
-    path
+    file
         The file.
     tables
         For each level that may be read this way, its tiles and how many level-0 px one of its px spans.
     cache_bytes
         Bound of the cache of decoded tiles, per size of tile (a slide has one, rarely two).
+    premultiplied
+        Whether colours are already multiplied by the fourth sample, alpha, where there is one.
     """
 
-    def __init__(self, path: Path, tables: Mapping[int, tuple[TileTable, float]], cache_bytes: int) -> None:
-        self._name = path.name
-        caches = {table.tile: TileCache(table.tile, cache_bytes) for table, _ in tables.values()}
-        self._sources = {
-            level: _Source(table, decode, downsample, caches[table.tile])
-            for level, (table, downsample) in tables.items()
-            if (decode := tile_decoder(table)) is not None
+    def __init__(
+        self,
+        file: TileFile,
+        tables: Mapping[int, tuple[TileTable, float]],
+        cache_bytes: int,
+        *,
+        premultiplied: bool = False,
+    ) -> None:
+        self._file = file
+        self._alpha_mode = "RGBa" if premultiplied else "RGBA"
+        caches = {
+            (table.tile, table.samples): TileCache(table.tile, cache_bytes, table.samples)
+            for table, _ in tables.values()
         }
-        self._file = path.open("rb", buffering=0)
+        self._sources = {
+            level: _Source(table, decode, downsample, caches[table.tile, table.samples])
+            for level, (table, downsample) in tables.items()
+            if table.samples in (3, 4) and (decode := tile_decoder(table)) is not None
+        }
         self._local = threading.local()
 
     @property
@@ -106,8 +186,8 @@ class DirectTiles:
             top = row * tile.height - region.y
             band = out[max(top, 0) : top + tile.height]
             rows_of_tile = slice(max(-top, 0), max(-top, 0) + band.shape[0])
-            counts, offsets = table.byte_counts[row, span].tolist(), table.offsets[row, span].tolist()
-            for column, count, offset in zip(columns, counts, offsets, strict=True):
+            counts = table.byte_counts[row, span].tolist()
+            for column, count in zip(columns, counts, strict=True):
                 left = column * tile.width - region.x
                 target = band[:, max(left, 0) : left + tile.width]
                 if count == 0:
@@ -118,41 +198,65 @@ class DirectTiles:
                     pixels = held.pixels
                 elif row in passing_rows and column in passing_columns:
                     pixels = self._scratch(table)
-                    self._decode(source, offset, count, row, column, pixels)
+                    self._decode(source, row, column, pixels)
                 else:
                     held = source.cache.slot()
                     pixels = held.pixels
-                    self._decode(source, offset, count, row, column, pixels)
+                    self._decode(source, row, column, pixels)
                     source.cache.put((level, row, column), held)
                 skip = max(-left, 0)
-                target[...] = pixels[rows_of_tile, skip : skip + target.shape[1]]
+                piece = pixels[rows_of_tile, skip : skip + target.shape[1]]
+                target[...] = piece if table.samples == 3 else self._composited(piece, fill)
 
-    def _decode(self, source: _Source, offset: int, count: int, row: int, column: int, out: RGBImage) -> None:
+    def _composited(self, piece: RGBImage, fill: RGB) -> RGBImage:
+        size = (piece.shape[1], piece.shape[0])
+        image = Image.frombytes(self._alpha_mode, size, np.ascontiguousarray(piece).tobytes())
+        return composited(image.convert("RGBA"), fill)
+
+    def _decode(self, source: _Source, row: int, column: int, out: RGBImage) -> None:
         """Read and decode one tile."""
         table = source.table
+        region = table.tile_region(row, column)
+        if not table.tiled:  # the last strip is as high as the image
+            out = out[: region.height]
         try:
-            check_count(table, count)
-            data = os.pread(self._file.fileno(), count, offset)
-            if len(data) < count:
-                raise ValueError("the file ends before it")
-            source.decode(data, out)
+            if table.suspect is not None and table.suspect[row, column]:
+                raise ValueError("the place in the file that is stated for it cannot be right")
+            if not table.planes:
+                source.decode(self._stored(table, row, column), out)
+            for number, plane in enumerate(table.planes):
+                single = np.empty((*out.shape[:2], 1), np.uint8)
+                source.decode(self._stored(plane, row, column), single)
+                out[..., number] = single[..., 0]
+            if table.shared is not None and table.shared[row, column] and not _has_one_colour(out):
+                raise ValueError("it is stored once for several places")
+        # What the codecs raise is derived from these.
         except (OSError, ValueError, RuntimeError) as error:
             if self._file.closed:
-                raise ValueError(f"{self._name} is closed") from None
-            raise damaged(
-                self._name,
-                Region(column * table.tile.width, row * table.tile.height, table.tile.width, table.tile.height),
-                source.downsample,
-                error,
-            ) from error
+                raise ValueError(f"{self._file.name} is closed") from None
+            raise damaged(self._file.name, region, source.downsample, error) from error
+
+    def _stored(self, table: TileTable, row: int, column: int) -> bytes:
+        """The bytes of one tile."""
+        offset, count = int(table.offsets[row, column]), int(table.byte_counts[row, column])
+        check_count(table, count)
+        data = self._file.read_at(offset, count)
+        if len(data) < count:
+            raise ValueError("the file ends before it")
+        return data
 
     def _scratch(self, table: TileTable) -> RGBImage:
         """Memory for one tile, of this thread, which stays in the CPU's cache."""
-        shape = (table.tile.height, table.tile.width, 3)
+        shape = (table.tile.height, table.tile.width, table.samples)
         scratch: RGBImage | None = getattr(self._local, "scratch", None)
         if scratch is None or scratch.shape != shape:
             scratch = self._local.scratch = np.empty(shape, np.uint8)
         return scratch
+
+
+def _has_one_colour(pixels: RGBImage) -> bool:
+    sparse = pixels[::4, ::4]
+    return bool((sparse.max((0, 1)).astype(int) - sparse.min((0, 1)) <= _ONE_COLOUR_RANGE).all())
 
 
 def damaged(name: str, region: Region, downsample: float, reason: object) -> UnreadableSlideError:
@@ -181,7 +285,7 @@ def prove(direct: DirectTiles, level: int, library: Callable[[int, Region], RGBI
             if expected is None:
                 continue
             pixels = np.empty(expected.shape, np.uint8)
-            direct.read(level, region, pixels, (0, 0, 0))
+            direct.read(level, region, pixels, WHITE)
         except UnreadableSlideError as error:
             logger.debug("%s, level %d: a tile could not be compared (%s)", name, level, error)
             continue

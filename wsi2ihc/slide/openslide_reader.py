@@ -88,8 +88,8 @@ class OpenSlideReader(SlideReader):
             self._cache = openslide.OpenSlideCache(cache_bytes(self._info.size, _tile_size(self._handle, 0), 4))
             self._handle.set_cache(self._cache)
             self._probe()
-            if 0 in tables:
-                self._go_direct(path, tables)
+            if facts is not None and 0 in tables:
+                self._go_direct(path, tables, facts.premultiplied)
         except openslide.OpenSlideError as error:
             self.close()
             raise self._unreadable(error) from error

@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region, Size
-from .jpeg_tiles import DirectTiles, prove
+from .jpeg_tiles import DirectTiles, LocalFile, TileFile, prove
 from .pixels import fill_with
 from .protocol import SlideInfo
 from .tiff_facts import TileTable
@@ -160,14 +160,18 @@ class SlideReader(ABC):
             f"{self._name}: its header can be read, but its pixels cannot ({reason}); copy it again from its source"
         ) from failure
 
-    def _go_direct(self, path: Path, tables: Mapping[int, TileTable]) -> None:
-        """Take the fast path for every level of ``tables`` that proves to have the library's pixels."""
+    def _direct_tiles(self, file: TileFile, tables: Mapping[int, TileTable], premultiplied: bool) -> DirectTiles:
         levels = self._info.levels
-        direct = DirectTiles(
-            path,
+        return DirectTiles(
+            file,
             {level: (table, levels[level].downsample) for level, table in tables.items()},
             cache_bytes(levels[0].size, tables[0].tile if 0 in tables else Size(256, 256)),
+            premultiplied=premultiplied,
         )
+
+    def _go_direct(self, path: Path, tables: Mapping[int, TileTable], premultiplied: bool) -> None:
+        """Take the fast path for every level of ``tables`` that proves to have the library's pixels."""
+        direct = self._direct_tiles(LocalFile(path), tables, premultiplied)
         for level in direct.levels:
             if not prove(direct, level, self._exact, self._name):
                 direct.drop(level)

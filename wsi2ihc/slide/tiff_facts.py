@@ -6,6 +6,7 @@ OpenSlide hides these. They are read once, when a slide is opened, with tifffile
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import math
@@ -29,6 +30,8 @@ _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_PAGES = 512
 """Slides have a dozen; a chain of IFDs longer than this is damage or a z-stack, and is not followed."""
 
+_HEADER_BYTES = 8
+
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
 """ResolutionUnit to µm: inch and cm (TIFF 6.0), mm and µm (as tifffile and tiffslide read them)."""
 
@@ -46,6 +49,11 @@ class TileTable:
     photometric:  TIFF tag 262
     samples:      samples per pixel
     jpeg_tables:  TIFF tag 347, shared by all tiles, or None
+    predictor:    TIFF tag 317
+    plain:        samples are unsigned and of 8 bits, and each segment is a stream of its own
+    planes:       the tables of the single samples, where these are stored apart; else empty
+    suspect:      (rows, columns) bool, segments whose place in the file cannot be right; None where all can
+    shared:       (rows, columns) bool, segments that are other segments as well; None where none is
     """
 
     size: Size
@@ -57,6 +65,11 @@ class TileTable:
     photometric: int
     samples: int
     jpeg_tables: bytes | None
+    predictor: int = 1
+    plain: bool = True
+    planes: tuple[TileTable, ...] = ()
+    suspect: npt.NDArray[np.bool_] | None = None
+    shared: npt.NDArray[np.bool_] | None = None
 
     @property
     def missing(self) -> int:
@@ -176,33 +189,74 @@ def _pages(tiff: TiffFile) -> Iterator[TiffPage]:
 
 
 def tile_table(page: TiffPage) -> TileTable | None:
-    """The table of one page; None where it has planes, depth or no segments that fit its size."""
-    if page.planarconfig != 1 or page.imagedepth != 1:
+    """The table of one page; None where it has depth, or not a segment for each part of its size."""
+    if page.planarconfig not in (1, 2) or page.imagedepth != 1:
         return None
     size = Size(int(page.imagewidth), int(page.imagelength))
     if page.is_tiled:
         tile = Size(int(page.tilewidth), int(page.tilelength))
     else:
         tile = Size(size.width, min(size.height, max(1, int(page.rowsperstrip))))
+    if tile.width < 1 or tile.height < 1:
+        return None
     rows, columns = -(-size.height // tile.height), -(-size.width // tile.width)
-    count = rows * columns
+    planes = int(page.samplesperpixel) if page.planarconfig == 2 else 1
+    count = rows * columns * planes
     if len(page.dataoffsets) < count or len(page.databytecounts) < count:
         return None
-    offsets = np.asarray(page.dataoffsets[:count], np.int64).reshape(rows, columns)
-    byte_counts = np.asarray(page.databytecounts[:count], np.int64).reshape(rows, columns)
-    # Offset 0 is the header, so a tile "there" is a missing one too (OpenSlide reads it so).
-    byte_counts = np.where(offsets > 0, byte_counts, 0)
-    return TileTable(
+    offsets = np.asarray(page.dataoffsets[:count], np.int64).reshape(planes, rows, columns)
+    byte_counts = np.asarray(page.databytecounts[:count], np.int64).reshape(planes, rows, columns)
+    flags = _misplaced(offsets.ravel(), byte_counts.ravel(), int(page.parent.filehandle.size))
+    suspect, shared = (np.any(flag.reshape(planes, rows, columns), axis=0) for flag in flags)
+    whole = TileTable(
         size=size,
         tile=tile,
         tiled=bool(page.is_tiled),
-        offsets=offsets,
-        byte_counts=byte_counts,
+        offsets=offsets[0],
+        byte_counts=byte_counts.min(0),
         compression=int(page.compression),
         photometric=int(page.photometric),
         samples=int(page.samplesperpixel),
         jpeg_tables=page.jpegtables,
+        predictor=int(page.predictor),
+        plain=_is_plain(page),
+        suspect=suspect if np.any(suspect) else None,
+        shared=shared if np.any(shared) else None,
     )
+    if planes == 1:
+        return whole
+    single = (
+        dataclasses.replace(whole, offsets=offsets[plane], byte_counts=byte_counts[plane], samples=1)
+        for plane in range(planes)
+    )
+    return dataclasses.replace(whole, planes=tuple(single))
+
+
+def _is_plain(page: TiffPage) -> bool:
+    # NDPI has the JPEG header apart from the tiles, of which tifffile makes up the table.
+    return page.bitspersample == 8 and page.sampleformat == 1 and page.fillorder == 1 and not page.jpegheader
+
+
+def _misplaced(
+    offsets: npt.NDArray[np.int64], byte_counts: npt.NDArray[np.int64], file_bytes: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which segments lie in the file's header, beyond its end or partly over the next one, and which are the same.
+
+    A tile of background may be stored once and named wherever it occurs, so that the same place twice is no proof of
+    damage. A segment without offset but with bytes is damage; one without bytes is missing.
+    """
+    stored = byte_counts > 0
+    suspect = (byte_counts < 0) | (stored & ((offsets < _HEADER_BYTES) | (offsets > file_bytes - byte_counts)))
+    shared = np.zeros_like(suspect)
+    order = np.flatnonzero(stored & ~suspect)
+    order = order[np.lexsort((byte_counts[order], offsets[order]))]
+    starts, ends = offsets[order], offsets[order] + byte_counts[order]
+    same = (starts[1:] == starts[:-1]) & (ends[1:] == ends[:-1])
+    overlap = (starts[1:] < ends[:-1]) & ~same
+    for flags, pairs in ((suspect, overlap), (shared, same)):
+        flags[order[1:][pairs]] = True
+        flags[order[:-1][pairs]] = True
+    return suspect, shared
 
 
 def _tag_mpp(page: TiffPage) -> tuple[float, float] | None:

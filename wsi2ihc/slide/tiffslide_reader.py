@@ -12,33 +12,27 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
 
 from ..arrays import RGB, WHITE, RGBImage
 from ..errors import SlideNotFoundError, UnreadableSlideError
 from ..geometry import Region
 from .facts import both, changed_at, checked_bounds, checked_levels, checked_profile, not_rgb, own_hash, remarks
-from .jpeg_tiles import damaged
-from .pixels import composited, fill_with
+from .jpeg_tiles import LocalFile, SharedHandle
 from .protocol import SlideInfo
 from .reader import SlideReader
 from .resolution import Stated, ome_facts, positive_number, resolve
 from .tiff_facts import TiffFacts, TileTable, quiet_tifffile, tiff_facts, tile_table
-from .tile_codecs import check_count, claimed_size
+from .tile_codecs import unreadable_kind
 
 if TYPE_CHECKING:
     from tiffslide import TiffSlide
 
-_BLOCK_PX = 2048
-_MAX_SEGMENT_BYTES = 2**28
-"""Each read decodes whole segments; a strip or tile that is larger decoded would be held in full for any window."""
-
-_HEAD_BYTES = 4096
-"""Enough of a tile to find the size that its stream claims; tables and comments come before it."""
-
 _RGB, _YCBCR = 2, 6
-_CONVERTS_YCBCR = (6, 7)
-"""JPEG; for the rest tifffile gives YCbCr samples as they are."""
+_CONVERTS_YCBCR = (6, 7, 33003, 33005, 34712)
+"""JPEG and JPEG 2000; for the rest, YCbCr samples would be taken as they are."""
+
+_LARGEST_PROVED, _SPREAD_PROVED = 8, 16
+"""Tiles that are decoded before a file that OpenSlide could not read is believed: those with most data, and others."""
 
 _warnings_lock = threading.Lock()
 
@@ -46,8 +40,8 @@ _warnings_lock = threading.Lock()
 class TiffSlideReader(SlideReader):
     """A slide opened with tiffslide.
 
-    Reads that do not take the fast path happen one at a time: the library shares one file position, and gains nothing
-    from more threads.
+    The library finds the levels and says what they are; the tiles are decoded by `DirectTiles`, in the file's own
+    kinds of compression. Remote files are read one tile at a time.
 
     Parameters
     ----------
@@ -75,12 +69,11 @@ class TiffSlideReader(SlideReader):
                 self._check_pixels(facts)
                 self._info = self._describe(self._slide, facts, stated_mpp)
                 self._tables = self._level_tables(self._slide)
-            self._alpha = facts.samples == 4
-            self._premultiplied = facts.premultiplied
-            self._check_segments()
+                handle = self._slide.ts_tifffile.filehandle
+            self._check_tables()
+            file = LocalFile(path) if isinstance(path, Path) else SharedHandle(self._name, handle)
+            self._direct = self._direct_tiles(file, self._tables, facts.premultiplied)
             self._probe()
-            if isinstance(path, Path):
-                self._go_direct(path, self._tables)
         except BaseException:
             self.close()
             raise
@@ -115,13 +108,35 @@ class TiffSlideReader(SlideReader):
         if facts.bits != 8 or facts.samples not in (3, 4) or not colour:
             raise not_rgb(self._name, facts)
 
-    def _check_segments(self) -> None:
-        for table in self._tables.values():
-            if table.tile.area_px * table.samples > _MAX_SEGMENT_BYTES:
-                raise UnreadableSlideError(
-                    f"{self._name}: it is stored in pieces of {table.tile} px, each of which would have to be decoded "
-                    "as a whole; convert it to a tiled, pyramidal TIFF"
-                )
+    def _check_tables(self) -> None:
+        """Refuse a level whose tiles cannot be decoded here, and say why."""
+        for level in range(len(self._info.levels)):
+            table = self._tables.get(level)
+            reason = (
+                f"the table of level {level} does not have a place for each of its tiles, so the file is damaged; "
+                "copy it again from its source"
+                if table is None
+                else unreadable_kind(table)
+            )
+            if reason is not None:
+                raise UnreadableSlideError(f"{self._name}: {reason}")
+
+    def prove_pixels(self) -> None:
+        """Decode tiles all over level 0, the largest among them: what is believed of a file that others refused.
+
+        Raises
+        ------
+        UnreadableSlideError
+            Where one of them is damaged, or the file holds none.
+        """
+        table = self._tables[0]
+        stored = np.flatnonzero(table.byte_counts)
+        if not len(stored):
+            raise UnreadableSlideError(f"{self._name}: the file holds none of its tiles; copy it again from its source")
+        largest = stored[np.argsort(table.byte_counts.ravel()[stored])[-_LARGEST_PROVED:]]
+        spread = stored[np.linspace(0, len(stored) - 1, _SPREAD_PROVED).astype(int)]
+        for index in np.unique([*largest, *spread]).tolist():
+            self.read_level(0, table.tile_region(*divmod(index, table.byte_counts.shape[1])))
 
     def _describe(self, slide: TiffSlide, facts: TiffFacts, stated_mpp: Stated | None) -> SlideInfo:
         properties = slide.properties
@@ -159,9 +174,12 @@ class TiffSlideReader(SlideReader):
         )
 
     def _level_tables(self, slide: TiffSlide) -> dict[int, TileTable]:
-        """Level → segments, where a level is one page and not composed of several."""
+        """Level → segments, for each level that has a place for every part of its size."""
         if "tiffslide.series-composition" in slide.properties:
-            return {}
+            raise UnreadableSlideError(
+                f"{self._name}: it is put together from several areas, which only OpenSlide reads, and only on a "
+                "local disk; copy it there"
+            )
         series = slide.ts_tifffile.series[slide.properties["tiffslide.series-index"]]
         found = {level: tile_table(page.keyframe) for level, page in enumerate(series.levels)}
         return {
@@ -171,66 +189,8 @@ class TiffSlideReader(SlideReader):
         }
 
     def _read_into(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
-        for y in range(region.y, region.bottom, _BLOCK_PX):
-            for x in range(region.x, region.right, _BLOCK_PX):
-                block = Region(x, y, _BLOCK_PX, _BLOCK_PX).intersection(region)
-                if not self.is_blank(level, block):
-                    out[block.slices_in(region)] = self._read_block(level, block, fill)
-        self._fill_missing(level, region, out, fill)
-
-    def _read_block(self, level: int, block: Region, fill: RGB) -> RGBImage:
-        slide = self._slide
-        if slide is None:
-            raise ValueError(f"{self._name} is closed")
-        downsample = slide.level_downsamples[level]
-        location = (_location(block.x, downsample), _location(block.y, downsample))
-        try:
-            with self._lock, quiet_tifffile():
-                self._check_streams(slide, level, block)
-                found = np.asarray(slide.read_region(location, level, (block.width, block.height), as_array=True))
-            if found.shape[:2] != (block.height, block.width) or found.dtype != np.uint8:
-                raise ValueError(f"{found.shape} {found.dtype} instead of {block.width}×{block.height} px, 8-bit")
-            pixels: RGBImage = found.astype(np.uint8, copy=False)
-        # tifffile's codecs and zarr raise errors of their own kinds, and ValueErrors, for damage.
-        except Exception as error:
-            raise damaged(self._name, block, downsample, self._reason(error)) from error
-        if not self._alpha:
-            return pixels[..., :3]
-        mode = "RGBa" if self._premultiplied else "RGBA"
-        image = Image.frombytes(mode, (block.width, block.height), np.ascontiguousarray(pixels).tobytes())
-        return composited(image.convert("RGBA"), fill)
-
-    def _check_streams(self, slide: TiffSlide, level: int, block: Region) -> None:
-        """Raise ValueError for a tile that would decode into something else, and much larger, than a tile.
-
-        The library decodes whatever a stream claims to be: a few damaged bytes can ask for 12 GB.
-        """
-        table = self._tables.get(level)
-        if table is None:
-            return
-        rows, columns = table.tile_range(block)
-        file = slide.ts_tifffile.filehandle
-        for row in rows:
-            for column in columns:
-                count = int(table.byte_counts[row, column])
-                check_count(table, count)
-                if count == 0 or not table.tiled:
-                    continue
-                file.seek(int(table.offsets[row, column]))
-                size = claimed_size(table, file.read(min(count, _HEAD_BYTES)))
-                if size not in (None, table.tile):
-                    raise ValueError(f"a tile of {table.tile} px holds a stream of {size} px")
-
-    def _fill_missing(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
-        """Paint over what tiffslide shows as black because the file does not hold it."""
-        table = self._tables.get(level)
-        if table is None:
-            return
-        rows, columns = table.tile_range(region)
-        present = table.byte_counts[rows.start : rows.stop, columns.start : columns.stop] > 0
-        for row, column in np.argwhere(~present).tolist():
-            tile = table.tile_region(rows[row], columns[column]).intersection(region)
-            fill_with(out[tile.slices_in(region)], fill)
+        assert self._direct is not None
+        self._direct.read(level, region, out, fill)
 
     def _release(self) -> None:
         slide, self._slide = self._slide, None
@@ -262,11 +222,3 @@ def _quiet() -> Iterator[None]:
     with _warnings_lock, warnings.catch_warnings(), quiet_tifffile():
         warnings.simplefilter("ignore")
         yield
-
-
-def _location(start: int, downsample: float) -> int:
-    """A level-0 coordinate that tiffslide takes for ``start`` of a level: it divides, and drops the fraction."""
-    location = int(start * downsample)
-    while int(location / downsample) < start:
-        location += 1
-    return location

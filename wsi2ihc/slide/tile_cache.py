@@ -46,11 +46,13 @@ class TileCache:
         Size of the tiles in px.
     capacity_bytes
         Bound of what is held.
+    samples
+        Samples per px.
     """
 
-    def __init__(self, tile: Size, capacity_bytes: int) -> None:
-        self._shape = (tile.height, tile.width, 3)
-        self._tile_bytes = tile.area_px * 3
+    def __init__(self, tile: Size, capacity_bytes: int, samples: int = 3) -> None:
+        self._shape = (tile.height, tile.width, samples)
+        self._tile_bytes = tile.area_px * samples
         self.capacity = capacity_bytes // self._tile_bytes
         self._tiles: OrderedDict[Hashable, TileSlot] = OrderedDict()
         self._free: deque[RGBImage] = deque()

@@ -1,30 +1,73 @@
-"""Decoding single tiles: JPEG, and the JPEG 2000 of Aperio's RGB kind."""
+"""Decoding single tiles (and strips) of a TIFF: the compressions that are read, each within known bounds.
+
+No decoder is started before it is known that what it makes is as large as the tile. What is damaged raises an error
+wherever a format, or the decoder, can tell; `stream_headers` adds what follows from runs of zeros.
+"""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
+import simplejpeg
 
 from ..arrays import RGBImage
-from ..geometry import Size
+from .stream_headers import codestream, has_jpeg_hole, has_zero_run, jpeg_frame, jpeg_tables
 from .tiff_facts import TileTable
 
-Decode = Callable[[bytes, RGBImage], None]
-"""Decode one tile's bytes into an array of the tile's size; ValueError or a codec's error where damaged."""
+Pixels = npt.NDArray[np.uint8]
+"""(rows, columns, samples) uint8."""
 
-_JPEG = 7
-_JPEG_2000 = (33005, 34712)  # Aperio's RGB kind, and the registered one; Aperio's YCbCr kind (33003) is rare
+Decode = Callable[[bytes, Pixels], None]
+"""Decode a tile's bytes into an array of its size; ValueError or a codec's error where they are damaged."""
+
+JPEG, _JPEG_2000_YCBCR = 7, 33003
+_JPEG_2000 = (_JPEG_2000_YCBCR, 33005, 34712)  # Aperio's two kinds, and the registered one
 _RGB, _YCBCR = 2, 6
 
-_MAX_TILE_PX = 4096 * 4096
+MAX_SEGMENT_BYTES = 2**28
+"""Largest tile or strip, decoded: any window that touches it needs all of it."""
 
-_MARKERS = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_SCAN_THEN_END = [b"\xff\xda", b"\xff\xd9"]
-_END = b"\xff\xd9"
+_MAX_IMAGE_PX = 4096 * 4096
+"""Largest tile of those compressions whose decoders need several times the memory of what they make."""
+
+_NO_PREDICTOR, _HORIZONTAL = 1, 2
+
+COMPRESSIONS = {
+    1: "none",
+    5: "LZW",
+    JPEG: "JPEG",
+    8: "deflate",
+    32773: "PackBits",
+    32946: "deflate",
+    _JPEG_2000_YCBCR: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34925: "LZMA",
+    34926: "Zstandard",
+    34927: "WebP",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+"""TIFF tag 259 → name, for all that is decoded here."""
+
+_BYTE_CODECS: dict[str, Callable[..., bytes | bytearray]] = {
+    "LZW": imagecodecs.lzw_decode,
+    "deflate": imagecodecs.zlib_decode,
+    "PackBits": imagecodecs.packbits_decode,
+    "LZMA": imagecodecs.lzma_decode,
+    "Zstandard": imagecodecs.zstd_decode,
+}
+_IMAGE_CODECS: dict[str, Callable[..., Pixels]] = {
+    "WebP": imagecodecs.webp_decode,
+    "JPEG XL": imagecodecs.jpegxl_decode,
+}
+_CHECKED = ("deflate", "LZMA")
+"""With a checksum of all data; zeros may stand in what such a stream stores as it is."""
 
 
 def check_count(table: TileTable, count: int) -> None:
@@ -33,74 +76,145 @@ def check_count(table: TileTable, count: int) -> None:
         raise ValueError(f"it claims {count} bytes")
 
 
-def tile_decoder(table: TileTable) -> Decode | None:
-    """How to decode the tiles of a page; None for kinds that are left to the slide's library."""
-    if not table.tiled or table.samples != 3 or table.tile.area_px > _MAX_TILE_PX or not hasattr(os, "pread"):
-        return None
-    if table.compression == _JPEG and table.photometric in (_RGB, _YCBCR):
-        return _jpeg_decoder(table)
-    if table.compression in _JPEG_2000 and table.photometric in (_RGB, _YCBCR):
-        return _jpeg_2000_decoder(table)
+def unreadable_kind(table: TileTable) -> str | None:
+    """Why the tiles of a page cannot be decoded here, as the end of a sentence with what to do; None if they can."""
+    if table.tile.area_px * table.samples > MAX_SEGMENT_BYTES:
+        return (
+            f"it is stored in pieces of {table.tile} px, each of which would have to be decoded as a whole; "
+            "convert it to a tiled, pyramidal TIFF"
+        )
+    if table.compression not in COMPRESSIONS:
+        return (
+            f"its tiles are compressed with {_compression_name(table.compression)}, which is not read; "
+            "convert it to a tiled, pyramidal TIFF with JPEG or deflate compression"
+        )
+    if tile_decoder(table.planes[0] if table.planes else table) is None:
+        return (
+            f"its {COMPRESSIONS[table.compression]} tiles of {table.tile} px, {table.samples} samples, are of a kind "
+            "that is not read here; copy it to a local disk, or convert it to a tiled, pyramidal TIFF"
+        )
     return None
 
 
-def _jpeg_decoder(table: TileTable) -> Decode:
-    tables = table.jpeg_tables
-    colour = "RGB" if table.photometric == _RGB else "YCBCR"  # Aperio stores RGB without saying so in the stream
-    jpeg8_decode = imagecodecs.jpeg8_decode
+def _compression_name(number: int) -> str:
+    from tifffile import COMPRESSION
 
-    def decode(data: bytes, out: RGBImage) -> None:
-        # The codec paints the missing rest of a truncated stream grey and says nothing, so look for the stream's end.
-        # In a whole stream the last markers are start of scan and end of image (ITU-T T.81, annex B).
-        if _MARKERS.findall(data)[-2:] != _SCAN_THEN_END:
-            raise ValueError("its JPEG stream is incomplete")
-        # With ``out`` the codec refuses a stream of another size before it allocates anything for it.
-        jpeg8_decode(data, tables=tables, colorspace=colour, outcolorspace="RGB", out=out)
+    try:
+        return f"{COMPRESSION(number).name} (TIFF compression {number})"
+    except ValueError:
+        return f"TIFF compression {number}"
+
+
+def tile_decoder(table: TileTable) -> Decode | None:
+    """How to decode the tiles or strips of a page; None for kinds that are not decoded here."""
+    kind = COMPRESSIONS.get(table.compression)
+    if kind is None or not table.plain or table.tile.area_px * table.samples > MAX_SEGMENT_BYTES:
+        return None
+    if kind in ("JPEG", "JPEG 2000"):
+        if table.samples != 3 or table.photometric not in (_RGB, _YCBCR):
+            return None
+        if kind == "JPEG":
+            return _jpeg_decoder(table)
+        return _jpeg_2000_decoder(table) if table.tile.area_px <= _MAX_IMAGE_PX else None
+    if table.photometric != _RGB:
+        return None
+    if kind in _IMAGE_CODECS:
+        return _image_decoder(table, kind) if table.tile.area_px <= _MAX_IMAGE_PX else None
+    return _bytes_decoder(table, kind) if table.predictor in (_NO_PREDICTOR, _HORIZONTAL) else None
+
+
+def _jpeg_decoder(table: TileTable) -> Decode:
+    tables = jpeg_tables(table.jpeg_tables)
+    # How the samples are to be read is said in an Adobe segment, of which the last one counts. Aperio stores RGB
+    # without saying so in the stream, so that "RGB" in the tag decides; otherwise what the stream says does.
+    before, within = (b"", _adobe(0)) if table.photometric == _RGB else (_adobe(1), b"")
+
+    def decode(data: bytes, out: Pixels) -> None:
+        frame = jpeg_frame(data)
+        if frame is None or not data.startswith(b"\xff\xd8"):
+            raise ValueError("it holds no JPEG stream")
+        if (frame.size.width, frame.size.height, frame.components) != (out.shape[1], out.shape[0], 3):
+            raise ValueError(f"its JPEG stream has {frame.size} px of {frame.components} components")
+        if has_jpeg_hole(data, frame, tables):
+            raise ValueError("its JPEG stream holds a run of zeros")
+        whole = b"".join((b"\xff\xd8", before, tables, data[2 : frame.start], within, data[frame.start :]))
+        # Of what libjpeg calls a warning, such as data that end too early, it makes an error.
+        simplejpeg.decode_jpeg(whole, "RGB", buffer=out)
 
     return decode
+
+
+def _adobe(transform: int) -> bytes:
+    """The APP14 segment that says what a stream's components are: 0 for RGB, 1 for YCbCr (T.872, 6.5.3)."""
+    return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
 
 
 def _jpeg_2000_decoder(table: TileTable) -> Decode:
-    shape = (table.tile.height, table.tile.width, 3)
+    ycbcr = table.compression == _JPEG_2000_YCBCR
 
-    def decode(data: bytes, out: RGBImage) -> None:
-        if _codestream_size(data) != (shape[1], shape[0]):
-            raise ValueError("its JPEG 2000 stream has another size than the tile")
-        if not data.rstrip(b"\0").endswith(_END):
-            raise ValueError("its JPEG 2000 stream is incomplete")
-        pixels = imagecodecs.jpeg2k_decode(data)
-        if pixels.shape != shape or pixels.dtype != np.uint8:
+    def decode(data: bytes, out: Pixels) -> None:
+        header = codestream(data)
+        if header is None:
+            raise ValueError("it holds no JPEG 2000 codestream")
+        if (header.size.width, header.size.height) != (out.shape[1], out.shape[0]):
+            raise ValueError(f"its JPEG 2000 stream has {header.size} px")
+        if header.components != 3 or not header.plain:
             raise ValueError("its JPEG 2000 stream is not 8-bit RGB")
-        out[...] = pixels
+        if header.packets > len(data) or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise ValueError("its JPEG 2000 stream is incomplete")
+        if has_zero_run(data, header.packets):
+            raise ValueError("its JPEG 2000 stream holds a run of zeros")
+        # One thread: several tiles are decoded at a time.
+        imagecodecs.jpeg2k_decode(data, numthreads=1, out=out)
+        if ycbcr:
+            _ycbcr_to_rgb(out)
 
     return decode
 
 
-def claimed_size(table: TileTable, head: bytes) -> Size | None:
-    """The size that a JPEG or JPEG 2000 stream claims to have, from its first bytes; None where they do not say."""
-    if table.compression == _JPEG:
-        width, height = _frame_size(head)
-    elif table.compression in _JPEG_2000:
-        width, height = _codestream_size(head)
-    else:
-        return None
-    return Size(width, height) if width > 0 and height > 0 else None
+_CHROMA = np.arange(-128, 128)
+_RED_OF_CR, _BLUE_OF_CB = (np.round(factor * _CHROMA).astype(np.int16) for factor in (1.402, 1.772))
+_GREEN_OF_CB_CR = np.floor(-0.34414 * _CHROMA[:, None] - 0.71414 * _CHROMA + 0.5).astype(np.int16)
 
 
-def _frame_size(data: bytes) -> tuple[int, int]:
-    """Width and height from a JPEG stream's frame header (ITU-T T.81, B.2.2), or zeros."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0, 0
+def _ycbcr_to_rgb(pixels: RGBImage) -> None:
+    """Convert in place, as JFIF defines it, rounded as OpenSlide does it."""
+    luma, cb, cr = pixels[..., 0].astype(np.int16), pixels[..., 1], pixels[..., 2]
+    differences = (_RED_OF_CR[cr], _GREEN_OF_CB_CR[cb, cr], _BLUE_OF_CB[cb])
+    pixels[...] = np.stack([np.clip(luma + difference, 0, 255) for difference in differences], axis=-1)
 
 
-def _codestream_size(data: bytes) -> tuple[int, int]:
-    """Width and height from a bare codestream's SIZ segment, which comes first (ITU-T T.800, A.5.1), or zeros."""
-    if len(data) < 24 or data[:4] != b"\xff\x4f\xff\x51":
-        return 0, 0
-    right, bottom, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
-    return right - left, bottom - top
+def _image_decoder(table: TileTable, kind: str) -> Decode:
+    codec = _IMAGE_CODECS[kind]
+    allowed = table.tile.area_px // 1024 if kind == "WebP" else 0  # of one color: 28 zeros in 512 × 512 px
+
+    def decode(data: bytes, out: Pixels) -> None:
+        if has_zero_run(data, allowed):
+            raise ValueError(f"its {kind} stream holds a run of zeros")
+        codec(data, out=out)  # it refuses another size before it decodes
+
+    return decode
+
+
+def _bytes_decoder(table: TileTable, kind: str) -> Decode:
+    codec = _BYTE_CODECS.get(kind)
+    tile_bytes = table.tile.area_px * table.samples
+    predicted = table.predictor == _HORIZONTAL and codec is not None
+
+    def decode(data: bytes, out: Pixels) -> None:
+        if codec is not None:
+            if kind not in _CHECKED and has_zero_run(data):
+                raise ValueError(f"its {kind} stream holds a run of zeros")
+            # One byte more than there may be: some codecs stop at the bound, and say nothing.
+            data = bytes(codec(data, out=tile_bytes + 1))
+            if len(data) > tile_bytes:
+                raise ValueError(f"its {kind} stream is longer than the tile")
+        if len(data) < out.size:
+            raise ValueError(f"it ends after {len(data):,} of {out.size:,} bytes")
+        pixels = np.frombuffer(data, np.uint8, out.size).reshape(out.shape)
+        if predicted:
+            imagecodecs.delta_decode(pixels, axis=1, out=out)
+        else:
+            out[...] = pixels
+
+    return decode
