@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..arrays import RGB, WHITE
 from ..errors import UnreadableSlideError
 from ..geometry import Region, Size
@@ -104,6 +106,12 @@ def remarks(levels: Sequence[Level], magnification: float | None, facts: TiffFac
     table = None if facts is None else table_of_size(facts.tables, size)
     if table is not None and table.missing:
         notes.append(f"Missing tiles: {table.missing:,} of {table.byte_counts.size:,}; they are taken for background.")
+    if table is not None and table.suspect is not None:
+        damaged = np.count_nonzero(table.suspect)
+        notes.append(
+            f"Damaged tiles: {damaged:,} of {table.suspect.size:,} cannot lie where the file says, or lie beyond its "
+            "end; copy it again from its source."
+        )
     return tuple(notes)
 
 

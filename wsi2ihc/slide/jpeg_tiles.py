@@ -38,6 +38,8 @@ _SHARED_BAND_PX = 168
 
 _PROOF_TILES = 3
 
+MISPLACED = "the place in the file that is stated for it cannot be right"
+
 _ONE_COLOUR_RANGE = 48
 """Gray levels within which a tile that is stored once for several places has to stay: only background is the same."""
 
@@ -221,15 +223,15 @@ class DirectTiles:
             out = out[: region.height]
         try:
             if table.suspect is not None and table.suspect[row, column]:
-                raise ValueError("the place in the file that is stated for it cannot be right")
+                raise ValueError(MISPLACED)
             if not table.planes:
                 source.decode(self._stored(table, row, column), out)
             for number, plane in enumerate(table.planes):
                 single = np.empty((*out.shape[:2], 1), np.uint8)
                 source.decode(self._stored(plane, row, column), single)
                 out[..., number] = single[..., 0]
-            if table.shared is not None and table.shared[row, column] and not _has_one_colour(out):
-                raise ValueError("it is stored once for several places")
+            if table.shared is not None and table.shared[row, column] and not has_one_colour(out):
+                raise ValueError(MISPLACED)
         # What the codecs raise is derived from these.
         except (OSError, ValueError, RuntimeError) as error:
             if self._file.closed:
@@ -254,7 +256,8 @@ class DirectTiles:
         return scratch
 
 
-def _has_one_colour(pixels: RGBImage) -> bool:
+def has_one_colour(pixels: RGBImage) -> bool:
+    """Whether pixels can be background, of which a file may hold one tile for several places."""
     sparse = pixels[::4, ::4]
     return bool((sparse.max((0, 1)).astype(int) - sparse.min((0, 1)) <= _ONE_COLOUR_RANGE).all())
 

@@ -6,12 +6,16 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import SlideNotFoundError, UnreadableSlideError
 from .facts import not_rgb
 from .protocol import Slide, SlideInfo
 from .resolution import Stated, checked_mpp
 from .tiff_facts import TiffFacts, read_tiff_facts
+
+if TYPE_CHECKING:
+    from .tiffslide_reader import TiffSlideReader
 
 
 def open_slide(
@@ -58,6 +62,7 @@ def _open_file(file: Path, facts: TiffFacts | None, stated: Stated) -> Slide:
     # Imported here, and tiffslide (0.3 s, with zarr) only where it is needed.
     from .openslide_reader import FormatUnknownError, OpenSlideReader
 
+    slide: Slide
     try:
         slide = OpenSlideReader(file, facts, stated)
     except UnreadableSlideError as refusal:
@@ -66,7 +71,10 @@ def _open_file(file: Path, facts: TiffFacts | None, stated: Stated) -> Slide:
                 return image
             raise
         try:
-            return _open_with_tiffslide(file, stated)
+            other = _open_with_tiffslide(file, stated)
+            if not isinstance(refusal, FormatUnknownError):
+                other.prove_pixels()
+            return other
         except UnreadableSlideError as error:
             # The one that knows the format says what is wrong.
             raise (error if isinstance(refusal, FormatUnknownError) else refusal) from error
@@ -89,7 +97,7 @@ def _has_hidden_levels(info: SlideInfo, facts: TiffFacts) -> bool:
     )
 
 
-def _open_with_tiffslide(path: str | Path, stated: Stated) -> Slide:
+def _open_with_tiffslide(path: str | Path, stated: Stated) -> TiffSlideReader:
     from .tiffslide_reader import TiffSlideReader
 
     return TiffSlideReader(path, stated)

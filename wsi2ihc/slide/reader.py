@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region, Size
-from .jpeg_tiles import DirectTiles, LocalFile, TileFile, prove
+from .jpeg_tiles import MISPLACED, DirectTiles, LocalFile, TileFile, damaged, has_one_colour, prove
 from .pixels import fill_with
 from .protocol import SlideInfo
 from .tiff_facts import TileTable
@@ -85,8 +85,21 @@ class SlideReader(ABC):
         if self._direct is not None and level in self._direct.levels:
             self._direct.read(level, inside, target, fill)
         else:
-            self._read_into(level, inside, target, fill)
+            self._read_checked(level, inside, target, fill)
         return pixels
+
+    def _read_checked(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
+        """Read with the library, which believes any place in the file that is stated for a tile."""
+        table = self._tables.get(level)
+        flagged = [] if table is None else table.flagged(region)
+        downsample = self._info.levels[level].downsample
+        for tile, suspect in flagged:
+            if suspect:
+                raise damaged(self._name, tile, downsample, MISPLACED)
+        self._read_into(level, region, out, fill)
+        for tile, _ in flagged:
+            if not has_one_colour(out[tile.intersection(region).slices_in(region)]):
+                raise damaged(self._name, tile, downsample, MISPLACED)
 
     def is_blank(self, level: int, region: Region) -> bool:
         """Whether it is known, without reading, that ``region`` (px of the level) has no pixels: all is ``fill``."""
@@ -146,6 +159,9 @@ class SlideReader(ABC):
             (0, 0),
             (size.width - 1, size.height - 1),
         ]
+        table = self._tables.get(0)
+        if table is not None and not table.byte_counts.any():
+            raise UnreadableSlideError(f"{self._name}: the file holds none of its tiles; copy it again from its source")
         failure = None
         for x, y in places:
             try:

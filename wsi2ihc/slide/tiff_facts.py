@@ -88,6 +88,17 @@ class TileTable:
         x, y = column * self.tile.width, row * self.tile.height
         return Region(x, y, min(self.tile.width, self.size.width - x), min(self.tile.height, self.size.height - y))
 
+    def flagged(self, region: Region) -> list[tuple[Region, bool]]:
+        """The suspect segments (True) and shared ones (False) that ``region`` touches: where they lie in the page."""
+        rows, columns = self.tile_range(region)
+        part = np.s_[rows.start : rows.stop, columns.start : columns.stop]
+        return [
+            (self.tile_region(rows[row], columns[column]), kind)
+            for flags, kind in ((self.suspect, True), (self.shared, False))
+            if flags is not None
+            for row, column in np.argwhere(flags[part]).tolist()
+        ]
+
     def is_blank(self, region: Region) -> bool:
         """Whether every segment that ``region`` (px of this page) touches is missing; true outside the page."""
         region = region.intersection(Region(0, 0, self.size.width, self.size.height))

@@ -103,7 +103,7 @@ class TiffSlideReader(SlideReader):
 
     def _check_pixels(self, facts: TiffFacts) -> None:
         colour = facts.photometric == _RGB or (
-            facts.photometric == _YCBCR and facts.tables and facts.tables[0].compression in _CONVERTS_YCBCR
+            facts.photometric == _YCBCR and all(table.compression in _CONVERTS_YCBCR for table in facts.tables[:1])
         )
         if facts.bits != 8 or facts.samples not in (3, 4) or not colour:
             raise not_rgb(self._name, facts)
@@ -122,17 +122,15 @@ class TiffSlideReader(SlideReader):
                 raise UnreadableSlideError(f"{self._name}: {reason}")
 
     def prove_pixels(self) -> None:
-        """Decode tiles all over level 0, the largest among them: what is believed of a file that others refused.
+        """Decode tiles all over level 0, the largest among them; to be called for a file that OpenSlide refused.
 
         Raises
         ------
         UnreadableSlideError
-            Where one of them is damaged, or the file holds none.
+            Where one of them is damaged.
         """
         table = self._tables[0]
         stored = np.flatnonzero(table.byte_counts)
-        if not len(stored):
-            raise UnreadableSlideError(f"{self._name}: the file holds none of its tiles; copy it again from its source")
         largest = stored[np.argsort(table.byte_counts.ravel()[stored])[-_LARGEST_PROVED:]]
         spread = stored[np.linspace(0, len(stored) - 1, _SPREAD_PROVED).astype(int)]
         for index in np.unique([*largest, *spread]).tolist():
