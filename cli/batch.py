@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from wsi2ihc.batch.checking import check_folder, check_rows, check_writable
 from wsi2ihc.batch.engine import Engine
 from wsi2ihc.batch.local import LocalEngine
 from wsi2ihc.batch.manifest import Problem, Row, read_rows, shard_of
+from wsi2ihc.batch.marker import is_intact
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.recording import ResultsWriter
 from wsi2ihc.batch.results import (
@@ -61,13 +63,15 @@ _OWN = frozenset(
 @click.option("--slurm", is_flag=True, help="Start Dask workers through SLURM (needs wsi2ihc[cluster]; dask-jobqueue's "
               "settings say how).")  # fmt: skip
 @click.option("--keep-going", is_flag=True, help="Begin although some slides cannot be translated; they have failed.")
+@click.option("--verify", is_flag=True, help="Read outputs that are done, and compare them with the SHA-256 noted when "
+              "they were written. Without it, one is read only if its size or times have changed.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything, and translate nothing.")
 @options_of(BatchOptions)
 @json_option
 @verbosity_options
 def command(
     source: str | None, out_dir: Path | None, status: Path | None, model: str, shard: str, scheduler: str | None,
-    slurm: bool, keep_going: bool, dry_run: bool, json: bool, verbose: int, quiet: bool, **choices: Any,
+    slurm: bool, keep_going: bool, verify: bool, dry_run: bool, json: bool, verbose: int, quiet: bool, **choices: Any,
 ) -> int:  # fmt: skip
     """Translate the slides of SOURCE into the folder OUT_DIR.
 
@@ -80,7 +84,7 @@ def command(
     if status is not None:
         if source is not None:
             raise click.UsageError("--status tells of a batch that was begun; name nothing else")
-        return _tell_status(status, json=json)
+        return _tell_status(status, verify=verify, json=json)
     if source is None or out_dir is None:
         raise click.UsageError("name the slides and the folder of the outputs, or a folder to --status")
     if bool(shard) + slurm + (scheduler is not None) > 1:
@@ -95,7 +99,7 @@ def command(
     models = _models(tasks)
     if dry_run:
         check_writable(out_dir)
-        return _tell_dry_run(tasks, texts, models, keep_going=keep_going, json=json)
+        return _tell_dry_run(tasks, texts, models, verify=verify, keep_going=keep_going, json=json)
     if problems and not keep_going:
         raise ManifestError(
             f"{len(problems)} of {len(problems) + len(tasks)} slides cannot be translated, and nothing was begun; "
@@ -111,7 +115,9 @@ def command(
         tell(f"model {name}: {description}")
     engine = _engine_maker(out_dir, defaults.device, options, scheduler, slurm)
     try:
-        results, written = _run(_for_children(tasks, defaults), engine, options, problems, out_dir, shard, quiet=quiet)
+        results, written = _run(
+            _for_children(tasks, defaults), engine, options, problems, out_dir, shard, verify=verify, quiet=quiet
+        )
     except KeyboardInterrupt:
         tell("", "Interrupted; the same command goes on, and first removes what is half-written.")
         return EXIT_INTERRUPTED
@@ -140,10 +146,11 @@ def _models(tasks: Sequence[SlideTask]) -> dict[str, str]:
 
 
 def _tell_dry_run(
-    tasks: Sequence[SlideTask], problems: Sequence[str], models: Mapping[str, str], *, keep_going: bool, json: bool
-) -> int:
+    tasks: Sequence[SlideTask], problems: Sequence[str], models: Mapping[str, str], *, verify: bool, keep_going: bool,
+    json: bool,
+) -> int:  # fmt: skip
     """Tell what would be done; the exit code, which is that of the batch as far as it can be known."""
-    states = states_at_first(tasks)
+    states = states_at_first(tasks, verify=verify, renew=False)
     done, replaced = sum(state.status != "waiting" for state in states), to_be_replaced(states)
     if json:
         echo_json({"slides": len(tasks), "done": done, "replaced": replaced, "problems": problems, "models": models})
@@ -195,7 +202,7 @@ def _engine_maker(
 
 def _run(
     tasks: Sequence[SlideTask], engine: Callable[[], Engine], options: BatchOptions, problems: Sequence[Problem],
-    folder: Path, shard: str, *, quiet: bool,
+    folder: Path, shard: str, *, verify: bool, quiet: bool,
 ) -> tuple[list[Result], list[str]]:  # fmt: skip
     """Run a batch; what came of it, and the names of the table and page, if they could be written."""
     board, writer = LiveBoard(quiet), ResultsWriter(folder, shard)
@@ -210,7 +217,7 @@ def _run(
         writer.update(lambda: results_of(states, problems))
 
     try:
-        known = run_batch(tasks, engine, options, watch)
+        known = run_batch(tasks, engine, options, watch, verify=verify)
     finally:
         board.close()
         results = [
@@ -227,6 +234,6 @@ def _counted(results: Sequence[Result]) -> list[str]:
     return [counts_text(results), *failed]
 
 
-def _tell_status(folder: Path, *, json: bool) -> int:
-    results, notes = read_results(folder)
+def _tell_status(folder: Path, *, verify: bool, json: bool) -> int:
+    results, notes = read_results(folder, partial(is_intact, verify=verify))
     return _tell(results, json=json, lines=_counted(results), notes=notes)

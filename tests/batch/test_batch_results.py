@@ -41,7 +41,7 @@ def write(folder: Path, name: str, rows: list[Result], age: int) -> None:
 def make_output(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"pixels")
     marker_path(folder / name).parent.mkdir(parents=True, exist_ok=True)
-    marker_path(folder / name).write_text('{"output": "6 hash"}')
+    marker_path(folder / name).write_text('{"output": {"bytes": 6}}')
 
 
 def test_of_every_output_the_newest_row_counts(tmp_path: Path) -> None:

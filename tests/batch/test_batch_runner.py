@@ -14,6 +14,7 @@ from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.runner import MOST_RETURNS, SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.errors import OptionError
+from wsi2ihc.translation.finishing import report_path
 
 
 def tasks(folder: Path, count: int) -> list[SlideTask]:
@@ -110,6 +111,7 @@ def test_an_output_that_another_batch_has_replaced_is_not_done(tmp_path: Path) -
     def succeed_with_marker(task: SlideTask, alone: bool, before: int) -> list[Event]:
         other = dataclasses.replace(task, model="counterstain" if task.number == 1 else task.model, version="another")
         task.output.touch()
+        report_path(task.output).touch()
         write_marker(other if task.number == 1 else task, {})
         return succeed(task, alone, before)
 

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from ..generator.registry import list_models
 from ..notation import listed
 from ..pyramid import published
 from .manifest import Problem
-from .marker import has_output
+from .marker import has_size
 from .places import marker_path
 from .privacy import base_name
 from .runner import SlideState, Status
@@ -104,8 +104,15 @@ def table_name(shard: str) -> str:
     return f"results-{shard.replace('/', '-of-')}.csv" if shard else TABLE_NAME
 
 
-def read_results(folder: Path) -> tuple[list[Result], list[str]]:
+def read_results(folder: Path, is_there: Callable[[Path], bool] = has_size) -> tuple[list[Result], list[str]]:
     """What is known of all slides of an output folder, from all its tables: of every output the newest row.
+
+    Parameters
+    ----------
+    folder
+        Of the outputs.
+    is_there
+        Whether an output that a table calls done is as it was written (`is_intact`), or may be.
 
     Returns
     -------
@@ -133,7 +140,7 @@ def read_results(folder: Path) -> tuple[list[Result], list[str]]:
         places: Counter[str] = Counter()
         for row in _read_table(path):
             name = row.output or row.slide
-            newest[name, places[name]] = _as_it_is(path, row)
+            newest[name, places[name]] = _as_it_is(path, row, is_there)
             places[name] += 1
     return list(newest.values()), _missing_shards(folder, shards)
 
@@ -163,17 +170,17 @@ def _read_table(path: Path) -> list[Result]:
     return results
 
 
-def _as_it_is(table: Path, row: Result) -> Result:
+def _as_it_is(table: Path, row: Result, is_there: Callable[[Path], bool]) -> Result:
     """A row, of which its batch may have been killed before it could say more.
 
     A marker that is younger than the table was written by that batch.
     """
-    if row.status.startswith("done") and not has_output(table.parent / row.output):
+    if row.status.startswith("done") and not is_there(table.parent / row.output):
         return replace(row, status="failed", error="its output is gone or was changed; run the batch again")
     if row.status != "running":
         return row
     written_at, marker = table.stat().st_mtime, marker_path(table.parent / row.output)
-    if has_output(table.parent / row.output) and marker.stat().st_mtime > written_at:
+    if is_there(table.parent / row.output) and marker.stat().st_mtime > written_at:
         return replace(row, status="done")
     return row if abs(time.time() - written_at) < _ALIVE_S else replace(row, status=INTERRUPTED)
 

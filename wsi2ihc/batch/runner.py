@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from .engine import Engine
@@ -62,6 +63,8 @@ def run_batch(
     make_engine: Callable[[], Engine],
     options: BatchOptions,
     on_change: Callable[[Board, SlideState | None], None] = lambda _board, _slide: None,
+    *,
+    verify: bool = False,
 ) -> list[SlideState]:
     """Translate all slides that are not done.
 
@@ -75,6 +78,8 @@ def run_batch(
         How often a slide is tried.
     on_change
         Told of the board after every event, often; with the slide that has ended or has to be tried again, if one has.
+    verify
+        Read the outputs that are done already, and translate those again that are damaged.
 
     Returns
     -------
@@ -86,7 +91,7 @@ def run_batch(
     BatchError, DeviceError
         If nothing can run slides.
     """
-    states = {state.task.number: state for state in states_at_first(tasks)}
+    states = {state.task.number: state for state in states_at_first(tasks, verify=verify)}
     on_change(list(states.values()), None)
     todo = deque(number for number, state in states.items() if state.status == "waiting")
     if not todo:
@@ -114,10 +119,13 @@ def run_batch(
     return [_in_the_end(state) for state in states.values()]
 
 
-def states_at_first(tasks: Sequence[SlideTask]) -> list[SlideState]:
-    """What is done of these slides, and what waits: markers and outputs are looked at, a few at once."""
+def states_at_first(tasks: Sequence[SlideTask], *, verify: bool = False, renew: bool = True) -> list[SlideState]:
+    """What is done of these slides, and what waits: markers and outputs are looked at, a few at once.
+
+    See `read_done` for ``verify`` and ``renew``.
+    """
     with ThreadPoolExecutor(_LOOKING, "look") as pool:
-        return list(pool.map(_at_first, tasks))
+        return list(pool.map(partial(_at_first, verify=verify, renew=renew), tasks))
 
 
 def to_be_replaced(states: Sequence[SlideState]) -> list[str]:
@@ -125,8 +133,8 @@ def to_be_replaced(states: Sequence[SlideState]) -> list[str]:
     return [one.task.name for one in states if one.status == "waiting" and one.task.output.exists()]
 
 
-def _at_first(task: SlideTask) -> SlideState:
-    facts = read_done(task)
+def _at_first(task: SlideTask, *, verify: bool, renew: bool) -> SlideState:
+    facts = read_done(task, verify=verify, renew=renew)
     return SlideState(task) if facts is None else SlideState(task, "done before", facts=facts)
 
 
