@@ -1,0 +1,261 @@
+"""What is printed: safe for terminals, in any encoding, and never the end of the work."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import logging
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_slides import halves, write_slide
+
+from wsi2ihc.cli import output
+from wsi2ihc.cli.main import main
+from wsi2ihc.cli.output import LineFormatter, Screen, ScreenHandler, say, standard_streams, tell
+from wsi2ihc.cli.parameters import set_up_logging
+from wsi2ihc.cli.progress import ProgressBar
+from wsi2ihc.demo import synthetic_tissue
+from wsi2ihc.progress import Progress
+from wsi2ihc.text import columns, cut, printable
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[31m\nError: forged\u202egnp.\u200b\udcff\x9b2J\r"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Größe 4 µm × 漢字 a\u0301\u00a0\u3000", "Größe 4 µm × 漢字 a\u0301\u00a0\u3000"),
+        ("\x1b[2J\x00\x7f\x9b\r\n\t", r"\x1b[2J\x00\x7f\x9b\r\n\t"),
+        ("\u202a\u202e\u2066\u2069\u200b\u2028\ufeff\u3164", r"\u202a\u202e\u2066\u2069\u200b\u2028\ufeff\u3164"),
+        (os.fsdecode(b"sk\xe4n.svs") + "\ud800", r"sk\xe4n.svs\ud800"),
+    ],
+)
+def test_text_of_strangers_is_made_printable(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+
+
+def test_text_is_cut_to_columns_of_the_terminal() -> None:
+    assert (columns("ab"), columns("漢字"), columns("a\u0301"), columns("µ")) == (2, 4, 1, 1)
+    assert (cut("abcdef", 6), cut("abcdef", 5), cut("漢字漢字", 6), cut("abc", 0)) == ("abcdef", "abcd…", "漢字…", "")
+
+
+def test_all_that_commands_print_goes_through_one_module() -> None:
+    folder = Path(output.__file__).parent
+    for path in folder.glob("*.py"):
+        if path.name != "output.py":
+            assert not re.search(r"click\.s?echo|\bprint\(|sys\.std(out|err)|print_exc", path.read_text()), path.name
+
+
+def test_names_and_messages_cannot_forge_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("wsi2ihc.test")
+    handler = ScreenHandler()
+    handler.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
+    logger.addHandler(handler)
+    try:
+        logger.warning("%s", HOSTILE)
+        try:
+            raise ValueError(HOSTILE)
+        except ValueError:
+            logger.exception("it failed")
+    finally:
+        logger.removeHandler(handler)
+    tell(HOSTILE)
+    say(HOSTILE)
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    first, second, *_, last = err.splitlines()
+    assert (first, second, last) == (f"WARNING: {printable(HOSTILE)}", "ERROR: it failed", printable(HOSTILE))
+    assert not set("\x1b\x07\r\x9b\u202e\u200b\udcff") & set(out + err)
+
+
+def test_names_of_slides_reach_the_terminal_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = np.full((260, 260, 3), 240, dtype=np.uint8)
+    name = HOSTILE.replace("/", "") + ".tif"
+    slide = write_slide(tmp_path / "plain.tif", halves(picture, 2), mpp=0.5).rename(tmp_path / name)
+    with pytest.raises(SystemExit) as ended:
+        main(["info", str(slide)])
+    out, _ = capsys.readouterr()
+    assert (ended.value.code, out.splitlines()[0]) == (0, printable(name))
+    for arguments in (["info", f"lost{HOSTILE}"], ["models", "show", HOSTILE], [HOSTILE], ["info", f"--{HOSTILE}"],
+                      ["tissue", str(slide), str(tmp_path / "mask.png")]):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        out, err = capsys.readouterr()
+        assert ended.value.code in (1, 2)
+        assert not set("\x1b\x07\r\x9b\u202e\u200b\udcff") & set(out + err)
+        assert "\nError: forged" not in err
+
+
+class Broken(io.StringIO):
+    """A stream that takes nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def write(self, _: str) -> int:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left"), OSError(5, "I/O"), ValueError("closed")]
+)
+def test_progress_and_messages_that_cannot_be_written_end_nothing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Broken(error))
+    tell("message")
+    bar = ProgressBar()
+    bar(Progress("working", 1, 2))
+    bar.close()
+    ScreenHandler().emit(logging.makeLogRecord({"msg": "record"}))
+    monkeypatch.setattr(sys, "stdout", Broken(error))
+    with pytest.raises(type(error)):
+        say("result")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
+def test_any_encoding_of_the_terminal_will_do(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+    say("0.25 µm × 漢 ≥")
+    text = raw.getvalue().decode(encoding)
+    assert text == "0.25 µm × 漢 ≥\n" or r"\u6f22 \u2265" in text
+
+
+SCRIPT = """
+import sys
+from wsi2ihc.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("where", ["full", "closed", "gone"])
+def test_a_translation_whose_stderr_cannot_be_written_is_done(tmp_path: Path, where: str) -> None:
+    slide = write_slide(tmp_path / "case.tif", halves(synthetic_tissue(260, 260, seed=0), 2), mpp=0.5)
+    out = tmp_path / "out.ome.tiff"
+    command = [sys.executable, "-c", SCRIPT, "translate", str(slide), str(out), "--model", "counterstain", "-v"]
+    redirect = {"full": "2>/dev/full", "closed": "2>&-", "gone": "2> >(exec true)"}[where]
+    shell = ["bash", "-c", f'exec "$@" {redirect}', "bash"]
+    finished = subprocess.run([*shell, *command], capture_output=True, text=True, check=False)
+    assert (finished.returncode, "not for diagnosis" in finished.stdout) == (0, True), finished.stdout
+    assert finished.stderr == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case.tif", "out.ome.tiff", "out.ome.tiff.json"]
+
+
+def test_a_reader_that_is_gone_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, "models", "list"]
+    finished = subprocess.run(
+        ["bash", "-c", '"$@" > >(exec true); echo $?', "bash", *command], capture_output=True, text=True, check=False
+    )
+    assert finished.stdout.strip() in ("0", "1")  # the reader may be quicker to come than to go
+    assert finished.stderr in ("", "Error: the program that read the output has gone\n")
+
+
+def test_a_file_never_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    script = "import os; from wsi2ihc.cli.output import standard_streams\nwith standard_streams(): "
+    script += f"print(os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY), flush=True)"
+    command = ["bash", "-c", 'exec "$@" 0<&- 2>&-', "bash", sys.executable, "-c", script]
+    assert int(subprocess.run(command, capture_output=True, check=True).stdout) > 2
+
+
+def in_a_terminal(script: str, *, width: int) -> str:
+    """What a script writes to a terminal of that width."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stderr=child, stdout=subprocess.PIPE, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(child)
+    written = b""
+    while select.select([parent], [], [], 30)[0]:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:  # the other end was closed
+            break
+        if not part:
+            break
+        written += part
+    os.close(parent)
+    process.communicate(timeout=30)
+    assert process.returncode == 0, written
+    return written.decode()
+
+
+def test_progress_is_cut_to_the_terminal_and_messages_stand_alone() -> None:
+    script = """if True:
+        import logging
+        from wsi2ihc.cli.parameters import set_up_logging
+        from wsi2ihc.cli.progress import ProgressBar
+        from wsi2ihc.progress import Progress
+        set_up_logging(0, False)
+        bar = ProgressBar()
+        bar(Progress("training 漢字漢字漢字", 1, 9, note="x" * 200))
+        logging.getLogger("wsi2ihc").warning("a warning")
+        bar(Progress("validating", 2, 9))
+        bar.close()
+    """
+    written = in_a_terminal(script, width=40)
+    drawn = re.split(r"\r\x1b\[J|\r\n", written)
+    assert [columns(line) <= 39 for line in drawn] == [True] * len(drawn)
+    assert drawn[0].startswith("training 漢字漢字漢字 [")
+    assert drawn[0].endswith("…")
+    assert "WARNING: a warning" in drawn
+    assert written.endswith("\r\x1b[J")
+
+
+def test_a_board_of_several_lines_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    screen = Screen()
+    screen.draw(["one", "two", "three"])
+    screen.draw(["four"])
+    screen.tell(["stays"])
+    assert stream.getvalue() == "one\ntwo\nthree\r\x1b[2A\x1b[Jfour\r\x1b[Jstays\n"
+
+
+def test_nothing_of_a_command_stays_in_the_calling_process(capsys: pytest.CaptureFixture[str]) -> None:
+    signals = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+    before = [signal.getsignal(one) for one in signals], dict(os.environ), warnings.showwarning
+    with pytest.raises(SystemExit):
+        main(["models", "list"])
+    assert ([signal.getsignal(one) for one in signals], dict(os.environ), warnings.showwarning) == before
+    assert "default" in capsys.readouterr().out
+
+
+def test_a_command_runs_in_any_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    codes: list[object] = []
+
+    def run() -> None:
+        try:
+            main(["models", "list"])
+        except SystemExit as ended:
+            codes.append(ended.code)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_warnings_of_libraries_are_printed_as_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with standard_streams():
+        set_up_logging(0, False)
+        warnings.showwarning(UserWarning(HOSTILE), UserWarning, "file.py", 1)
+    assert capsys.readouterr().err == f"WARNING: UserWarning: {printable(HOSTILE)}\n"
