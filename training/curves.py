@@ -17,6 +17,7 @@ from wsi2ihc.errors import TrainingError
 from .files import write_whole
 from .history import NOT_LOSSES, STEP_KEYS, VALIDATION_KEYS, Columns, read_steps, read_validation
 from .metrics import FIGURES
+from .reporting.drawing import default_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,6 +81,7 @@ class _Panel:
     title: str
 
 
+@default_settings()
 def draw_curves(runs: Sequence[Path], output: Path, smooth: int = 0) -> int:
     """Draw the curves of run folders into one PNG, which is replaced if it is there.
 

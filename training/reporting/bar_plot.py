@@ -10,7 +10,18 @@ from typing import Any
 from wsi2ihc.arrays import RGBImage
 
 from .document import Estimate
-from .drawing import INK, TEXT_POINTS, WIDTH_INCHES, add_legend, blank, literal, open_frame, pixels_of, style
+from .drawing import (
+    INK,
+    TEXT_POINTS,
+    WIDTH_INCHES,
+    add_legend,
+    blank,
+    default_settings,
+    literal,
+    open_frame,
+    pixels_of,
+    style,
+)
 from .tables import number
 
 GROUP_SHARE = 0.82
@@ -23,6 +34,7 @@ LEVEL_ROOM, UPRIGHT_ROOM = 0.07, 0.16
 """Of the axis, beyond the longest bar or whisker, for the value that is written there."""
 
 
+@default_settings()
 def bars(values: Mapping[str, Mapping[str, Estimate]], title: str, unit: str, x_title: str = "HER2 level") -> RGBImage:
     """Bars in groups, with whiskers for their intervals.
 

@@ -5,8 +5,9 @@ Drawn without pyplot and its global state. Nothing here imports matplotlib befor
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,19 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise OutputError("drawing plots needs matplotlib: pip install 'wsi2ihc[train]'") from error
+
+
+@contextlib.contextmanager
+def default_settings() -> Iterator[None]:
+    """Draw with the settings that matplotlib comes with, whatever a ``matplotlibrc`` in the current folder says."""
+    try:
+        import matplotlib as mpl
+    except ImportError:  # what draws says so
+        yield
+        return
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        yield
 
 
 def blank(title: str, x_title: str, y_title: str, height_inches: float, width_inches: float = WIDTH_INCHES) -> Axes:

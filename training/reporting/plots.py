@@ -22,6 +22,7 @@ from .drawing import (
     add_colour_bar,
     add_legend,
     blank,
+    default_settings,
     literal,
     open_frame,
     pixels_of,
@@ -49,6 +50,7 @@ MARKED_CELLS = 12
 """A confusion matrix of more classes shows no counts in its cells."""
 
 
+@default_settings()
 def histograms(
     series: Mapping[str, npt.NDArray[Any]],
     edges: npt.NDArray[np.floating[Any]],
@@ -92,6 +94,7 @@ def histograms(
     return pixels_of(axes)
 
 
+@default_settings()
 def scatter_density(
     counts: npt.NDArray[Any],
     edges_x: npt.NDArray[np.floating[Any]],
@@ -137,6 +140,7 @@ def scatter_density(
     return pixels_of(axes)
 
 
+@default_settings()
 def confusion(
     matrix: npt.NDArray[np.integer[Any]], labels: Sequence[str], title: str, x_title: str, y_title: str
 ) -> RGBImage:
@@ -176,6 +180,7 @@ def confusion(
     return pixels_of(axes)
 
 
+@default_settings()
 def heat_map(
     values: npt.NDArray[np.floating[Any]],
     title: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -255,3 +256,21 @@ def test_importing_is_cheap_and_drawing_leaves_pyplot_alone() -> None:
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_matplotlibrc_in_the_current_folder_changes_no_plot(tmp_path: Path) -> None:
+    script = (
+        "import hashlib, matplotlib, numpy\n"
+        "from wsi2ihc.training.reporting.plots import confusion\n"
+        "pixels = confusion(numpy.ones((2, 2), int), ['a', 'b'], 'title', 'x', 'y')\n"
+        "print(matplotlib.rcParams['font.size'], hashlib.sha256(pixels).hexdigest())\n"
+    )
+    found = []
+    for text in ("", "font.size: 30\ntext.usetex: True\nfigure.dpi: 30\naxes.facecolor: red\n"):
+        (tmp_path / "matplotlibrc").write_text(text)
+        finished = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        found.append(finished.stdout.split())
+    assert (found[0][0], found[1][0]) == ("10.0", "30.0")  # a program's own settings stay
+    assert found[0][1] == found[1][1]
