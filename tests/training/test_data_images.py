@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,7 +21,8 @@ from PIL import Image
 
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import Size
-from wsi2ihc.training.data import Pair, check_images, find_pairs, load_data, read_pair
+from wsi2ihc.training.data import Pair, check_images, find_pairs, image_file, images, load_data, read_pair
+from wsi2ihc.training.data.image_file import read_image, read_size
 
 NAMES = {"train": ["a_1", "a_2"], "val": ["b_1"], "test": ["c_1"]}
 
@@ -78,9 +83,9 @@ def converted(mode: str) -> Callable[[Path], None]:
         ("tif", rgb16_tiff, "has 16 bits per channel"),
         ("png", converted("I;16"), "has 16 bits per channel"),
         ("tiff", converted("F"), "has 32 bits per channel"),
-        ("png", converted("L"), "is grey"),
-        ("jpg", converted("L"), "is grey"),
-        ("png", converted("LA"), "is grey with alpha"),
+        ("png", converted("L"), "is gray"),
+        ("jpg", converted("L"), "is gray"),
+        ("png", converted("LA"), "is gray with alpha"),
         ("png", converted("1"), "is black and white"),
         ("png", converted("P"), "has a palette"),
         ("png", converted("RGBA"), "has an alpha channel"),
@@ -108,8 +113,8 @@ def test_files_with_several_images(tmp_path: Path, suffix: str, kind: str) -> No
     path.with_suffix(".png").unlink()
     others = [Image.fromarray(he_pixels(name)) for name in "yz"]
     Image.fromarray(he_pixels("x")).save(path, kind, save_all=True, append_images=others)
-    check_error(tmp_path, f"{path} holds 3 images; keep one image in a file")
-    with pytest.raises(DatasetError, match="holds 3 images"):
+    check_error(tmp_path, f"{path} holds several images; keep one image in a file")
+    with pytest.raises(DatasetError, match="holds several images"):
         read_pair(find_pairs(tmp_path).pairs[1])
 
 
@@ -143,6 +148,171 @@ def test_giant_image(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
     check_error(tmp_path, f"{path} is too large for a patch")
+
+
+@pytest.mark.parametrize("size", [(8193, 8192), (13_000, 13_000), (1_000_000, 1000)])
+def test_patches_beyond_the_limit_are_refused_before_decoding(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Of 1.2 MB, 13,000² px of one color took 6 GB to look at."""
+    kinds_first(tmp_path, NAMES)
+    for kind in ("PNG", "BMP", "TIFF"):
+        path = tmp_path / "HE" / "train" / "a_1.png"
+        path.write_bytes(claiming(kind, *size))
+        check_error(tmp_path, f"{path} is too large for a patch: {size[0]}×{size[1]} px, and 8192×8192 is the most")
+        with pytest.raises(DatasetError, match="is too large for a patch"):
+            read_image(path)
+
+
+def claiming(kind: str, width: int, height: int) -> bytes:
+    """A file of 4 px whose header claims more."""
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, kind)
+    data = bytearray(file.getvalue())
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", width, height)
+    else:
+        for tag, value in ((256, width), (257, height)):
+            at = data.index(struct.pack("<HHI", tag, 4, 1)) + 8
+            data[at : at + 4] = struct.pack("<I", value)
+    return bytes(data)
+
+
+def test_two_images_side_by_side_may_be_twice_as_large(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(claiming("PNG", 16_384, 8192))
+    assert read_size(path, images=2) == Size(16_384, 8192)
+    with pytest.raises(DatasetError, match="too large for a patch"):
+        read_size(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"8BPS\0\1", b"SIMPLE  =", b"GIF89a", b"RIFF....WEBP", b"\0\0\2\0\0\0", b"%!PS-Adobe"]
+)
+def test_other_formats_reach_no_decoder_whatever_they_are_called(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("a decoder was called")
+
+    for plugin in image_file._SIGNATURES:
+        monkeypatch.setattr(image_file, "_SIGNATURES", [(plugin[0], plugin[1], opened)])
+    monkeypatch.setattr(Image, "open", opened)
+    path = tmp_path / "x.png"
+    path.write_bytes(content + bytes(500))
+    for read in (read_size, read_image):
+        with pytest.raises(DatasetError, match="is not an image, or is damaged"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.png", "x.jpg"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_the_kind_is_told_by_the_content(tmp_path: Path, kind: str, name: str) -> None:
+    Image.fromarray(he_pixels("x")).save(tmp_path / name, kind)
+    assert read_size(tmp_path / name) == Size(*SIZE)
+    assert read_image(tmp_path / name).shape == (SIZE[1], SIZE[0], 3)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    os.mkfifo(path)
+    for read in (read_size, read_image):
+        with pytest.raises(DatasetError, match="is not a regular file"):
+            read(path)
+
+
+def directory(*entries: tuple[int, int, int, int], following: int = 0) -> bytes:
+    """A little-endian TIFF file of one directory; entries of tag, type, count, and value or offset."""
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + body + struct.pack("<I", following) + bytes(4096)
+
+
+SMALL = ((256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (directory(*SMALL, (259, 3, 1, 1), (322, 4, 1, 60_000), (323, 4, 1, 60_000)), "is too large for a patch"),
+        (directory(*SMALL, (259, 3, 1, 34887)), "is compressed in a way that is not read here"),
+        (directory(*SMALL, (259, 3, 1, 50000)), "is compressed in a way that is not read here"),
+        (directory(*SMALL, (259, 3, 1, 1), following=8), "holds several images"),
+        (directory(*SMALL, *((40_000 + tag, 7, 1 << 24, 8) for tag in range(300))), "is not an image, or is damaged"),
+        (directory(*SMALL, *((40_000 + tag, 7, 1, 8) for tag in range(5000))), "is not an image, or is damaged"),
+        (directory(*SMALL, (258, 3, 1 << 31, 8)), "is not an image, or is damaged"),
+        (directory(), "is not an image, or is damaged"),
+        (struct.pack("<2sHI", b"II", 42, 1 << 31), "is not an image, or is damaged"),
+    ],
+)
+def test_tiff_files_are_bounded_before_a_decoder_sees_them(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "x.tif"
+    path.write_bytes(content)
+    for read in (read_size, read_image):
+        with pytest.raises(DatasetError, match=problem):
+            read(path)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+@pytest.mark.parametrize("big", [False, True])
+def test_tiff_files_of_the_usual_compressions(tmp_path: Path, compression: str, big: bool) -> None:
+    path = tmp_path / "x.tif"
+    Image.fromarray(he_pixels("x")).save(path, compression=compression, big_tiff=big)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_image(path), np.asarray(image))
+    tifffile.imwrite(path, he_pixels("x"), photometric="rgb", tile=(32, 32), bigtiff=big, byteorder="<" if big else ">")
+    np.testing.assert_array_equal(read_image(path), he_pixels("x"))
+
+
+def test_text_that_unpacks_to_more_than_the_file_is_refused(tmp_path: Path) -> None:
+    path = save(he_pixels("x"), tmp_path / "x.png")
+    data = path.read_bytes()
+    for name in (b"zTXt", b"iCCP"):
+        chunk = name + b"x\0\0" + zlib.compress(bytes(1 << 26))
+        packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(data[:33] + packed + data[33:])
+        with pytest.raises(DatasetError, match="is not an image, or is damaged"):
+            read_size(path)
+
+
+def test_a_small_patch_with_much_beside_it_is_refused(tmp_path: Path) -> None:
+    path = save(he_pixels("x"), tmp_path / "x.bmp")
+    with path.open("r+b") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(DatasetError, match=r"has 68,157,440 bytes, too many for 40×32 px"):
+        read_size(path)
+
+
+def test_a_jpeg_file_of_many_scans_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(he_pixels("x")).save(path, progressive=True)
+    data = path.read_bytes()
+    assert read_image(path).shape == (32, 40, 3)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    path.write_bytes(data[:-2] + 100 * scan + data[-2:])
+    with pytest.raises(DatasetError, match="scans"):
+        read_image(path)
+
+
+def test_threads_hold_a_bounded_amount_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds_first(tmp_path, {"train": [f"{number:02}" for number in range(12)]})
+    pairs = find_pairs(tmp_path).pairs
+    monkeypatch.setattr(images, "_room", images._Room(3 * 2 * SIZE[0] * SIZE[1] * 12))
+    inside, most = [], []
+
+    def hold(pair: Pair) -> None:
+        with images.room_for(pair):
+            inside.append(pair)
+            most.append(len(inside))
+            time.sleep(0.005)
+            inside.remove(pair)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, pairs))
+    assert max(most) == 3
+    monkeypatch.setattr(images, "_room", images._Room(1))
+    with images.room_for(pairs[0]):
+        pass  # alone, whatever it needs
 
 
 def test_file_gone(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .checking import decode_pairs as decode_pairs
     from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
     from .groups import assign_groups as assign_groups
+    from .image_file import read_image as read_image
     from .images import PatchSizes as PatchSizes
     from .images import check_images as check_images
-    from .images import read_image as read_image
     from .images import read_pair as read_pair
     from .images import read_sizes as read_sizes
     from .layouts import LAYOUTS as LAYOUTS
@@ -36,7 +36,7 @@ _HOMES = {
     "decode_pairs": ".checking",
     "find_pairs": ".layouts",
     "load_data": ".split",
-    "read_image": ".images",
+    "read_image": ".image_file",
     "read_pair": ".images",
     "read_sizes": ".images",
 }

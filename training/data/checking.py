@@ -14,7 +14,7 @@ import numpy as np
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
 
-from .images import THREADS, pairs_to_open, read_pair
+from .images import THREADS, pairs_to_open, read_pair, room_for
 from .pairs import Pair
 
 _STAINS = ("H&E", "IHC")
@@ -69,7 +69,8 @@ def decode_pairs(pairs: Iterable[Pair], progress: Callable[[int, int], None] | N
 
 
 def _hashes_of(pair: Pair) -> tuple[bytes | None, ...]:
-    return tuple(_hash_of(image) for image in read_pair(pair))
+    with room_for(pair):
+        return tuple(_hash_of(image) for image in read_pair(pair))
 
 
 def _hash_of(image: RGBImage) -> bytes | None:

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
-
-import imagecodecs
-import numpy as np
-from PIL import Image, TiffImagePlugin
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import Size
 
 from .files import same_images
+from .image_file import read_image, read_size
 from .pairs import Pair
 
 THREADS = 8
 """That look at files: they mostly wait for the disk, or for the network behind it, or decode without Python's lock."""
 
-_PNG_DEPTH_AT = 24
-"""Where a PNG file has its bits per channel: in the header chunk, which is the first (PNG specification, 11.2.1)."""
+MOST_DECODED_BYTES = 1 << 30
+"""Of the pairs that threads of one process hold at once; a larger pair is held alone."""
 
-_MODES = {
-    "1": "is black and white",
-    "L": "is grey",
-    "LA": "is grey with alpha",
-    "P": "has a palette",
-    "PA": "has a palette",
-    "RGBA": "has an alpha channel",
-    "RGBa": "has an alpha channel",
-    "RGBX": "has a fourth channel",
-    "CMYK": "is CMYK",
-}
+_BYTES_PER_PX = 12
+"""While an image is decoded: the decoder's own copy, the coefficients of progressive JPEG, and the array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +34,11 @@ class PatchSizes:
     smallest: Size
     largest: Size
     patches: int
+
+    @property
+    def at_once(self) -> int:
+        """How many pairs of the largest size may be held decoded, at least one."""
+        return max(1, MOST_DECODED_BYTES // (2 * self.largest.area_px * _BYTES_PER_PX))
 
     def __str__(self) -> str:
         same = self.smallest == self.largest
@@ -118,58 +110,46 @@ def pairs_to_open(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _check_pair(pair: Pair) -> Size:
-    size = _check_header(pair.he)
+    size = read_size(pair.he, images=2 if pair.half else 1)
     if pair.half:
         return Size(_half_of(pair, size.width), size.height)
-    _check_same(pair, size, _check_header(pair.ihc))
+    _check_same(pair, size, read_size(pair.ihc))
     return size
 
 
-def _check_header(path: Path) -> Size:
-    try:
-        with path.open("rb") as file:
-            image = _open(file, path)
-            return Size(*image.size)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror or error!s:.80})") from error
+class _Room:
+    """An amount that threads share; each waits until what it needs is there, or until it is alone."""
+
+    def __init__(self, amount: int) -> None:
+        self._amount, self._used, self._changed = amount, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + amount <= self._amount)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
 
 
-def _open(file: BinaryIO, path: Path) -> Image.Image:
-    """Parse the header of an image, and refuse all but one image of 8-bit RGB."""
-    head = file.read(_PNG_DEPTH_AT + 1)
-    file.seek(0)
-    try:
-        image = Image.open(file)
-        count = getattr(image, "n_frames", 1)
-    except Image.DecompressionBombError as error:
-        raise DatasetError(f"{path} is too large for a patch; cut it into patches") from error
-    except Exception as error:  # Pillow raises whatever it likes on damaged headers
-        if isinstance(error, OSError) and error.errno:  # the disk's
-            raise
-        raise DatasetError(f"{path} is not an image, or is damaged; replace it, or remove the pair") from error
-    if count > 1:
-        raise DatasetError(f"{path} holds {count} images; keep one image in a file")
-    if problem := _problem(image, head):
-        raise DatasetError(f"{path} {problem}; convert it to 8-bit RGB")
-    return image
+_room = _Room(MOST_DECODED_BYTES)
 
 
-def _problem(image: Image.Image, head: bytes) -> str:
-    """What is wrong with the kind of pixels; "" if nothing is.
+@contextlib.contextmanager
+def room_for(pair: Pair) -> Iterator[None]:
+    """Wait until a pair can be decoded beside those that other threads hold; around all work on its pixels.
 
-    Pillow opens PNG and TIFF of 16 bits per channel as mode RGB and drops the lower halves, so the mode is not enough.
+    Raises
+    ------
+    DatasetError
+        If its headers cannot be read, as for `check_images`.
     """
-    bits = 8
-    if image.format == "PNG":
-        bits = head[_PNG_DEPTH_AT]
-    elif isinstance(image, TiffImagePlugin.TiffImageFile):
-        stated = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1)
-        bits = max(stated) if isinstance(stated, tuple) else int(stated)
-    if bits > 8:
-        return f"has {bits} bits per channel"
-    if image.mode != "RGB":
-        return _MODES.get(image.mode, f"is of the kind {image.mode}")
-    return "has an alpha channel" if "transparency" in image.info else ""
+    with _room.taken(2 * _check_pair(pair).area_px * _BYTES_PER_PX):
+        yield
 
 
 def read_pair(pair: Pair) -> tuple[RGBImage, RGBImage]:
@@ -180,7 +160,7 @@ def read_pair(pair: Pair) -> tuple[RGBImage, RGBImage]:
     DatasetError
         If a file is gone, damaged or truncated, is no single 8-bit RGB image, or the sizes differ.
     """
-    he = read_image(pair.he)
+    he = read_image(pair.he, images=2 if pair.half else 1)
     if pair.half:
         width = _half_of(pair, he.shape[1])
         left, right = he[:, :width], he[:, width:]
@@ -203,26 +183,3 @@ def _check_same(pair: Pair, he: Size, ihc: Size) -> None:
 
 def _size(image: RGBImage) -> Size:
     return Size(image.shape[1], image.shape[0])
-
-
-def read_image(path: Path) -> RGBImage:
-    """Decode one image as it is stored.
-
-    PNG goes through libpng, in three quarters of the time that Pillow takes; all else through Pillow, since the JPEG
-    decoders that are a fifth faster take a truncated file for a whole one. An orientation in EXIF is ignored: scanners
-    write none, and where a tool left one in one file of a pair only, to follow it would part the two images.
-
-    Raises
-    ------
-    DatasetError
-        If the file is gone, damaged or truncated, or is no single 8-bit RGB image.
-    """
-    try:
-        data = path.read_bytes()
-        with _open(io.BytesIO(data), path) as image:
-            pixels = imagecodecs.png_decode(data) if image.format == "PNG" else np.asarray(image)
-    except DatasetError:
-        raise
-    except Exception as error:  # decoders raise whatever they like on damaged data
-        raise DatasetError(f"{path} cannot be decoded ({error!s:.80}); replace it, or remove the pair") from error
-    return np.asarray(pixels, np.uint8)

@@ -32,6 +32,10 @@ ROLE_NAMES: Mapping[str, Role] = {
 """What the roles are called in folders and tables (there in any case)."""
 
 
+LARGEST_SIDE_PX = 8192
+"""Of a square patch; others may have as many px. Decoding one takes some 0.8 GB."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One H&E patch and the IHC patch of the same tissue.

@@ -196,8 +196,9 @@ class _Crops:
         left, top = int(x * (width - self.crop_px + 1)), int(y * (height - self.crop_px + 1))
         place = np.s_[top : top + self.crop_px, left : left + self.crop_px]
         symmetry = int(turn * _SYMMETRIES[self.augmentation])
-        stained = recoloured(he[place], self.stain_jitter, np.array(stain))
-        return turned(stained, symmetry), turned(ihc[place], symmetry)
+        # Copies: a view would keep the whole patch until the batch is complete.
+        stained = recoloured(he[place].copy(), self.stain_jitter, np.array(stain))
+        return turned(stained, symmetry), turned(ihc[place].copy(), symmetry)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,8 +70,9 @@ def evaluate_folders(
     source = _source(images, list(files.values()))
     calibration = _calibration(list(files.values()), options, progress)
     margin_px = interior_margin_px(min(min(one.smallest.width, one.smallest.height) for one in sizes), methods)
+    batch_size = min(options.batch_size, *(one.at_once for one in sizes))
     results = score_methods(
-        source, methods, Scale(calibration.stained_from, options.mpp), batch_size=options.batch_size,
+        source, methods, Scale(calibration.stained_from, options.mpp), batch_size=batch_size,
         margin_px=margin_px, inception=inception, seed=options.seed, progress=progress,
     )  # fmt: skip
     _check_not_references(results, len(pairs))

@@ -67,7 +67,8 @@ def evaluate_patches(
     mpp = options.mpp or data.mpp
     margin_px = interior_margin_px(min(sizes.smallest.width, sizes.smallest.height), trained)
     results = score_methods(
-        source, methods, Scale(calibration.stained_from, mpp), batch_size=options.batch_size, margin_px=margin_px,
+        source, methods, Scale(calibration.stained_from, mpp), batch_size=min(options.batch_size, sizes.at_once),
+        margin_px=margin_px,
         inception=inception, seed=options.seed, progress=progress,
     )  # fmt: skip
     readers = () if unit == "patches" else fit_readers(calibration)

@@ -17,6 +17,7 @@ from wsi2ihc.progress import Progress, ProgressCallback, silent
 from wsi2ihc.runtime import cores
 
 from ..data import Pair, PairedData, assign_groups, find_pairs, read_pair, read_sizes
+from ..data.images import room_for
 from ..pairing.agreement import Agreement, agreement
 from ..reporting.document import Report
 from .describing import describe
@@ -140,6 +141,11 @@ def _measure(
 
 
 def _look(pair: Pair, mpp: float | None, factor: int) -> _Measured:
+    with room_for(pair):
+        return _measured(pair, mpp, factor)
+
+
+def _measured(pair: Pair, mpp: float | None, factor: int) -> _Measured:
     he, ihc = (np.ascontiguousarray(image) for image in read_pair(pair))
     agreed = agreement(he, ihc, mpp or ASSUMED_MPP)
     height, width = he.shape[0], 2 * he.shape[1]

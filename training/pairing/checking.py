@@ -17,7 +17,7 @@ from wsi2ihc.geometry import Size
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 
 from ..data.files import read_lines
-from ..data.images import THREADS, read_pair
+from ..data.images import THREADS, read_pair, room_for
 from ..data.layouts import find_pairs
 from ..data.pairs import ROLE_NAMES, Pair
 from ..data.table import STATEMENT_NAME, TABLE_NAME
@@ -240,16 +240,23 @@ def _look(row: _Row) -> tuple[Size | None, list[str]]:
     problems = []
     for file, expected in dict.fromkeys(zip((row.pair.he, row.pair.ihc), row.sums, strict=True)):
         try:
-            content = hashlib.sha256(file.read_bytes()).hexdigest() if expected else ""
+            content = _sha256_of(file) if expected else ""
         except OSError as error:
             return None, [f"{row.where}: {file} cannot be read ({reason(error)})"]
         if content != expected.lower():
             problems.append(f"{row.where}: {file.name} has changed: its checksum is not that of the table")
     try:
-        he, _ = read_pair(row.pair)
+        with room_for(row.pair):
+            he, _ = read_pair(row.pair)
+            size = Size(he.shape[1], he.shape[0])
     except DatasetError as error:
         return None, [*problems, f"{row.where}: {error}"]
-    return Size(he.shape[1], he.shape[0]), problems
+    return size, problems
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _miscounted(rows: Sequence[_Row], statement: dict[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from wsi2ihc.errors import OptionError
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.slide.resolution import MPP_RANGE
 
+from ..data.pairs import LARGEST_SIDE_PX
 from .filters import Limits
 from .splitting import Shares
 
@@ -19,9 +20,6 @@ LEAST_PATCH_PX = 64
 
 LEAST_STRIDE_PX = 64
 """A slide of 100,000² px has two million places then."""
-
-LARGEST_PATCH_PX = 16_384
-"""A pair of this side takes 1.6 GB, and some times that while it is measured."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -53,9 +51,9 @@ class PairsOptions:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if not LEAST_PATCH_PX <= self.patch_size <= LARGEST_PATCH_PX:
+        if not LEAST_PATCH_PX <= self.patch_size <= LARGEST_SIDE_PX:
             raise OptionError(
-                f"--patch-size must lie between {LEAST_PATCH_PX} and {LARGEST_PATCH_PX} px, not {self.patch_size}"
+                f"--patch-size must lie between {LEAST_PATCH_PX} and {LARGEST_SIDE_PX} px, not {self.patch_size}"
             )
         if self.stride and self.stride < LEAST_STRIDE_PX:
             raise OptionError(
