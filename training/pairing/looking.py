@@ -52,6 +52,7 @@ def look_at_pair(job: SlideJob, threads: int, tell: Tell) -> None:  # noqa: ARG0
         for note in check_pair(job.pair, he, ihc, job.options):
             tell(Noted(note))
         given_transform(job.pair, he, ihc)
+        check_not_same(he, ihc)
         landmarks_of(job.pair, he, ihc)
 
 
@@ -61,12 +62,8 @@ def check_pair(pair: SlidePair, he: Slide, ihc: Slide, options: PairsOptions) ->
     Raises
     ------
     OptionError
-        If a slide is far coarser than the patches, the H&E is smaller than one, or both are the same slide.
+        If a slide is far coarser than the patches, or the H&E is smaller than one.
     """
-    if is_same_slide(he.info, ihc.info):
-        raise OptionError(
-            f"{he.info.name} (H&E) and {ihc.info.name} (IHC) are the same slide; name the slides of both stains"
-        )
     notes = list(slide_doubts(pair, he, ihc))
     for info, (path, stated, column) in zip((he.info, ihc.info), _files(pair), strict=True):
         notes += _resolution_notes(info, options.mpp, column)
@@ -78,6 +75,20 @@ def check_pair(pair: SlidePair, he: Slide, ihc: Slide, options: PairsOptions) ->
             f"{options.patch_size} px; lower --patch-size"
         )
     return tuple(notes)
+
+
+def check_not_same(he: Slide, ihc: Slide) -> None:
+    """Refuse one slide for both stains.
+
+    Raises
+    ------
+    OptionError
+        If their hashes are the same.
+    """
+    if is_same_slide(he.info, ihc.info):
+        raise OptionError(
+            f"{he.info.name} (H&E) and {ihc.info.name} (IHC) are the same slide; name the slides of both stains"
+        )
 
 
 def _files(pair: SlidePair) -> tuple[tuple[Path, float | None, str], ...]:

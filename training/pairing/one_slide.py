@@ -29,7 +29,7 @@ from .cutting import CutPatch, CutPlan, cut, plan_cuts
 from .encoding import EncodedPatch, encode_patch
 from .fingerprints import row_print_of
 from .jobs import Doing, SlideJob
-from .looking import check_pair, opened
+from .looking import check_not_same, check_pair, opened
 from .places import ATTEMPT_NAME, PATCHES_NAME
 from .slide_writer import SlideWriter
 from .store import PairsStore
@@ -59,7 +59,9 @@ def make_pair_patches(job: SlideJob, threads: int, tell: Tell) -> None:
     cv2.setNumThreads(threads)
     with opened(pair) as (he, ihc), alone(store.slide_folder(pair.slide)):
         notes = check_pair(pair, he, ihc, job.options)
-        transform, landmarks = given_transform(pair, he, ihc), landmarks_of(pair, he, ihc)
+        transform = given_transform(pair, he, ihc)
+        check_not_same(he, ihc)
+        landmarks = landmarks_of(pair, he, ihc)
         writer = store.begin(pair.slide)
         alignment = _aligned(job, he, ihc, transform, landmarks, threads, say)
         write_registration(writer.folder, he, ihc, alignment.transform, alignment.facts)

@@ -150,14 +150,14 @@ def test_an_he_slide_or_a_transform_of_another_slide_is_refused(slides: Path, tm
         evaluate_slides(*files, tmp_path / "other.json", QUICK)
 
 
-def test_the_floor_is_made_of_the_he_slide_at_its_own_resolution(slides: Path, tmp_path: Path) -> None:
+def test_the_floor_is_made_of_the_he_slide_at_its_own_resolution(slides: Path, tmp_path: Path, ihc: RGBImage) -> None:
     """An H&E slide of twice the resolution shows the same tissue in the same place."""
     he = synthetic_tissue(700, 600, seed=1)
     write_slide(tmp_path / "he.tif", halves(np.repeat(np.repeat(he, 2, 0), 2, 1), 2), mpp=0.25, compression="deflate")
     save_transform(tmp_path / "identity.json", affine(np.eye(2, 3)))
-    result = evaluate_slides(
-        str(slides / "virtual.tif"), str(slides / "virtual.tif"), None, QUICK, square_um=50, he=str(tmp_path / "he.tif")
-    )
+    write_slide(tmp_path / "reference.tif", halves(ihc, 2), compression="lzw")
+    files = str(tmp_path / "reference.tif"), str(slides / "virtual.tif")
+    result = evaluate_slides(*files, None, QUICK, square_um=50, he=str(tmp_path / "he.tif"))
     _, floor = result.evaluation.methods
     assert floor.method.name == "counterstain"
     rows, columns = result.squares.shape
