@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from make_slides import write_slide
 
+from wsi2ihc.bands.marker import read_marker
 from wsi2ihc.batch.connecting import address_of
 from wsi2ihc.batch.manifest import read_rows
 from wsi2ihc.errors import Wsi2IhcError
-from wsi2ihc.inputs import open_regular, read_regular
+from wsi2ihc.inputs import open_regular, read_json, read_regular
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.landmarks import read_landmarks
 from wsi2ihc.slide import open_slide
@@ -95,3 +96,25 @@ def test_no_reader_waits_for_a_pipe_or_reads_a_device(special: Callable[[str], P
     with pytest.raises(Wsi2IhcError) as refusal:
         READERS[name](special(name))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "", "\xff", "{'a': 1}"])
+def test_what_is_not_json_is_a_value_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "damaged.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"\S"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("name", ["mask.geojson", "transform.json", "scheduler.json"])
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("[" * 100_000)
+    with pytest.raises(Wsi2IhcError) as refusal:
+        READERS[name](path)
+    assert len(str(refusal.value)) < 400
+
+
+def test_a_marker_that_is_nested_too_deeply_is_no_marker(tmp_path: Path) -> None:
+    (tmp_path / "0000.json").write_text("[" * 100_000)
+    assert read_marker(tmp_path / "0000.json") is None

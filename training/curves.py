@@ -159,7 +159,7 @@ def _distinct_names(folders: Sequence[Path]) -> list[str]:
 def _recipe(folder: Path) -> str:
     try:
         recipe = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")).get("recipe", "")
-    except (OSError, ValueError):  # curves can be drawn without
+    except (OSError, ValueError, RecursionError):  # curves can be drawn without
         return ""
     return recipe if isinstance(recipe, str) else ""
 

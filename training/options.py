@@ -245,14 +245,15 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises
     ------
     OptionError
-        If it cannot be read, is no TOML, or has a key that is no option.
+        If it cannot be read, is not TOML, or has a key that is not an option.
     """
     try:
         values = tomllib.loads(read_regular(path, LARGEST_CONFIG_BYTES).decode("utf-8"))
     except OSError as error:
         raise OptionError(f"the configuration {path} cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OptionError(f"the configuration {path} is no TOML ({error!s:.120})") from error
+    # beside TOML's own error: text that is not UTF-8, numbers of thousands of digits, arrays nested too deeply
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"the configuration {path} is not TOML ({error!s:.120})") from error
     hints = get_type_hints(TrainOptions)
     for name, value in values.items():
         if isinstance(value, dict):

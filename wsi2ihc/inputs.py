@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
+
+LARGEST_JSON_BYTES = 256 << 20
+"""The largest that the program writes itself, the record of a slide's patches, takes some 10 MB."""
 
 
 def open_regular(path: str | Path, largest_bytes: int | None = None) -> BufferedReader:
@@ -55,6 +60,22 @@ def read_regular(path: str | Path, largest_bytes: int) -> bytes:
     if len(content) > largest_bytes:
         raise _too_large(path, largest_bytes)
     return content
+
+
+def read_json(path: str | Path, largest_bytes: int = LARGEST_JSON_BYTES) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    OSError
+        As `open_regular` does.
+    ValueError
+        If it is not JSON, or is nested too deeply for the parser.
+    """
+    try:
+        return json.loads(read_regular(path, largest_bytes))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _too_large(path: str | Path, largest_bytes: int) -> OSError:

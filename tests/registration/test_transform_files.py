@@ -188,6 +188,28 @@ def test_fields_that_are_wrong(saved: Path) -> None:
     same(load_transform(rewritten(saved, packed(coefficients=good))), FULL)
 
 
+def npy(header: str) -> bytes:
+    """A field whose array has this header."""
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
+        text = header.encode()
+        archive.writestr("coefficients.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (7, 7, 2), ",  # ends in tokenize.TokenError
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (7, 7, 2), 'a': " + "(" * 3000,
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 2**62)}",
+        "{'descr': 'zz', 'fortran_order': 1, 'shape': 3}",
+        "1L",
+    ],
+)
+def test_a_field_with_a_damaged_header_is_refused(saved: Path, header: str) -> None:
+    assert "register again" in refused(rewritten(saved, npy(header)))
+
+
 def test_a_field_that_was_changed_or_cut(saved: Path) -> None:
     npz = saved.with_suffix(".npz")
     content = npz.read_bytes()

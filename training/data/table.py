@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.inputs import read_json
 from wsi2ihc.slide.resolution import MPP_RANGE
 
 from .files import read_csv
@@ -151,10 +151,10 @@ def with_statement(data: PairedData) -> PairedData:
     """
     path = data.folder / STATEMENT_NAME
     try:
-        statement = json.loads(path.read_text(encoding="utf-8"))
+        statement = read_json(path)
     except FileNotFoundError:
         return data
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path} cannot be read as JSON ({getattr(error, 'strerror', None) or error!s:.80})"
         ) from error

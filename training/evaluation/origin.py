@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import tifffile
 
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import Size
+from wsi2ihc.inputs import read_json
 from wsi2ihc.pyramid.omexml import NAMESPACE
 from wsi2ihc.registration.transform import SlideFrame
 from wsi2ihc.registration.warp_plan import is_comparable
@@ -86,7 +86,7 @@ def check_source(origin: Origin, fixed: SlideFrame | None, he: SlideInfo | None,
 def _report_beside(virtual: str, size: Size) -> dict[str, Any] | None:
     """The translation's report; None where there is none, or one of another file."""
     try:
-        report = json.loads(Path(f"{virtual}.json").read_text(encoding="utf-8"))
+        report = read_json(Path(f"{virtual}.json"))
         own = report["output_size"]
         is_own = (own["width"], own["height"]) == (size.width, size.height) and isinstance(report["source"], dict)
     except (OSError, ValueError, KeyError, TypeError):

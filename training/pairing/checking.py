@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from wsi2ihc.errors import DatasetError, OptionError
 from wsi2ihc.geometry import Size
+from wsi2ihc.inputs import read_json
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 
 from ..data.files import read_lines
@@ -196,7 +196,7 @@ def _statement(folder: Path, problems: list[str]) -> dict[str, Any]:
     """What ``dataset.json`` says; empty if there is none."""
     path = folder / STATEMENT_NAME
     try:
-        statement = json.loads(path.read_text(encoding="utf-8"))
+        statement = read_json(path)
     except FileNotFoundError:
         if (folder / STORE_NAME).exists():
             problems.append(f"there is no {STATEMENT_NAME}: the data set is not complete; run the command again")

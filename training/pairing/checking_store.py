@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError, TransformError
+from wsi2ihc.inputs import read_json
 from wsi2ihc.registration.files import TRANSFORM_NAME, load_transform
 
 from ..data.table import TABLE_NAME
@@ -44,7 +44,7 @@ def store_problems(folder: Path, slides: Collection[str], files: Collection[Path
 def _begun(folder: Path) -> Iterator[str]:
     without = "`wsi2ihc pairs` cannot go on with this data set; as it is, it can be trained on"
     try:
-        begun = json.loads((folder / STORE_NAME).read_text(encoding="utf-8"))
+        begun = read_json(folder / STORE_NAME)
     except FileNotFoundError:
         yield f"there is no {STORE_NAME}: {without}"
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi2ihc.errors import OutputExistsError
+from wsi2ihc.inputs import read_json
 from wsi2ihc.registration.folder import OWN_NAMES
 
 from ..data.pairs import Role
@@ -102,7 +103,7 @@ def read_places(folder: Path) -> dict[Path, Path]:
     """
     path = folder / PLACES_NAME
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         return moves(folder, [Place(*row) for row in facts["places"]], facts["side_by_side"])
     except FileNotFoundError:
         return {}

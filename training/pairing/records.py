@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wsi2ihc.inputs import read_json
+
 from ..files import write_whole
 
 RECORD_NAME = "record.json"
@@ -92,7 +94,7 @@ def write_record(folder: Path, record: SlideRecord) -> None:
 def read_record(folder: Path) -> SlideRecord | None:
     """The record in a slide's folder; None if there is none, or it is none: the slide is then cut anew."""
     try:
-        facts = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        facts = read_json(folder / RECORD_NAME)
         patches = tuple(PatchRecord(**patch) for patch in facts.pop("patches"))
         return SlideRecord(**facts, patches=patches)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

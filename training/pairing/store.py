@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OutputError, OutputExistsError
+from wsi2ihc.inputs import read_json
 from wsi2ihc.locks import LOCK, locked
 
 from ..files import cannot_write, write_whole
@@ -186,7 +187,7 @@ def _check_folder(folder: Path, options: Mapping[str, Any]) -> None:
     try:
         # what a run leaves that is killed while it writes its first file
         names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(f".{STORE_NAME}.")} - {LOCK}
-        begun = json.loads((folder / STORE_NAME).read_text(encoding="utf-8")) if STORE_NAME in names else None
+        begun = read_json(folder / STORE_NAME) if STORE_NAME in names else None
     except ValueError as error:
         raise OutputExistsError(f"{folder / STORE_NAME} is damaged; choose another folder") from error
     except OSError as error:

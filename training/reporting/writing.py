@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError, OutputExistsError
+from wsi2ihc.inputs import read_json
 from wsi2ihc.locks import locked
 
 from ..files import cannot_write, make_folder, write_whole
@@ -133,7 +134,7 @@ def _check_contents(folder: Path, place: Path, overwrite: bool) -> None:
 def _files_of_report(place: Path) -> set[str]:
     """The files of the report in a folder, by their paths in it; empty if there is no report."""
     try:
-        data = json.loads((place / JSON_NAME).read_bytes())
+        data = read_json(place / JSON_NAME)
     except (FileNotFoundError, IsADirectoryError, ValueError):
         return set()
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get(FILES_KEY), list):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..inputs import read_json
 from ..pyramid import published
 from ..translation.seams import Phases, SeamSums
 
@@ -81,7 +82,7 @@ def write_marker(path: Path, marker: Marker) -> None:
 def read_marker(path: Path) -> Marker | None:
     """The marker of a band; None if there is none, or it is damaged."""
     try:
-        return Marker.from_json(json.loads(path.read_bytes()))
+        return Marker.from_json(read_json(path))
     except (OSError, LookupError, TypeError, ValueError, ArithmeticError):
         return None
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OutputError
+from ..inputs import read_json
 from ..pyramid import PyramidOptions, published
 from ..translation.report import TranslateReport, is_stored_as
 from .places import PUBLISHED
@@ -31,7 +32,7 @@ def note_published(folder: Path, unpublished: Path, report: TranslateReport) -> 
 def is_published(folder: Path, output: Path, pyramid: PyramidOptions) -> bool:
     """Whether the output is there, comes from this store and is stored as asked: only the last steps are wanting."""
     try:
-        facts = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
+        facts = read_json(folder / PUBLISHED)
         stored = facts["report"]["options"]["pyramid"]
         return bool(facts["trace"] == _trace_of(output)) and is_stored_as(stored, output, pyramid)
     except (OSError, ValueError, KeyError, TypeError):
@@ -47,7 +48,7 @@ def noted_report(folder: Path, output: Path) -> TranslateReport:
         If the note is damaged.
     """
     try:
-        facts = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))["report"]
+        facts = read_json(folder / PUBLISHED)["report"]
         return replace(TranslateReport.from_json(facts), output_name=output.name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(

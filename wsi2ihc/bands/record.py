@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import OutputError
 from ..geometry import Size
+from ..inputs import read_json
 from ..plan import Layout
 from ..tissue import TissueMask
 from ..translation.identity import Identity
@@ -84,7 +85,7 @@ def read_record(folder: Path) -> Record:
         If it is another user's, who keeps it to himself.
     """
     try:
-        facts = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        facts = read_json(folder / PLAN)
         if facts["format"] != FORMAT or facts["version"] != VERSION:
             raise ValueError(f"format {facts['format']!r:.40}, version {facts['version']!r:.20}")
         with (folder / MASK).open("rb") as file, np.load(file, allow_pickle=False) as arrays:

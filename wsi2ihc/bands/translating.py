@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
 
 from ..errors import OutputError, OutputExistsError
 from ..generator.model import Generator
+from ..inputs import read_json
 from ..progress import ProgressCallback, silent
 from ..pyramid import check_output, is_zarr
 from ..pyramid.folders import tree_bytes
@@ -81,7 +81,7 @@ def translate(
 def finished_report(output: Path, options: TranslateOptions, known_identity: Identity) -> TranslateReport | None:
     """The report of an output that is there and is what is asked for: of this identity, and stored so. Else None."""
     try:
-        report = TranslateReport.from_json(json.loads(report_path(output).read_text(encoding="utf-8")))
+        report = TranslateReport.from_json(read_json(report_path(output)))
         output_bytes = tree_bytes(output) if output.is_dir() else output.stat().st_size
         is_same = report.fingerprint == fingerprint(known_identity) and report.output_bytes == output_bytes
         return report if is_same and is_stored_as(report.options["pyramid"], output, options.pyramid) else None

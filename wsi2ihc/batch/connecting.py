@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BatchError
-from ..inputs import read_regular
+from ..inputs import read_json
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -31,7 +30,7 @@ def address_of(scheduler: str) -> str:
     if not (scheduler.endswith(".json") or path.exists()):
         return scheduler
     try:
-        return str(json.loads(read_regular(path, LARGEST_FILE_BYTES))["address"])
+        return str(read_json(path, LARGEST_FILE_BYTES)["address"])
     except FileNotFoundError as error:
         raise BatchError(
             f"there is no scheduler file {scheduler}; start one: dask scheduler --scheduler-file {scheduler}"

@@ -200,8 +200,10 @@ def _unpacked(content: bytes, name: str, expected_bytes: int) -> Any:
                 raise ValueError("larger than stated")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return arrays[_MEMBER]
-    # What numpy and zipfile raise on damage.
-    except (OSError, ValueError, KeyError, EOFError, SyntaxError, NotImplementedError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    # numpy, zipfile and zlib raise many kinds on damage, tokenize.TokenError and zlib.error among them
+    except Exception as error:
         raise TransformError(f"{name} cannot be read ({str(error)[:80]}); register again") from error
 
 

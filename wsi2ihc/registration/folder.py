@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, OutputExistsError, TransformError
+from ..inputs import read_json
 from ..locks import LOCK, locked
 from .files import FORMAT as TRANSFORM_FORMAT
 from .files import TRANSFORM_NAME, load_transform
@@ -137,7 +137,7 @@ def _is_complete(folder: Path, names: list[str]) -> bool:
 def _json(path: Path) -> dict[str, Any]:
     """What a file says; nothing if it is not there, or no JSON object."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        facts = read_json(path)
+    except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
