@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _SHARED_BAND_PX = 168
 """Windows overlap their neighbours by two halos, of 84 px for ResNet-9; tiles this close to an edge are held."""
 
-_PROOF_TILES = 3
+_PROOF_TILES, _PROOF_CANDIDATES = 3, 12
 
 MISPLACED = "the place in the file that is stated for it cannot be right"
 
@@ -274,14 +274,15 @@ def damaged(name: str, region: Region, downsample: float, reason: object) -> Unr
 def prove(direct: DirectTiles, level: int, library: Callable[[int, Region], RGBImage | None], name: str) -> bool:
     """Whether the tiles of a level, decoded here, equal what the slide's library reads.
 
-    Compares up to three tiles (first, middle and last of those that exist). ``library`` gives None for a region that
-    it cannot read without interpolating; at least one tile has to be compared.
+    Compares three tiles (first, middle and last of those that exist), or others where these are damaged. ``library``
+    gives None for a region that it cannot read without interpolating; at least one tile has to be compared.
     """
     table = direct.table(level)
     existing = np.argwhere(table.byte_counts > 0)
     proofs = 0
-    picks = sorted({0, len(existing) // 2, len(existing) - 1}) if len(existing) else []
-    for row, column in existing[picks].tolist()[:_PROOF_TILES]:
+    for row, column in existing[_picks(len(existing))].tolist():
+        if proofs == _PROOF_TILES:
+            break
         region = table.tile_region(row, column)
         try:
             expected = library(level, region)
@@ -297,6 +298,14 @@ def prove(direct: DirectTiles, level: int, library: Callable[[int, Region], RGBI
             return False
         proofs += 1
     return proofs > 0
+
+
+def _picks(count: int) -> list[int]:
+    """Which of so many tiles to compare, each once: the first, the middle, the last, then some in between."""
+    if count == 0:
+        return []
+    spread = np.linspace(0, count - 1, _PROOF_CANDIDATES).astype(int).tolist()
+    return list(dict.fromkeys([0, count // 2, count - 1, *spread]))
 
 
 def _passing(table: TileTable, region: Region) -> tuple[range, range]:

@@ -106,7 +106,10 @@ class OpenSlideReader(SlideReader):
                 "incomplete; check the file, or convert it to a tiled, pyramidal TIFF"
             ) from error
         except openslide.OpenSlideError as error:
-            raise self._unreadable(error) from error
+            refusal = self._unreadable(error)
+            # Nothing is wrong with such a file; OpenSlide tells it from damage in its message only.
+            unknown = str(error).startswith("Unsupported TIFF compression")
+            raise (FormatUnknownError(str(refusal)) if unknown else refusal) from error
 
     def _unreadable(self, error: Exception) -> UnreadableSlideError:
         return UnreadableSlideError(
