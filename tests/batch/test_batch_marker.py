@@ -18,6 +18,7 @@ from wsi2ihc.batch.results import Result, write_table
 from wsi2ihc.batch.runner import states_at_first
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.main import EXIT_SOME_FAILED, main
+from wsi2ihc.digest import sha256_of_file
 from wsi2ihc.translation.finishing import report_path
 
 FACTS = {"seconds": 1.0}
@@ -30,7 +31,7 @@ def task(tmp_path: Path) -> SlideTask:
     task = SlideTask(0, "a.svs", tmp_path / "a.ome.tiff", "identity", version="identity 1")
     task.output.write_bytes(os.urandom(SIZE))
     report_path(task.output).write_text("{}")
-    write_marker(task, FACTS)
+    write_marker(task, FACTS, hashlib.sha256(task.output.read_bytes()).hexdigest())
     return task
 
 
@@ -78,8 +79,7 @@ def test_an_output_that_is_not_what_was_written_is_not_done(task: SlideTask, cha
 
 def test_what_nothing_has_touched_is_not_read(task: SlideTask, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    sha256_of = marker._sha256_of
-    monkeypatch.setattr(marker, "_sha256_of", lambda file: (read.append(file), sha256_of(file))[1])
+    monkeypatch.setattr(marker, "sha256_of_file", lambda file: (read.append(file), sha256_of_file(file))[1])
     assert read_done(task) == FACTS
     assert read == [report_path(task.output)]
     assert read_done(task, verify=True) == FACTS

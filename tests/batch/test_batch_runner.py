@@ -112,7 +112,7 @@ def test_an_output_that_another_batch_has_replaced_is_not_done(tmp_path: Path) -
         other = dataclasses.replace(task, model="counterstain" if task.number == 1 else task.model, version="another")
         task.output.touch()
         report_path(task.output).touch()
-        write_marker(other if task.number == 1 else task, {})
+        write_marker(other if task.number == 1 else task, {}, "")
         return succeed(task, alone, before)
 
     states, _ = run(tmp_path, 2, succeed_with_marker)

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import add
+from pathlib import Path
 
+from ..digest import sha256_of, sha256_of_file
 from ..errors import OutputBusyError, OutputError
 from ..locks import locked
 from ..progress import Progress, ProgressCallback, silent
@@ -29,7 +31,7 @@ from ..translation.provenance import describe_image
 from ..translation.report import TranslateReport, unused_in_zarr
 from ..translation.stage_names import CHECKING, WRITING
 from .marker import Marker
-from .note import is_published, note_published, noted_report
+from .note import forget_published, is_published, note_published, noted_report
 from .places import DONE, LOCKS, alone, remove_store
 from .store import Store, band_lock, band_numbers, forget_band, is_still_there, missing_bands
 
@@ -62,6 +64,12 @@ def assemble(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
                 return None
             if is_published(store.folder, store.output, store.job.options.pyramid):
                 report = noted_report(store.folder, store.output)
+                if report.output_sha256 != sha256_of(store.output):
+                    forget_published(store.folder)
+                    raise OutputError(
+                        f"output {store.output} was changed after it was written: choose another name, or allow it to "
+                        "be replaced with --overwrite"
+                    )
                 remove_replaced(store.output)
             else:
                 # what was done may have been found damaged by another process since it was looked at
@@ -105,10 +113,38 @@ def _do_again(store: Store, damage: DamagedShardError) -> None:
 
 
 def _publish(store: Store, markers: list[Marker], progress: ProgressCallback) -> TranslateReport:
+    _check_shards(store, markers)
     with disk_errors(store.output):
         if is_zarr(store.output):
             return _publish_zarr(store, markers, progress)
         return _publish_tiff(store, markers, progress)
+
+
+def _check_shards(store: Store, markers: list[Marker]) -> None:
+    """Refuse a shard that is not as it was written.
+
+    Chunks carry checksums, but not all chunks are read: a shard of background is published as it is.
+
+    Raises
+    ------
+    DamagedShardError
+        If there is one.
+    """
+    expected = {name: digest for marker in markers for name, (_, digest) in marker.shards.items()}
+    with ThreadPoolExecutor(store.job.workers, thread_name_prefix="verify") as executor:
+        found = executor.map(lambda name: _digest_or_none(store.image / name), expected)
+        for (name, digest), now in zip(expected.items(), found, strict=True):
+            if digest != now:
+                row, column = map(int, Path(name).parts[-2:])
+                raise DamagedShardError(row, column, "it is not as it was written")
+
+
+def _digest_or_none(shard: Path) -> str | None:
+    try:
+        return sha256_of_file(shard)
+    except OSError as error:
+        _log.info("%s cannot be read: %s", shard.name, error.strerror)
+        return None
 
 
 def _publish_tiff(store: Store, markers: list[Marker], progress: ProgressCallback) -> TranslateReport:
@@ -137,7 +173,7 @@ def _publish_zarr(store: Store, markers: list[Marker], progress: ProgressCallbac
     validate_image(store.image, sizes)
     tiles = sum(level.occupied.size for level in store.levels)
     blank = tiles - sum(int(level.occupied.sum()) for level in store.levels)
-    written = PyramidReport(sizes, tree_bytes(store.image), blank, tiles)
+    written = PyramidReport(sizes, tree_bytes(store.image), blank, tiles, sha256_of(store.image))
     report = _report(store, markers, written, time.perf_counter() - started)
     note_published(store.folder, store.image, report)
     publish_folder(store.image, store.output, job.options.overwrite)

@@ -1,6 +1,7 @@
 """A band is done if its marker says so, and if its shards are just those of which the marker tells.
 
-That a shard is there says nothing: a killed writer leaves some of its shards behind.
+That a shard is there says nothing: a killed writer leaves some of its shards behind. Names and sizes are compared
+wherever a band is looked at, and the SHA-256 once, before the output is made of them.
 """
 
 from __future__ import annotations
@@ -22,18 +23,23 @@ from ..translation.seams import Phases, SeamSums
 class Marker:
     """What is known of a finished band.
 
-    shards:       bytes of each of its files, by their path in the image
+    shards:       bytes and SHA-256 of each of its files, by their path in the image
     seams:        sums for the seam figures; None where there can be none
     generator_s:  seconds that the translators worked
     run_s:        seconds that the band took
     damaged:      places of the slide that were unreadable, as far as its process knew: (level, x, y)
     """
 
-    shards: Mapping[str, int]
+    shards: Mapping[str, tuple[int, str]]
     seams: SeamSums | None
     generator_s: float
     run_s: float
     damaged: tuple[tuple[int, int, int], ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each of its files, by their path in the image."""
+        return {name: size for name, (size, _) in self.shards.items()}
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `json.dumps` takes as it is. Sums are whole numbers, and stay exact."""
@@ -63,7 +69,7 @@ class Marker:
             along_x, along_y = (Phases(*(np.array(row, np.float64) for row in rows)) for rows in seams["along"])
             seams = SeamSums(along_x, along_y, int(seams["borders"]))
         damaged = tuple((int(level), int(x), int(y)) for level, x, y in facts["damaged"])
-        shards = {str(name): int(size) for name, size in dict(facts["shards"]).items()}
+        shards = {str(name): (int(size), str(digest)) for name, (size, digest) in dict(facts["shards"]).items()}
         return cls(shards, seams, float(facts["generator_s"]), float(facts["run_s"]), damaged)
 
 
@@ -83,7 +89,7 @@ def read_marker(path: Path) -> Marker | None:
     """The marker of a band; None if there is none, or it is damaged."""
     try:
         return Marker.from_json(read_json(path))
-    except (OSError, LookupError, TypeError, ValueError, ArithmeticError):
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
 
 

@@ -39,6 +39,11 @@ def is_published(folder: Path, output: Path, pyramid: PyramidOptions) -> bool:
         return False
 
 
+def forget_published(folder: Path) -> None:
+    """Take the output for one that does not come from this store."""
+    (folder / PUBLISHED).unlink(missing_ok=True)
+
+
 def noted_report(folder: Path, output: Path) -> TranslateReport:
     """The report of an output that is published.
 

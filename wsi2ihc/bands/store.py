@@ -80,7 +80,7 @@ def marker_of(store: Store, number: int) -> Marker | None:
     """The marker of a band that is done, else None. What was found good once is believed."""
     if number not in store.known:
         marker = read_marker(marker_path(store, number))
-        if marker is None or marker.shards != shards_on_disk(store, number):
+        if marker is None or marker.sizes != shards_on_disk(store, number):
             return None
         if marker.damaged and store.job.options.on_read_error == "fail":
             return None

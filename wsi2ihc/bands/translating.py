@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from ..digest import sha256_of
 from ..errors import OutputError, OutputExistsError
 from ..generator.model import Generator
 from ..inputs import read_json
@@ -79,13 +80,17 @@ def translate(
 
 
 def finished_report(output: Path, options: TranslateOptions, known_identity: Identity) -> TranslateReport | None:
-    """The report of an output that is there and is what is asked for: of this identity, and stored so. Else None."""
+    """The report of an output that is there and is what is asked for: of this identity, and stored so. Else None.
+
+    The output is read as a whole for its SHA-256: what was overwritten since it was written is not finished.
+    """
     try:
         report = TranslateReport.from_json(read_json(report_path(output)))
         output_bytes = tree_bytes(output) if output.is_dir() else output.stat().st_size
         is_same = report.fingerprint == fingerprint(known_identity) and report.output_bytes == output_bytes
-        return report if is_same and is_stored_as(report.options["pyramid"], output, options.pyramid) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        is_same = is_same and is_stored_as(report.options["pyramid"], output, options.pyramid)
+        return report if is_same and report.output_sha256 == sha256_of(output) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from ..digest import sha256_of_file
 from ..errors import OutputBusyError, OutputError
 from ..progress import ProgressCallback, silent
 from ..pyramid import Tile
@@ -81,11 +82,11 @@ def _translate(store: Store, band: Band, progress: ProgressCallback) -> None:
             with contextlib.closing(tiles):
                 ahead = shards_ahead(level, job.workers)
                 write_tiles(store.image, tiles, level, band.rows, job.fill, executor, ahead)
-        sizes = _make_durable(store, band)
+        shards = _make_durable(store, band)
     run_s = time.perf_counter() - started
     write_marker(
         marker_path(store, band.number),
-        Marker(sizes, meter.sums() if meter else None, clock.busy_s, run_s, job.scene.damaged_places),
+        Marker(shards, meter.sums() if meter else None, clock.busy_s, run_s, job.scene.damaged_places),
     )
 
 
@@ -101,8 +102,8 @@ def _work_px(store: Store) -> tuple[int, int]:
     return sum(band.work.window_px for band in store.bands), sum(done)
 
 
-def _make_durable(store: Store, band: Band) -> dict[str, int]:
-    """Bring a band's shards to the disk; their sizes."""
+def _make_durable(store: Store, band: Band) -> dict[str, tuple[int, str]]:
+    """Bring a band's shards to the disk; their sizes and SHA-256."""
     sizes = shards_on_disk(store, band.number)
     if sizes is None:
         raise OutputError(
@@ -113,4 +114,4 @@ def _make_durable(store: Store, band: Band) -> dict[str, int]:
     rows = row_folders(store, band.number)
     for folder in (*rows, *rows[0].parents[:3]):  # a row's name lies in those above it, up to the level's
         sync_folder(folder)
-    return sizes
+    return {name: (size, sha256_of_file(store.image / name)) for name, size in sizes.items()}

@@ -141,7 +141,7 @@ def translate_task(task: SlideTask, device: threading.Semaphore, models: Models,
             write_thumbnail(task.output)
         except Exception as error:  # a small picture is not worth a translation
             _log.warning("no thumbnail of %s: %s", task.name, told(error, task.output))
-        write_marker(task, facts)
+        write_marker(task, facts, report.output_sha256)
         return Done(task.number, facts)
 
 

@@ -9,14 +9,13 @@ read and has to have the SHA-256. Damage below the file system, such as that of 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
-from ..inputs import open_regular, read_regular
+from ..digest import sha256_of_file
+from ..inputs import read_json
 from ..storage import published
 from ..translation.finishing import report_path
 from .places import marker_path
@@ -26,20 +25,24 @@ _LARGEST_BYTES = 16 << 20
 """Size of a marker, or of a report: usually some kB."""
 
 
-def write_marker(task: SlideTask, facts: Mapping[str, Any]) -> None:
+def write_marker(task: SlideTask, facts: Mapping[str, Any], sha256: str) -> None:
     """Say that a task is done: to be called when its output is complete under its name.
 
-    The output is read once more for its SHA-256.
+    Parameters
+    ----------
+    task
+        That is done.
+    facts
+        For the table of results.
+    sha256
+        Of the output, as it was written.
 
     Raises
     ------
     OutputError
-        If it cannot be written, or the output changes meanwhile.
+        If it cannot be written.
     """
-    output = _identity_of(task.output)
-    if output is None:
-        raise OutputError(f"{task.name} was changed while it was finished; is another program writing it?")
-    report = _sha256_of(report_path(task.output))
+    output, report = {**_times_of(task.output), "sha256": sha256}, sha256_of_file(report_path(task.output))
     _write(task.output, {"fingerprint": task.fingerprint, "output": output, "report": report, "facts": dict(facts)})
 
 
@@ -65,7 +68,7 @@ def read_done(task: SlideTask, *, verify: bool = False, renew: bool = True) -> d
         if not _is_intact(task.output, content, verify=verify, renew=renew):
             return None
         facts: dict[str, Any] = content["facts"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return facts
 
@@ -74,7 +77,7 @@ def is_intact(output: Path, *, verify: bool = False) -> bool:
     """Whether an output and its report are as its marker says, whatever made them; see `read_done`."""
     try:
         return _is_intact(output, _read(output), verify=verify, renew=False)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -82,7 +85,7 @@ def has_size(output: Path) -> bool:
     """Whether an output is there, and as long as its marker says; it is not opened."""
     try:
         return bool(_read(output)["output"]["bytes"] == output.stat().st_size)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -90,13 +93,13 @@ def is_of_another(task: SlideTask) -> bool:
     """Whether the marker of a task's output says that another slide, model or option made it."""
     try:
         return bool(_read(task.output)["fingerprint"] != task.fingerprint)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _is_intact(output: Path, content: Mapping[str, Any], *, verify: bool, renew: bool) -> bool:
     known, now = content["output"], _times_of(output)
-    if known["bytes"] != now["bytes"] or content["report"] != _sha256_of(report_path(output)):
+    if known["bytes"] != now["bytes"] or content["report"] != sha256_of_file(report_path(output)):
         return False
     is_as_noted = all(known[name] == value for name, value in now.items())
     if is_as_noted and not verify:
@@ -121,17 +124,12 @@ def _times_of(output: Path) -> dict[str, int]:
 def _identity_of(output: Path) -> dict[str, Any] | None:
     """Size, times and SHA-256 of a file; None if it changes while it is read."""
     before = _times_of(output)
-    digest = _sha256_of(output)
+    digest = sha256_of_file(output)
     return {**before, "sha256": digest} if _times_of(output) == before else None
 
 
-def _sha256_of(file: Path) -> str:
-    with open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _read(output: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(read_regular(marker_path(output), _LARGEST_BYTES))
+    content: dict[str, Any] = read_json(marker_path(output), _LARGEST_BYTES)
     return content
 
 

@@ -6,11 +6,12 @@ import datetime as dt
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..arrays import BoolImage
+from ..digest import sha256_of
 from ..errors import OutputError
 from ..plan import Plan
 from ..progress import Progress, ProgressCallback, silent
@@ -59,7 +60,7 @@ def write_image(
     on_progress: Callable[[int], None] | None = None,
 ) -> PyramidReport:
     """Write the OME-TIFF of a job from its tiles; see `write_pyramid`. ``name`` is what it will be called."""
-    return write_pyramid(
+    written = write_pyramid(
         partial,
         tiles,
         occupied,
@@ -72,6 +73,7 @@ def write_image(
         executor=executor,
         on_progress=on_progress,
     )
+    return replace(written, sha256=sha256_of(partial))
 
 
 def plan_facts(plans: Iterable[Plan], shown: Iterable[Plan]) -> dict[str, Any]:
@@ -124,6 +126,7 @@ def make_report(job: Job, name: str, written: PyramidReport, work: Work) -> Tran
         output_mpp=job.scene.grid.mpp,
         output_levels=written.levels,
         output_bytes=written.file_bytes,
+        output_sha256=written.sha256,
         extent=plan.extent,
         position_um=_position_um(job),
         tissue_share=job.scene.tissue_px / plan.extent.area_px,

@@ -27,6 +27,7 @@ DISCLAIMER = "Computed from H&E by a neural network or colour model: research us
 class TranslateReport:
     """The facts of one finished translation; lengths in px of level 0 of source or output, times in seconds.
 
+    ``output_sha256`` is that of the OME-TIFF's bytes, or of an OME-Zarr's files (`wsi2ihc.digest`).
     ``position_um`` is where the output's corner lies, from the corner of the slide's level 0.
     ``seams`` is None where there can be none, since the model looks at one pixel at a time. ``fingerprint`` is that of
     the translation's identity. Where several processes took part, "run" and "generator" among the seconds are sums.
@@ -40,6 +41,7 @@ class TranslateReport:
     output_mpp: tuple[float, float]
     output_levels: tuple[Size, ...]
     output_bytes: int
+    output_sha256: str
     extent: Region
     position_um: tuple[float, float]
     tissue_share: float
