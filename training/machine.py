@@ -115,7 +115,7 @@ def start_fabric(options: TrainOptions) -> Fabric:
             accelerator=kind,
             devices=processes.local if counted else [one.index or 0 for one in devices],
             num_nodes=processes.nodes,
-            strategy=_strategy(processes),
+            strategy=_strategy(processes, is_local=processes.nodes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ),
             precision=_FABRIC_PRECISIONS[choose_precision(options.precision, devices[0])],
         )
         fabric.launch()
@@ -167,14 +167,17 @@ def count_workers(options: TrainOptions) -> int:
     return max(1, min(8, cores() // (4 * count_processes(options).local)))
 
 
-def _strategy(processes: Processes) -> str | Strategy:
+def _strategy(processes: Processes, *, is_local: bool) -> str | Strategy:
+    """How processes work together; ``is_local``: all are on this machine, and no launcher says where they meet."""
     if processes.total == 1:
         return "auto"
     from lightning_fabric.strategies.ddp import DDPStrategy
+
+    from .loopback import LoopbackStrategy
 
     # Buffers are the same everywhere with SyncBatchNorm; and a broadcast between the discriminator's two passes would
     # change in place what the first one's gradient needs. (torch 2.13 has another name for it.)
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     without_broadcast: dict[str, Any] = {name: False}
-    return DDPStrategy(**without_broadcast)
+    return (LoopbackStrategy if is_local else DDPStrategy)(**without_broadcast)

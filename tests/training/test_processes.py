@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tiny_runs import tiny
@@ -138,6 +139,8 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.save(momenta_after_a_step(2), Path(folder) / f"{rank}.pt")
+    listening = [one.laddr.ip for one in psutil.Process().net_connections() if one.status == psutil.CONN_LISTEN]
+    (Path(folder) / f"{rank}.txt").write_text("\n".join(listening))
 
 
 def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +148,8 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     mp.start_processes(one_of_two, (port, str(tmp_path)), nprocs=2, start_method="spawn")
+    listening = [(tmp_path / f"{rank}.txt").read_text().split() for rank in range(2)]
+    assert [set(one) for one in listening] == [{"127.0.0.1"}] * 2, "a port is open to the network"
     monkeypatch.setattr(step, "PatchDiscriminator", step.PatchDiscriminator)  # put back what the next line changes
     whole = momenta_after_a_step(1)
     # biases before a norm have no gradient but rounding errors, so errors are seen against the largest gradient

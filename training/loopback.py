@@ -1,0 +1,72 @@
+"""How the training processes of one machine find each other: over its loopback interface, and no other network."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric.strategies.ddp import DDPStrategy
+
+ADDRESS = "127.0.0.1"
+
+PATIENCE = timedelta(minutes=30)
+"""For processes to start: the first import from a network file system is slow."""
+
+
+class LoopbackStrategy(DDPStrategy):
+    """Distributed data parallel training on one machine.
+
+    PyTorch lets the processes meet at a port that is open to all networks of the machine, and has no passwords. Here
+    the first process opens it itself, on the loopback interface, and so do gloo and NCCL theirs.
+    """
+
+    def setup_environment(self) -> None:
+        if not dist.is_initialized():  # else the parent class finds it done
+            self._join()
+        super().setup_environment()
+
+    def _join(self) -> None:
+        environment = self.cluster_environment
+        if environment is None:
+            raise RuntimeError("there is no cluster environment")
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, loopback_interface())
+        rank, world = environment.local_rank(), self.num_processes
+        store = open_store(environment.main_port, rank, world)
+        on_gpus = self.root_device.type == "cuda"
+        more: dict[str, Any] = {"device_id": self.root_device} if on_gpus else {}
+        dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=rank, world_size=world, **more)
+        if on_gpus:
+            atexit.register(_leave)
+
+
+def open_store(port: int, rank: int, world: int) -> Any:
+    """The `TCPStore` in which processes leave what others need: the first one opens it, on the loopback interface."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    if rank:
+        return TCPStore(ADDRESS, port, world, is_master=False, timeout=PATIENCE)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((ADDRESS, port))
+        listener.listen(world)
+        return TCPStore(
+            ADDRESS, port, world, is_master=True, timeout=PATIENCE, master_listen_fd=os.dup(listener.fileno())
+        )
+
+
+def loopback_interface() -> str:
+    """Its name: lo on Linux, lo0 on macOS."""
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name in ("lo", "lo0")), "lo")
+
+
+def _leave() -> None:
+    # as Fabric does at the end of a process
+    if torch.distributed.is_initialized():
+        dist.destroy_process_group()
