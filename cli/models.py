@@ -74,16 +74,17 @@ def _outline(facts: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, st
 @click.option("--mpp", type=PositiveFloat(), required=True, help="Resolution that the model was trained at, in µm/px.")
 @click.option("--stain", default="", help="What it makes, such as HER2.")
 @click.option("--licence", default="", help="Under what terms its weights may be used.")
+@click.option("--key", help="Which generator to take from a file that holds several, such as netG_A.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 @json_option
 @verbosity_options
 def import_command(
-    source: Path, output: Path, mpp: float, stain: str, licence: str, overwrite: bool, json: bool, verbose: int,
-    quiet: bool,
+    source: Path, output: Path, mpp: float, stain: str, licence: str, key: str | None, overwrite: bool, json: bool,
+    verbose: int, quiet: bool,
 ) -> None:  # fmt: skip
-    """Turn SOURCE, a .pth of the published pix2pix or BCI code, into OUTPUT (.safetensors).
+    """Convert SOURCE, weights of the published pix2pix, CycleGAN or BCI code, to OUTPUT (.safetensors).
 
-    The architecture is told from the names and shapes of the weights. Nothing in SOURCE is executed.
+    The architecture follows from the names and shapes of the weights. Nothing in SOURCE is executed.
     """
     set_up_logging(verbose, quiet)
     check_output(output, overwrite=True, suffixes=(".safetensors",))  # what is there is compared on saving
@@ -91,7 +92,7 @@ def import_command(
     from wsi2ihc.generator.checkpoint import save_checkpoint
     from wsi2ihc.generator.foreign import import_checkpoint
 
-    module, spec = import_checkpoint(source, mpp=mpp, stain=stain, licence=licence)
+    module, spec = import_checkpoint(source, mpp=mpp, stain=stain, licence=licence, key=key)
     save_checkpoint(output, module, spec, overwrite=overwrite)
     facts = describe_model(load_generator(output))
     if json:

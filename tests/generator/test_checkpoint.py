@@ -151,7 +151,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         load_checkpoint(tmp_path / "none.safetensors")
-    with pytest.raises(ModelError, match="no model file"):
+    with pytest.raises(ModelError, match="is a folder, not a model file"):
         load_checkpoint(tmp_path)
 
 

@@ -88,7 +88,7 @@ def test_a_name_that_does_not_exist(name: str) -> None:
 
 
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no model file"):
+    with pytest.raises(ModelError, match="is a folder, not a model file"):
         load_generator(tmp_path)
 
 

@@ -1,52 +1,72 @@
-"""Reading the state dicts of the published pix2pix and BCI generators (``.pth``).
+"""Reading the weights of published pix2pix, CycleGAN and BCI generators (``.pth``, ``.safetensors``).
 
-They come as bare state dicts or wrapped in a dictionary, with or without the prefixes that data parallelism and
-compilation leave, and nothing in them says which options they were made with: users report released weights that do
-not fit the published default options. So architecture, depth, width, norm and dropout are told from names and shapes.
+They come as bare state dicts, in training checkpoints of any nesting, with or without the prefixes that data
+parallelism, compilation and Lightning leave, and nothing in them says which options they were made with: users report
+released weights that do not fit the published default options. So the generator is looked for by the names and shapes
+of its first layer, and architecture, depth, width, norm, padding and dropout follow from those of the others.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import ModelError, ModelNotFoundError
+from ..errors import ModelError
+from .architecture import recognize
 from .checkpoint import COUNTER, build_network, check_state, check_values
-from .header import file_sha256
+from .header import FORMAT, check_model_file, file_sha256
+from .lookalikes import describe_network
 from .networks import ResnetGenerator, UnetGenerator
-from .spec import DEPTHS, WIDTHS, Architecture, GeneratorSpec, Norm
+from .spec import GeneratorSpec
+from .spectral_norm import fold, plain_names
+from .torch_file import LARGEST_BYTES, check_torch_version, load_torch_file
 
-_WRAPPERS = (
-    "netG", "net_G", "G", "generator", "generator_state_dict", "G_state_dict",
-    "state_dict", "model_state_dict", "model", "net", "params", "weights",
-)  # fmt: skip
-_PREFIXES = ("module.", "_orig_mod.", "netG.", "net_G.", "generator.", "G.")
 _STATISTICS = ("running_mean", "running_var")
+_WEIGHT = r"(weight|weight_orig|parametrizations\.weight\.original)"
+_FIRST_LAYERS = (
+    (re.compile(rf"((?:.*\.)?)model\.model\.0\.{_WEIGHT}", re.DOTALL), (4, 4)),
+    (re.compile(rf"((?:.*\.)?)model\.1\.{_WEIGHT}", re.DOTALL), (7, 7)),
+)
+"""Names of a generator's first weights, of a U-Net and of a ResNet, after a prefix; and the size of their kernels."""
+
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_MAPPINGS, _DEEPEST = 1000, 8
+_TOP = "(top level)"
 
 State = dict[str, Tensor]
 
 
+class _Candidate(NamedTuple):
+    """A generator's weights in a file: where they are (``--key``), and their names without prefix."""
+
+    key: str
+    state: State
+
+
 def import_checkpoint(
-    source: str | Path, *, mpp: float, stain: str, licence: str | None = None
+    source: str | Path, *, mpp: float, stain: str, licence: str | None = None, key: str | None = None
 ) -> tuple[ResnetGenerator | UnetGenerator, GeneratorSpec]:
     """Read a published generator's weights, without running any code that the file may hold.
 
     Parameters
     ----------
     source:
-        a file that ``torch.save`` wrote
+        a file that ``torch.save`` wrote, or a safetensors file of bare weights
     mpp:
         µm per px of the images that the generator was trained on
     stain:
         what it makes, as in "HER2"; "IHC" where that is left empty
     licence:
         of the weights, where known
+    key:
+        which generator to take from a file that holds several, as in "netG_A"
 
     Returns
     -------
@@ -57,78 +77,100 @@ def import_checkpoint(
     ModelNotFoundError
         If there is no such file.
     ModelError
-        If the file holds no generator that this program knows; the message says what was found.
+        If the file holds no generator that this program knows, or several and ``key`` names none of them; the message
+        says what was found.
     """
     source = Path(source)
-    state = _unwrap(_load(source), source.name)
-    architecture = _architecture(state, source.name)
-    norm = _norm(state, architecture, source.name)
-    if norm == "instance":
-        # torch before 0.4 kept running statistics in InstanceNorm, and its evaluation mode did not use them.
-        state = {name: value for name, value in state.items() if not name.endswith(_STATISTICS)}
-    first = state["model.1.weight" if architecture == "resnet" else "model.model.0.weight"]
+    candidate = _choose(_candidates(_load(source), source.name), key, source.name)
+    _check_tensors(candidate.state, source)
+    state = _without_old_statistics(candidate.state)
+    shapes = {plain: tuple(state[name].shape) for plain, name in plain_names(state, source.name).items()}
+    training = {"imported_from": source.name[:200], "imported_sha256": file_sha256(source)}
+    if candidate.key != _TOP:
+        training["imported_key"] = candidate.key[:200]
     spec = GeneratorSpec(
-        architecture=architecture,
-        depth=_clamped(_depth(state, architecture), DEPTHS[architecture]),
-        width=_clamped(first.shape[0], WIDTHS),
-        norm=norm,
-        dropout=_dropout(state, architecture),
-        mpp=mpp,
-        stain=stain or "IHC",
-        licence=licence or "",
-        training={"imported_from": source.name, "imported_sha256": file_sha256(source)},
+        **recognize(shapes, source.name), mpp=mpp, stain=stain or "IHC", licence=licence or "", training=training
     )
-    check_state({name: tuple(value.shape) for name, value in state.items()}, spec, source.name)
-    module = build_network(spec)
+    check_state(shapes, spec, source.name)
+    with torch.device("meta"):
+        module = build_network(spec)
+    state = fold({name: value.float() for name, value in state.items()}, module, source.name)
     for name, value in state.items():
         check_values(name, value, source.name)
-    counters = {name: value for name, value in module.state_dict().items() if name.endswith(COUNTER)}
-    module.load_state_dict(state | counters)
-    return module.float().eval(), spec
+    counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith(COUNTER)}
+    module.load_state_dict(state | counters, assign=True)
+    return module.eval(), spec
 
 
 def _load(source: Path) -> object:
-    if not source.exists():
-        raise ModelNotFoundError(f"there is no model file {source}")
-    if not source.is_file():
-        raise ModelError(f"{source} is no model file")
+    check_model_file(source, LARGEST_BYTES)
+    with source.open("rb") as file:
+        start = file.read(9)
+    if start[8:] != b"{" or start.startswith(b"PK"):
+        check_torch_version()
+        return load_torch_file(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on pickles; what matters is whether it loads
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler lets any kind of exception out of a damaged file
-        raise ModelError(
-            f"{source.name} is no file of plain PyTorch weights, or is damaged; a file that holds other objects is not "
-            "opened, since that could run code: save its state_dict alone"
-        ) from error
+        with safe_open(source, framework="pt") as file:
+            if (file.metadata() or {}).get("format") == FORMAT:
+                raise ModelError(
+                    f"{source.name} is a model of this program already; translate with --model {source.name}"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
+    except SafetensorError as error:
+        raise ModelError(f"{source.name} is damaged ({error!s:.100}); download or copy it again") from error
 
 
-def _unwrap(loaded: object, source: str) -> State:
-    """The generator's state dict, out of its wrapping dictionaries and without common prefixes of its names."""
-    inner: object = loaded
-    while inner is not None:
-        loaded = inner
-        inner = None
-        if isinstance(loaded, Mapping):
-            inner = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+def _candidates(loaded: object, source: str) -> list[_Candidate]:
+    """All generators in a file, in its order."""
     if not isinstance(loaded, Mapping):
         raise ModelError(f"{source} holds a {type(loaded).__name__} instead of a generator's state dict")
-    state = _tensors(loaded)
-    if not state:
+    found: dict[str, _Candidate] = {}
+    largest: list[str] = []
+    for path, values in _mappings(loaded):
+        state = _tensors(values)
+        largest = max(largest, list(state), key=len)
+        for prefix in _prefixes(state):
+            key = ".".join([*path, prefix.rstrip(".")]).strip(".") or _TOP
+            inside = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+            found.setdefault(key, _Candidate(key, inside))
+    if found:
+        return list(found.values())
+    if not largest:
         raise ModelError(f"{source} holds no weights, only {_listed(map(str, loaded))}")
-    shorter = True
-    while shorter:
-        shorter = False
-        for prefix in _PREFIXES:
-            inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            if inside:
-                state, shorter = inside, True
-    if state.get("model.model.1.weight", torch.empty(0)).ndim == 4:  # a ResNet as the attribute "model" of something
-        state = {name.removeprefix("model."): value for name, value in state.items()}
-    return state
+    looks = describe_network({name: tuple(value.shape) for name, value in _all_tensors(loaded)})
+    known = f"; it looks like {looks}" if looks else ""
+    raise ModelError(f"{source} holds neither a ResNet nor a U-Net of pix2pix, but {_listed(largest)}{known}")
 
 
-def _tensors(values: Mapping[Any, Any]) -> State:
+def _choose(candidates: list[_Candidate], key: str | None, source: str) -> _Candidate:
+    fitting = candidates
+    if key is not None:
+        fitting = [one for one in candidates if one.key == key] or [
+            one for one in candidates if f".{key}." in f".{one.key}."
+        ]
+    if len(fitting) == 1:
+        return fitting[0]
+    keys = ", ".join(one.key for one in candidates[:10])
+    if key is not None:
+        what = "several generators" if fitting else "no generator"
+        raise ModelError(f"{source} holds {what} named {key!r:.80}; --key can be one of {keys!s:.300}")
+    raise ModelError(f"{source} holds {len(candidates)} generators; choose one of them with --key: {keys!s:.300}")
+
+
+def _mappings(loaded: Mapping[object, object]) -> Iterator[tuple[tuple[str, ...], Mapping[object, object]]]:
+    """Mappings inside a mapping, itself first, with the names that lead to them; bounded, since it may hold itself."""
+    waiting: deque[tuple[tuple[str, ...], Mapping[object, object]]] = deque([((), loaded)])
+    for _ in range(_MOST_MAPPINGS):
+        if not waiting:
+            return
+        path, values = waiting.popleft()
+        yield path, values
+        if len(path) < _DEEPEST:
+            inner = ((name, value) for name, value in values.items() if isinstance(value, Mapping))
+            waiting.extend(((*path, name), value) for name, value in inner if isinstance(name, str))
+
+
+def _tensors(values: Mapping[object, object]) -> State:
     """The tensors among ``values``, but for the counters of batch norms, which old files lack."""
     return {
         name: value
@@ -137,53 +179,42 @@ def _tensors(values: Mapping[Any, Any]) -> State:
     }
 
 
-def _architecture(state: State, source: str) -> Architecture:
-    kinds: dict[str, tuple[Architecture, int]] = {
-        "model.1.weight": ("resnet", 7),
-        "model.model.0.weight": ("unet", 4),
-    }
-    for name, (architecture, kernel) in kinds.items():
-        first = state.get(name)
-        if first is None or first.ndim != 4 or tuple(first.shape[2:]) != (kernel, kernel):
-            continue
-        if first.shape[1] != 3:
-            raise ModelError(f"{source} holds a generator for images of {first.shape[1]} channels instead of 3 (RGB)")
-        return architecture
-    raise ModelError(f"{source} holds neither a ResNet nor a U-Net of pix2pix, but {_listed(state)}")
+def _all_tensors(loaded: Mapping[object, object]) -> Iterator[tuple[str, Tensor]]:
+    for _, values in _mappings(loaded):
+        yield from _tensors(values).items()
 
 
-def _norm(state: State, architecture: Architecture, source: str) -> Norm:
-    scale, bias = {
-        "resnet": ("model.2.weight", "model.1.bias"),
-        "unet": ("model.model.1.model.2.weight", "model.model.1.model.1.bias"),
-    }[architecture]
-    if scale in state and bias in state:
-        raise ModelError(f"{source} holds a generator whose InstanceNorm has weights; that kind is not supported")
-    if scale in state:
-        return "batch"
-    if bias in state:
-        return "instance"
-    raise ModelError(f"{source} holds a generator without normalisation layers; that kind is not supported")
+def _prefixes(state: State) -> list[str]:
+    """What comes before the names of a generator's weights, for each generator in a state dict."""
+    return [
+        match[1]
+        for name, value in state.items()
+        for pattern, kernel in _FIRST_LAYERS
+        if (match := pattern.fullmatch(name)) and value.ndim == 4 and tuple(value.shape[2:]) == kernel
+    ]
 
 
-def _depth(state: State, architecture: Architecture) -> int:
-    if architecture == "resnet":
-        return len({match[1] for name in state if (match := re.match(r"model\.(\d+)\.conv_block\.", name))})
-    return sum(value.ndim == 4 for value in state.values()) // 2
+def _check_tensors(state: State, source: Path) -> None:
+    """Refuse numbers that are not weights, and tensors that claim more memory than the file holds."""
+    for name, value in state.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _TYPES:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ModelError(f"{source.name}: {name!s:.80} holds {kind} numbers, which are not weights")
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    size = source.stat().st_size
+    if claimed > size or sum(stored.values()) > size:
+        raise ModelError(f"{source.name} is damaged: its weights claim more bytes than the file holds")
 
 
-def _dropout(state: State, architecture: Architecture) -> bool:
-    """With dropout the second convolution of a block stands one place later; a U-Net's names do not tell."""
-    if architecture == "unet":
-        return True
-    return any(name.endswith(".conv_block.6.weight") and value.ndim == 4 for name, value in state.items())
+def _without_old_statistics(state: State) -> State:
+    """Torch before 0.4 kept running statistics in InstanceNorm, which the published code does not use."""
+    scales = ("model.2.weight", "model.model.1.model.2.weight")
+    if any(name in state for name in scales):
+        return state
+    return {name: value for name, value in state.items() if not name.endswith(_STATISTICS)}
 
 
-def _clamped(value: int, bounds: range) -> int:
-    """The value within bounds; where that changes it, the comparison of names and shapes says what is wrong."""
-    return min(max(value, bounds[0]), bounds[-1])
-
-
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return f"{len(names)} entries such as {', '.join(names[:4])!s:.160}" if names else "nothing"

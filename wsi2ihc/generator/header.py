@@ -7,6 +7,7 @@ A checkpoint is one safetensors file. Its metadata holds three strings: ``format
 from __future__ import annotations
 
 import hashlib
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from .spec import GeneratorSpec
 FORMAT = "wsi2ihc-generator"
 VERSION = 1
 SUFFIX = ".safetensors"
+
+LARGEST_BYTES = 4 << 30
+"""Published generators take 45 MB, pix2pixHD's 730 MB."""
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
@@ -40,13 +44,10 @@ def read_spec(path: Path) -> GeneratorSpec:
 def open_checkpoint(path: Path, framework: str) -> Any:
     """Open the safetensors file for reading its tensors as ``framework``'s ("numpy" or "pt"); a context manager.
 
-    The safetensors library checks that the header is at most 100 MB and that all tensors lie in the file, so that a
-    file cannot claim more memory than its own size.
+    The safetensors library checks that the header is at most 100 MB, that tensors neither overlap nor leave gaps, and
+    that all of them lie in the file, so that a file cannot claim more memory than its own size.
     """
-    if not path.exists():
-        raise ModelNotFoundError(f"there is no model file {path}")
-    if not path.is_file():
-        raise ModelError(f"{path} is no model file")
+    check_model_file(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -61,6 +62,34 @@ def open_checkpoint(path: Path, framework: str) -> Any:
         raise ModelError(f"{path.name} is no safetensors file, or is incomplete ({error!s:.100})") from error
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read ({error.strerror or error})") from error
+
+
+def check_model_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> None:
+    """Refuse what is not a regular file of a possible size, before anything is read of it.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such file.
+    ModelError
+        If it is a folder, device or pipe, which may never end, or is larger than any model.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelNotFoundError(f"there is no model file {path}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path!s:.200} cannot be read ({getattr(error, 'strerror', None) or error!s:.80})") from error
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or pipe"
+        raise ModelError(
+            f"{path} is {what}, not a model file; name a .safetensors file, or a model of 'wsi2ihc models list'"
+        )
+    if found.st_size > largest_bytes:
+        raise ModelError(
+            f"{path.name} is larger than {largest_bytes >> 30} GiB, so it is not a generator alone; "
+            "save the generator's state_dict by itself"
+        )
 
 
 def file_sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .spec import Norm, Upsampling
+from .spec import Norm, Padding, Upsampling
 
 INIT_STD = 0.02
 """Standard deviation of the initial convolution weights and batch norm scales (Isola et al. 2017, section 6.2)."""
@@ -21,22 +21,12 @@ INIT_STD = 0.02
 class ResnetBlock(nn.Module):
     """``x + block(x)`` with two 3×3 convolutions and no activation after the sum."""
 
-    def __init__(self, channels: int, norm: Norm, dropout: bool) -> None:
+    def __init__(self, channels: int, norm: Norm, dropout: bool, padding: Padding = "reflect") -> None:
         super().__init__()
-        has_bias = norm == "instance"
-        layers: list[nn.Module] = [
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(channels, channels, 3, bias=has_bias),
-            _norm(norm, channels),
-            nn.ReLU(inplace=True),
-        ]
+        layers = [*_padded(channels, norm, padding), _norm(norm, channels), nn.ReLU(inplace=True)]
         if dropout:
             layers.append(nn.Dropout(0.5))
-        layers += [
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(channels, channels, 3, bias=has_bias),
-            _norm(norm, channels),
-        ]
+        layers += [*_padded(channels, norm, padding), _norm(norm, channels)]
         self.conv_block = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,6 +54,8 @@ class ResnetGenerator(nn.Module):
         "transposed": transposed 3×3 convolutions of stride 2, as published; "bilinear": bilinear ×2, then a 3×3
         convolution, which leaves little of a checkerboard (Odena et al. 2016) but needs weights trained so. (Nearest ×2
         leaves more of it: what varies within 32 px comes back at the period of 2 px.)
+    padding:
+        "reflect", as published, or "zero": of the convolutions in the blocks
     """
 
     def __init__(
@@ -73,6 +65,7 @@ class ResnetGenerator(nn.Module):
         norm: Norm = "batch",
         dropout: bool = True,
         upsampling: Upsampling = "transposed",
+        padding: Padding = "reflect",
     ) -> None:
         super().__init__()
         has_bias = norm == "instance"
@@ -88,7 +81,7 @@ class ResnetGenerator(nn.Module):
                 _norm(norm, 2 * channels),
                 nn.ReLU(inplace=True),
             ]
-        layers += [ResnetBlock(4 * width, norm, dropout) for _ in range(blocks)]
+        layers += [ResnetBlock(4 * width, norm, dropout, padding) for _ in range(blocks)]
         for channels in (4 * width, 2 * width):
             layers += [
                 _doubling(channels, channels // 2, upsampling, has_bias),
@@ -185,6 +178,14 @@ def initialise(module: nn.Module) -> None:
             continue
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def _padded(channels: int, norm: Norm, padding: Padding) -> list[nn.Module]:
+    """A 3×3 convolution; reflection is a layer of its own, which counts in the names of the weights."""
+    has_bias = norm == "instance"
+    if padding == "zero":
+        return [nn.Conv2d(channels, channels, 3, padding=1, bias=has_bias)]
+    return [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=has_bias)]
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:

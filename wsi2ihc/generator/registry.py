@@ -58,7 +58,10 @@ def describe_generator(name_or_path: str | Path) -> Generator:
         As `load_generator` does.
     """
     found = _find(str(name_or_path))
-    return found if isinstance(found, Generator) else _described(found.stem, file_sha256(found), read_spec(found))
+    if isinstance(found, Generator):
+        return found
+    spec = read_spec(found)  # before the hash: it refuses what is not a model file
+    return _described(found.stem, file_sha256(found), spec)
 
 
 def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:

@@ -13,6 +13,7 @@ from ..errors import ModelError
 Architecture = Literal["resnet", "unet"]
 Norm = Literal["batch", "instance"]
 Upsampling = Literal["transposed", "bilinear"]
+Padding = Literal["reflect", "zero"]
 
 DEPTHS: Mapping[Architecture, range] = {"resnet": range(1, 65), "unet": range(5, 11)}
 """Depths that a network can have. The bounds keep a damaged or hostile file from claiming a giant network."""
@@ -22,6 +23,10 @@ WIDTHS = range(1, 513)
 
 MPP_RANGE = (0.01, 100.0)
 """µm per px that a generator can have been trained at; anything else is a slip of the pen."""
+
+LARGEST_TRAINING_CHARACTERS = 1 << 20
+DEEPEST_TRAINING = 20
+"""Bounds of the provenance that a file may carry; trained models have about 5,000 characters in 3 levels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class GeneratorSpec:
     norm:          "batch" or "instance"
     dropout:       whether dropout was on in training (it is never on in translation)
     upsampling:    "transposed" convolutions, or "bilinear" (×2, then a convolution)
+    padding:       what the residual blocks of a ResNet pad with; "reflect" for a U-Net
     mpp:           µm per px of the images that it was trained on
     stain:         what it makes, as in "HER2" or "pan-CK"; goes into the output's channel name
     licence:       of the weights, as their maker states it; "" where that is unknown
@@ -52,6 +58,7 @@ class GeneratorSpec:
     norm: Norm = "batch"
     dropout: bool = True
     upsampling: Upsampling = "transposed"
+    padding: Padding = "reflect"
     mpp: float = 0.5
     stain: str = "IHC"
     licence: str = ""
@@ -66,6 +73,9 @@ class GeneratorSpec:
         _one_of("upsampling", self.upsampling, get_args(Upsampling))
         if self.architecture == "unet" and self.upsampling != "transposed":
             raise ModelError("a U-Net doubles by transposed convolutions only; upsampling cannot be 'bilinear'")
+        _one_of("padding", self.padding, get_args(Padding))
+        if self.architecture == "unet" and self.padding != "reflect":
+            raise ModelError("a U-Net has no residual blocks; padding cannot be 'zero'")
         if not isinstance(self.dropout, bool):
             raise ModelError(f"a generator's dropout is true or false, not {self.dropout!r}")
         if isinstance(self.mpp, bool) or not isinstance(self.mpp, int | float) or not _is_between(self.mpp, MPP_RANGE):
@@ -79,8 +89,11 @@ class GeneratorSpec:
         _check_training(self.training)
 
     def to_json(self) -> str:
-        """All fields as one JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        """All fields as one JSON object; the padding only where it is not the usual one, which older versions know."""
+        values = asdict(self)
+        if self.padding == "reflect":
+            del values["padding"]
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> GeneratorSpec:
@@ -98,7 +111,8 @@ class GeneratorSpec:
         if not isinstance(values, dict):
             raise ModelError("the generator's description is no JSON object")
         names = {one.name for one in fields(cls)}
-        values.setdefault("about", "")  # earlier files have none
+        for name, usual in (("about", ""), ("padding", "reflect")):  # which earlier files lack
+            values.setdefault(name, usual)
         for kind, odd in (("lacks", names - values.keys()), ("has the unknown", values.keys() - names)):
             if odd:
                 raise ModelError(f"the generator's description {kind} {', '.join(sorted(odd))!s:.120}")
@@ -123,6 +137,18 @@ def _check_training(training: object) -> None:
     if not isinstance(training, Mapping):
         raise ModelError("a generator's training provenance is a mapping of names to JSON values")
     try:
-        json.dumps(dict(training), allow_nan=False)
+        text = json.dumps(dict(training), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"a generator's training provenance holds what JSON cannot ({error!s:.80})") from error
+    if len(text) > LARGEST_TRAINING_CHARACTERS or _depth(training) > DEEPEST_TRAINING:
+        raise ModelError(
+            f"a generator's training provenance holds more than {LARGEST_TRAINING_CHARACTERS} characters, or nests "
+            f"deeper than {DEEPEST_TRAINING}"
+        )
+
+
+def _depth(value: object) -> int:
+    """How deep a JSON value nests, which json has already walked through."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0

@@ -1,0 +1,115 @@
+"""Recognizing a generator's architecture by the names and shapes of its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ModelError
+from .spec import DEPTHS, WIDTHS, Architecture, Norm, Padding
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
+_LAYER = re.compile(r"model\.(\d+)\.weight")
+
+
+def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
+    """The fields of a `GeneratorSpec` that say how the network is built.
+
+    Raises
+    ------
+    ModelError
+        If it is a relative of the ResNet and the U-Net of pix2pix that is not supported, which is named.
+    """
+    architecture: Architecture = "resnet" if len(shapes.get("model.1.weight", ())) == 4 else "unet"
+    first = shapes["model.1.weight" if architecture == "resnet" else "model.model.0.weight"]
+    if first[1] != 3:
+        raise ModelError(f"{source} holds a generator for images of {first[1]} channels instead of 3 (RGB)")
+    outputs = _outputs(shapes, architecture)
+    if outputs != 3:
+        raise ModelError(f"{source} holds a generator that makes images of {outputs} channels instead of 3 (RGB)")
+    if architecture == "resnet":
+        _refuse_relatives(shapes, source)
+    return {
+        "architecture": architecture,
+        "depth": _clamped(_depth(shapes, architecture), DEPTHS[architecture]),
+        "width": _clamped(first[0], WIDTHS),
+        "norm": _norm(shapes, architecture, source),
+        "padding": _padding(shapes),
+        "dropout": _dropout(shapes, architecture),
+    }
+
+
+def _outputs(shapes: Shapes, architecture: Architecture) -> int:
+    """Channels of the images that it makes; 3 where that cannot be seen, and the comparison of names says more."""
+    if architecture == "unet":
+        return shapes.get("model.model.3.weight", (0, 3))[1]
+    last = [shape[0] for name, shape in shapes.items() if _LAYER.fullmatch(name) and shape[2:] == (7, 7)]
+    return last[-1] if len(last) > 1 else 3
+
+
+def _refuse_relatives(shapes: Shapes, source: str) -> None:
+    """Name the ResNets of other code bases, whose layers have other places or other meanings."""
+    kind = None
+    blocks = [int(match[1]) for name in shapes if (match := _BLOCK.fullmatch(name))]
+    if any(name.startswith("model1_1.") for name in shapes):
+        kind = "pix2pixHD's local enhancer"
+    elif any(name.endswith(".filt") for name in shapes):
+        kind = "a ResNet with anti-aliasing filters (CUT, ASP; trained without --no_antialias)"
+    elif any(".block." in name for name in shapes):
+        kind = "a ResNet of PyTorch-GAN, which doubles by nearest neighbours"
+    elif blocks:
+        layers = sorted(
+            int(match[1]) for name in shapes if (match := _LAYER.fullmatch(name)) and len(shapes[name]) == 4
+        )
+        halvings = sum(index < min(blocks) for index in layers) - 1
+        if halvings == 4:
+            kind = "pix2pixHD's global generator, or another ResNet that halves its input four times"
+        elif halvings != 2:
+            kind = f"a ResNet that halves its input {halvings} times instead of twice"
+    if kind is not None:
+        raise ModelError(f"{source} holds {kind}; that kind is not supported")
+
+
+def _norm(shapes: Shapes, architecture: Architecture, source: str) -> Norm:
+    scale, mean, bias = {
+        "resnet": ("model.2.weight", "model.2.running_mean", "model.1.bias"),
+        "unet": ("model.model.1.model.2.weight", "model.model.1.model.2.running_mean", "model.model.1.model.1.bias"),
+    }[architecture]
+    if scale in shapes and bias in shapes:
+        kind = (
+            "whose BatchNorm follows convolutions with biases" if mean in shapes else "whose InstanceNorm has weights"
+        )
+        raise ModelError(f"{source} holds a generator {kind}; that kind is not supported")
+    if scale in shapes:
+        return "batch"
+    if bias in shapes:
+        return "instance"
+    raise ModelError(f"{source} holds a generator without normalization layers; that kind is not supported")
+
+
+def _depth(shapes: Shapes, architecture: Architecture) -> int:
+    if architecture == "resnet":
+        return len({match[1] for name in shapes if (match := _BLOCK.match(name))})
+    return sum(len(shape) == 4 for shape in shapes.values()) // 2
+
+
+def _padding(shapes: Shapes) -> Padding:
+    """Reflection is a layer of its own, before each convolution; zeros are not."""
+    first = [name for name in shapes if name.endswith(".conv_block.0.weight") and len(shapes[name]) == 4]
+    return "zero" if first else "reflect"
+
+
+def _dropout(shapes: Shapes, architecture: Architecture) -> bool:
+    """With dropout the second convolution of a block stands one place later; a U-Net's names do not tell."""
+    if architecture == "unet":
+        return True
+    second = {"zero": "4", "reflect": "6"}[_padding(shapes)]
+    return any(name.endswith(f".conv_block.{second}.weight") and len(shape) == 4 for name, shape in shapes.items())
+
+
+def _clamped(value: int, bounds: range) -> int:
+    """The value within bounds; where that changes it, the comparison of names and shapes says what is wrong."""
+    return min(max(value, bounds[0]), bounds[-1])
