@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from wsi2ihc.errors import OutputError, TrainingError
+from wsi2ihc.errors import ModelError, ModelNotFoundError, OutputError, TrainingError
+from wsi2ihc.generator.torch_file import load_torch_file
 from wsi2ihc.pyramid import published
 
 from .options import TrainOptions, differences
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .step import Networks
 
 FORMAT = "wsi2ihc training state 1"
+
+LARGEST_STATE_BYTES = 64 << 30
+"""Of a state with the widest networks that a run can have."""
 
 _log = logging.getLogger(__name__)
 
@@ -124,15 +127,10 @@ def read_state(path: Path) -> dict[str, Any]:
         If there is none, or it is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as file:  # torch does not look at the checksums
-            if file.testzip() is not None:
-                raise _damaged(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
+        state = load_torch_file(path, LARGEST_STATE_BYTES)  # torch does not look at the checksums
+    except ModelNotFoundError as error:
         raise TrainingError(f"there is no checkpoint {path} to resume from") from error
-    except TrainingError:
-        raise
-    except Exception as error:  # torch raises nearly anything on a damaged file
+    except ModelError as error:
         raise _damaged(path) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path} is no checkpoint of this version's training")

@@ -205,7 +205,12 @@ def test_other_files_are_named(name: str, content: bytes, words: str, tmp_path: 
 
 
 def test_other_archives_are_named(tmp_path: Path) -> None:
-    cases = {"code/constants.pkl": "TorchScript", "x.npy": "NumPy archive", "a/b.pth": "import 'a/b.pth'", "x": "without"}
+    cases = {
+        "code/constants.pkl": "TorchScript",
+        "x.npy": "NumPy archive",
+        "a/b.pth": "import 'a/b.pth'",
+        "x": "without",
+    }
     for member, words in cases.items():
         path = tmp_path / "archive.pth"
         with zipfile.ZipFile(path, "w") as archive:
