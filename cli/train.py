@@ -128,7 +128,8 @@ def _too_large(outlook: TrainingForecast) -> str:
         return ""
     needed, free = _amount(outlook.memory_bytes), _amount(outlook.available_bytes)
     return (
-        f"this takes about {needed} on {outlook.device}, where {free} is free; lower --batch-size, --crop-size or --ngf"
+        f"this takes about {needed} on {outlook.device}, where {free} is available; lower --batch-size, --crop-size "
+        "or --ngf"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from wsi2ihc.generator.checkpoint import build_network
 from wsi2ihc.generator.device import choose_precision, free_memory_bytes, parse_devices
+from wsi2ihc.runtime import available_memory_bytes
 
 from .discriminator import PatchDiscriminator
 from .job import TrainingJob
@@ -29,7 +29,7 @@ class TrainingForecast:
     weights_bytes:      weights, gradients and Adam's averages
     activations_bytes:  what the layers keep for the gradients of one step, at its most
     memory_bytes:       both together; libraries and what layers use on their own come on top
-    available_bytes:    what the GPU, or the machine for all its processes, has free; None if unknown
+    available_bytes:    what the GPU has free, or the machine can give each process; None if unknown
     """
 
     generator_parameters: int
@@ -87,10 +87,8 @@ def _available_bytes(device: torch.device, processes: int) -> int | None:
     """For each process."""
     if device.type == "cuda":
         return free_memory_bytes(device)
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
-    except (AttributeError, OSError, ValueError):  # not on this system
-        return None
+    available = available_memory_bytes()
+    return None if available is None else available // processes
 
 
 def saved_values(module: nn.Module, *inputs: Tensor) -> int:
