@@ -103,7 +103,9 @@ class TrainOptions:
     stain_jitter: float = _option(
         0.0, "Stain crops of the H&E anew: amounts change by factors of up to exp(this), hues too (0: no; try 0.3)."
     )
-    order: Order = _option("AB", "Of side by side images: AB has the H&E (the input) on the left.")
+    order: Order = _option(
+        "AB", "Of side by side images, and of folders A and B: AB has the H&E (the input) on the left, and in A."
+    )
     group_by: str | None = _option(
         None, "What may not be split: a regular expression with one named group over the names, or a CSV."
     )

@@ -13,7 +13,7 @@ import pytest
 from make_pairs import SPLITS, he_pixels, ihc_pixels, kinds_first, rows, side_by_side, splits_first, table, write_csv
 
 from wsi2ihc.errors import DatasetError, OptionError
-from wsi2ihc.training.data import LAYOUTS, PairedData, Role, find_pairs, read_pair
+from wsi2ihc.training.data import LAYOUTS, Order, PairedData, Role, find_pairs, read_pair
 
 ROLES: dict[str, Role] = {"train": "train", "val": "validation", "test": "test"}
 BCI = {"train": ("00000_train_1+", "00001_train_3+", "00007_train_0"), "test": ("00000_test_2+",)}
@@ -52,6 +52,84 @@ def test_other_order(tmp_path: Path) -> None:
     data = find_pairs(side_by_side(tmp_path, order="BA"), order="BA")
     check_all(data)
     assert data.layout == "side by side in train/, val/, test/ (H&E right)"
+
+
+def cyclegan(folder: Path, he: str = "A", ihc: str = "B", between: str = "") -> Path:
+    """trainA/ and trainB/, and so on."""
+    for split, names in SPLITS.items():
+        kinds_first(folder, {"": names}, f"{split}{between}{he}", f"{split}{between}{ihc}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "layout"),
+    [
+        (lambda folder: kinds_first(folder, he="A", ihc="B"), "A/ and B/ ({}), each with train/, val/, test/"),
+        (lambda folder: kinds_first(folder, he="a", ihc="b"), "a/ and b/ ({}), each with train/, val/, test/"),
+        (lambda folder: splits_first(folder, he="A", ihc="B"), "train/, val/, test/, each with A/ and B/ ({})"),
+        (cyclegan, "testA/, testB/, trainA/, trainB/, valA/, valB/ ({})"),
+        (lambda folder: cyclegan(folder, between="_"), "test_A/, test_B/, train_A/, train_B/, val_A/, val_B/ ({})"),
+    ],
+)
+@pytest.mark.parametrize("order", ["AB", "BA"])
+def test_a_is_the_he_unless_the_order_says_otherwise(
+    tmp_path: Path, make: Callable[[Path], Path], layout: str, order: Order
+) -> None:
+    data = find_pairs(make(tmp_path / "data"), order=order)
+    said = {"AB": "the H&E in A; --order BA takes it from B", "BA": "the H&E in B; --order AB takes it from A"}
+    assert data.layout == layout.format(said[order])
+    if order == "AB":
+        check_all(data)
+    else:
+        for pair in data.pairs:
+            np.testing.assert_array_equal(read_pair(pair)[0], ihc_pixels(pair.name))
+
+
+@pytest.mark.parametrize(("he", "ihc"), [("HE", "IHC"), ("_h&e", "_ihc")])
+def test_splits_and_stains_in_one_name(tmp_path: Path, he: str, ihc: str) -> None:
+    check_all(find_pairs(cyclegan(tmp_path, he, ihc)))
+    with pytest.raises(OptionError, match="an order BA is for side-by-side images"):
+        find_pairs(tmp_path, order="BA")
+
+
+def test_letters_beside_names_are_refused(tmp_path: Path) -> None:
+    kinds_first(kinds_first(tmp_path), he="A", ihc="B")
+    check_error(tmp_path, "has A/ and B/, and HE/; keep one pair of them")
+
+
+def test_a_split_without_its_other_stain_is_refused(tmp_path: Path) -> None:
+    shutil.rmtree(cyclegan(tmp_path) / "valB")
+    check_error(tmp_path, "has valA/ without its partner of the other stain")
+
+
+def test_a_data_set_further_inside_is_named(tmp_path: Path) -> None:
+    inside = cyclegan(tmp_path / "MIST" / "HER2" / "TrainValAB")
+    for folder in (inside.parent, inside.parent.parent):
+        check_error(folder, f"no paired patches in {folder}, but in {inside}: name that folder; understood are")
+
+
+def test_folders_for_classes_are_named(tmp_path: Path) -> None:
+    kinds_first(tmp_path, {"train/0": ["a"], "train/1+": ["b"]})
+    check_error(tmp_path, "(there are folders instead, as 0/: put the images straight into")
+
+
+@pytest.mark.parametrize(("he", "ihc"), [("_HE", "_IHC"), ("-he", "-ihc"), (" H&E", " IHC"), ("_A", "_B")])
+def test_a_stain_at_the_end_of_every_name_is_no_part_of_it(tmp_path: Path, he: str, ihc: str) -> None:
+    kinds_first(tmp_path, {"train": ["a", "b"]})
+    for kind, end in (("HE", he), ("IHC", ihc)):
+        for name in ("a", "b"):
+            (tmp_path / kind / "train" / f"{name}.png").rename(tmp_path / kind / "train" / f"{name}{end}.png")
+    assert [(pair.he.stem, pair.ihc.stem) for pair in find_pairs(tmp_path).pairs] == [
+        (f"{name}{he}", f"{name}{ihc}") for name in ("a", "b")
+    ]
+    (tmp_path / "IHC" / "train" / f"b{ihc}.png").rename(tmp_path / "IHC" / "train" / "c.png")
+    check_error(tmp_path, "has no partner of that name")
+
+
+def test_names_may_differ_in_case_where_that_is_unique(tmp_path: Path) -> None:
+    kinds_first(tmp_path, {"train": ["p1", "p2"]})
+    (tmp_path / "IHC" / "train" / "p1.png").rename(tmp_path / "IHC" / "train" / "P1.png")
+    assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["p1", "p2"]
 
 
 @pytest.mark.parametrize("make", [kinds_first, side_by_side])

@@ -33,7 +33,9 @@ class EvaluateOptions:
     """
 
     split: Role = _option("test", "Which patches are scored.")
-    order: Order = _option("AB", "Of side by side images: AB has the H&E on the left.")
+    order: Order = _option(
+        "AB", "Of side by side images, and of A and B in names: AB has the H&E on the left, and in A."
+    )
     group_by: str | None = _option(
         None, "What is independent: a regular expression with one named group over the names, or a CSV."
     )

@@ -31,7 +31,9 @@ class InspectOptions:
         If a value is impossible.
     """
 
-    order: Order = _option("AB", "Of side-by-side images: AB has the H&E to the left.")
+    order: Order = _option(
+        "AB", "Of side-by-side images, and of folders A and B: AB has the H&E to the left, and in A."
+    )
     group_by: str | None = _option(
         None, "What must not be parted: a regular expression with one named group, or a CSV file (as in training)."
     )
