@@ -19,14 +19,12 @@ from .clinical import call_slides, doubts, fit_readers
 from .examples import choose_examples
 from .methods import Method, floors, load_methods
 from .options import EvaluateOptions
+from .resolution import at_own_resolution, differs
 from .results import Evaluation
 from .scores import ImageFacts
 from .scoring import interior_margin_px, load_inception_features, score_methods
 from .source import Sample, Source
 from .sums import Scale
-
-MPP_TOLERANCE = 0.1
-"""Share by which a model's resolution may differ from the patches' without a word."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,13 +56,14 @@ def evaluate_patches(
     data = find_split(folder, options)
     pairs, training = data.of(options.split), data.of("train")
     sizes = read_sizes({*pairs, *training})
-    trained = load_methods(models, options.device, options.precision)
+    mpp = options.mpp or data.mpp
+    trained = [at_own_resolution(one, mpp) for one in load_methods(models, options.device, options.precision)]
+    resolutions = tuple(_resolution_notes(trained, mpp))
     inception, facts = load_inception_features(options.inception_weights, options.device)
     unit, images = describe_images(pairs, data)
     calibration, notes = _calibration(data, training, images, pairs, options, progress)
     methods = [*trained, *floors(calibration.regression, [method.name for method in trained])]
     source = Source(images, lambda number: _sample(images[number], pairs[number]))
-    mpp = options.mpp or data.mpp
     margin_px = interior_margin_px(min(sizes.smallest.width, sizes.smallest.height), trained)
     results = score_methods(
         source, methods, Scale(calibration.stained_from, mpp), batch_size=min(options.batch_size, sizes.at_once),
@@ -85,7 +84,7 @@ def evaluate_patches(
         interior_px=margin_px,
         inception=facts,
         examples=choose_examples(source, results, multiple_px, options.pictures, options.seed),
-        notes=(*notes, *(doubts(calibration, images) if readers else ()), *_notes(data, options, unit, mpp, trained)),
+        notes=(*resolutions, *notes, *(doubts(calibration, images) if readers else ()), *_notes(data, options, unit)),
         facts={**_facts(data, options, mpp), "cut_to_multiples_of_px": _cut_to(multiple_px, sizes)},
     )
 
@@ -179,9 +178,24 @@ def _read(
         yield sample.image, sample.he, sample.reference
 
 
-def _notes(
-    data: PairedData, options: EvaluateOptions, unit: str, mpp: float | None, models: Sequence[Method]
-) -> Iterator[str]:  # fmt: skip
+def _resolution_notes(models: Sequence[Method], mpp: float | None) -> Iterator[str]:
+    """Which models were given other pixels than those of the patches; a warning each."""
+    for method in models:
+        own = method.facts.get("mpp")
+        if differs(method, mpp):
+            note = (
+                f"{method.name} works at {own:g} µm/px, but the patches have {mpp:g}: they were resampled for it, "
+                "and its answers back, which costs sharpness"
+            )
+        elif own and mpp is None:
+            note = f"nothing states the patches' resolution (--mpp): {method.name} works at {own:g} µm/px"
+        else:
+            continue
+        _log.warning("%s", note)
+        yield note
+
+
+def _notes(data: PairedData, options: EvaluateOptions, unit: str) -> Iterator[str]:
     if "patches" in unit:
         yield (
             "nothing says which patches belong to one patient or slide: intervals are over patches, and too narrow; "
@@ -193,10 +207,6 @@ def _notes(
         yield f"{len(shared)} groups are in training and in {options.split}: the figures are flattered"
     if options.split != "test":
         yield f"these are {options.split} patches: what was chosen on them looks better than it is"
-    for method in models:
-        trained_at = method.facts.get("mpp")
-        if trained_at and mpp and abs(trained_at / mpp - 1) > MPP_TOLERANCE:
-            yield f"{method.name} works at {trained_at:g} µm/px, but the patches have {mpp:g}"
 
 
 def _cut_to(multiple_px: int, sizes: PatchSizes) -> int:
