@@ -20,8 +20,8 @@ import psutil
 HANG_S = 20.0
 """Of processor time."""
 
-STILL_S = 90.0
-"""Of the clock, where nothing is computed: a machine that is busy with other work is slow."""
+STILL_S = 30.0
+"""In which no thread of the process wants the processor. One that waits for its turn does not count."""
 
 LARGEST_MB = 2048
 _LOOK_S = 0.05
@@ -117,8 +117,7 @@ class Pool:
     def _answer(self, process: subprocess.Popen[bytes], cpu_before: float | None) -> dict[str, Any] | Outcome:
         """The next line of the process; an outcome if there is none. Limits hold if ``cpu_before`` is given."""
         assert process.stdout is not None
-        started, limit = time.monotonic(), STILL_S if cpu_before is not None else 600.0
-        peak_mb = 0
+        still_s, peak_mb = 0.0, 0
         while b"\n" not in self._unread:
             if select.select([process.stdout], [], [], _LOOK_S)[0]:
                 part = os.read(process.stdout.fileno(), 1 << 20)
@@ -131,18 +130,24 @@ class Pool:
             used = _cpu_seconds(process.pid) - (cpu_before or 0.0)
             memory_mb = _resident_mb(process.pid)
             peak_mb = max(peak_mb, memory_mb)
-            waited = time.monotonic() - started
+            still_s += 0.0 if cpu_before is None or _wants_to_run(process.pid) else _LOOK_S
             if cpu_before is not None and memory_mb > LARGEST_MB:
                 return self._ended(f"memory: {memory_mb} MB after {used:.0f} s", peak_mb)
-            if waited > limit or (cpu_before is not None and used > HANG_S):
-                return self._ended(f"hang: {used:.0f} s of processor time, {waited:.0f} s", peak_mb)
+            if still_s > STILL_S or (cpu_before is not None and used > HANG_S):
+                return self._ended(f"hang: {used:.0f} s of processor time, {still_s:.0f} s of waiting", peak_mb)
         line, _, self._unread = self._unread.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def _ended(self, finding: str, peak_mb: int) -> Outcome:
+        text = ""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR1)
+            time.sleep(0.5)
+            with contextlib.suppress(OSError):
+                text = (self.folder / "stacks.txt").read_text(encoding="utf-8")
         self.close()
-        return Outcome((finding,), finding.split(":")[0], peak_mb=peak_mb)
+        return Outcome((finding,), finding.split(":")[0], peak_mb=peak_mb, text=text)
 
 
 def _judged(answer: dict[str, Any]) -> Outcome:
@@ -163,6 +168,15 @@ def _cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(int(fields[number]) for number in (11, 12, 13, 14)) / _TICKS
+
+
+def _wants_to_run(pid: int) -> bool:
+    """Whether a thread runs, waits for a processor or for a disk."""
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            if task.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] in "RD":
+                return True
+    return False
 
 
 def _resident_mb(pid: int) -> int:

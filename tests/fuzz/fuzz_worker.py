@@ -7,11 +7,13 @@ pickles. Time and memory are watched from outside, see `fuzz_pool`.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import re
 import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -166,6 +168,8 @@ def main() -> None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    stacks = (home / "stacks.txt").open("w", encoding="utf-8")
+    faulthandler.register(signal.SIGUSR1, file=stacks)  # where it hangs
     watch = Watch(home)
     for number, line in enumerate(requests):
         request = json.loads(line)
