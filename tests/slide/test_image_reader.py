@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_slides import texture
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region, Size
@@ -92,15 +92,19 @@ def test_palettes_and_transparency(tmp_path: Path) -> None:
         assert any("alpha" in problem for problem in slide.info.problems)
 
 
-def test_orientation_is_told_and_not_applied(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_with_an_exif_orientation_is_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    with open_slide(saved(tmp_path / "a.jpg", exif=exif)) as slide:
-        assert slide.info.size == Size(500, 400)
-        assert any("orientation" in problem for problem in slide.info.problems)
-    exif[0x0112] = 1
-    with open_slide(saved(tmp_path / "b.jpg", exif=exif)) as slide:
-        assert not any("orientation" in problem for problem in slide.info.problems)
+    exif[0x0112] = orientation
+    path = saved(tmp_path / "a.png", exif=exif)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    height, width = upright.shape[:2]
+    with open_slide(path) as slide:
+        assert slide.info.size == slide.info.levels[0].size == Size(width, height)
+        np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, width, height)), upright)
+        np.testing.assert_array_equal(slide.read_level(0, Region(30, 50, 200, 100)), upright[50:150, 30:230])
+        assert any("orientation" in problem for problem in slide.info.problems) == (orientation != 1)
 
 
 def test_profile(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ import math
 import pytest
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.slide.resolution import Stated, checked_mpp, ome_facts, positive_number, resolve
+from wsi2ihc.slide.ome_xml import XmlError, parse_ome_xml
+from wsi2ihc.slide.resolution import Stated, checked_mpp, positive_number, resolve
 
 
 @pytest.mark.parametrize(
@@ -69,21 +70,29 @@ def test_messages_name_what_states_the_resolution() -> None:
 OME = """<?xml version="1.0"?><OME xmlns="…"><Instrument ID="I">
 <Objective ID="O" NominalMagnification="20.0"/></Instrument><Image>
 <Pixels SizeX="10" PhysicalSizeX="0.25" PhysicalSizeXUnit="µm"
-PhysicalSizeY="250" PhysicalSizeYUnit="nm">"""
+PhysicalSizeY="250" PhysicalSizeYUnit="nm"/></Image></OME>"""
 
 
 def test_ome_xml() -> None:
-    facts = ome_facts(OME)
-    assert facts.mpp == (0.25, 0.25)
-    assert facts.magnification == 20.0
+    (image,) = parse_ome_xml(OME).images
+    assert image.mpp == (0.25, 0.25)
+    assert image.magnification == 20.0
+    assert image.problems == ()
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "Aperio", "<OME", "<OME><Pixels>", OME.replace("250", "many"), OME.replace("nm", "furlong"), "<OME>" * 9999],
+    ("text", "problem"), [(OME.replace("250", "many"), "not a number"), (OME.replace("nm", "furlong"), "'furlong'")]
 )
-def test_ome_xml_that_says_nothing(text: str) -> None:
-    assert ome_facts(text).mpp is None
+def test_ome_xml_that_does_not_say_the_resolution(text: str, problem: str) -> None:
+    (image,) = parse_ome_xml(text).images
+    assert image.mpp is None
+    assert problem in image.problems[0]
+
+
+@pytest.mark.parametrize("text", ["", "Aperio", "<OME", "<OME><Pixels>", "<OME>" * 9999])
+def test_ome_xml_that_is_not_xml(text: str) -> None:
+    with pytest.raises(XmlError):
+        parse_ome_xml(text)
 
 
 @pytest.mark.parametrize(

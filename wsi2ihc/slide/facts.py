@@ -103,6 +103,8 @@ def remarks(levels: Sequence[Level], magnification: float | None, facts: TiffFac
         notes.append("It has no lower levels, so that finding the tissue has to read all of it.")
     if facts is not None and facts.has_alpha:
         notes.append("It has an alpha channel; transparent places are taken for background.")
+    if facts is not None:
+        notes.extend(filter(None, (facts.kind.note, *facts.problems)))
     table = None if facts is None else table_of_size(facts.tables, size)
     if table is not None and table.missing:
         notes.append(f"Missing tiles: {table.missing:,} of {table.byte_counts.size:,}; they are taken for background.")
@@ -152,18 +154,16 @@ def hash_of_file(path: Path) -> str:
         return own_hash(read_at, path.stat().st_size)
 
 
+def identity(quickhash: str, facts: TiffFacts | None) -> str:
+    """A hash that also tells which image of the file a caller has chosen."""
+    if facts is None or not facts.choice:
+        return quickhash
+    return f"{quickhash}{str(facts.choice).replace(' --', '-').replace('--', '-').replace(' ', '')}"
+
+
 def changed_at(path: str | Path) -> int | None:
     """When a local file was last changed, whole s since 1970, as all copies that keep times have it; None of a URL."""
     return int(Path(path).stat().st_mtime) if "://" not in str(path) else None
-
-
-def not_rgb(name: str, facts: TiffFacts) -> UnreadableSlideError:
-    """The error for a TIFF whose pixels are of another kind."""
-    samples = "1 sample" if facts.samples == 1 else f"{facts.samples} samples"
-    return UnreadableSlideError(
-        f"{name}: its pixels have {samples} of {facts.bits} bits, not 8-bit RGB, so it is no brightfield slide; "
-        "export the H&E image as 8-bit RGB"
-    )
 
 
 def both(x: float | None, y: float | None) -> Mpp | None:

@@ -22,7 +22,7 @@ from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region
 from .facts import changed_at, checked_levels, checked_profile, hash_of_file, remarks
-from .pixels import composited
+from .pixels import composited, transparent
 from .protocol import SlideInfo
 from .reader import SlideReader
 from .resolution import Stated, resolve
@@ -38,7 +38,6 @@ _STRIP_PX = 1 << 20
 """Px that are converted at once."""
 
 _ORIENTATION = 0x0112
-_AS_STORED = (None, 1)
 
 _SIGNATURES: tuple[tuple[str, int, bytes, Callable[..., ImageFile.ImageFile]], ...] = (
     ("PNG", 0, b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -55,8 +54,8 @@ _SAMPLES = {"L": (1, 8), "1": (1, 1), "LA": (2, 8), "I;16": (1, 16), "I": (1, 32
 class ImageReader(SlideReader):
     """A plain image opened with Pillow.
 
-    A palette is resolved, and what is transparent is laid over white. An EXIF orientation is not applied: pixels lie as
-    they are stored, as in every other program that measures on them, and a remark says so. The dots per inch of such
+    A palette is resolved, and what is transparent is laid over white. Pixels are read as they are stored; `slide_view`
+    applies an EXIF orientation, as it does that of a TIFF. The dots per inch of such
     files are those of screens and printers, so that the resolution is the stated one or none.
 
     Parameters
@@ -80,10 +79,11 @@ class ImageReader(SlideReader):
         try:
             with path.open("rb") as file, make(file) as image:
                 self._check(image, path)
-                rotated = image.getexif().get(_ORIENTATION) not in _AS_STORED
+                self.orientation = _orientation(image)
                 has_alpha = image.mode in ("RGBA", "RGBa") or "transparency" in image.info
-                self._pixels: RGBImage | None = _rgb(image, has_alpha)
+                self._pixels: RGBImage | None = _rgb(image, has_alpha, path.name)
                 profile = image.info.get("icc_profile")
+                frames = int(getattr(image, "n_frames", 1))
         # What Pillow raises on damaged headers, chunks and streams.
         except (
             OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
@@ -95,7 +95,7 @@ class ImageReader(SlideReader):
                 f"{path.name}: the {kind} is damaged ({self._reason(error)[:80]}); copy it again from its source"
             ) from error
         self._info = self._describe(
-            path, profile if isinstance(profile, bytes) else None, stated_mpp, rotated, has_alpha
+            path, profile if isinstance(profile, bytes) else None, stated_mpp, frames, has_alpha
         )
 
     def _check(self, image: Image.Image, path: Path) -> None:
@@ -118,7 +118,7 @@ class ImageReader(SlideReader):
             )
 
     def _describe(
-        self, path: Path, profile: bytes | None, stated_mpp: Stated | None, rotated: bool, has_alpha: bool
+        self, path: Path, profile: bytes | None, stated_mpp: Stated | None, frames: int, has_alpha: bool
     ) -> SlideInfo:
         assert self._pixels is not None
         height, width = self._pixels.shape[:2]
@@ -128,8 +128,8 @@ class ImageReader(SlideReader):
         own = list(remarks(levels, None, None))
         if has_alpha:
             own.append("It has an alpha channel; transparent places are taken for background.")
-        if rotated:
-            own.append("It states an orientation (EXIF), which is not applied; its pixels lie as they are stored.")
+        if frames > 1:
+            own.append(f"It holds {frames} images; the first is used.")
         return SlideInfo(
             name=self._name,
             reader="pillow",
@@ -187,16 +187,33 @@ def _kind(path: Path) -> tuple[str, Callable[..., ImageFile.ImageFile]] | None:
     return None
 
 
-def _rgb(image: Image.Image, has_alpha: bool) -> RGBImage:
-    """The pixels, converted by strips: Pillow's own copy, of 4 bytes a px, is there meanwhile, and no third one."""
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 where there is none that is known."""
+    value = image.getexif().get(_ORIENTATION)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _rgb(image: Image.Image, has_alpha: bool, name: str) -> RGBImage:
+    """The pixels, converted by strips: Pillow's own copy, of 4 bytes a px, is there meanwhile, and no third one.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If all of it is transparent.
+    """
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _STRIP_PX // width)
+    visible = not has_alpha
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         strip = image.crop((0, top, width, bottom))
         if has_alpha:
-            pixels[top:bottom] = composited(strip.convert("RGBA"), WHITE)
+            layer = strip.convert("RGBA")
+            visible = visible or layer.getchannel("A").getbbox() is not None
+            pixels[top:bottom] = composited(layer, WHITE)
         else:
             pixels[top:bottom] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+    if not visible:
+        raise UnreadableSlideError(transparent(name))
     return pixels

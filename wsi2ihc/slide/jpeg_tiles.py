@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -140,7 +140,7 @@ class DirectTiles:
         premultiplied: bool = False,
     ) -> None:
         self._file = file
-        self._alpha_mode = "RGBa" if premultiplied else "RGBA"
+        self.alpha: Literal["", "straight", "premultiplied"] = "premultiplied" if premultiplied else "straight"
         caches = {
             (table.tile, table.samples): TileCache(table.tile, cache_bytes, table.samples)
             for table, _ in tables.values()
@@ -211,8 +211,11 @@ class DirectTiles:
                 target[...] = piece if table.samples == 3 else self._composited(piece, fill)
 
     def _composited(self, piece: RGBImage, fill: RGB) -> RGBImage:
+        if not self.alpha:
+            return piece[..., :3]
         size = (piece.shape[1], piece.shape[0])
-        image = Image.frombytes(self._alpha_mode, size, np.ascontiguousarray(piece).tobytes())
+        mode = "RGBa" if self.alpha == "premultiplied" else "RGBA"
+        image = Image.frombytes(mode, size, np.ascontiguousarray(piece).tobytes())
         return composited(image.convert("RGBA"), fill)
 
     def _decode(self, source: _Source, row: int, column: int, out: RGBImage) -> None:
@@ -237,6 +240,21 @@ class DirectTiles:
             if self._file.closed:
                 raise ValueError(f"{self._file.name} is closed") from None
             raise damaged(self._file.name, region, source.downsample, error) from error
+
+    def samples(self, level: int, row: int, column: int) -> RGBImage:
+        """All samples of one tile, its padding left out: (height, width, samples).
+
+        Raises
+        ------
+        UnreadableSlideError
+            If the tile is damaged.
+        """
+        source = self._sources[level]
+        table = source.table
+        pixels = np.empty((table.tile.height, table.tile.width, table.samples), np.uint8)
+        self._decode(source, row, column, pixels)
+        region = table.tile_region(row, column)
+        return pixels[: region.height, : region.width]
 
     def _stored(self, table: TileTable, row: int, column: int) -> bytes:
         """The bytes of one tile."""

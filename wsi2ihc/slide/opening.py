@@ -8,18 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import SlideNotFoundError, UnreadableSlideError
-from .facts import not_rgb
-from .protocol import Slide, SlideInfo
+from ..errors import OptionError, SlideNotFoundError, UnreadableSlideError
+from .protocol import Slide
 from .resolution import Stated, checked_mpp
+from .slide_view import as_shown
 from .tiff_facts import TiffFacts, read_tiff_facts
+from .tiff_images import Choice
 
 if TYPE_CHECKING:
+    from .reader import SlideReader
     from .tiffslide_reader import TiffSlideReader
 
 
 def open_slide(
-    path: str | os.PathLike[str], *, mpp: float | Sequence[float] | None = None, mpp_option: str = "--mpp"
+    path: str | os.PathLike[str],
+    *,
+    mpp: float | Sequence[float] | None = None,
+    mpp_option: str = "--mpp",
+    series: int | None = None,
+    page: int | None = None,
 ) -> Slide:
     """Open a slide: with OpenSlide, else with tiffslide; a plain image (PNG, JPEG, BMP, WebP) with Pillow.
 
@@ -31,6 +38,9 @@ def open_slide(
         The slide's resolution, µm per level-0 px, or a pair of them along (x, y). Replaces what the slide says.
     mpp_option
         What a user states it with, for messages: of two slides, each has its own.
+    series, page
+        Which image of a TIFF file is wanted, by its number or by the number of its page, both from 0 (see
+        `SlideInfo.images`). By default the largest RGB image.
 
     Returns
     -------
@@ -42,27 +52,29 @@ def open_slide(
     SlideNotFoundError
         If there is no such file.
     UnreadableSlideError
-        If it is no slide, is damaged, or is not 8-bit RGB.
+        If it is no slide, is damaged, is not 8-bit RGB, or holds several images that may be the slide.
     OptionError
-        If ``mpp`` is no resolution.
+        If ``mpp`` is not a resolution, or the file has no such series or page.
     """
-    stated = checked_mpp(mpp, mpp_option)
+    stated, choice = checked_mpp(mpp, mpp_option), Choice(series, page)
     address = os.fspath(path)
     if "://" in address:
-        return _open_with_tiffslide(address, stated)
+        return as_shown(_open_with_tiffslide(address, stated, choice))
     file = Path(address)
     _check_file(file)
-    facts = read_tiff_facts(file)
-    if facts is not None and _is_other_than_rgb(facts):
-        raise not_rgb(file.name, facts)
-    return _open_file(file, facts, stated)
+    return as_shown(_open_file(file, stated, choice))
 
 
-def _open_file(file: Path, facts: TiffFacts | None, stated: Stated) -> Slide:
+def _open_file(file: Path, stated: Stated, choice: Choice) -> SlideReader:
     # Imported here, and tiffslide (0.3 s, with zarr) only where it is needed.
-    from .openslide_reader import FormatUnknownError, OpenSlideReader
+    from .openslide_reader import FormatUnknownError, OpenSlideReader, format_of
 
-    slide: Slide
+    kind = format_of(file)
+    own_layout = kind not in (None, "generic-tiff")
+    facts = _facts(file, kind, choice)
+    if facts is not None and not own_layout and not openslide_reads(facts):
+        return _open_with_tiffslide(file, stated, choice)
+    slide: SlideReader
     try:
         slide = OpenSlideReader(file, facts, stated)
     except UnreadableSlideError as refusal:
@@ -71,39 +83,73 @@ def _open_file(file: Path, facts: TiffFacts | None, stated: Stated) -> Slide:
                 return image
             raise
         try:
-            other = _open_with_tiffslide(file, stated)
+            other = _open_with_tiffslide(file, stated, choice)
             if not isinstance(refusal, FormatUnknownError):
                 other.prove_pixels()
             return other
         except UnreadableSlideError as error:
             # The one that knows the format says what is wrong.
             raise (error if isinstance(refusal, FormatUnknownError) else refusal) from error
-    if facts is not None and _has_hidden_levels(slide.info, facts):
-        try:
-            other = _open_with_tiffslide(file, stated)
-        except UnreadableSlideError:
-            return slide
+    sizes = [level.size for level in slide.info.levels]
+    if facts is None or own_layout or sizes == list(facts.level_sizes):
+        return slide
+    try:
+        other = _open_with_tiffslide(file, stated, choice)
+    except UnreadableSlideError:
+        if sizes[0] == facts.level_sizes[0] and set(sizes) <= set(facts.level_sizes):
+            return slide  # with fewer levels
         slide.close()
-        return other
-    return slide
+        raise
+    slide.close()
+    return other
 
 
-def _has_hidden_levels(info: SlideInfo, facts: TiffFacts) -> bool:
-    """Whether the file has lower levels, in SubIFDs, that OpenSlide does not see."""
+def _facts(file: Path, kind: str | None, choice: Choice) -> TiffFacts | None:
+    """The facts of a TIFF of the kind that OpenSlide takes it for; None of other files.
+
+    Raises
+    ------
+    OptionError
+        If ``choice`` names what the file does not have.
+    UnreadableSlideError
+        If the tags say that the pixels cannot be read rightly.
+    """
+    own_layout = kind not in (None, "generic-tiff")
+    facts = read_tiff_facts(file, choice, own_layout=own_layout)
+    if facts is None and choice:
+        raise OptionError(f"{file.name}: {choice}: images can be chosen in TIFF files only; leave the option out")
+    if facts is None and kind == "generic-tiff":
+        # Without its tags, it is not known which image and what pixels OpenSlide would read.
+        raise UnreadableSlideError(
+            f"{file.name}: its TIFF tags are damaged; copy it again from its source, or convert it to a tiled, "
+            "pyramidal TIFF"
+        )
+    if facts is not None and own_layout and facts.orientation != 1:
+        raise UnreadableSlideError(
+            f"{file.name}: its orientation (TIFF tag 274) is {facts.orientation}, which {kind} files do not have; "
+            "convert it to a tiled, pyramidal TIFF"
+        )
+    return facts
+
+
+def openslide_reads(facts: TiffFacts) -> bool:
+    """Whether OpenSlide, if it takes a plain TIFF, reads the slide, and as it is stored.
+
+    It starts with the file's first page, knows nothing of SubIFDs, takes any fourth sample for alpha, and mirrors
+    tiles in place where the orientation says so.
+    """
     return (
-        info.vendor == "generic-tiff"
-        and facts.level_sizes[:1] == (info.size,)
-        and len(facts.level_sizes) > len(info.levels)
+        facts.pages[0] == 0 and None not in facts.pages and facts.orientation == 1 and facts.kind.alpha != "unspecified"
     )
 
 
-def _open_with_tiffslide(path: str | Path, stated: Stated) -> TiffSlideReader:
+def _open_with_tiffslide(path: str | Path, stated: Stated, choice: Choice) -> TiffSlideReader:
     from .tiffslide_reader import TiffSlideReader
 
-    return TiffSlideReader(path, stated)
+    return TiffSlideReader(path, stated, choice)
 
 
-def _open_image(file: Path, stated: Stated) -> Slide | None:
+def _open_image(file: Path, stated: Stated) -> SlideReader | None:
     """A plain image; None where the file is of another kind."""
     from .image_reader import ImageReader, is_plain_image
 
@@ -133,9 +179,3 @@ def _check_file(file: Path) -> None:
         raise UnreadableSlideError(
             f"{file.name}: it cannot be opened ({reason}); check the path and the permissions"
         ) from error
-
-
-def _is_other_than_rgb(facts: TiffFacts) -> bool:
-    """Grey or more than 8 bits. OpenSlide would convert some of these, and fail late with others."""
-    palette = facts.photometric == 3
-    return facts.bits != 8 or (facts.samples < 3 and not palette)

@@ -20,14 +20,16 @@ from .facts import (
     checked_profile,
     colour_from_hex,
     hash_of_file,
+    identity,
     remarks,
     table_of_size,
 )
 from .jpeg_tiles import damaged
+from .openslide_images import images_in, remarks_on_planes
 from .pixels import composited
 from .protocol import SlideInfo
 from .reader import SlideReader
-from .resolution import Stated, ome_facts, positive_number, resolve
+from .resolution import Stated, positive_number, resolve
 from .tiff_facts import TiffFacts, TileTable
 from .tile_cache import cache_bytes
 
@@ -35,6 +37,9 @@ _GENERIC = "generic-tiff"
 
 _TILED_VENDORS = frozenset({"aperio", _GENERIC, "philips-tiff", "huron"})
 """Families whose levels are TIFF pages of plain tiles. Others overlap tiles or arrange several areas."""
+
+_MAY_PAD = frozenset({_GENERIC, "aperio", "dicom", "philips-tiff"})
+"""Families whose levels may be padded to whole tiles."""
 
 _BLOCK_PX = 2048
 """Largest piece asked for at once: 16 MB as OpenSlide's four bytes a px."""
@@ -85,9 +90,12 @@ class OpenSlideReader(SlideReader):
             self._downsamples = self._handle.level_downsamples
             self._info = self._describe(self._handle, facts, stated_mpp)
             self._tables = tables = _tables(self._info, facts)
+            self._set_layout(self._handle, facts)
             self._cache = openslide.OpenSlideCache(cache_bytes(self._info.size, _tile_size(self._handle, 0), 4))
             self._handle.set_cache(self._cache)
             self._probe()
+            if facts is not None and facts.has_alpha:
+                self._check_visible()
             if facts is not None and 0 in tables:
                 self._go_direct(path, tables, facts.premultiplied)
         except openslide.OpenSlideError as error:
@@ -133,13 +141,15 @@ class OpenSlideReader(SlideReader):
         vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         # An empty region carries the profile too, and decodes nothing.
         profile, profile_remarks = checked_profile(handle.read_region((0, 0), 0, (0, 0)).info.get("icc_profile"))
-        ome = ome_facts("" if facts is None else facts.description)
+        ome = None if facts is None else facts.ome
         own = both(*(positive_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"))
         tags = None if facts is None else facts.tag_mpp
         if vendor == _GENERIC:  # OpenSlide has it from the tags
-            own, tags = ome.mpp, own if tags is None else tags
-        resolution = resolve(stated_mpp, own, tags)
-        magnification = positive_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)) or ome.magnification
+            own, tags = None if ome is None else ome.mpp, own if facts is None else tags
+        magnification = positive_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+        if magnification is None and ome is not None:
+            magnification = ome.magnification
+        resolution = resolve(stated_mpp, own, tags, magnification)
         bounds = [properties.get(f"openslide.bounds-{key}") for key in ("x", "y", "width", "height")]
         return SlideInfo(
             name=self._name,
@@ -153,10 +163,24 @@ class OpenSlideReader(SlideReader):
             bounds=checked_bounds(bounds, levels[0].size),
             background=colour_from_hex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),
             icc_profile=profile,
-            quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1) or hash_of_file(self._file),
+            quickhash=identity(properties.get(openslide.PROPERTY_NAME_QUICKHASH1) or hash_of_file(self._file), facts),
             changed_at=changed_at(self._file),
-            problems=(*resolution.problems, *profile_remarks, *remarks(levels, magnification, facts)),
+            problems=(
+                *resolution.problems,
+                *profile_remarks,
+                *remarks(levels, magnification, facts),
+                *remarks_on_planes(properties),
+            ),
+            images=(None if facts is None else facts.images) or images_in(properties, levels[0].size),
         )
+
+    def _set_layout(self, handle: openslide.OpenSlide, facts: TiffFacts | None) -> None:
+        """Say how the levels are stored, where they may be padded."""
+        count = len(self._info.levels)
+        if count > 1 and self._info.vendor in _MAY_PAD:
+            self.tile_sizes = tuple(_stated_tile_size(handle, level) or Size(1, 1) for level in range(count))
+            known = facts is not None and len(facts.tag_factors) == count
+            self.tag_factors = facts.tag_factors if facts is not None and known else (None,) * count
 
     def _read_into(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
         for block, part in self._blocks(level, region):
@@ -223,10 +247,22 @@ class OpenSlideReader(SlideReader):
             self._handle = None
 
 
+def format_of(file: Path) -> str | None:
+    """The family of formats that OpenSlide takes a file for; None where it knows it not."""
+    try:
+        return openslide.OpenSlide.detect_format(file)
+    except openslide.OpenSlideError:
+        return None
+
+
 def _tile_size(handle: openslide.OpenSlide, level: int) -> Size:
+    return _stated_tile_size(handle, level) or Size(256, 256)
+
+
+def _stated_tile_size(handle: openslide.OpenSlide, level: int) -> Size | None:
     properties = handle.properties
     width, height = (positive_number(properties.get(f"openslide.level[{level}].tile-{side}")) for side in _SIDES)
-    return Size(int(width), int(height)) if width and height else Size(256, 256)
+    return Size(int(width), int(height)) if width and height else None
 
 
 def _tables(info: SlideInfo, facts: TiffFacts | None) -> Mapping[int, TileTable]:

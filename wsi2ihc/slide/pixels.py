@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..arrays import RGB, RGBImage
+
+_MIXED_SHARE = 0.1
+"""Share of half-transparent pixels up to which a fourth sample is believed to be alpha: edges are, areas are not."""
+
+
+def alpha_in(samples: npt.NDArray[np.uint8]) -> Literal["", "straight", "premultiplied"]:
+    """Whether the fourth of four samples, (n, 4), behaves as alpha, and whether the colors are multiplied by it.
+
+    Alpha is 255 or 0 nearly everywhere, and where it is 0 there are no colors. Infrared, focus or filler is not so.
+    """
+    colors, fourth = samples[:, :3], samples[:, 3]
+    clear = fourth == 0
+    if not clear.any() or not (fourth == 255).any():
+        return ""
+    mixed = (fourth > 0) & (fourth < 255)
+    if mixed.mean() > _MIXED_SHARE or np.ptp(colors[clear], axis=0).any():
+        return ""
+    return "premultiplied" if (colors.max(axis=1) <= fourth).all() else "straight"
+
+
+def transparent(name: str) -> str:
+    """The message for an image that cannot be seen at all."""
+    return f"{name}: its alpha channel makes all of it transparent; export it as RGB without alpha"
 
 
 def fill_with(pixels: RGBImage, colour: RGB) -> None:

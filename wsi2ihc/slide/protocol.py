@@ -23,6 +23,32 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """One of the images that a file holds.
+
+    name:    as the file calls it, "" where it does not
+    size:    in px
+    series:  its number, which chooses it; None where it cannot be chosen (a label or macro that OpenSlide lists)
+    page:    number of its first page; None where it has none
+    planes:  how many images of this size it has: focal planes, times, sections
+    levels:  how many resolutions it has
+    mpp:     µm per px along (x, y), or None
+    pixels:  what its pixels are; "" where it is not known
+    chosen:  it is the slide
+    """
+
+    name: str
+    size: Size
+    series: int | None = None
+    page: int | None = None
+    planes: int = 1
+    levels: int = 1
+    mpp: tuple[float, float] | None = None
+    pixels: str = ""
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SlideInfo:
     """The facts of an open slide.
 
@@ -42,6 +68,7 @@ class SlideInfo:
     problems:        what is wrong or doubtful, one sentence each, for people
     mpp_option:      what a user states another mpp with, for messages
     levels_checked:  whether the lower levels were compared with level 0 (see `agreement`)
+    images:          what the file holds, the slide included; empty where that is not known
     """
 
     name: str
@@ -59,6 +86,7 @@ class SlideInfo:
     problems: tuple[str, ...] = ()
     mpp_option: str = "--mpp"
     levels_checked: bool = False
+    images: tuple[ImageEntry, ...] = ()
 
     @property
     def size(self) -> Size:

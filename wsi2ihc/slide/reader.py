@@ -17,12 +17,20 @@ from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region, Size
 from .jpeg_tiles import MISPLACED, DirectTiles, LocalFile, TileFile, damaged, has_one_colour, prove
-from .pixels import fill_with
+from .pixels import fill_with, transparent
 from .protocol import SlideInfo
 from .tiff_facts import TileTable
 from .tile_cache import cache_bytes
 
 logger = logging.getLogger(__name__)
+
+_BLOCK_PX = 2048
+
+_MOST_BLOCKS = 64
+"""Blocks that are read to find a pixel that is not transparent; in all others the first has one."""
+
+_SAMPLE_PX = 128
+"""Side of the places from which something is concluded about all pixels."""
 
 
 class SlideReader(ABC):
@@ -31,6 +39,9 @@ class SlideReader(ABC):
     A subclass opens the file, sets ``_info``, says how to read a region that lies inside a level, and closes.
     ``_direct`` takes over for the levels that it knows; ``_tables`` say what is missing, for levels where that is
     known.
+
+    What is stored otherwise than it is shown is left to `slide_view`: ``orientation`` (TIFF tag 274), and levels that
+    may be padded, for which ``tile_sizes`` is given, and in ``tag_factors`` what their resolution tags say.
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
@@ -41,6 +52,9 @@ class SlideReader(ABC):
         self._process = os.getpid()
         self._closed = False
         self._info: SlideInfo
+        self.orientation = 1
+        self.tile_sizes: tuple[Size, ...] | None = None
+        self.tag_factors: tuple[float | None, ...] = ()
 
     @property
     def path(self) -> str | Path:
@@ -175,6 +189,40 @@ class SlideReader(ABC):
         raise UnreadableSlideError(
             f"{self._name}: its header can be read, but its pixels cannot ({reason}); copy it again from its source"
         ) from failure
+
+    def _check_visible(self) -> None:
+        """Refuse a slide whose alpha channel hides all of it: the channel is wrong, or there is nothing to translate.
+
+        Raises
+        ------
+        UnreadableSlideError
+            If everything is transparent.
+        """
+        level = len(self._info.levels) - 1
+        size = self._info.levels[level].size
+        blocks = [
+            Region(x, y, min(_BLOCK_PX, size.width - x), min(_BLOCK_PX, size.height - y))
+            for y in range(0, size.height, _BLOCK_PX)
+            for x in range(0, size.width, _BLOCK_PX)
+        ]
+        for place, block in (*self._sample_places(), *((level, block) for block in blocks[:_MOST_BLOCKS])):
+            on_black, on_white = (self.read_level(place, block, (shade, shade, shade)) for shade in (0, 255))
+            # What is transparent is black on black and white on white.
+            if ((on_black != 0) | (on_white != 255)).any():
+                return
+        raise UnreadableSlideError(transparent(self._name))
+
+    def _sample_places(self) -> list[tuple[int, Region]]:
+        """Level and block of up to 25 places that are spread over the smallest level, for questions to the pixels."""
+        level = len(self._info.levels) - 1
+        size = self._info.levels[level].size
+        side = _SAMPLE_PX
+        if size.width <= 5 * side and size.height <= 5 * side:
+            return [(level, Region(0, 0, size.width, size.height))]
+        xs = {round(share * max(0, size.width - side) / 4) for share in range(5)}
+        ys = {round(share * max(0, size.height - side) / 4) for share in range(5)}
+        whole = Region(0, 0, size.width, size.height)
+        return [(level, Region(x, y, side, side).intersection(whole)) for y in sorted(ys) for x in sorted(xs)]
 
     def _direct_tiles(self, file: TileFile, tables: Mapping[int, TileTable], premultiplied: bool) -> DirectTiles:
         levels = self._info.levels

@@ -6,8 +6,8 @@ place over its source. So a figure is taken only where a scanner can have meant 
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,8 @@ _SQUARE_TOLERANCE = 0.01
 
 _FOR_EXAMPLE = "(µm per pixel, about 0.25 at 40x and 0.5 at 20x)"
 
-_OME_UNIT_UM = {"": 1.0, "µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_MPP_TIMES_MAGNIFICATION = (2.5, 25.0)
+"""Scanners lie between 4.3 and 11 (0.11 and 0.27 µm/px at 40x); exports keep the objective's number at half the px."""
 
 Mpp = tuple[float, float]
 """µm per pixel along (x, y)."""
@@ -103,19 +104,35 @@ def known_mpp(info: SlideInfo) -> Mpp:
     return info.mpp
 
 
-def resolve(stated: Stated | None, own: Mpp | None, tags: Mpp | None) -> Resolution:
-    """Choose among what the caller states, what the slide's own metadata say, and what its TIFF tags say."""
+def resolve(stated: Stated | None, own: Mpp | None, tags: Mpp | None, magnification: float | None = None) -> Resolution:
+    """Choose among what the caller states, what the slide's own metadata say, and what its TIFF tags say.
+
+    ``magnification`` is the objective's; a resolution that does not fit it is remarked on.
+    """
     stated = stated or Stated()
     found = _believable(own, tags, stated.option)
     if stated.mpp is None:
-        remarks = () if found.mpp is None else _not_square(found.mpp)
+        remarks = () if found.mpp is None else (*_not_square(found.mpp), *_implausible(found, magnification))
         return Resolution(found.mpp, found.source, (*found.problems, *remarks), stated.option)
     problems = list(_not_square(stated.mpp))
     if found.mpp is not None and max(abs(math.log(a / b)) for a, b in zip(stated.mpp, found.mpp, strict=True)) > 0.05:
         problems.append(
             f"The stated resolution of {_text(stated.mpp)} replaces {_text(found.mpp)}, which the file says."
         )
-    return Resolution(stated.mpp, "stated", tuple(problems), stated.option)
+    chosen = Resolution(stated.mpp, "stated", (), stated.option)
+    return dataclasses.replace(chosen, problems=(*problems, *_implausible(chosen, magnification)))
+
+
+def _implausible(found: Resolution, magnification: float | None) -> tuple[str, ...]:
+    low, high = _MPP_TIMES_MAGNIFICATION
+    if found.mpp is None or magnification is None:
+        return ()
+    if all(low <= side * magnification <= high for side in found.mpp):
+        return ()
+    return (
+        f"{_text(found.mpp)} and an objective of {magnification:g}x do not fit: {magnification:g}x gives about "
+        f"{10 / magnification:.2g} µm/px. One of them is wrong; if it is the resolution, state it with {found.option}.",
+    )
 
 
 def _believable(own: Mpp | None, tags: Mpp | None, option: str) -> Resolution:
@@ -144,43 +161,13 @@ def _text(mpp: Mpp) -> str:
     return f"{mpp[0]:.4g} µm/px" if f"{mpp[0]:.4g}" == f"{mpp[1]:.4g}" else f"{mpp[0]:.4g} × {mpp[1]:.4g} µm/px"
 
 
-@dataclass(frozen=True, slots=True)
-class OmeFacts:
-    """What an OME-XML description says of its first image; None where it is silent."""
-
-    mpp: Mpp | None
-    magnification: float | None
-
-
-def ome_facts(description: str) -> OmeFacts:
-    """Resolution and nominal magnification from OME-XML; both None for any other text.
-
-    The attributes are searched for, not parsed as XML: a description is untrusted text of any length.
-    """
-    if "<OME" not in description[:2000]:
-        return OmeFacts(None, None)
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description)
-    objective = re.search(r"<(?:\w+:)?Objective\b[^>]*>", description)
-    sides = [_ome_length(pixels.group(), f"PhysicalSize{axis}") for axis in "XY"] if pixels else [None, None]
-    return OmeFacts(
-        mpp=None if sides[0] is None or sides[1] is None else (sides[0], sides[1]),
-        magnification=positive_number(_attribute(objective.group(), "NominalMagnification")) if objective else None,
-    )
-
-
-def _ome_length(element: str, name: str) -> float | None:
-    value = positive_number(_attribute(element, name))
-    unit = _OME_UNIT_UM.get(_attribute(element, f"{name}Unit") or "")
-    return None if value is None or unit is None else value * unit
-
-
-def _attribute(element: str, name: str) -> str | None:
-    match = re.search(rf"""\b{name}\s*=\s*["']([^"'<>]*)["']""", element)
-    return match.group(1) if match else None
-
-
 def positive_number(value: Any) -> float | None:
-    """The number in a metadata value (text, number, None); None where there is none, or none finite and above 0."""
+    """The number in a metadata value (text, number, None); None where there is none, or none finite and above 0.
+
+    A comma is taken for the decimal point of another language.
+    """
+    if isinstance(value, str) and value.count(",") == 1 and "." not in value:
+        value = value.replace(",", ".")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import OptionError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
+from .lengths import NO_LENGTH, unit_um
+from .ome_xml import MAX_TEXT, OmeImage, OmeXml, XmlError, is_ome_xml, parse_ome_xml
+from .pixel_kinds import PixelKind, pixel_kind
+from .protocol import ImageEntry
+from .tiff_images import (
+    MAX_PAGES,
+    NO_CHOICE,
+    Choice,
+    TiffImage,
+    choose,
+    images_of,
+    remarks_on,
+    size_of,
+    top_pages,
+)
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -27,8 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MAX_PAGES = 512
-"""Slides have a dozen; a chain of IFDs longer than this is damage or a z-stack, and is not followed."""
+_IMAGEJ_TEXT = 100_000
+"""Characters of a description in which ImageJ's unit is searched for; it comes before the rest."""
 
 _HEADER_BYTES = 8
 
@@ -110,30 +126,46 @@ class TileTable:
 
 @dataclass(frozen=True, slots=True)
 class TiffFacts:
-    """What the tags of a TIFF slide say.
+    """What the tags of a TIFF slide say, all of it of the image that is the slide.
 
-    tables:        of all pages, SubIFDs included; planar pages are left out
-    level_sizes:   sizes of the first series' levels as tifffile sees them, SubIFDs included
-    bits:          bits per sample of the first page
-    samples:       samples per pixel of the first page
-    photometric:   TIFF tag 262 of the first page
-    has_alpha:     the first page has an alpha sample (four samples, of which TIFF may not say what the last is)
-    premultiplied: its colours are already multiplied by alpha
-    tag_mpp:       µm per px from the resolution tags of the first page, whatever they say; None without tags
-    description:   ImageDescription of the first page, "" if there is none
-    icc_profile:   tag 34675 of the first page, or None
+    tables:        of all pages, those of the slide's levels first; planar pages are left out
+    level_sizes:   sizes of the slide's levels, largest first, SubIFDs included
+    pages:         the levels' pages: number in the file's chain, or None of a SubIFD
+    kind:          what its pixels are
+    orientation:   TIFF tag 274: 1 where rows and columns lie as they are shown
+    tag_mpp:       µm per px from the resolution tags, whatever they say; None without tags
+    ome:           what the OME-XML says of the image, or None
+    description:   ImageDescription, "" if there is none
+    icc_profile:   tag 34675, or None
+    tag_factors:   for each level, how many times its resolution tags are those of level 0; None where they do not say
+    images:        all images of the file; empty where the format has its own layout
+    choice:        which of them a caller wanted
+    problems:      what is doubtful, one sentence each
     """
 
     tables: tuple[TileTable, ...]
     level_sizes: tuple[Size, ...]
-    bits: int
-    samples: int
-    photometric: int
-    has_alpha: bool
-    premultiplied: bool
+    pages: tuple[int | None, ...]
+    kind: PixelKind
+    orientation: int
     tag_mpp: tuple[float, float] | None
+    ome: OmeImage | None
     description: str
     icc_profile: bytes | None
+    tag_factors: tuple[float | None, ...] = ()
+    images: tuple[ImageEntry, ...] = ()
+    choice: Choice = NO_CHOICE
+    problems: tuple[str, ...] = ()
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the slide has an alpha sample."""
+        return self.kind.alpha in ("straight", "premultiplied")
+
+    @property
+    def premultiplied(self) -> bool:
+        """Whether its colors are already multiplied by alpha."""
+        return self.kind.alpha == "premultiplied"
 
 
 def is_tiff(path: Path) -> bool:
@@ -142,8 +174,25 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in _MAGIC
 
 
-def read_tiff_facts(path: Path) -> TiffFacts | None:
-    """The facts of a local file, or None where it is no TIFF or tifffile cannot follow it."""
+def read_tiff_facts(path: Path, choice: Choice = NO_CHOICE, *, own_layout: bool = False) -> TiffFacts | None:
+    """The facts of a local file, or None where it is not a TIFF or tifffile cannot follow it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    choice
+        Which of its images is wanted.
+    own_layout
+        The pages have a meaning that belongs to the format (Aperio, Leica, …), and are not to be sorted here.
+
+    Raises
+    ------
+    OptionError
+        If ``choice`` names what the file does not have.
+    UnreadableSlideError
+        If the image is not 8-bit RGB, or several images may be the slide.
+    """
     if not is_tiff(path):
         return None
     from tifffile import TiffFile
@@ -151,52 +200,126 @@ def read_tiff_facts(path: Path) -> TiffFacts | None:
     with quiet_tifffile():
         try:
             with TiffFile(path) as tiff:
-                return tiff_facts(tiff)
+                return tiff_facts(tiff, path.name, choice, own_layout=own_layout)[0]
+        except Wsi2IhcError:
+            raise
         # tifffile meets damaged headers with many kinds of exceptions; this pass is optional, the reader decides.
         except Exception as error:
             logger.debug("%s: tags not understood (%s)", path.name, error)
             return None
 
 
-def tiff_facts(tiff: TiffFile) -> TiffFacts:
-    """The facts of an open file.
+def has_own_layout(tiff: TiffFile) -> bool:
+    """Whether the pages of a file have a meaning that belongs to its format, which tiffslide knows."""
+    return bool(tiff.is_svs or tiff.is_scn or tiff.is_bif or tiff.is_ndpi)
+
+
+def tiff_facts(
+    tiff: TiffFile, name: str, choice: Choice = NO_CHOICE, *, own_layout: bool = False
+) -> tuple[TiffFacts, list[TiffPage]]:
+    """The facts of an open file, and the pages of the slide's levels.
 
     Raises
     ------
+    OptionError
+        If ``choice`` names what the file does not have.
+    UnreadableSlideError
+        If the image is not 8-bit RGB, or several images may be the slide.
     Exception
         Of nearly any kind, where the file is damaged.
     """
-    first = tiff.pages.first
-    series = tiff.series[0]
-    axes = series.axes
-    sizes = tuple(Size(level.shape[axes.index("X")], level.shape[axes.index("Y")]) for level in series.levels)
-    profile = first.tags.valueof(34675)
-    extra = [int(kind) for kind in first.extrasamples]
-    return TiffFacts(
-        tables=tuple(table for page in _pages(tiff) if (table := tile_table(page)) is not None),
-        level_sizes=sizes,
-        bits=int(first.bitspersample),
-        samples=int(first.samplesperpixel),
-        photometric=int(first.photometric),
-        has_alpha=bool(extra) and first.samplesperpixel == 4,
-        # 2 is "unassociated"; libtiff, and so OpenSlide, takes "unspecified" for associated as well.
-        premultiplied=extra[:1] not in ([], [2]),
-        tag_mpp=_tag_mpp(first),
-        description=first.description or "",
+    pages = top_pages(tiff)
+    tags = [_tag_mpp(page) for page in pages]
+    problems: tuple[str, ...] = ()
+    entries: tuple[ImageEntry, ...] = ()
+    if own_layout:
+        image = _largest(name, pages, tags, choice)
+    else:
+        ome, problems = _ome_of(tiff, pages[0])
+        images = images_of(tiff, pages, ome, tags, pads=bool(tiff.is_philips))
+        image = choose(name, images, tiff, pages, choice)
+        problems = (*problems, *remarks_on(images, image, ome))
+        entries = tuple(one.entry(chosen=one.number == image.number) for one in images)
+    if len(pages) == MAX_PAGES:
+        problems = (
+            *problems,
+            f"The file has {MAX_PAGES} pages or more; those after the {MAX_PAGES}th are not looked at.",
+        )
+    base = image.levels[0]
+    profile = base.tags.valueof(34675)
+    seen = {page.offset for page in image.levels}
+    tables = map(tile_table, (*image.levels, *(page for page in pages if page.offset not in seen)))
+    facts = TiffFacts(
+        tables=tuple(table for table in tables if table is not None),
+        level_sizes=tuple(map(size_of, image.levels)),
+        pages=tuple(image.numbers),
+        kind=image.kind,
+        orientation=_orientation(name, image.levels),
+        tag_mpp=image.tag_mpp,
+        ome=image.ome,
+        description=base.description or "",
         icc_profile=bytes(profile) if isinstance(profile, bytes) else None,
+        tag_factors=_tag_factors(image.levels),
+        images=entries,
+        choice=choice,
+        problems=(*problems, *unit_problems(base), *(() if image.ome is None else image.ome.problems)),
     )
+    return facts, image.levels
 
 
-def _pages(tiff: TiffFile) -> Iterator[TiffPage]:
-    """The pages of the first series' levels, SubIFDs included, then the others; each once."""
-    from tifffile import TiffPage
+def _largest(
+    name: str, pages: Sequence[TiffPage], tags: Sequence[tuple[float, float] | None], choice: Choice
+) -> TiffImage:
+    """The page with the most pixels, as an image of one level; tiles go before strips, which are associated images."""
+    if choice:
+        raise OptionError(f"{name}: {choice}: images cannot be chosen in files of this format; leave the option out")
+    number = max(
+        range(len(pages)), key=lambda number: (pages[number].is_tiled, size_of(pages[number]).area_px, -number)
+    )
+    page = pages[number]
+    kind = pixel_kind(page)
+    if not kind.is_rgb:
+        raise kind.refusal(name)
+    return TiffImage(0, [page], [number], [number], kind, False, None, tags[number])
 
-    levels = (level.keyframe for level in tiff.series[0].levels)
-    seen: set[int] = set()
-    for page in itertools.chain([tiff.pages.first], levels, itertools.islice(tiff.pages, _MAX_PAGES)):
-        if isinstance(page, TiffPage) and page.offset not in seen:
-            seen.add(page.offset)
-            yield page
+
+def _ome_of(tiff: TiffFile, first: TiffPage) -> tuple[OmeXml | None, tuple[str, ...]]:
+    """The OME-XML of a file, and what is wrong with it."""
+    text = first.description or ""
+    if not is_ome_xml(text):
+        return None, ()
+    try:
+        ome = parse_ome_xml(text)
+    except XmlError as error:
+        return None, (f"Its OME-XML is not read: {error}.",)
+    if not ome.companion:
+        return ome, ()
+    name = PurePath(ome.companion.replace("\\", "/")).name
+    beside = Path(tiff.filehandle.dirname, name) if tiff.filehandle.is_file else None
+    try:
+        if beside is not None and stat.S_ISREG(beside.stat().st_mode) and beside.stat().st_size <= MAX_TEXT:
+            return dataclasses.replace(parse_ome_xml(beside.read_text("utf-8", "replace")), uuid=ome.uuid), ()
+    except (OSError, ValueError) as error:
+        logger.debug("companion of OME-XML not read (%s)", error)
+    return None, ("Its OME metadata lie in a companion file that cannot be read; only the TIFF tags are used.",)
+
+
+def _orientation(name: str, levels: Sequence[TiffPage]) -> int:
+    """Tag 274 of all levels.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If the levels differ.
+    """
+    found = {page.tags.valueof(274, default=1) for page in levels}
+    if len(found) > 1:
+        raise UnreadableSlideError(
+            f"{name}: its levels differ in orientation (TIFF tag 274: {', '.join(map(str, sorted(map(int, found))))}); "
+            "convert it to a tiled, pyramidal TIFF"
+        )
+    value = int(found.pop())
+    return value if 1 <= value <= 8 else 1
 
 
 def tile_table(page: TiffPage) -> TileTable | None:
@@ -271,14 +394,46 @@ def _misplaced(
 
 
 def _tag_mpp(page: TiffPage) -> tuple[float, float] | None:
-    unit_um = _UNIT_UM.get(int(page.tags.valueof("ResolutionUnit", default=2)))
+    unit_of_tag = _UNIT_UM.get(int(page.tags.valueof("ResolutionUnit", default=2)))
+    unit = imagej_unit(page.description or "")
+    # ImageJ itself goes by its own unit, where there is one.
+    scale = unit_of_tag if unit is None else unit_um(unit) or unit_of_tag
     x, y = page.tags.valueof("XResolution"), page.tags.valueof("YResolution")
-    if unit_um is None or x is None or y is None:
+    if scale is None or x is None or y is None:
         return None
     values = tuple(_rational(value) for value in (x, y))
     if not all(math.isfinite(value) and value > 0 for value in values):
         return None
-    return unit_um / values[0], unit_um / values[1]
+    return scale / values[0], scale / values[1]
+
+
+def unit_problems(page: TiffPage) -> tuple[str, ...]:
+    """What is wrong with the unit of the resolution that ImageJ states."""
+    unit = imagej_unit(page.description or "")
+    if unit is None or unit in NO_LENGTH or unit_um(unit) is not None:
+        return ()
+    return (f"Its description states the size of pixels in {unit[:20]!r}, which is not a known unit.",)
+
+
+def imagej_unit(description: str) -> str | None:
+    """The unit of length in a description by ImageJ; None in any other, and where there is none."""
+    if not description.startswith("ImageJ="):
+        return None
+    for line in description[:_IMAGEJ_TEXT].splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "unit":
+            return value.strip()
+    return None
+
+
+def _tag_factors(levels: Sequence[TiffPage]) -> tuple[float | None, ...]:
+    """What the resolution tags say of the levels' factors. Many writers copy those of level 0; that says nothing."""
+    mpps = [_tag_mpp(level) for level in levels]
+    first = mpps[0]
+    if first is None:
+        return (None,) * len(levels)
+    factors = (None if mpp is None else (mpp[0] / first[0] * mpp[1] / first[1]) ** 0.5 for mpp in mpps)
+    return tuple(None if factor is None or factor < 1.05 else factor for factor in factors)
 
 
 def _rational(value: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import warnings
@@ -14,20 +15,24 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from ..arrays import RGB, WHITE, RGBImage
-from ..errors import SlideNotFoundError, UnreadableSlideError
-from ..geometry import Region
-from .facts import both, changed_at, checked_bounds, checked_levels, checked_profile, not_rgb, own_hash, remarks
+from ..errors import SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
+from ..geometry import Region, Size
+from .facts import both, changed_at, checked_bounds, checked_levels, checked_profile, identity, own_hash, remarks
 from .jpeg_tiles import LocalFile, SharedHandle
+from .pixel_kinds import not_rgb, samples_of_bits
+from .pixels import alpha_in
 from .protocol import SlideInfo
 from .reader import SlideReader
-from .resolution import Stated, ome_facts, positive_number, resolve
-from .tiff_facts import TiffFacts, TileTable, quiet_tifffile, tiff_facts, tile_table
+from .resolution import Stated, positive_number, resolve
+from .tiff_facts import TiffFacts, TileTable, has_own_layout, quiet_tifffile, tiff_facts, tile_table
+from .tiff_images import NO_CHOICE, Choice
+from .tiffslide_images import check_pages, read_images_as
 from .tile_codecs import unreadable_kind
 
 if TYPE_CHECKING:
     from tiffslide import TiffSlide
 
-_RGB, _YCBCR = 2, 6
+_YCBCR = 6
 _CONVERTS_YCBCR = (6, 7, 33003, 33005, 34712)
 """JPEG and JPEG 2000; for the rest, YCbCr samples would be taken as they are."""
 
@@ -49,34 +54,79 @@ class TiffSlideReader(SlideReader):
         A file, or a URL that fsspec understands (https, s3, …).
     stated_mpp
         The resolution that the caller states, which replaces the slide's own.
+    choice
+        Which of the file's images is wanted.
 
     Raises
     ------
+    OptionError
+        If ``choice`` names what the file does not have.
     SlideNotFoundError
         If there is nothing under this URL.
     UnreadableSlideError
         If tiffslide cannot open the file, or read from it, or its pixels are not 8-bit RGB.
     """
 
-    def __init__(self, path: str | Path, stated_mpp: Stated | None) -> None:
+    def __init__(self, path: str | Path, stated_mpp: Stated | None, choice: Choice = NO_CHOICE) -> None:
         super().__init__(path, name_of(path))
         self._lock = threading.Lock()
         self._slide: TiffSlide | None = None
         try:
             with _quiet(), self._explained("open"):
                 self._slide = _open(path)
-                facts = tiff_facts(self._slide.ts_tifffile)
+                self._facts = facts = self._select(self._slide, choice)
                 self._check_pixels(facts)
                 self._info = self._describe(self._slide, facts, stated_mpp)
                 self._tables = self._level_tables(self._slide)
                 handle = self._slide.ts_tifffile.filehandle
             self._check_tables()
+            self._set_layout(facts)
             file = LocalFile(path) if isinstance(path, Path) else SharedHandle(self._name, handle)
             self._direct = self._direct_tiles(file, self._tables, facts.premultiplied)
+            if facts.kind.alpha == "unspecified":
+                self._settle_fourth_sample()
             self._probe()
+            if self._direct.alpha and facts.kind.samples == 4:
+                self._check_visible()
         except BaseException:
             self.close()
             raise
+
+    def _select(self, slide: TiffSlide, choice: Choice) -> TiffFacts:
+        """Find the slide among the file's images, and make tiffslide read that one."""
+        tiff = slide.ts_tifffile
+        own_layout = has_own_layout(tiff)
+        if own_layout:
+            check_pages(tiff, self._name)
+        facts, levels = tiff_facts(tiff, self._name, choice, own_layout=own_layout)
+        if not own_layout:
+            read_images_as(slide, levels)
+        return facts
+
+    def _set_layout(self, facts: TiffFacts) -> None:
+        """Say how the levels are stored."""
+        self.orientation = facts.orientation
+        if len(facts.pages) == len(self._info.levels):
+            self.tile_sizes = tuple(
+                table.tile if table.tiled else Size(1, 1) for _, table in sorted(self._tables.items())
+            )
+            self.tag_factors = facts.tag_factors
+
+    def _settle_fourth_sample(self) -> None:
+        """Find out whether a fourth sample, of which the file does not say what it is, is alpha."""
+        assert self._direct is not None
+        level = len(self._info.levels) - 1
+        stored = np.argwhere(self._tables[level].byte_counts > 0)
+        picks = np.unique(np.linspace(0, len(stored) - 1, min(len(stored), _SPREAD_PROVED)).astype(int))
+        samples = [self._direct.samples(level, row, column) for row, column in stored[picks].tolist()]
+        self._direct.alpha = alpha_in(np.concatenate([tile.reshape(-1, 4) for tile in samples])) if samples else ""
+        note = (
+            "It has a fourth sample that behaves as alpha, although the file does not say so; transparent places are "
+            "taken for background."
+            if self._direct.alpha
+            else "It has a fourth sample that the file does not declare as alpha; it is left out."
+        )
+        self._info = dataclasses.replace(self._info, problems=(*self._info.problems, note))
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -86,7 +136,7 @@ class TiffSlideReader(SlideReader):
         """
         try:
             yield
-        except (UnreadableSlideError, MemoryError):
+        except (Wsi2IhcError, MemoryError):
             raise
         except FileNotFoundError as error:
             raise SlideNotFoundError(f"{self._name}: there is no slide under this address") from error
@@ -102,11 +152,11 @@ class TiffSlideReader(SlideReader):
             ) from error
 
     def _check_pixels(self, facts: TiffFacts) -> None:
-        colour = facts.photometric == _RGB or (
-            facts.photometric == _YCBCR and all(table.compression in _CONVERTS_YCBCR for table in facts.tables[:1])
-        )
-        if facts.bits != 8 or facts.samples not in (3, 4) or not colour:
-            raise not_rgb(self._name, facts)
+        table = facts.tables[0] if facts.tables and facts.tables[0].size == facts.level_sizes[0] else None
+        if table is not None and table.photometric == _YCBCR and table.compression not in _CONVERTS_YCBCR:
+            raise not_rgb(self._name, "are YCbCr in a compression that is not converted here")
+        if facts.kind.samples < 3:
+            raise not_rgb(self._name, samples_of_bits(facts.kind.samples, facts.kind.bits))
 
     def _check_tables(self) -> None:
         """Refuse a level whose tiles cannot be decoded here, and say why."""
@@ -140,13 +190,15 @@ class TiffSlideReader(SlideReader):
         properties = slide.properties
         levels = checked_levels(self._name, slide.level_dimensions, slide.level_downsamples)
         profile, profile_remarks = checked_profile(facts.icc_profile)
-        ome = ome_facts(facts.description)
+        ome = facts.ome
         vendor = str(properties.get("tiffslide.vendor") or "generic-tiff")
         own = both(*(positive_number(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy"))
         if vendor == "generic-tiff" or "tiff.XResolution" in properties:  # tiffslide has it from the tags
-            own = ome.mpp
-        resolution = resolve(stated_mpp, own, facts.tag_mpp)
-        magnification = positive_number(properties.get("tiffslide.objective-power")) or ome.magnification
+            own = None if ome is None else ome.mpp
+        magnification = positive_number(properties.get("tiffslide.objective-power"))
+        if magnification is None and ome is not None:
+            magnification = ome.magnification
+        resolution = resolve(stated_mpp, own, facts.tag_mpp, magnification)
         bounds = [properties.get(f"tiffslide.bounds-{key}") for key in ("x", "y", "width", "height")]
         file = slide.ts_tifffile.filehandle
 
@@ -166,9 +218,10 @@ class TiffSlideReader(SlideReader):
             bounds=checked_bounds(bounds, levels[0].size),
             background=WHITE,
             icc_profile=profile,
-            quickhash=own_hash(read_at, int(file.size)),
+            quickhash=identity(own_hash(read_at, int(file.size)), facts),
             changed_at=changed_at(self.path),
             problems=(*resolution.problems, *profile_remarks, *remarks(levels, magnification, facts)),
+            images=facts.images,
         )
 
     def _level_tables(self, slide: TiffSlide) -> dict[int, TileTable]:

@@ -1,0 +1,218 @@
+"""What OME-XML says of the images of a file.
+
+The text comes from a file, so it is bounded in size and in elements, and entities of its own are refused: a document
+type definition can make a few bytes grow into gigabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from xml.parsers import expat
+
+from ..geometry import Size
+from .lengths import NO_LENGTH, unit_um
+from .resolution import Mpp, positive_number
+
+MAX_TEXT = 16 * 2**20
+"""Longest OME-XML that is read, in characters. Slides have some kB, plates some MB."""
+
+MAX_ELEMENTS = 300_000
+"""A parser in Python takes about a second for so many."""
+
+_MAX_NAME = 80
+
+
+class XmlError(ValueError):
+    """A text that is not well-formed XML, or more than is read."""
+
+
+@dataclass(slots=True)
+class OmePlanes:
+    """One <TiffData> element: ``count`` planes (None: not stated) from page ``first`` of a file."""
+
+    first: int | None
+    count: int | None
+    uuid: str = ""
+    file_name: str = ""
+
+
+@dataclass(slots=True)
+class OmeImage:
+    """One <Image> element.
+
+    size:           width and height in px, or None
+    mpp:            µm per px along (x, y); None where not stated
+    magnification:  nominal magnification of its own objective, or None
+    problems:       what it states and cannot be used, one sentence each
+    planes:         where its planes lie
+    """
+
+    name: str = ""
+    size: Size | None = None
+    mpp: Mpp | None = None
+    magnification: float | None = None
+    problems: tuple[str, ...] = ()
+    planes: list[OmePlanes] = field(default_factory=list)
+    depth: int = 1
+    times: int = 1
+    objective: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OmeXml:
+    """What an OME-XML text says.
+
+    uuid:           of the file, or ""
+    companion:      name of the file that holds the metadata instead (<BinaryOnly>), or ""
+    images:         in their order
+    """
+
+    uuid: str
+    companion: str
+    images: tuple[OmeImage, ...]
+
+
+def is_ome_xml(text: str) -> bool:
+    """Whether a text is meant as OME-XML."""
+    head = text[:4000].lstrip("\ufeff \t\r\n")
+    return head.startswith("<") and ("<OME" in head or ":OME" in head)
+
+
+def parse_ome_xml(text: str) -> OmeXml:
+    """Read OME-XML.
+
+    Raises
+    ------
+    XmlError
+        If it is not well-formed, has a document type definition, or is too long.
+    """
+    reader = _OmeReader()
+    parse_xml(text, reader.start, reader.end, reader.text)
+    return reader.result()
+
+
+def parse_xml(
+    text: str,
+    start: Callable[[str, dict[str, str]], None],
+    end: Callable[[str], None],
+    characters: Callable[[str], None],
+) -> None:
+    """Call handlers for the elements of an XML text.
+
+    Raises
+    ------
+    XmlError
+        If it is not well-formed, has a document type definition, or is too long.
+    """
+    if len(text) > MAX_TEXT:
+        raise XmlError(f"it has {len(text):,} characters, more than {MAX_TEXT:,}")
+    elements = 0
+
+    def counted(name: str, attributes: dict[str, str]) -> None:
+        nonlocal elements
+        elements += 1
+        if elements > MAX_ELEMENTS:
+            raise XmlError(f"it has more than {MAX_ELEMENTS:,} elements")
+        start(name.rpartition(":")[2], attributes)
+
+    def refused(*_: object) -> None:
+        raise XmlError("it has a document type definition")
+
+    parser = expat.ParserCreate("utf-8")
+    parser.StartElementHandler = counted
+    parser.StartDoctypeDeclHandler = refused
+    parser.EndElementHandler = lambda name: end(name.rpartition(":")[2])
+    parser.CharacterDataHandler = characters
+    try:
+        parser.Parse(text.strip("\ufeff\0 \t\r\n").encode("utf-8", "replace"), True)
+    except expat.ExpatError as error:
+        raise XmlError(str(error)) from error
+
+
+class _OmeReader:
+    """Handlers that collect what is wanted."""
+
+    def __init__(self) -> None:
+        self._uuid = ""
+        self._companion = ""
+        self._images: list[OmeImage] = []
+        self._objectives: dict[str, float | None] = {}
+        self._image: OmeImage | None = None
+        self._in_uuid = False
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        if name == "OME":
+            self._uuid = attributes.get("UUID", "")
+        elif name == "BinaryOnly":
+            self._companion = attributes.get("MetadataFile", "")
+        elif name == "Objective":
+            self._objectives[attributes.get("ID", "")] = positive_number(attributes.get("NominalMagnification"))
+        elif name == "Image":
+            self._image = OmeImage(name=attributes.get("Name", "")[:_MAX_NAME])
+            self._images.append(self._image)
+        elif self._image is not None:
+            self._start_in_image(self._image, name, attributes)
+
+    def _start_in_image(self, image: OmeImage, name: str, attributes: dict[str, str]) -> None:
+        if name in ("ObjectiveSettings", "ObjectiveRef"):
+            image.objective = attributes.get("ID", "")
+        elif name == "Pixels":
+            width, height = (_count(attributes.get(f"Size{axis}")) for axis in "XY")
+            image.size = Size(width, height) if width and height else None
+            image.depth = _count(attributes.get("SizeZ")) or 1
+            image.times = _count(attributes.get("SizeT")) or 1
+            image.mpp, image.problems = _resolution(attributes)
+        elif name == "TiffData":
+            count = attributes.get("PlaneCount", attributes.get("NumPlanes"))
+            image.planes.append(OmePlanes(_count(attributes.get("IFD")), _count(count)))
+        elif name == "UUID" and image.planes:
+            image.planes[-1].file_name = attributes.get("FileName", "")
+            self._in_uuid = True
+
+    def end(self, name: str) -> None:
+        if name == "Image":
+            self._image = None
+        elif name == "UUID":
+            self._in_uuid = False
+
+    def text(self, text: str) -> None:
+        if self._in_uuid and self._image is not None and len(self._image.planes[-1].uuid) < 100:
+            self._image.planes[-1].uuid += text
+
+    def result(self) -> OmeXml:
+        only = len(self._images) == 1 and len(self._objectives) == 1
+        for image in self._images:
+            # Without a reference, the objective is the image's only where there is one of each.
+            key = image.objective or (next(iter(self._objectives)) if only else "")
+            image.magnification = self._objectives.get(key) if key or only else None
+        return OmeXml(self._uuid.strip(), self._companion, tuple(self._images))
+
+
+def _resolution(attributes: dict[str, str]) -> tuple[Mpp | None, tuple[str, ...]]:
+    sides: list[float] = []
+    problems: list[str] = []
+    for axis in "XY":
+        stated = attributes.get(f"PhysicalSize{axis}")
+        if stated is None:
+            continue
+        value, unit = positive_number(stated), attributes.get(f"PhysicalSize{axis}Unit", "µm")
+        scale = unit_um(unit)
+        if value is not None and scale is not None:
+            sides.append(value * scale)
+        elif value is None:
+            problems.append("Its OME-XML states a size of pixels that is not a number above zero.")
+        elif unit.strip() not in NO_LENGTH:
+            problems.append(f"Its OME-XML states the size of pixels in {unit[:20]!r}, which is not a known unit.")
+        else:
+            problems.append(f"Its OME-XML states the size of pixels in {unit[:20]!r}, which is not a length.")
+    return (sides[0], sides[1]) if len(sides) == 2 else None, tuple(dict.fromkeys(problems))
+
+
+def _count(value: str | None) -> int | None:
+    """A count; None where there is none, or none that fits."""
+    try:
+        number = int(value or "")
+    except ValueError:
+        return None
+    return number if 0 <= number < 2**31 else None

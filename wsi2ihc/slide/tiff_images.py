@@ -1,0 +1,403 @@
+"""The images of a TIFF file: which pages belong together, and which image is the slide.
+
+A file may hold a macro, a thumbnail, a label, other sections or focal planes beside the slide, in any order. The slide
+is the largest RGB image. Where several are equally plausible, the choice is left to the user.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from ..errors import OptionError, UnreadableSlideError
+from ..geometry import Size
+from .level_factors import fits_as_level, whole_factor
+from .ome_xml import OmeImage, OmeXml
+from .pixel_kinds import PixelKind, not_rgb, pixel_kind
+from .protocol import ImageEntry
+from .resolution import Mpp
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
+MAX_PAGES = 512
+"""Slides have a dozen; a chain of IFDs longer than this is damage or a large stack, and is not followed."""
+
+MAX_SUBIFDS = 64
+"""Levels of one page: each halves the one before, so that a real pyramid has 20 at most."""
+
+_REDUCED, _MASK = 1, 4
+"""Bits of NewSubfileType (tag 254)."""
+
+_COMPANIONS = re.compile(r"(macro|label|thumbnail|overview|barcode)( image)?", re.IGNORECASE)
+"""Names that scanners' software gives to images that are not the slide."""
+
+_RIVAL_AREA = 0.5
+"""An image with this share of the largest one's px may be the one that is meant."""
+
+_MUCH_LARGER = 2.0
+"""An image with so many times the px of the largest RGB one is what was scanned."""
+
+_COARSER = 1.5
+"""An image whose px are so many times larger is an overview."""
+
+_FINER = 4.0
+"""Where another image is so many times finer, the largest may be an overview of a large area."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which image of a file a caller wants; None: the slide.
+
+    series:  number of the image, as `ImageEntry.series`
+    page:    number of a page, as `ImageEntry.page`
+    """
+
+    series: int | None = None
+    page: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.series is not None or self.page is not None
+
+    def __str__(self) -> str:
+        parts = (("--series", self.series), ("--page", self.page))
+        return " ".join(f"{option} {number}" for option, number in parts if number is not None)
+
+
+NO_CHOICE = Choice()
+
+
+@dataclass(slots=True)
+class TiffImage:
+    """Pages that belong together.
+
+    number:   in the file: the order of the OME-XML, then that of the pages
+    levels:   pages, largest first
+    planes:   numbers of the pages that are equal in rank: focal planes, times, channels, or sections without names
+    numbers:  numbers of the levels' pages; None of a SubIFD
+    kind:     of the pixels of level 0
+    mask:     the file calls it a mask
+    ome:      what the OME-XML says of it, or None
+    tag_mpp:  what its tags say, or None
+    """
+
+    number: int
+    levels: list[TiffPage]
+    planes: list[int]
+    numbers: list[int | None]
+    kind: PixelKind
+    mask: bool
+    ome: OmeImage | None
+    tag_mpp: Mpp | None
+
+    @property
+    def size(self) -> Size:
+        """Size of level 0 in px."""
+        return size_of(self.levels[0])
+
+    @property
+    def mpp(self) -> Mpp | None:
+        """µm per px, as far as the file says."""
+        return (self.ome.mpp if self.ome is not None else None) or self.tag_mpp
+
+    @property
+    def is_companion(self) -> bool:
+        """Whether the file calls it a macro, a label, a thumbnail or a mask."""
+        return self.mask or (self.ome is not None and _COMPANIONS.fullmatch(self.ome.name.strip()) is not None)
+
+    def entry(self, *, chosen: bool) -> ImageEntry:
+        """What a listing says of it."""
+        return ImageEntry(
+            name="" if self.ome is None else self.ome.name,
+            size=self.size,
+            series=self.number,
+            page=self.planes[0],
+            planes=len(self.planes),
+            levels=len(self.levels),
+            mpp=self.mpp,
+            pixels="8-bit RGB" if self.kind.is_rgb else self.kind.problem,
+            chosen=chosen,
+        )
+
+
+def size_of(page: TiffPage) -> Size:
+    """Size of a page in px."""
+    return Size(int(page.imagewidth), int(page.imagelength))
+
+
+def top_pages(tiff: TiffFile) -> list[TiffPage]:
+    """The pages of the file's chain, `MAX_PAGES` at most; no SubIFDs."""
+    from tifffile import TiffPage
+
+    tiff.pages.useframes = False
+    return [page for page in itertools.islice(tiff.pages, MAX_PAGES) if isinstance(page, TiffPage)]
+
+
+def sub_pages(tiff: TiffFile, page: TiffPage) -> Iterator[TiffPage]:
+    """The SubIFDs of a page, `MAX_SUBIFDS` at most."""
+    from tifffile import TiffPage
+
+    for number, offset in enumerate((page.subifds or ())[:MAX_SUBIFDS]):
+        if offset >= 8:
+            tiff.filehandle.seek(offset)
+            yield TiffPage(tiff, (page.index, number))
+
+
+def images_of(
+    tiff: TiffFile,
+    pages: Sequence[TiffPage],
+    ome: OmeXml | None,
+    tag_mpp: Sequence[Mpp | None],
+    *,
+    pads: bool,
+) -> list[TiffImage]:
+    """The images of a file, by their numbers.
+
+    Parameters
+    ----------
+    tiff, pages
+        The file and the pages of its chain.
+    ome
+        What its OME-XML says, where it has one.
+    tag_mpp
+        For each page, the resolution of its tags.
+    pads
+        Levels may be padded to whole tiles even where they are not marked as reduced.
+    """
+    images: list[TiffImage] = []
+
+    def add(planes: list[int], about: OmeImage | None) -> None:
+        page = pages[planes[0]]
+        mask = bool(int(page.subfiletype) & _MASK)
+        images.append(
+            TiffImage(len(images), [page], planes, [planes[0]], pixel_kind(page), mask, about, tag_mpp[planes[0]])
+        )
+
+    claimed: set[int] = set()
+    for planes, about in _ome_planes(ome, pages, PurePath(tiff.filename).name):
+        if not claimed.intersection(planes):
+            claimed.update(planes)
+            add(planes, about)
+    first_free = len(images)
+    rest = [number for number in range(len(pages)) if number not in claimed and size_of(pages[number]).area_px > 0]
+    for number in sorted(rest, key=lambda number: (-size_of(pages[number]).area_px, number)):
+        if not any(_join(image, number, pages[number], tag_mpp[number], pads=pads) for image in images):
+            add([number], None)
+    images[first_free:] = sorted(images[first_free:], key=lambda image: image.planes[0])
+    for number, image in enumerate(images):
+        image.number = number
+        _add_sub_pages(tiff, image)
+    return images
+
+
+def _ome_planes(
+    ome: OmeXml | None, pages: Sequence[TiffPage], file_name: str
+) -> Iterator[tuple[list[int], OmeImage | None]]:
+    """For each image of the OME-XML that lies in this file, the numbers of its pages."""
+    if ome is None:
+        return
+    files = {planes.uuid or planes.file_name for image in ome.images for planes in image.planes}
+    for image in ome.images:
+        numbers: dict[int, None] = {}
+        for planes in image.planes:
+            elsewhere = len(files) > 1 or (ome.uuid and planes.uuid)
+            if elsewhere and planes.uuid.strip() != ome.uuid and planes.file_name != file_name:
+                continue
+            first = planes.first or 0
+            count = planes.count if planes.count is not None else (1 if planes.first is not None else len(pages))
+            numbers.update(dict.fromkeys(range(first, min(first + count, len(pages)))))
+        # A stale text, or one without numbers of pages, names pages of other sizes.
+        sizes = [number for number in numbers if image.size in (None, size_of(pages[number]))]
+        if sizes:
+            yield sizes, image
+
+
+def _join(image: TiffImage, number: int, page: TiffPage, tag_mpp: Mpp | None, *, pads: bool) -> bool:
+    """Make a page a plane or a level of an image, if it is one."""
+    kind, base = pixel_kind(page), image.levels[0]
+    if (
+        image.mask
+        or int(page.subfiletype) & _MASK
+        or (kind.samples, kind.bits) != (image.kind.samples, image.kind.bits)
+    ):
+        return False
+    if size_of(page) == image.size:
+        if image.ome is None and not int(page.subfiletype) & _REDUCED and page.is_tiled == base.is_tiled:
+            image.planes.append(number)
+            return True
+        return False
+    if not _is_level(image, page, tag_mpp, pads=pads):
+        return False
+    if size_of(page) not in map(size_of, image.levels):  # else of another plane
+        image.levels.append(page)
+        image.numbers.append(number)
+    return True
+
+
+def _is_level(image: TiffImage, page: TiffPage, tag_mpp: Mpp | None, *, pads: bool) -> bool:
+    """Whether a page holds the same picture with fewer px, as far as its tags tell."""
+    base, size = image.levels[0], size_of(page)
+    if (page.is_tiled, int(page.photometric)) != (base.is_tiled, int(base.photometric)):
+        return False
+    tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(1, 1)
+    if pads or int(page.subfiletype) & _REDUCED:
+        return fits_as_level(image.size, size, tile)
+    factor = whole_factor(image.size, size)
+    if factor is None:
+        return False
+    if image.tag_mpp is None or tag_mpp is None or image.tag_mpp == tag_mpp:
+        return True
+    return all(abs(b / a / factor - 1) < 0.02 for a, b in zip(image.tag_mpp, tag_mpp, strict=True))
+
+
+def _add_sub_pages(tiff: TiffFile, image: TiffImage) -> None:
+    """Append the levels in SubIFDs, and sort all levels by size."""
+    base = image.levels[0]
+    found: list[tuple[TiffPage, int | None]] = list(zip(image.levels, image.numbers, strict=True))
+    for page in sub_pages(tiff, base):
+        kind, sizes = pixel_kind(page), [size_of(level) for level, _ in found]
+        tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(1, 1)
+        fits = fits_as_level(image.size, size_of(page), tile)
+        if fits and size_of(page) not in sizes and (kind.samples, kind.bits) == (image.kind.samples, image.kind.bits):
+            found.append((page, None))
+    found[1:] = sorted(found[1:], key=lambda level: -size_of(level[0]).area_px)
+    image.levels, image.numbers = [page for page, _ in found], [number for _, number in found]
+
+
+def choose(
+    name: str, images: Sequence[TiffImage], tiff: TiffFile, pages: Sequence[TiffPage], choice: Choice
+) -> TiffImage:
+    """The image that is the slide.
+
+    Raises
+    ------
+    OptionError
+        If the caller chose what the file does not have.
+    UnreadableSlideError
+        If it is not 8-bit RGB, or if several images are equally plausible.
+    """
+    image = _wanted(name, images, choice)
+    if choice.page is not None:
+        image = _of_page(name, image, tiff, pages, choice.page)
+    if not image.kind.is_rgb:
+        raise image.kind.refusal(name)
+    if choice.page is None:
+        _check_planes(name, image)
+    return image
+
+
+def _wanted(name: str, images: Sequence[TiffImage], choice: Choice) -> TiffImage:
+    if choice.series is not None:
+        if not 0 <= choice.series < len(images):
+            raise OptionError(f"{name}: --series {choice.series}: the file has series 0 to {len(images) - 1}")
+        image = images[choice.series]
+        if choice.page is not None and choice.page not in image.planes:
+            raise OptionError(
+                f"{name}: --page {choice.page} is not a page of series {choice.series}, which has pages "
+                f"{_numbers(image.planes)}"
+            )
+        return image
+    if choice.page is not None:
+        for image in images:
+            if choice.page in image.planes or choice.page in image.numbers:
+                return image
+        pages = sorted({page for image in images for page in (*image.planes, *image.numbers) if page is not None})
+        raise OptionError(f"{name}: --page {choice.page}: the file has pages {_numbers(pages)}")
+    return _slide(name, images)
+
+
+def _slide(name: str, images: Sequence[TiffImage]) -> TiffImage:
+    """The largest RGB image; an error where another one may be meant."""
+    colors = [image for image in images if image.kind.is_rgb]
+    if not colors:
+        largest = max(images, key=lambda image: image.size.area_px, default=None)
+        raise not_rgb(name, "are missing") if largest is None else largest.kind.refusal(name)
+    candidates = [image for image in colors if not image.is_companion] or colors
+    slide = max(candidates, key=lambda image: image.size.area_px)
+    _check_larger(name, slide, images)
+    rivals = [image for image in candidates if image is not slide and _is_rival(image, slide)]
+    if rivals:
+        listed = ", ".join(
+            f"series {image.number} of {image.size} px"
+            for image in sorted((slide, *rivals), key=lambda one: one.number)[:6]
+        )
+        raise UnreadableSlideError(
+            f"{name}: {len(rivals) + 1} images in it may be the slide ({listed}); choose one with --series N"
+        )
+    return slide
+
+
+def _check_larger(name: str, slide: TiffImage, images: Sequence[TiffImage]) -> None:
+    """Refuse a file in which the RGB image is a macro, and what was scanned is of another kind."""
+    others = [image for image in images if not image.kind.is_rgb and not image.is_companion]
+    largest = max(others, key=lambda image: image.size.area_px, default=slide)
+    if largest.size.area_px > _MUCH_LARGER * slide.size.area_px:
+        raise UnreadableSlideError(
+            f"{name}: the pixels of its largest image (series {largest.number}, {largest.size} px) "
+            f"{largest.kind.problem}, not 8-bit RGB; if the slide is the RGB image of {slide.size} px, choose it with "
+            f"--series {slide.number}"
+        )
+
+
+def _is_rival(image: TiffImage, slide: TiffImage) -> bool:
+    ratio = None if image.mpp is None or slide.mpp is None else max(image.mpp) / max(slide.mpp)
+    if ratio is not None and ratio * _FINER <= 1:
+        return True
+    return image.size.area_px >= _RIVAL_AREA * slide.size.area_px and (ratio is None or ratio < _COARSER)
+
+
+def _check_planes(name: str, image: TiffImage) -> None:
+    if len(image.planes) > 1:
+        raise UnreadableSlideError(
+            f"{name}: the image has {len(image.planes)} planes of {image.size} px (a focus stack, a time series or "
+            f"several sections), in pages {_numbers(image.planes)}; choose one with --page N"
+        )
+
+
+def _of_page(name: str, image: TiffImage, tiff: TiffFile, pages: Sequence[TiffPage], number: int) -> TiffImage:
+    """The image as seen from one of its pages."""
+    if number == image.planes[0]:
+        return image
+    page = pages[number]
+    one = TiffImage(image.number, [page], [number], [number], pixel_kind(page), False, None, None)
+    if number in image.planes:
+        one.ome, one.tag_mpp = image.ome, image.tag_mpp
+        _add_sub_pages(tiff, one)
+        return one
+    raise OptionError(f"{name}: --page {number} is a smaller copy of page {image.planes[0]}; choose that page, or none")
+
+
+def _numbers(pages: Sequence[int]) -> str:
+    """Numbers of pages in few characters."""
+    if len(pages) > 2 and list(pages) == list(range(pages[0], pages[-1] + 1)):
+        return f"{pages[0]} to {pages[-1]}"
+    return ", ".join(map(str, pages[:12])) + (", …" if len(pages) > 12 else "")
+
+
+def remarks_on(images: Sequence[TiffImage], chosen: TiffImage, ome: OmeXml | None) -> tuple[str, ...]:
+    """What is said of the images that are not used."""
+    others = [image for image in images if image.number != chosen.number]
+    planes = next((len(image.planes) for image in images if image.number == chosen.number), 1)
+    notes = []
+    if others:
+        listed = ", ".join(f"series {image.number}: {image.size} px" for image in others[:5])
+        more = f", and {len(others) - 5} more" if len(others) > 5 else ""
+        noun = "another image" if len(others) == 1 else f"{len(others)} other images"
+        notes.append(
+            f"The file holds {noun}, not used here ({listed}{more}); the slide is series {chosen.number} of "
+            f"{chosen.size} px (--series N chooses another)."
+        )
+    if planes > 1:
+        notes.append(f"The image has {planes} planes; page {chosen.planes[0]} is used.")
+    if chosen.ome is not None and chosen.ome.depth * chosen.ome.times > max(planes, 1):
+        notes.append(
+            f"Its OME-XML says that there are {chosen.ome.depth * chosen.ome.times} planes; the file holds {planes}."
+        )
+    absent = 0 if ome is None else len(ome.images) - sum(image.ome is not None for image in images)
+    if absent:
+        notes.append(f"Its OME-XML describes {absent} images that are not in this file, or have other sizes here.")
+    return tuple(notes)
