@@ -46,9 +46,10 @@ from wsi2ihc.generator.registry import describe_generator
 from wsi2ihc.notation import listed
 from wsi2ihc.translation.options import TranslateOptions
 
-_OWN = frozenset(
-    {"slide", "output", "region", "preview", "dry_run", "overwrite", "mpp", "model", "json", "verbose", "quiet"}
-)
+_OWN = frozenset({
+    "slide", "output", "region", "preview", "dry_run", "overwrite", "mpp", "series", "page", "model", "json", "verbose",
+    "quiet",
+})  # fmt: skip
 """Parameters of ``translate`` that have no meaning for many slides, or one of their own."""
 
 
@@ -75,8 +76,8 @@ def command(
 ) -> int:  # fmt: skip
     """Translate the slides of SOURCE into the folder OUT_DIR.
 
-    SOURCE is a CSV with a column path (and where wanted output, mpp, model, or options of translate; paths are
-    relative to the CSV), a folder, or a pattern such as 'slides/*.svs'. Run the same again to go on after an
+    SOURCE is a CSV with a column path (and where wanted output, mpp, series, page, model, or options of translate;
+    paths are relative to the CSV), a folder, or a pattern such as 'slides/*.svs'. Run the same again to go on after an
     interruption: slides that are done stay as they are; outputs that were made otherwise are replaced. Exit code 3:
     some slides failed, the others are done.
     """

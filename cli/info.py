@@ -8,19 +8,22 @@ from typing import Any
 import click
 
 from wsi2ihc.cli.output import echo_json, say
-from wsi2ihc.cli.parameters import json_option, mpp_option, set_up_logging, verbosity_options
-from wsi2ihc.slide import SlideInfo, open_slide
+from wsi2ihc.cli.parameters import image_options, json_option, mpp_option, set_up_logging, verbosity_options
+from wsi2ihc.slide import ImageEntry, SlideInfo, open_slide
 
 
 @click.command("info")
 @click.argument("slide")
 @mpp_option
+@image_options
 @json_option
 @verbosity_options
-def command(slide: str, mpp: float | None, json: bool, verbose: int, quiet: bool) -> None:
-    """Show what SLIDE is: sizes, levels, resolution, vendor, colour profile, bounds, and what is wrong with it."""
+def command(
+    slide: str, mpp: float | None, series: int | None, page: int | None, json: bool, verbose: int, quiet: bool
+) -> None:
+    """Show what SLIDE is: sizes, levels, resolution, vendor, color profile, other images, and what is wrong with it."""
     set_up_logging(verbose, quiet)
-    with open_slide(slide, mpp=mpp) as opened:
+    with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
         info = opened.info
     if json:
         echo_json(_as_json(info))
@@ -57,5 +60,23 @@ def _as_text(info: SlideInfo) -> list[str]:
             f"    {number}: {level.size} px, downsample {level.downsample:.5g}"
             for number, level in enumerate(info.levels)
         ),
+        *(["  images", *map(_image_line, info.images)] if len(info.images) > 1 else []),
         *(f"  note: {problem}" for problem in info.problems),
     ]
+
+
+def _image_line(image: ImageEntry) -> str:
+    """One image of a file: its number, what it is, and whether it is the slide."""
+    number = "   " if image.series is None else f"   series {image.series}:"
+    facts = [f"{image.size} px"]
+    if image.name:
+        facts.append(repr(image.name))
+    if image.mpp is not None:
+        facts.append(f"{image.mpp[0]:.4g} µm/px")
+    if image.page is not None:
+        facts.append(f"page {image.page}" if image.planes == 1 else f"{image.planes} planes from page {image.page}")
+    if image.levels > 1:
+        facts.append(f"{image.levels} levels")
+    if image.pixels not in ("", "8-bit RGB"):
+        facts.append(f"pixels {image.pixels}")
+    return f" {number} {', '.join(facts)}{' (the slide)' if image.chosen else ''}"

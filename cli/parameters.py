@@ -118,6 +118,17 @@ mpp_option = click.option(
 )
 
 
+def image_options(command: Command) -> Command:
+    """``--series`` and ``--page``: which image of the slide's file is wanted."""
+    command = click.option(
+        "--page", type=click.IntRange(0), help="Read this page of a TIFF file, from 0: one plane of a focus stack, say."
+    )(command)
+    return click.option(
+        "--series", type=click.IntRange(0),
+        help="Read this image of a TIFF file, from 0 (see `info`).  [default: the largest RGB image]",
+    )(command)  # fmt: skip
+
+
 def set_up_logging(verbose: int, quiet: bool) -> None:
     """Log to stderr: warnings by default, more with -v, errors alone with -q."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING

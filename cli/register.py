@@ -10,6 +10,7 @@ import click
 from wsi2ihc.cli.output import echo_json, say, tell
 from wsi2ihc.cli.parameters import (
     PositiveFloat,
+    image_options,
     json_option,
     options_of,
     set_up_logging,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 @click.option("--mpp", type=PositiveFloat(),
               help="Resolution of the H&E slide in µm per pixel, where it is missing or wrong.")  # fmt: skip
 @click.option("--moving-mpp", type=PositiveFloat(), help="The same for the IHC slide.")  # fmt: skip
+@image_options
+@click.option("--moving-series", type=click.IntRange(0), help="--series for the IHC slide.")
+@click.option("--moving-page", type=click.IntRange(0), help="--page for the IHC slide.")
 @click.option("--landmarks", nargs=2, type=click.Path(path_type=Path), default=None, metavar="HE.csv IHC.csv",
               help="Landmarks on both slides in level-0 px (id, X, Y), to measure the errors with.")  # fmt: skip
 @options_of(RegistrationOptions)
@@ -45,6 +49,10 @@ def command(
     out: Path,
     mpp: float | None,
     moving_mpp: float | None,
+    series: int | None,
+    page: int | None,
+    moving_series: int | None,
+    moving_page: int | None,
     landmarks: tuple[Path, Path] | None,
     overwrite: bool,
     json: bool,
@@ -66,8 +74,8 @@ def command(
     options = RegistrationOptions(**choices)
     with (
         reserved(out, overwrite),
-        open_slide(he, mpp=mpp) as fixed,
-        open_slide(ihc, mpp=moving_mpp, mpp_option="--moving-mpp") as moving,
+        open_slide(he, mpp=mpp, series=series, page=page) as fixed,
+        open_slide(ihc, mpp=moving_mpp, mpp_option="--moving-mpp", series=moving_series, page=moving_page) as moving,
     ):
         frames = frame_of(fixed.info), frame_of(moving.info)
         matched = None if landmarks is None else read_landmark_pair(landmarks, frames[0].mpp, frames[1].mpp)

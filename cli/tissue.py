@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from wsi2ihc.cli.output import echo_json, say
-from wsi2ihc.cli.parameters import json_option, mpp_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.parameters import image_options, json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.errors import NoTissueError
 from wsi2ihc.pyramid import check_output
 from wsi2ihc.slide import open_slide
@@ -19,16 +19,25 @@ from wsi2ihc.translation.pipeline import check_not_inputs
 @click.argument("slide")
 @click.argument("output", type=click.Path(path_type=Path))
 @mpp_option
+@image_options
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 @json_option
 @verbosity_options
 def command(
-    slide: str, output: Path, mpp: float | None, overwrite: bool, json: bool, verbose: int, quiet: bool
+    slide: str,
+    output: Path,
+    mpp: float | None,
+    series: int | None,
+    page: int | None,
+    overwrite: bool,
+    json: bool,
+    verbose: int,
+    quiet: bool,
 ) -> None:
     """Find the tissue of SLIDE and save it as OUTPUT: a picture (.png) or outlines for QuPath (.geojson)."""
     set_up_logging(verbose, quiet)
     check_output(output, overwrite, suffixes=(".png", ".geojson"))
-    with open_slide(slide, mpp=mpp) as opened:
+    with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
         check_not_inputs([output], [slide])
         mask = detect_tissue(opened)
         name = opened.info.name

@@ -15,6 +15,7 @@ from wsi2ihc.cli.parameters import (
     AUTO_INTEGER,
     BYTES,
     REGION,
+    image_options,
     json_option,
     model_option,
     mpp_option,
@@ -38,6 +39,7 @@ from wsi2ihc.translation.seams import SeamFigures
 @click.argument("output", type=click.Path(path_type=Path))
 @model_option
 @mpp_option
+@image_options
 @click.option("--region", type=REGION, help="Translate only this part of the slide (level-0 pixels).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0,1 or mps.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
@@ -75,8 +77,8 @@ from wsi2ihc.translation.seams import SeamFigures
 @json_option
 @verbosity_options
 def command(
-    slide: str, output: Path, model: str, mpp: float | None, dry_run: bool, json: bool, verbose: int, quiet: bool,
-    **choices: Any,
+    slide: str, output: Path, model: str, mpp: float | None, series: int | None, page: int | None, dry_run: bool,
+    json: bool, verbose: int, quiet: bool, **choices: Any,
 ) -> None:  # fmt: skip
     """Turn the H&E slide SLIDE into a virtual IHC slide OUTPUT (.ome.tiff, or .ome.zarr).
 
@@ -86,7 +88,7 @@ def command(
     options = translate_options(**choices)
     bar = ProgressBar(quiet)
     try:
-        with open_slide(slide, mpp=mpp) as opened:
+        with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
             if options.resume:  # an output that is there may be what is asked for
                 check_not_inputs([output, report_path(output)], [model])
             else:

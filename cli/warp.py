@@ -11,6 +11,7 @@ from wsi2ihc.cli.output import echo_json, say
 from wsi2ihc.cli.parameters import (
     AUTO_INTEGER,
     PositiveFloat,
+    image_options,
     json_option,
     set_up_logging,
     verbosity_options,
@@ -31,6 +32,7 @@ from wsi2ihc.slide import Slide, open_slide
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--ihc-mpp", type=PositiveFloat(), show_default="the one that it was registered with",
               help="Resolution of the IHC slide in µm per pixel.")  # fmt: skip
+@image_options
 @click.option("--mpp", type=PositiveFloat(), show_default="that of the H&E slide", help="Resolution of the output in "
               "µm per pixel.")  # fmt: skip
 @click.option("--tissue", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
@@ -49,8 +51,8 @@ from wsi2ihc.slide import Slide, open_slide
 @json_option
 @verbosity_options
 def command(
-    ihc: str, transform: Path, output: Path, ihc_mpp: float | None, mpp: float | None, json: bool, verbose: int,
-    quiet: bool, **choices: Any,
+    ihc: str, transform: Path, output: Path, ihc_mpp: float | None, mpp: float | None, series: int | None,
+    page: int | None, json: bool, verbose: int, quiet: bool, **choices: Any,
 ) -> None:  # fmt: skip
     """Write the slide IHC as it lies on its H&E slide, to OUTPUT (.ome.tiff).
 
@@ -62,7 +64,7 @@ def command(
     loaded = load_transform(transform)
     bar = ProgressBar(quiet)
     try:
-        slide, notes = _open(ihc, loaded, ihc_mpp, any_slide=options.any_slide)
+        slide, notes = _open(ihc, loaded, ihc_mpp, any_slide=options.any_slide, series=series, page=page)
         with slide:
             report = warp_slide(slide, loaded, output, options, progress=bar, notes=notes)
     finally:
@@ -73,18 +75,20 @@ def command(
         say(*summary(report))
 
 
-def _open(path: str, transform: Transform, mpp: float | None, *, any_slide: bool) -> tuple[Slide, tuple[str, ...]]:
+def _open(
+    path: str, transform: Transform, mpp: float | None, *, any_slide: bool, **image: int | None
+) -> tuple[Slide, tuple[str, ...]]:
     """The slide, at the stated resolution, else at the one that it was registered with; and what is to be said of it.
 
     Positions in the transform are µm of that resolution, whatever the slide says of itself. Another slide has its own.
     """
-    slide = open_slide(path, mpp=mpp, mpp_option="--ihc-mpp")
+    slide = open_slide(path, mpp=mpp, mpp_option="--ihc-mpp", **image)
     own, registered = slide.info.mpp, None if transform.moving is None else transform.moving.mpp
     notes = tuple(filter(None, [doubt_of_slide(transform.moving, slide.info)]))
     if mpp is not None or registered is None or own == registered or (any_slide and own is not None):
         return slide, notes
     slide.close()
-    slide = open_slide(path, mpp=registered, mpp_option="--ihc-mpp")
+    slide = open_slide(path, mpp=registered, mpp_option="--ihc-mpp", **image)
     if own is not None and all(abs(a / b - 1) <= MPP_TOLERANCE for a, b in zip(own, registered, strict=True)):
         return slide, notes
     says = "does not say its resolution" if own is None else f"says {own[0]:.4g} µm/px"

@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import tifffile
 from make_batch import OPTIONS, tasks_of, write_slides
 
 from wsi2ihc.batch.checking import check_rows, check_writable
 from wsi2ihc.batch.manifest import Row, output_name, read_rows, shard_of
 from wsi2ihc.batch.places import marker_path
+from wsi2ihc.batch.staging import staged
 from wsi2ihc.batch.task import SlideTask, options_from_json, options_to_json
+from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.errors import BatchError, ManifestError, OutputError
 from wsi2ihc.geometry import Region
 from wsi2ihc.pyramid import PyramidOptions
@@ -306,3 +309,23 @@ def test_the_fingerprint_follows_pixels_and_nothing_else(tmp_path: Path) -> None
     }  # fmt: skip
     for what, (other, is_same) in changed.items():
         assert (other.fingerprint == task.fingerprint) is is_same, what
+
+
+def test_a_column_chooses_the_image_of_a_file(tmp_path: Path) -> None:
+    planes = [synthetic_tissue(260, 260, seed=seed) for seed in range(2)]
+    with tifffile.TiffWriter(tmp_path / "stack.tif") as tiff:
+        for plane in planes:
+            tiff.write(plane, photometric="rgb", tile=(128, 128), metadata=None, resolution=(20_000, 20_000),
+                       resolutionunit="CENTIMETER")  # fmt: skip
+    text = "path,output,page,series\nstack.tif,first,0,\nstack.tif,second,1,0\nstack.tif,third,,\nstack.tif,odd,x,\n"
+    rows, problems = read_rows(manifest(tmp_path, text), "identity", OPTIONS)
+    assert [(row.series, row.page) for row in rows] == [(None, 0), (0, 1), (None, None)]
+    assert ["page is 'x', not a number from 0" in str(problem) for problem in problems] == [True]
+    tasks, problems = check_rows(rows, tmp_path / "out", rows)
+    assert [(task.series, task.page) for task in tasks] == [(None, 0), (0, 1)]
+    assert tasks[0].fingerprint != tasks[1].fingerprint
+    assert SlideTask.from_json(tasks[1].to_json()) == tasks[1]
+    assert "choose one with --page N" in problems[0].message
+    for task, plane in zip(tasks, planes, strict=True):
+        with staged(task, lambda _: None) as slide:
+            assert (slide.read_level(0, Region(0, 0, 260, 260)) == plane).all()

@@ -35,7 +35,7 @@ def option_cells(cells: Mapping[str, str], folder: Path, options: TranslateOptio
         target = pyramid if name in _PYRAMID else fields
         known = _PYRAMID.get(name) or _FIELDS.get(name)
         if known is None:
-            raise ManifestError(f"there is no option {name!r:.40}; columns are path, output, mpp, model, "
+            raise ManifestError(f"there is no option {name!r:.40}; columns are path, output, mpp, series, page, model, "
                                 f"{', '.join((*_FIELDS, *_PYRAMID))}")  # fmt: skip
         field, read = known
         try:

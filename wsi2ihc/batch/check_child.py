@@ -150,7 +150,7 @@ def _checked(row: Row, folder: Path, inputs: Set[str]) -> SlideTask:
     if (output.exists() or output.is_symlink()) and not output.is_file():
         raise _RefusedRowError(f"its output {row.output} is there and is no file; remove it, or name another output")
     version = _model_version(row.model)
-    with open_slide(row.slide, mpp=row.mpp, mpp_option="the column mpp") as slide:
+    with open_slide(row.slide, mpp=row.mpp, mpp_option="the column mpp", series=row.series, page=row.page) as slide:
         known_mpp(slide.info)
         facts = slide.info
         if tissue not in ("auto", "none"):
@@ -159,7 +159,7 @@ def _checked(row: Row, folder: Path, inputs: Set[str]) -> SlideTask:
             raise _RefusedRowError(f"the region {region} lies outside the slide")
     source = f"{facts.name} {facts.quickhash} {facts.size} {'' if facts.changed_at is None else facts.changed_at}"
     options = dataclasses.replace(row.options, overwrite=True, preview=None)
-    return SlideTask(0, row.slide, output, row.model, row.mpp, options, source, version)
+    return SlideTask(0, row.slide, output, row.model, row.mpp, options, source, version, row.series, row.page)
 
 
 def memory_of(row: Row) -> int:
@@ -191,7 +191,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
     """For the pipe to the process."""
     return {
         "line": row.line, "slide": row.slide, "output": row.output, "mpp": row.mpp, "model": row.model,
-        "options": options_to_json(row.options),
+        "options": options_to_json(row.options), "series": row.series, "page": row.page,
     }  # fmt: skip
 
 

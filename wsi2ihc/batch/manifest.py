@@ -33,7 +33,7 @@ LARGEST_LIST_BYTES = 256 << 20
 """Size of a CSV: millions of slides."""
 
 _SLIDE_COLUMNS = ("path", "slide")
-_OWN_COLUMNS = (*_SLIDE_COLUMNS, "output", "mpp", "model")
+_OWN_COLUMNS = (*_SLIDE_COLUMNS, "output", "mpp", "model", "series", "page")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class Row:
     mpp:      as stated; None if it is not
     model:    name or file
     options:  of the translation
+    series:   which image of the file, by its number; None: the largest RGB image
+    page:     which page of the file
     """
 
     line: int
@@ -54,6 +56,8 @@ class Row:
     mpp: float | None
     model: str
     options: TranslateOptions
+    series: int | None = None
+    page: int | None = None
 
     @property
     def name(self) -> str:
@@ -209,7 +213,19 @@ def _row(
     named = cells.get("model") or model
     own_model = str(folder / named) if cells.get("model") and (folder / named).is_file() else named
     own = {name: cell for name, cell in cells.items() if cell and name not in _OWN_COLUMNS}
-    return Row(line, where, output, mpp, own_model, dataclasses.replace(options, **option_cells(own, folder, options)))
+    all_options = dataclasses.replace(options, **option_cells(own, folder, options))
+    series, page = _number(cells, "series"), _number(cells, "page")
+    return Row(line, where, output, mpp, own_model, all_options, series, page)
+
+
+def _number(cells: Mapping[str, str], column: str) -> int | None:
+    """A number from 0 in a cell; None where it is empty."""
+    text = cells.get(column, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ManifestError(f"{column} is {text!r:.40}, not a number from 0")
+    return int(text)
 
 
 def _checked_name(output: str) -> str:

@@ -41,7 +41,7 @@ def staged(task: SlideTask, warn: Callable[[str], None]) -> Iterator[Slide]:
             why = error.strerror or " ".join(str(error).split())[:120]
             warn(f"it was read where it is: the cache could not take it ({why})")
             path = task.slide
-        yield stack.enter_context(open_slide(path, mpp=task.mpp))
+        yield stack.enter_context(open_slide(path, mpp=task.mpp, series=task.series, page=task.page))
 
 
 @contextlib.contextmanager

@@ -33,6 +33,8 @@ class SlideTask:
     options:  of the translation
     source:   what tells the slide from others: base name, quickhash, size in px, when the file was changed
     version:  of the model: SHA-256 of its file, or the name of a built-in
+    series:   which image of the file, by its number; None: the largest RGB image (``source`` tells them apart)
+    page:     which page of the file
     """
 
     number: int
@@ -43,6 +45,8 @@ class SlideTask:
     options: TranslateOptions = field(default_factory=TranslateOptions)
     source: str = ""
     version: str = ""
+    series: int | None = None
+    page: int | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +75,7 @@ class SlideTask:
         return {
             "number": self.number, "slide": self.slide, "output": str(self.output), "model": self.model,
             "mpp": self.mpp, "options": options_to_json(self.options), "source": self.source, "version": self.version,
+            "series": self.series, "page": self.page,
         }  # fmt: skip
 
     @classmethod

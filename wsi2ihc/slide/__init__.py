@@ -4,11 +4,12 @@ from .agreement import agreeing_levels
 from .colour import srgb_profile, to_srgb_transform
 from .grid import WorkingGrid, overview_grid, working_grid
 from .opening import open_slide
-from .protocol import Level, Slide, SlideInfo, is_same_slide
+from .protocol import ImageEntry, Level, Slide, SlideInfo, is_same_slide
 from .regions import read_overview, read_region
 from .resolution import known_mpp
 
 __all__ = [
+    "ImageEntry",
     "Level",
     "Slide",
     "SlideInfo",
