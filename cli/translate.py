@@ -176,7 +176,10 @@ def _seams(figures: SeamFigures | None) -> str:
         return "none possible: the model looks at one pixel at a time"
     if figures.z is None:
         return "too few borders between windows to tell"
-    return f"z = {figures.z:+.2f} over {figures.borders} borders between windows (within ±3: no seams)"
+    edges = f"z = {figures.z:+.2f} over {figures.borders} borders between windows (within ±3: no seams)"
+    if figures.shade_z is None or figures.shade_step is None:
+        return edges
+    return f"{edges}; shade z = {figures.shade_z:+.2f}, steps of {figures.shade_step:.1f} gray levels (up to 3: even)"
 
 
 def _describe_forecast(outlook: Forecast, kept: int | None) -> list[str]:

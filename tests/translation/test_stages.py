@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import weakref
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,7 +21,8 @@ from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
 from wsi2ihc.translation.assembling import assemble_tiles
 from wsi2ihc.translation.blending import blend_overlaps, cut_cores
 from wsi2ihc.translation.feathering import FEATHER_UM, feather_cores, make_fade
-from wsi2ihc.translation.seams import SeamMeter
+from wsi2ihc.translation.seams import SeamFigures, SeamMeter
+from wsi2ihc.translation.shades import ShadeSums
 from wsi2ihc.translation.stages import FinishedCore, TranslatedWindow, WindowPixels
 from wsi2ihc.translation.translating import DeviceClock, batched, translate_windows
 
@@ -284,3 +287,56 @@ def test_the_seam_figure_is_none_without_borders() -> None:
     meter.add(FinishedCore(plan.windows[0], picture, picture))
     assert meter.figures().z is None
     assert meter.figures().borders == 0
+
+
+def octaves(shape: tuple[int, int], seed: int) -> RGBImage:
+    """Noise from the size of nuclei to that of glands, as tissue has it."""
+    rng, picture = np.random.default_rng(seed), np.full((*shape, 3), 170, np.float32)
+    for step in (4, 16, 64, 256):
+        coarse = rng.normal(0, 16, (shape[0] // step + 2, shape[1] // step + 2, 3)).astype(np.float32)
+        picture += cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def shaded(overlap_px: int, strength: float, cell: int = 320) -> SeamFigures:
+    """The figures of a translation in which every window is lighter or darker by chance."""
+    picture, rng = octaves((1300, 1400), 4), np.random.default_rng(1)
+    plan = make_plan((1300, 1400), Layout(overlap_px=overlap_px), Size(cell, cell))
+    meter = SeamMeter(plan)
+
+    def answers() -> Iterator[TranslatedWindow]:
+        for answer in answers_of(picture, plan):
+            pixels = 255 * (answer.pixels / 255.0) ** 1.5 + rng.normal(0, strength, 3)
+            yield TranslatedWindow(answer.window, answer.source, np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+
+    for core in blend_overlaps(answers(), plan) if overlap_px else cut_cores(answers()):
+        meter.add(core)
+    return meter.figures()
+
+
+@pytest.mark.parametrize("overlap_px", [0, 64, 128])
+def test_windows_of_different_shade_are_noticed_although_they_leave_no_edges(overlap_px: int) -> None:
+    even, uneven = shaded(overlap_px, 0), shaded(overlap_px, 4)
+    assert even.shade_z is not None
+    assert uneven.shade_z is not None
+    assert uneven.shade_step is not None
+    assert even.shade_z < 3
+    assert uneven.shade_z > 6
+    assert 2 < uneven.shade_step < 9
+    if overlap_px:
+        assert uneven.z is not None
+        assert abs(uneven.z) < 3  # blind to it
+
+
+def test_shades_of_parts_add_up_and_survive_json() -> None:
+    source = octaves((1000, 1000), 2)
+    plan = make_plan((1000, 1000), Layout(), Size(256, 256))
+    result, meters = (255 - source), [SeamMeter(plan) for _ in range(3)]
+    for window in plan.windows:
+        place = window.core.slices_in(plan.extent)
+        for meter in (meters[0], meters[1 + (window.row >= 2)]):
+            meter.add(FinishedCore(window, source[place], result[place]))
+    whole, *parts = (meter.sums().shades for meter in meters)
+    both = ShadeSums.from_json(json.loads(json.dumps(parts[0].to_json()))) + parts[1]
+    np.testing.assert_allclose(both.along_x.products, whole.along_x.products)
+    assert both.along_y.pairs[0] == whole.along_y.pairs[0] - 4  # borders between the parts

@@ -17,6 +17,7 @@ import numpy as np
 from ..inputs import read_json
 from ..pyramid import published
 from ..translation.seams import Phases, SeamSums
+from ..translation.shades import ShadeSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Marker:
         seams = None
         if self.seams is not None:
             along = [_lists(self.seams.along_x), _lists(self.seams.along_y)]
-            seams = {"along": along, "borders": self.seams.borders}
+            seams = {"along": along, "borders": self.seams.borders, "shades": self.seams.shades.to_json()}
         return {
             "shards": dict(self.shards),
             "seams": seams,
@@ -67,7 +68,7 @@ class Marker:
         seams = facts["seams"]
         if seams is not None:
             along_x, along_y = (Phases(*(np.array(row, np.float64) for row in rows)) for rows in seams["along"])
-            seams = SeamSums(along_x, along_y, int(seams["borders"]))
+            seams = SeamSums(along_x, along_y, int(seams["borders"]), ShadeSums.from_json(seams["shades"]))
         damaged = tuple((int(level), int(x), int(y)) for level, x, y in facts["damaged"])
         shards = {str(name): (int(size), str(digest)) for name, (size, digest) in dict(facts["shards"]).items()}
         return cls(shards, seams, float(facts["generator_s"]), float(facts["run_s"]), damaged)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ModelError
@@ -71,8 +72,10 @@ class Margins(NamedTuple):
 
 
 def can_lower(module: nn.Module) -> bool:
-    """Whether `LoweredResnet` knows this network, and it is a local function in its present mode."""
-    return isinstance(module, ResnetGenerator) and dependency(module).is_local
+    """Whether `LoweredResnet` knows this network and its norms, and it is a local function in its present mode."""
+    norms = [layer for layer in module.modules() if isinstance(layer, _NormBase)]
+    has_batch_norms = bool(norms) and all(isinstance(layer, nn.BatchNorm2d) for layer in norms)
+    return isinstance(module, ResnetGenerator) and has_batch_norms and dependency(module).is_local
 
 
 class LoweredResnet(nn.Module):

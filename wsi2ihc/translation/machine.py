@@ -44,6 +44,7 @@ class Machine:
     """Translators, one per device, and what is said of them in the report.
 
     memory_bytes: free memory of the (first) GPU; None on a CPU
+    is_local:     whether an output px depends on its surroundings only, and not on the whole window
     statistics:   the normalisation statistics that were taken from the slide, as bytes; None where there are none
     """
 
@@ -54,6 +55,7 @@ class Machine:
     memory_bytes: int | None
     warnings: tuple[str, ...]
     statistics: bytes | None = None
+    is_local: bool = True
 
     @property
     def bytes_per_px(self) -> float:
@@ -101,7 +103,8 @@ def make_machine(
     names = ", ".join(str(device) for device in devices)
     free_bytes = [free for device in devices if (free := free_memory_bytes(device)) is not None]
     on_gpu = devices[0].type != "cpu"
-    return Machine(made, names, precision, on_gpu, min(free_bytes, default=None), warnings, statistics)
+    is_local = generator.dependency.is_local
+    return Machine(made, names, precision, on_gpu, min(free_bytes, default=None), warnings, statistics, is_local)
 
 
 def resolved_precision(generator: Generator, options: TranslateOptions) -> str:

@@ -33,12 +33,13 @@ from ..pyramid import (
 )
 from ..slide import Slide, agreeing_levels
 from .assembling import assemble_tiles
+from .background import background_fill
 from .blending import blend_overlaps, cut_cores
 from .feathering import feather_cores
 from .finishing import Work, make_report, plan_facts, report_path, write_extras, write_image
 from .identity import Identity, identity
 from .job import Job, Settled
-from .layout import answer_to_glass, batch_size, choose_layout, default_workers, make_plan
+from .layout import batch_size, choose_layout, default_workers, make_plan
 from .machine import make_machine
 from .options import TranslateOptions
 from .reading import read_windows
@@ -160,7 +161,7 @@ def prepare(
     options = replace(options, pyramid=_fitted(options.pyramid, scene.extent))
     layout = settled.layout if settled else choose_layout(machine, options, scene.extent.width)
     plan = make_plan(scene, layout, options, slide.info.name, settled.cell if settled else None)
-    fill = settled.fill if settled else answer_to_glass(machine.translators[0], layout, scene.shown_glass)
+    fill = settled.fill if settled else background_fill(machine, scene, plan)
     seconds = {"tissue": found - started, "model": time.perf_counter() - found}
     workers = options.workers or default_workers()
     return Job(

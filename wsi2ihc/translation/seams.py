@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..arrays import RGBImage
 from ..plan import Plan
+from .shades import ShadeMeter, ShadeSums
 from .stages import FinishedCore
 
 GROUP_PX = 16
@@ -36,6 +37,7 @@ class SeamFigures:
     z_x, z_y:            z-score of the borders between cells side by side, and one above the other
     contrast_x, _y:      the border's ratio over the mean ratio of all other phases; 1 where there is no seam
     borders:             how many borders between two cells were looked at
+    shade_z, shade_step: of differences in shade between windows, which leave no edges; see `shades.ShadeFigures`
     """
 
     z_x: float | None
@@ -43,6 +45,8 @@ class SeamFigures:
     contrast_x: float | None
     contrast_y: float | None
     borders: int
+    shade_z: float | None = None
+    shade_step: float | None = None
 
     @property
     def z(self) -> float | None:
@@ -96,14 +100,21 @@ class SeamSums:
     along_x: Phases
     along_y: Phases
     borders: int
+    shades: ShadeSums
 
     def __add__(self, other: SeamSums) -> SeamSums:
-        return SeamSums(self.along_x + other.along_x, self.along_y + other.along_y, self.borders + other.borders)
+        return SeamSums(
+            self.along_x + other.along_x,
+            self.along_y + other.along_y,
+            self.borders + other.borders,
+            self.shades + other.shades,
+        )
 
     def figures(self) -> SeamFigures:
         """The figures of all that is in the sums."""
         (z_x, contrast_x), (z_y, contrast_y) = self.along_x.score(), self.along_y.score()
-        return SeamFigures(z_x, z_y, contrast_x, contrast_y, self.borders)
+        shade = self.shades.figures()
+        return SeamFigures(z_x, z_y, contrast_x, contrast_y, self.borders, shade.z, shade.step)
 
 
 Lane = tuple[int, int]
@@ -152,8 +163,10 @@ class SeamMeter:
     _along_y: Phases = field(init=False)
     _left: dict[Lane, _Edge] = field(default_factory=dict)
     _above: dict[Lane, _Edge] = field(default_factory=dict)
+    _shades: ShadeMeter = field(init=False)
 
     def __post_init__(self) -> None:
+        self._shades = ShadeMeter(self.plan)
         of_px = self.plan.kept_px if self.of_px is None else self.of_px
         self._every_px = GROUP_EVERY_PX * max(1, of_px // SAMPLED_FULLY_PX)
         self._along_x = Phases.zeros(self.plan.cell.width)
@@ -167,6 +180,7 @@ class SeamMeter:
 
     def add(self, core: FinishedCore) -> None:
         """Measure one core; cores of one row of cells must come left to right, rows top to bottom."""
+        self._shades.add(core)
         place, window = core.window.core, core.window
         x_first = place.x - (self.plan.cell_origin[0] + window.column * self.plan.cell.width)
         y_first = place.y - (self.plan.cell_origin[1] + window.row * self.plan.cell.height)
@@ -185,7 +199,7 @@ class SeamMeter:
 
     def sums(self) -> SeamSums:
         """All that was gathered so far."""
-        return SeamSums(self._along_x, self._along_y, self.borders)
+        return SeamSums(self._along_x, self._along_y, self.borders, self._shades.sums())
 
     def _measure(
         self, phases: Phases, edges: dict[Lane, _Edge], cells: int, first_phase: int, start: int, sample: _Sample
