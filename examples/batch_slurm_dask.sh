@@ -45,7 +45,8 @@ scheduler=$!
 # threads from --nthreads; so does the child.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     dask worker --scheduler-file "$file" --interface "$interface" --nworkers 1 --nthreads "$SLURM_CPUS_PER_TASK" \
-    --resources GPU=1 --memory-limit 0 --no-dashboard --local-directory "$scratch" --death-timeout 120 &
+    --resources GPU=1 --memory-limit 0 --no-dashboard --dashboard-address 127.0.0.1:0 \
+    --local-directory "$scratch" --death-timeout 120 &
 workers=$!
 
 finish() {

@@ -39,7 +39,16 @@ class DaskProcesses:
         self.environment = {**os.environ, "PYTHONPATH": hooks(folder), "DASK_CONFIG": str(folder / "config")}
         self.processes: list[subprocess.Popen[bytes]] = []
         self._start(
-            "scheduler", "--scheduler-file", str(self.file), "--host", "127.0.0.1", "--port", "0", "--no-dashboard"
+            "scheduler",
+            "--scheduler-file",
+            str(self.file),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--dashboard-address",
+            "127.0.0.1:0",
         )
         wait_until(self.file.exists)
 
@@ -47,7 +56,7 @@ class DaskProcesses:
         """Does not wait for it: the engine has to."""
         self._start(
             "worker", "--scheduler-file", str(self.file), "--host", "127.0.0.1", "--name", name, "--nthreads", "1",
-            "--no-dashboard", "--local-directory", str(self.folder), *more,
+            "--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--local-directory", str(self.folder), *more,
         )  # fmt: skip
 
     def children(self) -> list[psutil.Process]:

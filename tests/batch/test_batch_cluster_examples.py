@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import shutil
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import yaml
+from listening import Listening
 from make_batch import OPTIONS, write_slides
 
 from wsi2ihc.batch.manifest import read_rows
@@ -36,11 +38,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def bash(name: str, *arguments: str, env: dict[str, str]) -> None:
-    done = subprocess.run(
-        ["bash", str(EXAMPLES / name), *arguments], env=env, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def bash(name: str, *arguments: str, env: dict[str, str]) -> set[str]:
+    """Run an example to its end; the addresses at which its processes listened meanwhile."""
+    with Listening(["bash", str(EXAMPLES / name), *arguments], env=env, cwd=EXAMPLES) as run:
+        assert run.wait() == 0, run.printed
+    return run.addresses
 
 
 def test_the_array_job_does_its_shard(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -52,7 +54,8 @@ def test_the_array_job_does_its_shard(tmp_path: Path, environment: dict[str, str
 
 def test_the_job_with_dask_does_all(tmp_path: Path, environment: dict[str, str]) -> None:
     slides = write_slides(tmp_path / "slides", [*"abc"])
-    bash("batch_slurm_dask.sh", str(slides), str(tmp_path / "out"), "identity", env=environment)
+    addresses = bash("batch_slurm_dask.sh", str(slides), str(tmp_path / "out"), "identity", env=environment)
+    assert addresses == {"127.0.0.1"}
     assert [one.status for one in read_results(tmp_path / "out")[0]] == ["done"] * 3
     assert not list((tmp_path / "out").glob("scheduler-*.json"))
 
@@ -70,7 +73,7 @@ def test_the_settings_for_jobs_are_completed(tmp_path: Path) -> None:
     site = yaml.safe_load((EXAMPLES / "jobqueue.yaml").read_text())["jobqueue"]["slurm"]
     settings = job_settings(site, tmp_path, needs_gpu=True)
     assert settings["job_extra_directives"] == ["--gres=gpu:1"]
-    assert settings["worker_extra_args"][:5] == ["--no-dashboard", "--resources", "GPU=1", "--lifetime", "42900s"]
+    assert settings["worker_extra_args"][3:7] == ["--resources", "GPU=1", "--lifetime", "42900s"]
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "wsi2ihc.def"])
@@ -79,3 +82,43 @@ def test_images_hold_all_that_is_installed(name: str) -> None:
     for needed in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "wsi2ihc", "training", "cli"):
         assert f"COPY {needed} " in text or f" {needed}" in text
         assert (EXAMPLES.parent / needed).exists()
+
+
+CLUSTER = EXAMPLES.parent / "docs" / "cluster.md"
+
+
+def indented_after(text: str, phrase: str) -> str:
+    """The first block of commands in the documentation after a phrase."""
+    lines = text[text.index(phrase) :].splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("    "))
+    indent = len(lines[first]) - len(lines[first].lstrip())
+    block = takewhile(lambda line: line.startswith(" " * indent) or not line.strip(), lines[first:])
+    return "\n".join(line[indent:] for line in block)
+
+
+def test_certificates_work_as_documented(tmp_path: Path, environment: dict[str, str]) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    slides, text = write_slides(tmp_path / "slides", ["a", "b"]), CLUSTER.read_text(encoding="utf-8")
+    worker = indented_after(text, "A worker of Dask's is started like this").replace("FILE", "s.json")
+    script = f"""set -eu
+        {indented_after(text, "**Certificates**")}
+        dask scheduler --scheduler-file s.json --interface lo --port 0 --dashboard-address 127.0.0.1:0 &
+        {worker.strip().replace("ib0", "lo")} &
+        until [ -s s.json ]; do sleep 0.1; done
+        for trial in 1 2 3 4 5 6 7 8 9; do
+            wsi2ihc batch {slides} out --model identity --scheduler s.json && break
+            sleep 3  # the worker may not be there yet
+        done
+        env -i PATH="$PATH" HOME="$HOME" wsi2ihc batch {slides} other --model identity --scheduler s.json 2>refused &&
+            exit 9
+        cp s.json kept.json
+        kill %1 %2
+        """
+    with Listening(["bash", "-c", script], env=environment, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.printed
+    assert run.addresses == {"127.0.0.1"}
+    assert [one.status for one in read_results(tmp_path / "out")[0]] == ["done"] * 2
+    assert '"tls://127.0.0.1:' in (tmp_path / "kept.json").read_text()
+    assert "wants certificates" in (tmp_path / "refused").read_text()
+    assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0

@@ -50,7 +50,7 @@ def test_jobs_are_submitted_used_and_cancelled(slurm: FakeSlurm, tmp_path: Path)
     assert len(slurm.scripts()) == 2
     for script in slurm.scripts():
         assert "#SBATCH --gres=gpu:1\n" in script
-        assert "--no-dashboard --resources GPU=1 --lifetime 6900s" in script
+        assert "--no-dashboard --dashboard-address 127.0.0.1:0 --resources GPU=1 --lifetime 6900s" in script
         assert "tcp://127.0.0.1:" in script
     assert slurm.cancelled() == {"4711", "4712"}
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in slurm.pids()))
@@ -108,12 +108,15 @@ def test_what_slurm_cannot_do_is_told(slurm: FakeSlurm, tmp_path: Path, what: st
     assert message.rpartition(".*")[2] in told
 
 
+LOCAL_HTTP = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+
+
 def test_settings_fill_in_what_the_site_does_not_say(tmp_path: Path) -> None:
     plain = job_settings({"walltime": "00:30:00", "name": "dask-worker"}, tmp_path, needs_gpu=True)
     assert plain["processes"] == 1
     assert plain["job_extra_directives"] == ["--gres=gpu:1"]
     assert plain["worker_extra_args"] == [
-        "--no-dashboard",
+        *LOCAL_HTTP,
         "--resources",
         "GPU=1",
         "--lifetime",
@@ -131,13 +134,20 @@ def test_settings_fill_in_what_the_site_does_not_say(tmp_path: Path) -> None:
     }  # fmt: skip
     assert job_settings(own, tmp_path, needs_gpu=True) == {
         "cores": 4, "memory": "20GB", "processes": 1, "job_name": "stain", "log_directory": "/logs",
-        "worker_extra_args": ["--resources", "GPU=1", "--lifetime=5h", "--no-dashboard"],
+        "worker_extra_args": ["--resources", "GPU=1", "--lifetime=5h", *LOCAL_HTTP],
         "job_extra_directives": ["--gpus-per-node=a100:1"],
         "job_script_prologue": ["module load cuda", "export PYTHONSAFEPATH=1"],
         "scheduler_options": {"dashboard_address": ":8787"},
     }  # fmt: skip
     on_cpus = job_settings({}, tmp_path, needs_gpu=False)
-    assert (on_cpus["job_extra_directives"], on_cpus["worker_extra_args"]) == ([], ["--no-dashboard"])
+    assert (on_cpus["job_extra_directives"], on_cpus["worker_extra_args"]) == (
+        [],
+        ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"],
+    )
+    asked = job_settings(
+        {"worker-extra-args": ["--no-dashboard", "--dashboard-address=:8787"]}, tmp_path, needs_gpu=False
+    )
+    assert asked["worker_extra_args"] == ["--no-dashboard", "--dashboard-address=:8787"]
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,10 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
     """
     arguments = [str(one) for one in settings.get("worker-extra-args") or []]
     if not any("dashboard" in one for one in arguments):
-        arguments.append("--no-dashboard")  # it would be open to the whole network
+        arguments.append("--no-dashboard")
+    if not _mentions(arguments, "--dashboard-address"):
+        # without a dashboard a worker still serves HTTP, by default on all networks
+        arguments += ["--dashboard-address", "127.0.0.1:0"]
     directives = list(settings.get("job-extra-directives") or [])
     if needs_gpu and not _mentions(arguments, "--resources"):
         arguments += ["--resources", "GPU=1"]
