@@ -225,7 +225,7 @@ class DaskEngine:
             if type(error).__name__ != "KilledWorker":
                 remote.unfit = f"worker {remote.name} cannot be used: {' '.join(str(error).split()):.300}"
                 _log.warning("%s", remote.unfit)
-                return Returned(given.number, remote.unfit)
+                return Returned(given.number, "its worker cannot be used")  # details name machines, and go to stderr
             return lost
         if future.status == "cancelled":  # not by this engine: the connection was lost, and with it the subscription
             assert self._client is not None

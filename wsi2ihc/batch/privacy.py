@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import re
+import socket
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import Wsi2IhcError
+
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,9}://[^\s\"'<>]+", re.IGNORECASE)
+_PATH = re.compile(r"(?<![\w.:/\\-])(?:[A-Za-z]:|~)?(?:[\\/][^\\/\s\"'<>|:;,()]+){2,}[\\/]?")
 
 _LONGEST = 600
 """Characters of a message: what cells and files hold can be as long as they like."""
@@ -29,6 +37,29 @@ def without_folders(text: str, *paths: str | Path) -> str:
     return text
 
 
+def anonymous(text: str, *paths: str | Path) -> str:
+    """A text of unknown origin without folders, addresses, and the names of this machine and its user.
+
+    What libraries and the interpreter print names files in full. These paths, which may hold blanks, and whatever looks
+    like a path or a URL stand as base names.
+    """
+    text = without_folders(text, *paths)
+    text = _URL.sub(lambda found: base_name(found[0]) if "/" in found[0].partition("://")[2] else "ADDRESS", text)
+    text = _PATH.sub(lambda found: base_name(found[0]), text)
+    for name, stands_for in _local_names():
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", stands_for, text)
+    return text
+
+
+@lru_cache(maxsize=1)
+def _local_names() -> list[tuple[str, str]]:
+    """Names of this machine and its user, as far as they are no ordinary words, with what replaces them."""
+    names = [(socket.gethostname(), "HOST"), (socket.gethostname().partition(".")[0], "HOST")]
+    with contextlib.suppress(OSError, KeyError, ImportError):
+        names.append((getpass.getuser(), "USER"))
+    return [(name, stands_for) for name, stands_for in names if len(name) > 2 and name not in ("root", "localhost")]
+
+
 def told(error: BaseException, *paths: str | Path) -> str:
     """One line for people of an error, without the folders of these paths."""
     text = " ".join(str(error).split())
@@ -36,7 +67,8 @@ def told(error: BaseException, *paths: str | Path) -> str:
         return "out of memory"
     if isinstance(error, OSError) and not isinstance(error, Wsi2IhcError) and error.strerror:
         return error.strerror
-    if not isinstance(error, Wsi2IhcError):
-        text = f"unexpected {type(error).__name__}: {text:.200}"
-    text = without_folders(text, *paths)
+    if isinstance(error, Wsi2IhcError):
+        text = without_folders(text, *paths)
+    else:
+        text = f"unexpected {type(error).__name__}: {anonymous(text, *paths):.200}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

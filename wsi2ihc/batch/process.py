@@ -8,17 +8,27 @@ import os
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ..files import open_regular
 from ..processes import Ended, python_command, safe_environment
+from ..text import printable
 from .events import Began, Done, Event, Failed, Ready, Returned, Turned, from_line
+from .privacy import anonymous
 from .task import SlideTask
 
 Hear = Callable[[int, Event | None], None]
 """Takes the number of a child and its event; None when its pipe has ended."""
+
+_KNOWN_TASKS = 8
+"""Slides whose paths are known when a line of the log is written: those in hand, and some before them."""
+
+_LONGEST_LINE = 1 << 16
+"""Bytes of a line of the log, after which it is broken."""
 
 _PATIENCE_S = 10.0
 """For a child whose stdin was closed."""
@@ -47,13 +57,20 @@ class Child:
         self.given = 0
         self.is_ready = False
         log.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as stream:
+        stream = os.fdopen(open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+        try:
             self._process = subprocess.Popen(
                 python_command("wsi2ihc.batch.child"),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env={**os.environ, **environment, **safe_environment({**os.environ, **environment})},
                 start_new_session=True,
             )  # fmt: skip
+        except BaseException:
+            stream.close()
+            raise
+        self._paths: deque[tuple[str, ...]] = deque(maxlen=_KNOWN_TASKS)
+        self._keeper = threading.Thread(target=self._keep_log, args=(stream,), daemon=True)
+        self._keeper.start()
         self._listener = threading.Thread(target=self._listen, args=(hear,), daemon=True)
         self._listener.start()
 
@@ -63,6 +80,7 @@ class Child:
 
     def give(self, task: SlideTask) -> None:
         """Hand over a slide. If the child is gone already, its pipe's end tells."""
+        self._paths.append((task.slide, str(task.output), task.model, str(task.options.tissue)))
         self.in_hand[task.number] = task
         self.given += 1
         assert self._process.stdin is not None
@@ -103,9 +121,11 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        self._listener.join(_PATIENCE_S)  # its pipe has ended with the process
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for thread in (self._listener, self._keeper):
+            thread.join(_PATIENCE_S)  # its pipe has ended with the process
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
         return code
 
     def losses(self, how: Ended, to_blame: int | None = None) -> list[Event]:
@@ -124,6 +144,17 @@ class Child:
         if len(numbers) == 1 and self.is_ready and not self.is_spoiled:
             return [Failed(numbers[0], "memory" if how.was_killed else "crash", how.text)]
         return [Returned(number, how.text) for number in numbers]
+
+    def _keep_log(self, log: BinaryIO) -> None:
+        """Append what the process prints to its log, without folders and names: the log lies among the outputs."""
+        assert self._process.stderr is not None
+        with log, contextlib.suppress(OSError, ValueError):
+            while line := self._process.stderr.readline(_LONGEST_LINE):
+                known = [path for paths in list(self._paths) for path in paths]
+                text = anonymous(line.decode("utf-8", "replace").rstrip("\r\n"), *known)
+                with contextlib.suppress(OSError):  # the disk is full; the process must not wait for it
+                    log.write(f"{printable(text)}\n".encode())
+                    log.flush()
 
     def _listen(self, hear: Hear) -> None:
         assert self._process.stdout is not None

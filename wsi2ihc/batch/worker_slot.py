@@ -7,9 +7,11 @@ with the client, or when it has had nothing to do for a while.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -271,11 +273,18 @@ def _slot(batch: Batch, worker: Worker) -> Slot:
     with _lock:
         if key not in _slots or _slots[key].is_closed:
             own = [_environment(batch, worker.state.nthreads)]
-            log = f"worker-{worker.name}-{os.getpid()}".replace("/", "-").replace(":", "-")
+            log = f"worker-{_label(str(worker.name))}-{os.getpid()}"
             _slots[key] = Slot(
                 lambda: LocalEngine(batch.folder, batch.device, batch.options, environments=own, log_name=log)
             )
         return _slots[key]
+
+
+def _label(name: str) -> str:
+    """Part of a log's name: a worker's name, unless that is its address on the network, as it is by default."""
+    if re.fullmatch(r"[\w-]{1,40}", name):
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def _environment(batch: Batch, threads: int) -> dict[str, str]:
