@@ -10,7 +10,7 @@ import click
 
 from wsi2ihc.cli.output import echo_json, say
 from wsi2ihc.cli.parameters import PositiveFloat, json_option, set_up_logging, verbosity_options
-from wsi2ihc.generator.registry import DEFAULT_MODEL, list_models, load_generator
+from wsi2ihc.generator.registry import DEFAULT_MODEL, describe_generator, list_models, load_generator
 from wsi2ihc.pyramid import check_output
 from wsi2ihc.translation.pipeline import check_not_inputs
 from wsi2ihc.translation.report import describe_model
@@ -94,7 +94,7 @@ def import_command(
 
     module, spec = import_checkpoint(source, mpp=mpp, stain=stain, licence=licence, key=key)
     save_checkpoint(output, module, spec, overwrite=overwrite)
-    facts = describe_model(load_generator(output))
+    facts = describe_model(describe_generator(output))
     if json:
         echo_json(facts)
     elif not quiet:

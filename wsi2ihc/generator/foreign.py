@@ -24,6 +24,7 @@ from .checkpoint import COUNTER, build_network, check_state, check_values
 from .header import FORMAT, check_model_file, file_sha256
 from .lookalikes import describe_network
 from .networks import ResnetGenerator, UnetGenerator
+from .probe import check_response
 from .spec import GeneratorSpec
 from .spectral_norm import fold, plain_names
 from .torch_file import LARGEST_BYTES, check_torch_version, load_torch_file
@@ -99,7 +100,9 @@ def import_checkpoint(
         check_values(name, value, source.name)
     counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith(COUNTER)}
     module.load_state_dict(state | counters, assign=True)
-    return module.eval(), spec
+    module.eval()
+    check_response(module, source.name)
+    return module, spec
 
 
 def _load(source: Path) -> object:

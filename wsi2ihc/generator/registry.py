@@ -74,14 +74,17 @@ def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:
     ModelNotFoundError
         If there is neither a model of this name nor such a file; the message lists the names.
     ModelError
-        If the file is no usable model.
+        If the file is not a usable model, or its weights make an ordinary image overflow.
     """
     found = _find(str(name_or_path))
     if isinstance(found, Generator):
         return found
     from .checkpoint import load_checkpoint
+    from .probe import check_response
 
     module, spec, sha256 = load_checkpoint(found)
+    if found.parent != BUNDLED:
+        check_response(module, found.name)
     return replace(_described(found.stem, sha256, spec), module=module)
 
 

@@ -1,0 +1,82 @@
+"""One pass over a small synthetic H&E image, which shows weights that are finite but useless."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..arrays import RGBImage
+from ..errors import ModelError
+from .pixels import to_network, to_pixels
+from .reach import dependency
+
+_SIDE_PX = 64
+_LEAST_SPREAD = 1.0
+"""In gray levels, between the brightest and the darkest pixel of a channel; a constant image is rounded to less."""
+_MOST_SATURATED = 0.995
+
+_BACKGROUND, _EOSIN, _NUCLEI = (242, 240, 241), (222, 150, 190), (92, 66, 140)
+
+log = logging.getLogger(__name__)
+
+
+def check_response(module: nn.Module, name: str) -> None:
+    """Refuse a network that overflows on an ordinary image, and warn of one that ignores it.
+
+    Parameters
+    ----------
+    module:
+        in evaluation mode, on the CPU; takes and gives (N, 3, H, W) in [-1, 1]
+    name:
+        of the model, for messages
+
+    Raises
+    ------
+    ModelError
+        If a layer's answer is not finite, naming the layer.
+    """
+    side = max(_SIDE_PX, dependency(module).lattice_px)
+    pixels = torch.from_numpy(_synthetic_tissue(side))[None]
+    hooks = [
+        layer.register_forward_hook(_finite(layer_name, name))
+        for layer_name, layer in module.named_modules()
+        if not list(layer.children())
+    ]
+    try:
+        with torch.inference_mode():
+            answer = to_pixels(module(to_network(pixels)))[0].float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    spread = answer.flatten(0, 1).amax(0) - answer.flatten(0, 1).amin(0)
+    saturated = float(((answer == 0) | (answer == 255)).float().mean())
+    if bool((spread <= _LEAST_SPREAD).all()):
+        log.warning("the model %s makes one color of a whole test image; its weights may be untrained", name)
+    elif saturated > _MOST_SATURATED:
+        log.warning("the model %s makes a test image almost wholly black or white; its weights may be damaged", name)
+
+
+def _finite(layer: str, name: str) -> Callable[[nn.Module, object, Tensor], None]:
+    def check(_: nn.Module, __: object, answer: Tensor) -> None:
+        if not bool(torch.isfinite(answer).all()):
+            raise ModelError(
+                f"the model {name} overflows on an ordinary image: the answer of its layer {layer} is not finite; "
+                "its weights are damaged, or its training has failed"
+            )
+
+    return check
+
+
+def _synthetic_tissue(side: int) -> RGBImage:
+    """A square of background, eosin and nuclei, the same each time."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:side, :side]
+    image = np.where((columns > side // 4)[..., None], _EOSIN, _BACKGROUND).astype(np.float64)
+    for y, x in rng.uniform(0, side, (side * side // 200, 2)):
+        image[(rows - y) ** 2 + (columns - x) ** 2 < 9] = _NUCLEI
+    image += rng.normal(0, 6, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
