@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.arrays import RGBBatch, RGBImage
-from wsi2ihc.errors import DatasetError, ModelError, OptionError
+from wsi2ihc.errors import DatasetError, ModelError
 from wsi2ihc.progress import Progress, ProgressCallback
 
 from .diversity import HELD_BYTES
@@ -162,6 +162,11 @@ def load_inception_features(path: Path | None, device: str) -> tuple[InceptionFe
     """The network of a weights file, with facts for the report; None and the reason where it cannot be had.
 
     An evaluation without FID is still one, so that wrong weights are a reason and no failure.
+
+    Raises
+    ------
+    OptionError
+        If there is no such file, or it cannot be read.
     """
     if path is None:
         return None, {"reason": "no weights were named (--inception-weights)"}
@@ -169,7 +174,7 @@ def load_inception_features(path: Path | None, device: str) -> tuple[InceptionFe
 
     try:
         network = load_inception(path, device)
-    except (ModelError, OptionError) as error:
+    except ModelError as error:
         reason = str(error).replace(str(path), path.name)  # reports name no folders
         _log.warning("FID and KID are left out: %s", reason)
         return None, {"reason": reason}

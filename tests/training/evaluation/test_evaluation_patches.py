@@ -184,8 +184,12 @@ def test_wrong_inception_weights_are_a_reason_and_no_failure(data: Path, tmp_pat
     options = EvaluateOptions(resamples=100, pictures=0, inception_weights=weights)
     evaluation = evaluate_patches(data, ["identity"], options)
     assert "weights.pth" in evaluation.inception["reason"]
+
+
+def test_missing_inception_weights_are_an_error(data: Path, tmp_path: Path) -> None:
     missing = EvaluateOptions(resamples=100, pictures=0, inception_weights=tmp_path / "absent.pth")
-    assert "absent.pth" in evaluate_patches(data, ["identity"], missing).inception["reason"]
+    with pytest.raises(OptionError, match=r"there is no file .*absent\.pth with Inception weights"):
+        evaluate_patches(data, ["identity"], missing)
 
 
 def test_damaged_and_unusable_data_is_named(tmp_path: Path) -> None:
