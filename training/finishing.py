@@ -175,6 +175,7 @@ def _provenance(job: TrainingJob, summary: Mapping[str, Any]) -> dict[str, Any]:
             "trained_on": len(job.train),
             "validated_on": len(job.validation),
             "fingerprint": data.fingerprint(),
+            "icc": data.icc,
         },
         "statistics": f"re-estimated over {crops} training crops" if job.spec.norm == "batch" else "of each image",
         "notes": list(job.notes),

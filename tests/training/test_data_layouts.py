@@ -333,7 +333,10 @@ def test_dataset_json(tmp_path: Path) -> None:
     table(tmp_path, rows())
     (tmp_path / "dataset.json").write_text(json.dumps({"mpp": 0.46, "stain": "HER2", "licence": "CC BY 4.0", "x": 1}))
     data = find_pairs(tmp_path)
-    assert (data.mpp, data.stain, data.licence) == (0.46, "HER2", "CC BY 4.0")
+    assert (data.mpp, data.stain, data.licence, data.icc) == (0.46, "HER2", "CC BY 4.0", None)
+    for icc, found in (("srgb", "srgb"), ("keep", "keep"), ("x", None), ([], None)):
+        (tmp_path / "dataset.json").write_text(json.dumps({"options": {"icc": icc}}))
+        assert find_pairs(tmp_path).icc == found
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,12 @@ def with_statement(data: PairedData) -> PairedData:
         mpp = _mpp(str(path), statement["mpp"])
         if data.mpp and not (1 / (1 + _MPP_TOLERANCE) <= mpp / data.mpp <= 1 + _MPP_TOLERANCE):
             raise DatasetError(f"{path} says {mpp:g} µm/px, but {TABLE_NAME} {data.mpp:g}")
+    options = statement.get("options")
+    icc = options.get("icc") if isinstance(options, dict) else None
     stain, licence, called = (statement.get(key) or None for key in ("stain", "licence", "name"))
-    return dataclasses.replace(data, mpp=mpp, stain=stain, licence=licence, name=called)
+    return dataclasses.replace(
+        data, mpp=mpp, stain=stain, licence=licence, name=called, icc=icc if icc in ("keep", "srgb") else None
+    )
 
 
 def and_more(count: int) -> str:

@@ -10,13 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from wsi2ihc.errors import DatasetError, SlideNotFoundError
+from wsi2ihc.errors import DatasetError
 from wsi2ihc.locks import LOCK
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 from wsi2ihc.runtime import versions
 
 from ..data.table import STATEMENT_NAME
 from .anonymous import Folders
+from .children import told
 from .doubts import Slides, dataset_doubts, gone, left_out, manifest_doubts, unreached
 from .fingerprints import fingerprint_of, row_print_of
 from .jobs import SlideJob
@@ -177,14 +178,14 @@ def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Fo
     failed: list[FailedPair] = []
     unreached_slides: list[str] = []
     for pair in table.unreachable:
-        if record := store.kept_from(pair.slide, row_print_of(pair)):
+        if record := store.kept_from(pair.slide, row_print_of(pair, options.reading)):
             complete[pair.slide] = record
             unreached_slides.append(pair.slide)
     for pair in table.rows:
         try:
-            fingerprint = fingerprint_of(pair)
-        except SlideNotFoundError as error:
-            failed.append(FailedPair(pair.row, pair.slide, str(error)))
+            fingerprint = fingerprint_of(pair, options.reading)
+        except Exception as error:  # whatever it is, it belongs to this row
+            failed.append(FailedPair(pair.row, pair.slide, told(error)))
             continue
         if record := store.completed(pair.slide, fingerprint):
             complete[pair.slide] = record

@@ -6,10 +6,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from ..data.pairs import ROLE_NAMES, Role
 from .words import reason
+
+Tissue = Literal["auto", "none"]
+"""Found on the slide, or everything."""
 
 Matrix: TypeAlias = tuple[float, float, float, float, float, float]
 """The (2, 3) matrix of an affine map from H&E µm to IHC µm, row by row."""
@@ -146,6 +149,15 @@ def landmarks(row: Mapping[str, str]) -> tuple[str, str] | None:
     if not he or not ihc:
         raise BadCellError(f"landmarks are given of the {'H&E' if he else 'IHC'} alone; give both or none")
     return he, ihc
+
+
+def tissue(folder: Path, text: str) -> Tissue | Path | None:
+    """Where a row says the tissue of its H&E slide is; None for an empty cell. A mask is not read."""
+    if not text:
+        return None
+    if text.lower() in ("auto", "none"):
+        return "none" if text.lower() == "none" else "auto"
+    return file(folder, text, "tissue mask")
 
 
 def transform(folder: Path, text: str) -> Matrix | Path | None:

@@ -197,8 +197,8 @@ def _is_fatal(error: Exception) -> bool:
 
 
 def told(error: Exception) -> str:
-    """One line for people, whether an error was raised on purpose or not."""
-    text = " ".join(str(error).split())
+    """One line for people, whether an error was raised on purpose or not; it can be encoded."""
+    text = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
     if isinstance(error, Wsi2IhcError):
         return text
     if isinstance(error, MemoryError):

@@ -8,31 +8,38 @@ alone (too little tissue, outside of the IHC slide) is told without reading a pi
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.arrays import BoolImage, RGBImage
+from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region
 from wsi2ihc.ordered import ordered_map
 from wsi2ihc.plan import TissueGrid
 from wsi2ihc.registration.transform import Transform, moving_grid
 from wsi2ihc.registration.warping import read_warped
-from wsi2ihc.slide import Slide, WorkingGrid, known_mpp, read_overview, read_region, working_grid
-from wsi2ihc.tissue import TissueMask, detect_tissue, place_mask, without_margin
+from wsi2ihc.slide import Slide, WorkingGrid, agreeing_levels, known_mpp, read_overview, read_region, working_grid
+from wsi2ihc.tissue import TissueMask, place_mask
 from wsi2ihc.tissue.survey import mask_grid
 
 from .agreement import agreement
+from .cells import Tissue
 from .coverage import tissue_share
 from .filters import PatchFigures, why_rejected
 from .measuring import Thickness, fold_density, looks
 from .options import PairsOptions
+from .views import Colors, colors_of, seen_as, tissue_of
+
+_log = logging.getLogger(__name__)
 
 CANDIDATE_SHARE = 0.05
 """Places with less tissue in the H&E are glass, and are not counted as patches."""
@@ -51,6 +58,7 @@ class CutPatch:
     valid:    (rows, columns) bool, whether the px lies on the IHC slide; (0, 0) if nothing was read
     figures:  what was measured
     rejected: why it is left out, one of `filters.REASONS`; "" if it is kept
+    unreadable: whether a slide cannot be read there; then it is left out as lying outside
     """
 
     region: Region
@@ -61,6 +69,7 @@ class CutPatch:
     valid: BoolImage
     figures: PatchFigures
     rejected: str
+    unreadable: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +82,7 @@ class CutPlan:
     shares:    how much of each is tissue of the H&E, 0 to 1
     he_mask, ihc_mask: the tissue of both slides, each in its own level-0 px
     thickness: from which density on tissue is a fold
+    he_colors, ihc_colors: of patches
     proved:    whether registration has found the transform, and so put it to the proof
     """
 
@@ -87,10 +97,20 @@ class CutPlan:
     he_mask: TissueMask
     ihc_mask: TissueMask
     thickness: Thickness
+    he_colors: Colors
+    ihc_colors: Colors
     proved: bool = True
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is doubtful, one sentence each."""
+        return (*self.he_colors.notes, *self.ihc_colors.notes)
 
-def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions, *, proved: bool = True) -> CutPlan:
+
+def plan_cuts(
+    he: Slide, ihc: Slide, transform: Transform, options: PairsOptions, *, proved: bool = True,
+    tissue: Tissue | Path | None = None,
+) -> CutPlan:  # fmt: skip
     """Find the tissue of both slides and the places of patches.
 
     Parameters
@@ -103,9 +123,13 @@ def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions
         Size, resolution and distance of patches, and what they must fulfil.
     proved
         Whether registration has found the transform; of others a patch has to show something that agrees.
+    tissue
+        Of the H&E slide; None as the options say.
 
     Raises
     ------
+    MaskError
+        If a mask file does not fit the H&E slide.
     MissingResolutionError
         If the resolution of a slide is unknown.
     OptionError
@@ -115,8 +139,14 @@ def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions
     """
     grid = working_grid(he.info, options.mpp)
     working_grid(ihc.info, options.mpp)  # says what is wrong with it before anything is read
-    he_mask, ihc_mask = (without_margin(detect_tissue(slide), known_mpp(slide.info)) for slide in (he, ihc))
-    thickness = Thickness(_fold_density(he, he_mask, "he"), _fold_density(ihc, ihc_mask, "ihc"))
+    seen = seen_as(he, options), seen_as(ihc, options)
+    chosen = options.tissue if tissue is None else tissue
+    he_mask, ihc_mask = tissue_of(seen[0], chosen), tissue_of(seen[1], "none" if chosen == "none" else "auto")
+    he_colors, ihc_colors = colors_of(he, he_mask.glass, options), colors_of(ihc, ihc_mask.glass, options)
+    thickness = Thickness(
+        _fold_density(seen[0], he_mask, chosen == "auto", he_colors, "he"),
+        _fold_density(seen[1], ihc_mask, chosen != "none", ihc_colors, "ihc"),
+    )
     side, step = options.patch_size, options.step_px
     x, y = (np.arange(0, length - side + 1, step) for length in (grid.size.width, grid.size.height))
     shares = np.minimum(_tissue_areas(place_mask(he_mask, grid), x, y, side) / side**2, 1)
@@ -126,7 +156,7 @@ def plan_cuts(he: Slide, ihc: Slide, transform: Transform, options: PairsOptions
     )
     return CutPlan(
         he, ihc, transform, options, grid, grid.mpp, regions, tuple(shares[rows, columns].tolist()),
-        he_mask, ihc_mask, thickness, proved,
+        he_mask, ihc_mask, thickness, he_colors, ihc_colors, proved,
     )  # fmt: skip
 
 
@@ -180,14 +210,33 @@ def _cut_one(plan: CutPlan, region: Region, tissue_he: float) -> CutPatch:
     # A sample outside is a px outside, but a share of the samples only nearly a share of the px.
     certain = not inside.any() or limits.min_valid == 1
     if (rejected := why_rejected(figures, limits)) and (rejected == "tissue" or certain):
-        nothing = np.zeros((0, 0, 3), np.uint8)
-        return CutPatch(region, *_corner_um(plan, region), nothing, nothing, nothing[..., 0] > 0, figures, rejected)
+        return _left_out(plan, region, figures, rejected)
+    try:
+        he, ihc, valid = _read(plan, region)
+    except UnreadableSlideError as error:
+        if plan.options.on_read_error == "fail":
+            raise
+        _log.info("a patch is left out: %s", error)
+        return _left_out(plan, region, dataclasses.replace(figures, valid=0.0), "outside", unreadable=True)
+    figures = _measured(figures, he, ihc, valid, plan)
+    rejected = why_rejected(figures, limits, proved=plan.proved)
+    return CutPatch(region, *_corner_um(plan, region), he, ihc, valid, figures, rejected)
+
+
+def _read(plan: CutPlan, region: Region) -> tuple[RGBImage, RGBImage, BoolImage]:
+    """The pixels of both, and where the IHC slide has any."""
     he = read_region(plan.he, plan.grid, region, plan.he_mask.glass)
     x_um, y_um = _centres_um(plan, region)
     warped = read_warped(plan.ihc, plan.transform, _mean(plan.mpp), x_um, y_um, plan.ihc_mask.glass)
-    figures = _measured(figures, he, warped.pixels, warped.valid, plan)
-    rejected = why_rejected(figures, limits, proved=plan.proved)
-    return CutPatch(region, *_corner_um(plan, region), he, warped.pixels, warped.valid, figures, rejected)
+    return plan.he_colors.convert(he), plan.ihc_colors.convert(warped.pixels), warped.valid
+
+
+def _left_out(
+    plan: CutPlan, region: Region, figures: PatchFigures, reason: str, *, unreadable: bool = False
+) -> CutPatch:
+    """A patch without pixels."""
+    none = np.zeros((0, 0, 3), np.uint8)
+    return CutPatch(region, *_corner_um(plan, region), none, none, none[..., 0] > 0, figures, reason, unreadable)
 
 
 def _measured(figures: PatchFigures, he: RGBImage, ihc: RGBImage, valid: BoolImage, plan: CutPlan) -> PatchFigures:
@@ -197,8 +246,8 @@ def _measured(figures: PatchFigures, he: RGBImage, ihc: RGBImage, valid: BoolIma
     look = looks(he, ihc, valid, mpp, plan.thickness)
     return dataclasses.replace(
         figures,
-        tissue_he=min(figures.tissue_he, tissue_share(he, mpp, plan.he_mask.glass)),
-        tissue_ihc=min(figures.tissue_ihc, tissue_share(ihc, mpp, plan.ihc_mask.glass)),
+        tissue_he=min(figures.tissue_he, tissue_share(he, mpp, plan.he_colors.background)),
+        tissue_ihc=min(figures.tissue_ihc, tissue_share(ihc, mpp, plan.ihc_colors.background)),
         valid=float(valid.mean()),
         correlation=agree.correlation,
         residual_um=agree.residual_um,
@@ -253,11 +302,13 @@ def _holds(mask: TissueMask, slide: Slide, places_um: npt.NDArray[np.float64]) -
     return held
 
 
-def _fold_density(slide: Slide, mask: TissueMask, stain: str) -> float:
-    """From which density on tissue of a slide is a fold, from an overview."""
+def _fold_density(slide: Slide, mask: TissueMask, is_detected: bool, colors: Colors, stain: str) -> float:
+    """From which density on tissue of a slide is a fold, from an overview. A mask that was drawn has another grid."""
+    found = mask if is_detected else tissue_of(slide, "auto")
+    slide = agreeing_levels(slide)
     grid = mask_grid(slide.info)  # on which the mask was found
-    overview = read_overview(slide, grid, mask.glass)
-    return fold_density(overview, _mean(grid.mpp), mask.pixels, stain)
+    overview = colors.convert(read_overview(slide, grid, mask.glass))
+    return fold_density(overview, _mean(grid.mpp), found.pixels, stain)
 
 
 def _mean(pair: tuple[float, float]) -> float:

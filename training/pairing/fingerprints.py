@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,11 +15,18 @@ from .manifest import SlidePair
 _T = TypeVar("_T")
 
 
-def fingerprint_of(pair: SlidePair) -> str:
+def fingerprint_of(pair: SlidePair, reading: Mapping[str, str] | None = None) -> str:
     """Of what a slide's patches are made of. If it changes, they are cut anew.
 
     Slides count by name, size and time of change: hashing them would take minutes each. Patient, level and split do
     not enter; they are looked up when the patches get their numbers.
+
+    Parameters
+    ----------
+    pair
+        The row.
+    reading
+        As `PairsOptions.reading`.
 
     Raises
     ------
@@ -34,14 +41,23 @@ def fingerprint_of(pair: SlidePair) -> str:
     else:
         given = transform
     files = (pair.he, pair.ihc, pair.he_landmarks, pair.ihc_landmarks)
-    return _hash([*(_file_facts(file) for file in files), pair.he_mpp, pair.ihc_mpp, given])
+    tissue = _file_facts(pair.tissue) if isinstance(pair.tissue, Path) else pair.tissue
+    return _hash([*(_file_facts(file) for file in files), pair.he_mpp, pair.ihc_mpp, given, *_chosen(tissue, reading)])
 
 
-def row_print_of(pair: SlidePair) -> str:
+def row_print_of(pair: SlidePair, reading: Mapping[str, str] | None = None) -> str:
     """Of what the manifest's row says of that, by names alone: what is left to go by while the files are not there."""
     transform = pair.transform.name if isinstance(pair.transform, Path) else pair.transform
     files = (pair.he, pair.ihc, pair.he_landmarks, pair.ihc_landmarks)
-    return _hash([*(file and file.name for file in files), pair.he_mpp, pair.ihc_mpp, transform])
+    tissue = pair.tissue.name if isinstance(pair.tissue, Path) else pair.tissue
+    named = [file and file.name for file in files]
+    return _hash([*named, pair.he_mpp, pair.ihc_mpp, transform, *_chosen(tissue, reading)])
+
+
+def _chosen(tissue: object, reading: Mapping[str, str] | None) -> list[object]:
+    """What is not the default, so that data sets that were made before there was a choice need not be cut again."""
+    chosen = {**(reading or {}), **({"tissue": tissue} if tissue is not None else {})}
+    return [dict(sorted(chosen.items()))] if chosen else []
 
 
 def _hash(facts: object) -> str:

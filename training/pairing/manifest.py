@@ -18,7 +18,7 @@ from wsi2ihc.errors import DatasetError
 from ..data.files import read_lines
 from ..data.pairs import ROLE_NAMES, Role
 from . import cells
-from .cells import BadCellError, Matrix, UnreachableError
+from .cells import BadCellError, Matrix, Tissue, UnreachableError
 
 _COLUMNS = {
     "patient": ("patient_id", "patient"),
@@ -33,6 +33,7 @@ _COLUMNS = {
     "he_landmarks": ("he_landmarks",),
     "ihc_landmarks": ("ihc_landmarks",),
     "transform": ("transform",),
+    "tissue": ("tissue",),
 }
 """What each column may be called. The first four are needed."""
 
@@ -59,6 +60,7 @@ class SlidePair:
     he_landmarks, ihc_landmarks:
                tables of points, both or none
     transform: H&E µm to IHC µm: a matrix, the path of a saved transform, or None to have the slides registered
+    tissue:    of the H&E: "auto", "none" (everything), or a mask file; None as the options say
     """
 
     row: int
@@ -73,6 +75,7 @@ class SlidePair:
     he_landmarks: Path | None = None
     ihc_landmarks: Path | None = None
     transform: Matrix | Path | None = None
+    tissue: Tissue | Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +132,9 @@ def read_manifest(path: Path) -> Manifest:
     Columns: ``patient_id``, ``slide_id``, ``he_path``, ``ihc_path`` (also without what follows the underscore); and
     where wanted ``her2``, ``he_mpp``, ``ihc_mpp``, ``split``, ``landmarks`` (two tables separated by ";", the H&E's
     first) or ``he_landmarks`` and ``ihc_landmarks``, and ``transform``. That is empty (the slides are registered),
-    "identity", six numbers (the matrix from H&E µm to IHC µm, row by row), or the path of a saved transform. Relative
-    paths start at the manifest's folder.
+    "identity", six numbers (the matrix from H&E µm to IHC µm, row by row), or the path of a saved transform.
+    ``tissue`` is auto, none or a mask of the H&E slide, as for `translate`. Relative paths start at
+    the manifest's folder.
 
     Raises
     ------
@@ -228,10 +232,23 @@ def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> _ReadRow:
     he_landmarks = file(marks[0], "table of H&E landmarks") if marks else None
     ihc_landmarks = file(marks[1], "table of IHC landmarks") if marks else None
     transform = found(lambda: cells.transform(folder, row["transform"]))
+    tissue = found(lambda: cells.tissue(folder, row["tissue"]))
     if problems or patient is None or slide is None or he is None or ihc is None:
         return _ReadRow(None, problems, unreachable)
     pair = SlidePair(
-        number, patient, slide, he, ihc, her2, he_mpp, ihc_mpp, role, he_landmarks, ihc_landmarks, transform
+        number,
+        patient,
+        slide,
+        he,
+        ihc,
+        her2,
+        he_mpp,
+        ihc_mpp,
+        role,
+        he_landmarks,
+        ihc_landmarks,
+        transform,
+        tissue,
     )
     return _ReadRow(pair, problems, unreachable)
 

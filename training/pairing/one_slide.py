@@ -33,6 +33,8 @@ from .looking import check_not_same, check_pair, opened
 from .places import ATTEMPT_NAME, PATCHES_NAME
 from .slide_writer import SlideWriter
 from .store import PairsStore
+from .views import seen_as
+from .words import patches
 
 _PAUSE_S = 0.2
 """Between two messages of progress."""
@@ -63,21 +65,24 @@ def make_pair_patches(job: SlideJob, threads: int, tell: Tell) -> None:
         check_not_same(he, ihc)
         landmarks = landmarks_of(pair, he, ihc)
         writer = store.begin(pair.slide)
-        alignment = _aligned(job, he, ihc, transform, landmarks, threads, say)
-        write_registration(writer.folder, he, ihc, alignment.transform, alignment.facts)
+        seen = seen_as(he, job.options), seen_as(ihc, job.options)
+        alignment = _aligned(job, *seen, transform, landmarks, threads, say)
+        write_registration(writer.folder, *seen, alignment.transform, alignment.facts)
         if alignment.transform is None:
             raise RegistrationError(
                 f"{ihc.info.name} could not be registered to {he.info.name}: {alignment.reason.rstrip('.')}; see "
                 f"slides/{pair.slide}/{ATTEMPT_NAME}/{BEFORE_NAME}"
             )
-        plan = plan_cuts(he, ihc, alignment.transform, job.options, proved=transform is None)
+        plan = plan_cuts(he, ihc, alignment.transform, job.options, proved=transform is None, tissue=pair.tissue)
         cv2.setNumThreads(1)  # from here on there is a thread for every core already
-        marks = _write_patches(writer, plan, job.options.side_by_side, threads, say)
+        marks, unreadable = _write_patches(writer, plan, job.options.side_by_side, threads, say)
         say("drawing", 1.0)
         mpp = picture_mpp((frame_of(he.info),))
-        write_picture(writer.folder / PATCHES_NAME, kept_and_rejected(thumbnail(he, mpp), mpp, marks))
-        facts = _facts(he, ihc, alignment, landmarks, (*notes, *alignment.facts["warnings"]))
-        writer.complete(job.fingerprint, plan.mpp[0], facts, row_print_of(pair))
+        write_picture(writer.folder / PATCHES_NAME, kept_and_rejected(thumbnail(seen[0], mpp), mpp, marks))
+        facts = _facts(
+            he, ihc, alignment, landmarks, (*notes, *plan.notes, *_unreadable(unreadable), *alignment.facts["warnings"])
+        )
+        writer.complete(job.fingerprint, plan.mpp[0], facts, row_print_of(pair, job.options.reading))
 
 
 def _aligned(
@@ -95,8 +100,8 @@ def _aligned(
 
 def _write_patches(
     writer: SlideWriter, plan: CutPlan, side_by_side: bool, threads: int, say: _Teller
-) -> list[PatchMark]:
-    """Cut, encode and write, in raster order; where all patches lie."""
+) -> tuple[list[PatchMark], int]:
+    """Cut, encode and write, in raster order; where all patches lie, and how many of them cannot be read."""
 
     def encoded(patch: CutPatch) -> tuple[CutPatch, EncodedPatch | None]:
         if patch.rejected:
@@ -104,6 +109,7 @@ def _write_patches(
         return patch, encode_patch(patch.he, patch.ihc, side_by_side=side_by_side)
 
     marks: list[PatchMark] = []
+    unreadable = 0
     say("cutting", 0.0)
     with (
         ThreadPoolExecutor(threads, "encode") as pool,
@@ -114,9 +120,14 @@ def _write_patches(
             at_px, at_um = (patch.region.x, patch.region.y), (patch.x_um, patch.y_um)
             writer.add(at_px, at_um, dataclasses.asdict(patch.figures), rejected=patch.rejected, encoded=files)
             marks.append(PatchMark(*at_um, patch.region.width * plan.mpp[0], patch.rejected))
+            unreadable += patch.unreadable
             say.kept += files is not None
             say("cutting", len(marks) / len(plan.regions))
-    return marks
+    return marks, unreadable
+
+
+def _unreadable(count: int) -> list[str]:
+    return [f"{patches(count)} lie where a slide cannot be read, and were left out (as outside)"] if count else []
 
 
 def _facts(

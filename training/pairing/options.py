@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 (`_option` only makes a field)
 """How to make a paired data set: one configuration, whose fields are the options of ``wsi2ihc pairs``."""
 
 from __future__ import annotations
@@ -5,13 +6,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from wsi2ihc.errors import OptionError
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.slide.resolution import MPP_RANGE
+from wsi2ihc.translation.options import ColourPolicy, ReadErrorPolicy
 
 from ..data.pairs import LARGEST_SIDE_PX
+from .cells import Tissue
 from .filters import Limits
 from .splitting import Shares
 
@@ -46,6 +49,13 @@ class PairsOptions:
     licence: str | None = _option(None, "Licence of the data; models trained on them carry it.")
     name: str | None = _option(None, "Name of the data set; models carry it (default: its folder's).")
     side_by_side: bool = _option(False, "Write each pair as one image, the H&E left, the IHC right.")
+    tissue: Tissue = _option(
+        "auto", "auto, or none (everything is tissue); the manifest's column tissue says otherwise of single slides."
+    )
+    icc: ColourPolicy = _option("keep", "Keep the slides' colors, or convert them to sRGB; translate with the same.")
+    on_read_error: ReadErrorPolicy = _option(
+        "fail", "What to do where a slide cannot be read: fail, or leave out the patches that lie there (glass)."
+    )
     workers: int = _option(0, "Pairs of slides that are worked on at once (0: as many as there are cores, up to 8).")
     registration: RegistrationOptions = field(default_factory=RegistrationOptions)
     limits: Limits = field(default_factory=Limits)
@@ -67,6 +77,10 @@ class PairsOptions:
                 raise OptionError(f"--{name} must be a share from 0 to below 1, not {share}")
         if self.validation + self.test >= 1:
             raise OptionError(f"--validation {self.validation:g} and --test {self.test:g} leave nothing for training")
+        for name, kind in (("tissue", Tissue), ("icc", ColourPolicy), ("on_read_error", ReadErrorPolicy)):
+            if getattr(self, name) not in get_args(kind):
+                flag = f"--{name.replace('_', '-')}"
+                raise OptionError(f"{flag} is {' or '.join(get_args(kind))}, not {getattr(self, name)!r:.40}")
         if self.seed < 0:
             raise OptionError(f"--seed must be at least 0, not {self.seed}")
         if self.workers < 0:
@@ -97,6 +111,16 @@ class PairsOptions:
             "spacing_um": self.registration.spacing_um,
             "side_by_side": self.side_by_side,
             "limits": dataclasses.asdict(self.limits),
+        }
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """How slides are read, where that is not the default; slides that were cut otherwise are cut again."""
+        chosen = {"tissue": self.tissue, "icc": self.icc, "on_read_error": self.on_read_error}
+        return {
+            one.name: chosen[one.name]
+            for one in dataclasses.fields(self)
+            if chosen.get(one.name, one.default) != one.default
         }
 
     @property

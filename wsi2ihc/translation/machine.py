@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,10 +90,11 @@ def make_machine(
 
     devices = parse_devices(options.device)
     precision = choose_precision(options.precision, devices[0])
-    warnings = ()
+    warnings = _other_colors(generator, options)
     if options.statistics == "slide":
         estimated = _slide_statistics(generator, scene, options, devices[0], statistics)
-        generator, warnings, statistics = estimated.generator, (_how_moved(estimated),), statistics_to_bytes(estimated)
+        generator, statistics = estimated.generator, statistics_to_bytes(estimated)
+        warnings += (_how_moved(estimated),)
     exact = _is_exact(generator, options)
     if not exact and options.blend == "auto":
         warnings += (_why_blended(generator),)
@@ -120,6 +121,16 @@ def resolved_precision(generator: Generator, options: TranslateOptions) -> str:
     from ..generator.device import choose_precision, parse_devices
 
     return choose_precision(options.precision, parse_devices(options.device)[0])
+
+
+def _other_colors(generator: Generator, options: TranslateOptions) -> tuple[str, ...]:
+    """A warning where the model was trained on colors that were read otherwise than these are, as far as it says."""
+    data = generator.spec.training.get("data") if generator.spec else None
+    trained = data.get("icc") if isinstance(data, Mapping) else None
+    if trained not in ("keep", "srgb") or trained == options.icc:
+        return ()
+    return (f"{generator.name} was trained on slides read with --icc {trained}, and this run has --icc {options.icc}: "
+            "it sees other colors than it knows",)  # fmt: skip
 
 
 def _ignored(generator: Generator, options: TranslateOptions) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 from wsi2ihc.errors import DatasetError, OutputError
 from wsi2ihc.training.pairing.children import Ended, Tell, run_in_children
 
-NAMES = ("well", "refused", "crashed", "killed", "full", "short", "odd", "left")
+NAMES = ("well", "refused", "crashed", "killed", "full", "short", "odd", "left", "bytes", "surrogate", "exits")
 
 
 def work(job: str, threads: int, tell: Tell) -> None:
@@ -30,6 +30,9 @@ def work(job: str, threads: int, tell: Tell) -> None:
         "full": OutputError("the disk is full"),
         "short": MemoryError(),
         "odd": KeyError("x"),
+        "bytes": UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "invalid start byte"),
+        "surrogate": ValueError("a\udcff"),
+        "exits": SystemExit(3),
     }
     if job in errors:
         raise errors[job]
@@ -49,6 +52,10 @@ def test_every_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert "crashed (SIGSEGV)" in ended["crashed"].failure
     assert "was killed (SIGKILL)" in ended["killed"].failure
     assert "ended with code 7" in ended["left"].failure
+    assert "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff" in ended["bytes"].failure
+    assert r"ValueError: a\udcff" in ended["surrogate"].failure
+    assert ended["surrogate"].failure.encode()
+    assert "ended with code 3" in ended["exits"].failure
     assert not any(end.fatal for name, end in ended.items() if name != "full")
     texts = {record.getMessage() for record in caplog.records if record.name == "wsi2ihc.work"}
     assert texts == {f"{name}: this is {name}" for name in NAMES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import threading
 from collections.abc import Iterable, Iterator
@@ -17,15 +18,18 @@ from hypothesis import strategies as st
 from make_slides import halves, write_slide
 from make_tissue import cells, he_of, ihc_of
 
-from wsi2ihc.errors import MissingResolutionError, OptionError
+from wsi2ihc.arrays import RGB, RGBImage
+from wsi2ihc.errors import MissingResolutionError, OptionError, UnreadableSlideError
 from wsi2ihc.geometry import Region
 from wsi2ihc.plan import TissueGrid
 from wsi2ihc.registration.transform import Transform, affine, identity
-from wsi2ihc.slide import Slide, open_slide, read_region, working_grid
+from wsi2ihc.slide import Slide, open_slide, read_region, srgb_profile, working_grid
 from wsi2ihc.training.pairing import cutting
 from wsi2ihc.training.pairing.cutting import CutPatch, cut, plan_cuts
 from wsi2ihc.training.pairing.filters import Limits
 from wsi2ihc.training.pairing.options import PairsOptions
+from wsi2ihc.translation.options import TranslateOptions
+from wsi2ihc.translation.scene import set_scene
 
 MPP, SIDE_PX = 0.5, 1200
 SHIFT_UM = (30.0, 20.0)
@@ -205,6 +209,83 @@ def test_stopping_early_stops_the_threads(slides: tuple[Slide, Slide], truth: Tr
     next(patches)
     patches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cut")]
+
+
+def test_colors_are_converted_as_in_translation(slides: tuple[Slide, Slide], truth: Transform, tmp_path: Path) -> None:
+    """A profile that exchanges red and blue shows whether it was applied."""
+    profile = exchanging_red_and_blue()
+    he = slides[0].read_level(0, Region(0, 0, SIDE_PX, SIDE_PX))
+    write_slide(tmp_path / "he.tiff", halves(he, 3), mpp=MPP, compression="deflate", icc_profile=profile)
+    with open_slide(tmp_path / "he.tiff") as tagged:
+        assert tagged.info.icc_profile
+        plan = plan_cuts(tagged, slides[1], truth, options(icc="srgb", limits=ANYTHING))
+        (kept,) = cut_patches(tagged, slides[1], truth, options(patch_size=1000, limits=ANYTHING))
+        (converted,) = cut_patches(tagged, slides[1], truth, options(patch_size=1000, limits=ANYTHING, icc="srgb"))
+        scene = set_scene(tagged, MPP, TranslateOptions(icc="srgb"))
+        np.testing.assert_array_equal(converted.he, scene.reader(converted.region))
+    assert np.abs(converted.he.astype(int) - kept.he[..., ::-1]).max() <= 3
+    np.testing.assert_array_equal(converted.ihc, kept.ihc)
+    assert plan.notes == ("ihc.tiff has no color profile; its colors were taken for sRGB (--icc srgb)",)
+    assert np.abs(np.subtract(plan.he_colors.background, plan.he_mask.glass[::-1])).max() <= 3
+
+
+def exchanging_red_and_blue() -> bytes:
+    """The profile of sRGB with the primaries of red and blue exchanged."""
+    profile = bytearray(srgb_profile())
+    tags = {bytes(profile[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(profile[128:132]), 12)}
+    red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
+    profile[red + 4 : red + 12], profile[blue + 4 : blue + 12] = (
+        profile[blue + 4 : blue + 12], profile[red + 4 : red + 12],
+    )  # fmt: skip
+    return bytes(profile)
+
+
+def test_with_tissue_none_every_place_is_cut(slides: tuple[Slide, Slide], truth: Transform) -> None:
+    how = options(limits=ANYTHING)
+    found, every = (plan_cuts(*slides, truth, how, tissue=tissue) for tissue in ("auto", "none"))
+    assert len(every.regions) == (SIDE_PX // 256) * ((SIDE_PX + GLASS_PX) // 256) > len(found.regions)
+    assert every.thickness == found.thickness
+
+
+def test_a_mask_file_says_where_the_tissue_is(slides: tuple[Slide, Slide], truth: Transform, tmp_path: Path) -> None:
+    square = [[[0, 0], [500, 0], [500, 500], [0, 500], [0, 0]]]
+    path = tmp_path / "mask.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": square}))
+    plan = plan_cuts(*slides, truth, options(limits=ANYTHING), tissue=path)
+    assert [(region.x, region.y) for region in plan.regions] == [(0, 0), (256, 0), (0, 256), (256, 256)]
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_patches_that_cannot_be_read_are_left_out_where_that_is_allowed(
+    slides: tuple[Slide, Slide], truth: Transform, damaged: int
+) -> None:
+    hole = Region(600, 600, 10, 10)
+    pair = [slides[0], slides[1]]
+    pair[damaged] = Damaged(pair[damaged], hole)  # type: ignore[call-overload]
+    with pytest.raises(UnreadableSlideError, match="damaged here"):
+        list(cut_patches(*pair, truth, options(limits=ANYTHING)))
+    whole = list(cut_patches(*slides, truth, options(limits=ANYTHING)))
+    patches = list(cut_patches(*pair, truth, options(limits=ANYTHING, on_read_error="glass")))
+    lost = [patch for patch in patches if patch.unreadable]
+    assert 1 <= len(lost) <= 4
+    assert {(patch.rejected, patch.figures.valid) for patch in lost} == {("outside", 0.0)}
+    for patch, intact in zip(patches, whole, strict=True):
+        if not patch.unreadable:
+            np.testing.assert_array_equal(patch.he, intact.he)
+            np.testing.assert_array_equal(patch.ihc, intact.ihc)
+
+
+class Damaged:
+    """A slide that cannot be read where level 0 touches a region."""
+
+    def __init__(self, slide: Slide, hole: Region) -> None:
+        self._slide, self._hole = slide, hole
+        self.path, self.info, self.is_blank, self.close = slide.path, slide.info, slide.is_blank, slide.close
+
+    def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
+        if level == 0 and not region.intersection(self._hole).is_empty:
+            raise UnreadableSlideError("it is damaged here")
+        return self._slide.read_level(level, region, fill)
 
 
 def test_unknown_resolution(slides: tuple[Slide, Slide], tmp_path: Path) -> None:

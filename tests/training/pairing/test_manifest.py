@@ -67,6 +67,16 @@ def test_everything(tmp_path: Path) -> None:
     assert read.ignored == ("stainer",)
 
 
+def test_the_tissue_of_a_slide(tmp_path: Path) -> None:
+    (tmp_path / "mask.geojson").write_text("{}")
+    rows = [line("a", "none"), line("b", "Auto"), line("c", "mask.geojson"), line("d", "")]
+    read = read_manifest(manifest(tmp_path, [*rows, line("e", "gone.png")], f"{HEAD},tissue"))
+    assert [pair.tissue for pair in read.rows] == ["none", "auto", tmp_path / "mask.geojson", None]
+    assert [problem.message for problem in read.problems] == [
+        f"the tissue mask {tmp_path / 'gone.png'} is not there; check the path"
+    ]
+
+
 def test_rows_are_counted_as_editors_count_lines(tmp_path: Path) -> None:
     notes = '"of two\nlines"'
     rows = ["", line("a", notes), ",,,,", line("b", "x"), "", "", "P,S,gone.svs,c_ihc.svs,"]

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from wsi2ihc.arrays import RGBImage
-from wsi2ihc.errors import OutputError, SlideNotFoundError
+from wsi2ihc.errors import OptionError, OutputError, SlideNotFoundError
 from wsi2ihc.training.data import Role, load_data, read_pair
 from wsi2ihc.training.pairing import numbering
 from wsi2ihc.training.pairing.encoding import encode_patch
 from wsi2ihc.training.pairing.fingerprints import fingerprint_of
 from wsi2ihc.training.pairing.manifest import SlidePair
 from wsi2ihc.training.pairing.numbering import place_patches
+from wsi2ihc.training.pairing.options import PairsOptions
 from wsi2ihc.training.pairing.records import SlideRecord, read_record
 from wsi2ihc.training.pairing.store import PairsStore, open_store
 from wsi2ihc.training.pairing.table import FIGURES, Statement
@@ -389,10 +390,23 @@ def test_what_a_slide_is_cut_from(tmp_path: Path, pairs: list[SlidePair]) -> Non
     prints.append(fingerprint_of(dataclasses.replace(pair, transform=tmp_path)))
     pair.ihc.write_bytes(b"another")
     prints.append(fingerprint_of(pair))
+    prints.append(fingerprint_of(pair, {"icc": "srgb"}))
+    prints.append(fingerprint_of(pair, {"tissue": "none"}))
+    prints.append(fingerprint_of(dataclasses.replace(pair, tissue=tmp_path / "marks.csv")))
     assert len(set(prints)) == len(prints)
+    assert fingerprint_of(pair, {}) == fingerprint_of(pair)
     pair.ihc.unlink()
     with pytest.raises(SlideNotFoundError, match=r"a_ihc.svs cannot be looked at"):
         fingerprint_of(pair)
+
+
+def test_how_slides_are_read_counts_where_it_is_not_the_default() -> None:
+    assert PairsOptions().reading == {}
+    other = PairsOptions(icc="srgb", tissue="none", on_read_error="glass")
+    assert other.reading == {"tissue": "none", "icc": "srgb", "on_read_error": "glass"}
+    assert other.stated | other.reading == other.stated
+    with pytest.raises(OptionError, match="--icc is keep or srgb, not 'rgb'"):
+        PairsOptions(icc="rgb")  # type: ignore[arg-type]
 
 
 # other people's folders
