@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -80,30 +80,6 @@ class LocalFile:
     @property
     def closed(self) -> bool:
         return self._file.closed
-
-
-class SharedHandle:
-    """An open file object, as of fsspec, that belongs to somebody else; reads happen one at a time."""
-
-    def __init__(self, name: str, handle: Any) -> None:
-        self.name = name
-        self._handle = handle
-        self._lock = threading.Lock()
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        try:
-            with self._lock:
-                self._handle.seek(offset)
-                return bytes(self._handle.read(count))
-        except Exception as error:  # of any kind: each protocol has its own
-            raise OSError(str(error) or type(error).__name__) from error
-
-    def close(self) -> None:
-        """Leave it open for its owner."""
-
-    @property
-    def closed(self) -> bool:
-        return bool(self._handle.closed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ from .resolution import Stated, checked_mpp
 from .slide_view import as_shown
 from .tiff_facts import TiffFacts, read_tiff_facts
 from .tiff_images import Choice
+from .tiff_limits import check_tags_of
 
 if TYPE_CHECKING:
     from .reader import SlideReader
@@ -62,6 +63,7 @@ def open_slide(
         return as_shown(_open_with_tiffslide(address, stated, choice))
     file = Path(address)
     _check_file(file)
+    check_tags_of(file)
     return as_shown(_open_file(file, stated, choice))
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,14 +18,16 @@ from ..arrays import RGB, WHITE, RGBImage
 from ..errors import SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
 from .facts import both, changed_at, checked_bounds, checked_levels, checked_profile, identity, own_hash, remarks
-from .jpeg_tiles import LocalFile, SharedHandle
+from .jpeg_tiles import LocalFile
 from .pixel_kinds import not_rgb, samples_of_bits
 from .pixels import alpha_in
 from .protocol import SlideInfo
 from .reader import SlideReader
+from .remote import SILENT, RemoteFile, did_not_answer
 from .resolution import Stated, positive_number, resolve
 from .tiff_facts import TiffFacts, TileTable, has_own_layout, quiet_tifffile, tiff_facts, tile_table
 from .tiff_images import NO_CHOICE, Choice
+from .tiff_limits import check_tags
 from .tiffslide_images import check_pages, read_images_as
 from .tile_codecs import unreadable_kind
 
@@ -69,20 +71,21 @@ class TiffSlideReader(SlideReader):
 
     def __init__(self, path: str | Path, stated_mpp: Stated | None, choice: Choice = NO_CHOICE) -> None:
         super().__init__(path, name_of(path))
-        self._lock = threading.Lock()
         self._slide: TiffSlide | None = None
+        self._file: LocalFile | RemoteFile | None = None
         try:
+            with self._explained("open"):
+                self._file = LocalFile(path) if isinstance(path, Path) else RemoteFile(self._name, path)
+                check_tags(self._name, self._file.read_at)
             with _quiet(), self._explained("open"):
-                self._slide = _open(path)
+                self._slide = _open(path if isinstance(self._file, LocalFile) else self._file.handle, self._name)
                 self._facts = facts = self._select(self._slide, choice)
                 self._check_pixels(facts)
                 self._info = self._describe(self._slide, facts, stated_mpp)
                 self._tables = self._level_tables(self._slide)
-                handle = self._slide.ts_tifffile.filehandle
             self._check_tables()
             self._set_layout(facts)
-            file = LocalFile(path) if isinstance(path, Path) else SharedHandle(self._name, handle)
-            self._direct = self._direct_tiles(file, self._tables, facts.premultiplied)
+            self._direct = self._direct_tiles(self._file, self._tables, facts.premultiplied)
             if facts.kind.alpha == "unspecified":
                 self._settle_fourth_sample()
             self._probe()
@@ -138,18 +141,23 @@ class TiffSlideReader(SlideReader):
             yield
         except (Wsi2IhcError, MemoryError):
             raise
-        except FileNotFoundError as error:
-            raise SlideNotFoundError(f"{self._name}: there is no slide under this address") from error
-        except ImportError as error:
-            raise UnreadableSlideError(
+        except Exception as error:
+            raise self._explanation(error, doing) from error
+
+    def _explanation(self, error: Exception, doing: str) -> Exception:
+        if did_not_answer(error):
+            return UnreadableSlideError(f"{self._name}: {SILENT}; try again later, or copy the slide to a local disk")
+        if isinstance(error, FileNotFoundError):
+            return SlideNotFoundError(f"{self._name}: there is no slide under this address")
+        if isinstance(error, ImportError):
+            return UnreadableSlideError(
                 f"{self._name}: this kind of address needs another package ({self._reason(error)}); "
                 'install the extra "remote", or copy the slide to a local disk'
-            ) from error
-        except Exception as error:
-            raise UnreadableSlideError(
-                f"{self._name}: tiffslide cannot {doing} it ({self._reason(error)}); copy it again from its source, "
-                "or convert it to a tiled, pyramidal TIFF"
-            ) from error
+            )
+        return UnreadableSlideError(
+            f"{self._name}: tiffslide cannot {doing} it ({self._reason(error)}); copy it again from its source, "
+            "or convert it to a tiled, pyramidal TIFF"
+        )
 
     def _check_pixels(self, facts: TiffFacts) -> None:
         table = facts.tables[0] if facts.tables and facts.tables[0].size == facts.level_sizes[0] else None
@@ -246,8 +254,9 @@ class TiffSlideReader(SlideReader):
     def _release(self) -> None:
         slide, self._slide = self._slide, None
         if slide is not None:
-            with self._lock:
-                slide.close()
+            slide.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def name_of(path: str | Path) -> str:
@@ -258,10 +267,14 @@ def name_of(path: str | Path) -> str:
     return PurePosixPath(parts.path).name or parts.netloc or path
 
 
-def _open(path: str | Path) -> TiffSlide:
+def _open(file: Any, name: str) -> TiffSlide:
+    """Open a path, or a file object that goes by a name."""
     from tiffslide import TiffSlide
 
-    return TiffSlide(os.fspath(path))
+    if isinstance(file, Path):
+        return TiffSlide(os.fspath(file))
+    file.seek(0)  # tifffile takes the present position for the file's start
+    return TiffSlide(file, tifffile_options={"name": name})
 
 
 @contextmanager
