@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ _MAX_TAG_BYTES = 2**25
 _MAX_ALL_BYTES = 2**28
 """Of all tags of a file."""
 
+_MAX_OFFSET = 2**43
 _MAX_DIRECTORIES = 4096
 _MAX_ENTRIES = 4096
 
@@ -111,18 +111,19 @@ def _tags(name: str, layout: _Layout, read_at: ReadAt) -> Iterator[tuple[int, in
             yield code, items * _TYPE_BYTES.get(kind, 1)
             if code == _SUBIFDS:
                 field = entries[at + layout.entry_bytes - offset_bytes : at + layout.entry_bytes]
-                stored = field if items == 1 else read_at(_number(layout, field), items * offset_bytes)
+                wanted = min(items, _MAX_DIRECTORIES + 1) * offset_bytes
+                stored = field if items == 1 else read_at(_number(layout, field), wanted)
                 waiting += _numbers(layout, stored, offset_bytes)
         waiting.append(_number(layout, entries[count * layout.entry_bytes :]))
 
 
 def _numbers(layout: _Layout, data: bytes, size: int) -> list[int]:
-    whole = range(0, len(data) - size + 1, size)
-    return [_number(layout, data[at : at + size]) for at in itertools.islice(whole, _MAX_DIRECTORIES + 1)]
+    return [_number(layout, data[at : at + size]) for at in range(0, len(data) - size + 1, size)]
 
 
 def _number(layout: _Layout, data: bytes) -> int:
-    """An offset; 0 where the file ends."""
+    """An offset; 0 where the file ends, or where no file can have it."""
     if len(data) != struct.calcsize(layout.offset):
         return 0
-    return int(struct.unpack(layout.order + layout.offset, data)[0])
+    offset = int(struct.unpack(layout.order + layout.offset, data)[0])
+    return offset if offset <= _MAX_OFFSET else 0
