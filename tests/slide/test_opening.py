@@ -20,6 +20,7 @@ from make_slides import halves, texture, write_slide
 from wsi2ihc.errors import MissingResolutionError, OptionError, SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import known_mpp, open_slide, overview_grid, read_overview, srgb_profile
+from wsi2ihc.slide.reader import without_folders
 
 PYRAMID = halves(texture(500, 400), 3)
 
@@ -316,3 +317,15 @@ class TestDamage:
             data += code.to_bytes(2, "little") + kind.to_bytes(2, "little") + count.to_bytes(4, "little")
             data += value.to_bytes(4, "little")
         assert self.try_it(tmp_path / "a.tif", data.ljust(600, b"\0")) != "read"
+
+
+@pytest.mark.parametrize("folder", ["patient", "a patient's folder"])
+def test_folders_do_not_reach_messages(tmp_path: Path, folder: str) -> None:
+    """OpenSlide names files beside the one that was opened, as those of a DICOM slide are, with their folders."""
+    path = tmp_path / folder / "a.dcm"
+    assert without_folders(f"Reading {path.parent}/b.dcm: no such frame", path) == "Reading b.dcm: no such frame"
+    assert without_folders("Reading /home/patient/b.dcm: no", path) == "Reading b.dcm: no"
+    assert without_folders("C:\\data\\patient\\b.dcm: no", path) == "b.dcm: no"
+    assert without_folders("1/2 of 3 / 4, and/or less", path) == "1/2 of 3 / 4, and/or less"
+    address = "https://host/patient/b.tif?key=secret"
+    assert without_folders(f"{address} failed", address) == "b.tif failed"

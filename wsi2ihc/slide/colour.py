@@ -1,6 +1,7 @@
 """Colour profiles: from a scanner's colours to sRGB.
 
-The policy of the program is one of two. *keep*: pixels stay as they are, and the profile goes along into the output.
+The policy of the program is one of two. *keep*: pixels stay as they are, and the profile goes along into the output,
+less the texts in it (see `profile_texts`).
 *srgb*: pixels are converted with the profile's default rendering intent, as OpenSlide's documentation says, and the
 output carries an sRGB profile.
 """
@@ -16,9 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ..arrays import RGBImage
-
-_DATE_IN_HEADER = slice(24, 36)  # ICC.1:2022, 7.2.8
-_A_DATE = (2000, 1, 1, 0, 0, 0)
+from .profile_texts import without_texts
 
 
 def is_usable_profile(profile: bytes) -> bool:
@@ -61,10 +60,8 @@ def to_srgb_transform(icc_profile: bytes) -> Callable[[RGBImage], RGBImage]:
 @functools.cache
 def srgb_profile() -> bytes:
     """An sRGB profile for the output; the same bytes every time."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     # Little CMS writes the time of creation, which would make every output file differ.
-    profile[_DATE_IN_HEADER] = b"".join(part.to_bytes(2, "big") for part in _A_DATE)
-    return bytes(profile)
+    return without_texts(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), "sRGB")
 
 
 def _build(profile: bytes) -> ImageCms.ImageCmsTransform:

@@ -12,7 +12,8 @@ import numpy as np
 from ..arrays import RGB, WHITE
 from ..errors import UnreadableSlideError
 from ..geometry import Region, Size
-from .colour import is_usable_profile
+from .colour import is_usable_profile, srgb_profile
+from .profile_texts import without_texts
 from .protocol import Level
 from .resolution import Mpp
 from .tiff_facts import TiffFacts, TileTable
@@ -87,9 +88,15 @@ def colour_from_hex(text: str | None) -> RGB:
 
 
 def checked_profile(profile: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
-    """The colour profile if it can be used, and a remark if it cannot."""
-    if profile is None or is_usable_profile(profile):
+    """The colour profile if it can be used, without what it says beside colours, and a remark if it cannot."""
+    if profile is None or profile == srgb_profile():
         return profile, ()
+    try:
+        plain = without_texts(profile)
+    except ValueError:
+        plain = b""
+    if is_usable_profile(plain):
+        return plain, ()
     return None, ("Its colour profile is damaged, or not one for RGB; it is ignored.",)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,20 @@ _MOST_BLOCKS = 64
 
 _SAMPLE_PX = 128
 """Side of the places from which something is concluded about all pixels."""
+
+
+_ABSOLUTE = re.compile(r"(?:/|\b[A-Za-z]:[\\/])(?:[^\s:'\"\\/]+[\\/])+")
+"""The folders of an absolute path without spaces; a URL's are none, because of the colon."""
+
+
+def without_folders(text: str, path: str | Path) -> str:
+    """A text in which a file, and others beside it (a DICOM slide has many), go by their base names."""
+    if isinstance(path, Path):
+        for folder in {str(path.parent), str(path.parent.absolute()), os.path.realpath(path.parent)}:
+            if folder not in (".", os.sep):
+                text = text.replace(folder + os.sep, "")
+        return _ABSOLUTE.sub("", text)
+    return text.replace(path, path.rpartition("/")[2].partition("?")[0])
 
 
 class SlideReader(ABC):
@@ -158,8 +173,8 @@ class SlideReader(ABC):
             raise RuntimeError(f"{self._name} was opened before a fork: open it again in the new process")
 
     def _reason(self, error: object) -> str:
-        """What a library says, on one line, without the folder: OpenSlide repeats paths, and folders name patients."""
-        return " ".join(str(error).replace(str(self._path), self._name).split()).rstrip(".")[:300]
+        """What a library says, on one line, without folders: OpenSlide repeats paths, and folders name patients."""
+        return " ".join(without_folders(str(error), self._path).split()).rstrip(".")[:300]
 
     def _probe(self) -> None:
         """Read one pixel, so that a file without readable pixels is refused when it is opened, not much later.
