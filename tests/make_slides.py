@@ -72,6 +72,7 @@ class TiffSlide:
     style:          "generic" or "aperio"
     tile:           side of a tile, or None for strips
     compression:    "jpeg2000" is Aperio's RGB kind; see `_CODES` for the others
+    padding:        zeros behind each compressed tile
     predictor:      horizontal differences, for compressions of bytes
     photometric:    of JPEG streams: "ycbcr", or "rgb" as Aperio has it
     subsampling:    of YCbCr: "444", "422" or "420"
@@ -85,6 +86,7 @@ class TiffSlide:
     style: Literal["generic", "aperio"] = "generic"
     tile: int | None = 256
     compression: str = "jpeg"
+    padding: int = 0
     predictor: bool = False
     photometric: Literal["ycbcr", "rgb"] = "ycbcr"
     subsampling: str = "420"
@@ -168,7 +170,7 @@ def _tiles(level: Image, number: int, how: TiffSlide) -> Iterator[bytes]:
                 continue
             tile = level[row * side : (row + 1) * side, column * side : (column + 1) * side]
             tile = np.pad(tile, ((0, side - tile.shape[0]), (0, side - tile.shape[1]), (0, 0)), mode="edge")
-            yield _encoded(np.ascontiguousarray(tile), how)
+            yield _encoded(np.ascontiguousarray(tile), how) + bytes(how.padding)
 
 
 def _encoded(tile: Image, how: TiffSlide) -> bytes:

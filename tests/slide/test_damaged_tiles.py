@@ -139,6 +139,15 @@ def test_any_flipped_bit_is_noticed_where_there_is_a_checksum(tmp_path: Path) ->
         assert is_refused(open_slide(slide.path))
 
 
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "lzw"])
+def test_zeros_behind_the_end_of_a_tile_are_padding(tmp_path: Path, compression: str) -> None:
+    path = write_slide(tmp_path / "a.tif", IMAGE, compression=compression, style="aperio", padding=500)
+    for address in (path, f"file://{path}"):
+        with open_slide(address) as slide:
+            assert slide.direct_levels == {0}
+            assert slide.read_level(0, Region(0, 0, 512, 512)).std() > 5
+
+
 @pytest.mark.parametrize("level", [0, 255, 240])
 @pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "lzw", "zstd", "packbits", "webp"])
 def test_tiles_of_one_color_are_not_taken_for_holes(tmp_path: Path, compression: str, level: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -22,6 +23,7 @@ from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region
 from .facts import changed_at, checked_levels, checked_profile, hash_of_file, remarks
+from .image_checks import check_jpeg, check_png, check_webp
 from .pixels import composited, transparent
 from .protocol import SlideInfo
 from .reader import SlideReader
@@ -81,7 +83,7 @@ class ImageReader(SlideReader):
                 self._check(image, path)
                 self.orientation = _orientation(image)
                 has_alpha = image.mode in ("RGBA", "RGBa") or "transparency" in image.info
-                self._pixels: RGBImage | None = _rgb(image, has_alpha, path.name)
+                self._pixels: RGBImage | None = _decoded(image, path, kind, has_alpha)
                 profile = image.info.get("icc_profile")
                 frames = int(getattr(image, "n_frames", 1))
         # What Pillow raises on damaged headers, chunks and streams.
@@ -191,6 +193,21 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 where there is none that is known."""
     value = image.getexif().get(_ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _decoded(image: Image.Image, path: Path, kind: str, has_alpha: bool) -> RGBImage:
+    """The pixels; an error where they are damaged, as far as the format can tell."""
+    if kind == "PNG":
+        check_png(path)
+    elif kind == "WebP":
+        check_webp(path, image.width * image.height)
+    elif kind == "JPEG":
+        data = path.read_bytes()
+        check_jpeg(data)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)  # unlike Pillow's decoder, it reports damage
+        return pixels
+    return _rgb(image, has_alpha, path.name)
 
 
 def _rgb(image: Image.Image, has_alpha: bool, name: str) -> RGBImage:

@@ -68,7 +68,8 @@ def has_jpeg_hole(data: bytes, frame: JpegFrame, tables: bytes) -> bool:
     In Huffman codes, a row of zero bits is a row of the shortest code. Data may hold that only where this code means
     "no difference" (DC) and "end of block" (AC): such a tile has one color.
     """
-    if data.find(bytes(_ZERO_RUN), frame.start) < 0:
+    found = data.find(bytes(_ZERO_RUN), frame.start)
+    if found < 0 or found > data.find(_EOI, frame.start) > 0:  # behind the end there may be anything
         return False
     return any(symbol != 0 for symbol in _first_symbols(_SOI + tables + data[2:]))
 

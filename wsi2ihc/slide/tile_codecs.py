@@ -66,7 +66,7 @@ _IMAGE_CODECS: dict[str, Callable[..., Pixels]] = {
     "WebP": imagecodecs.webp_decode,
     "JPEG XL": imagecodecs.jpegxl_decode,
 }
-_CHECKED = ("deflate", "JPEG XL", "LZMA")
+_CHECKED = ("deflate", "LZMA")
 """These notice nearly all damage by themselves, and may hold zeros where they store data as they are."""
 
 
@@ -160,9 +160,10 @@ def _jpeg_2000_decoder(table: TileTable) -> Decode:
             raise ValueError(f"its JPEG 2000 stream has {header.size} px")
         if header.components != 3 or not header.plain:
             raise ValueError("its JPEG 2000 stream is not 8-bit RGB")
-        if header.packets > len(data) or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        stream = data.rstrip(b"\0")  # padding
+        if header.packets > len(data) or not stream.endswith(b"\xff\xd9"):
             raise ValueError("its JPEG 2000 stream is incomplete")
-        if has_zero_run(data, header.packets):
+        if has_zero_run(stream, header.packets):
             raise ValueError("its JPEG 2000 stream holds a run of zeros")
         # One thread: several tiles are decoded at a time.
         imagecodecs.jpeg2k_decode(data, numthreads=1, out=out)
@@ -189,8 +190,8 @@ def _image_decoder(table: TileTable, kind: str) -> Decode:
     allowed = table.tile.area_px // 1024  # of one color: 28 zeros in 512 × 512 px of WebP
 
     def decode(data: bytes, out: Pixels) -> None:
-        if kind not in _CHECKED and has_zero_run(data, allowed):
-            raise ValueError(f"its {kind} stream holds a run of zeros")
+        if kind == "WebP" and has_zero_run(data[: 8 + int.from_bytes(data[4:8], "little")], allowed):
+            raise ValueError("its WebP stream holds a run of zeros")
         codec(data, out=out)  # it refuses another size before it decodes
 
     return decode
@@ -203,7 +204,7 @@ def _bytes_decoder(table: TileTable, kind: str) -> Decode:
 
     def decode(data: bytes, out: Pixels) -> None:
         if codec is not None:
-            if kind not in _CHECKED and has_zero_run(data):
+            if kind not in _CHECKED and has_zero_run(data.rstrip(b"\0")):  # zeros at the end may be padding
                 raise ValueError(f"its {kind} stream holds a run of zeros")
             # One byte more than there may be: some codecs stop at the bound, and say nothing.
             data = bytes(codec(data, out=tile_bytes + 1))
