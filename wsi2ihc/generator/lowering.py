@@ -32,7 +32,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import ModelError
 from ..geometry import ceil_to
 from .networks import ResnetBlock, ResnetGenerator
-from .pixels import fold_pixels, to_centred, to_pixels
+from .pixels import fold_pixels, tanh_of_finite, to_centred, to_pixels
 from .reach import dependency
 
 STRIP_BYTES = 8 << 20
@@ -176,7 +176,7 @@ class LoweredResnet(nn.Module):
         for up in self.ups:
             x = _unfolded(up(x).relu_())
         answer: Tensor = self.head(x)
-        return answer.float().tanh_()
+        return tanh_of_finite(answer.float())
 
     def _translate_by_strips(self, seen: Tensor, core: Tensor) -> None:
         """Translate one window (1, H, W, 3) into ``core``, strip by strip."""

@@ -108,7 +108,9 @@ def make_translator(
     from .translator import TorchTranslator
 
     chosen = one_device(device)
-    return TorchTranslator(_network(generator), chosen, choose_precision(precision, chosen), exact=exact)
+    return TorchTranslator(
+        _network(generator), chosen, choose_precision(precision, chosen), exact=exact, name=generator.name
+    )
 
 
 def with_slide_statistics(

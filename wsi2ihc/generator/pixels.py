@@ -54,6 +54,11 @@ def fold_pixels(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weight, (bias + (sums * centre).sum(1)).to(bias.dtype), centre.to(bias.dtype)
 
 
+def tanh_of_finite(values: Tensor) -> Tensor:
+    """The hyperbolic tangent, NaN where a value is infinite: that is an overflow, and no answer of 1."""
+    return torch.tanh(values).add_(values, alpha=0)
+
+
 def to_pixels(values: Tensor) -> Tensor:
     """Values (N, 3, H, W) in [-1, 1] to images (N, H, W, 3) uint8, rounded to nearest.
 
@@ -64,5 +69,10 @@ def to_pixels(values: Tensor) -> Tensor:
     """
     values = values.float()
     if not bool(torch.isfinite(values.sum())):
-        raise ModelError("the model's answer is not finite (NaN); its weights or its statistics are unusable")
+        raise ModelError("values overflow or are not finite (NaN)")
+    return rounded(values)
+
+
+def rounded(values: Tensor) -> Tensor:
+    """`to_pixels` without looking whether the values are finite."""
     return values.add(1).mul_(_HALF_RANGE).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

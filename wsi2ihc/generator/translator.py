@@ -18,7 +18,7 @@ from .device import DTYPES, Precision, one_device
 from .lowering import LoweredResnet, can_lower
 from .memory import peak_bytes
 from .networks import ResnetGenerator
-from .pixels import to_network, to_pixels
+from .pixels import rounded, to_network, to_pixels
 from .reach import dependency
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ class WholeWindow(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(module).eval()
         self.module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for layer in self.module.modules():
+            if isinstance(layer, nn.Tanh | nn.Sigmoid | nn.Hardtanh | nn.Hardsigmoid | nn.Softsign):
+                layer.register_forward_hook(_keep_overflow)
         self.dtype = dtype
         self.halo_px = halo_px
         self._sample_px = ceil_to(_SAMPLE_SIDE_PX, lattice_px)
@@ -55,7 +58,7 @@ class WholeWindow(nn.Module):
     def _sample_bytes(self) -> int:
         device = next(self.module.parameters()).device
         sample = torch.zeros(1, self._sample_px, self._sample_px, 3, dtype=torch.uint8, device=device)
-        return peak_bytes(lambda: to_pixels(self._values(sample)))
+        return peak_bytes(lambda: rounded(self._values(sample).float()))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Translate; raises `ModelError` if the answer is not finite."""
@@ -86,6 +89,8 @@ class TorchTranslator:
         takes and gives (N, 3, H, W) in [-1, 1]; copied, not changed
     device, precision:
         where and how to compute, as `device.parse_devices` and `device.choose_precision` settle them
+    name:
+        of the model, for messages
     exact:
         whether windows overlap by the network's reach only, and cores are kept as they are
 
@@ -95,7 +100,15 @@ class TorchTranslator:
         If exactness is asked for and the network is not local, or if its reach is not known.
     """
 
-    def __init__(self, module: nn.Module, device: str | torch.device, precision: Precision, *, exact: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device: str | torch.device,
+        precision: Precision,
+        *,
+        exact: bool,
+        name: str = "",
+    ) -> None:
         reach = dependency(module)
         if exact and not reach.is_local:
             raise ModelError(
@@ -118,6 +131,8 @@ class TorchTranslator:
             halo_px = ceil_to(reach.radius_px, reach.lattice_px) if exact else 0
             self._network = WholeWindow(module, dtype, halo_px, reach.lattice_px)
         self.halo_px = self._network.halo_px
+        self._model = f"model {name}" if name else "the model"
+        self._check_weights(module)
         self._network = self._network.to(self.device)
         self._batch_limit: int | None = 1 if on_cpu else None
 
@@ -146,12 +161,26 @@ class TorchTranslator:
                 start = stop
         return cores
 
+    def _check_weights(self, module: nn.Module) -> None:
+        """Refuse weights that are not finite, as they were loaded or as they are computed with."""
+        tensors = [one for form in (module, self._network) for one in (*form.parameters(), *form.buffers())]
+        if not all(bool(torch.isfinite(one).all()) for one in tensors if one.is_floating_point()):
+            raise ModelError(f"{self._model} has weights or statistics that are not finite{self._advice()}")
+
+    def _advice(self) -> str:
+        """What to do about values that are not finite."""
+        if self.precision == "fp32":
+            return "; they are unusable: train it again, or choose another model"
+        return f" in {self.precision}; try --precision fp32, and choose another model if that fails too"
+
     def _try(self, windows: RGBBatch) -> RGBBatch | None:
         """Translate; None if the memory does not suffice. (The error and what its traceback holds die in here.)"""
         try:
             with torch.inference_mode(), _kernels(self.device, self.precision):
                 batch = torch.from_numpy(np.require(windows, requirements=["C", "W"])).to(self.device)
                 answer: RGBBatch = self._network(batch).cpu().numpy()
+        except ModelError as error:
+            raise ModelError(f"{self._model}: {error}{self._advice()}") from error
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -168,6 +197,11 @@ class TorchTranslator:
             )
         self._batch_limit = tried // 2
         log.warning("%s runs out of memory with %d windows; going on with %d", self.device, tried, self._batch_limit)
+
+
+def _keep_overflow(_: nn.Module, inputs: tuple[Tensor, ...], answer: Tensor) -> Tensor:
+    """NaN where a layer that saturates was given an infinite value: an overflow must not pass for an answer."""
+    return answer + 0 * inputs[0]
 
 
 def _at_least(windows: RGBBatch, side_px: int) -> RGBBatch:

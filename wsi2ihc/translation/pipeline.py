@@ -42,6 +42,7 @@ from .job import Job, Settled
 from .layout import batch_size, choose_layout, default_workers, make_plan
 from .machine import make_machine
 from .options import TranslateOptions
+from .plausibility import doubtful_answers
 from .reading import read_windows
 from .report import TranslateReport
 from .scene import set_scene
@@ -161,6 +162,8 @@ def prepare(
     options = replace(options, pyramid=_fitted(options.pyramid, scene.extent))
     layout = settled.layout if settled else choose_layout(machine, options, scene.extent.width)
     plan = make_plan(scene, layout, options, slide.info.name, settled.cell if settled else None)
+    doubts = doubtful_answers(machine, scene, plan, generator.name)
+    machine = replace(machine, warnings=(*machine.warnings, *doubts))
     fill = settled.fill if settled else background_fill(machine, scene, plan)
     seconds = {"tissue": found - started, "model": time.perf_counter() - found}
     workers = options.workers or default_workers()
