@@ -25,7 +25,7 @@ from wsi2ihc.errors import MaskError, OutputError
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import SlideInfo
 from wsi2ihc.tissue import TissueMask, load_mask, read_mask, save_mask
-from wsi2ihc.tissue.geojson import draw_polygons, outlines, parse_polygons
+from wsi2ihc.tissue.geojson import draw_areas, draw_polygons, outlines, parse_areas
 from wsi2ihc.tissue.survey import mask_grid
 
 BOUNDS = Region(160, 80, 1600, 1200)
@@ -90,6 +90,77 @@ def test_holes_stay_open_and_overlapping_polygons_add_up(tmp_path: Path) -> None
     assert px_under(mask, 160 + 400, 80 + 400, 160 + 401, 80 + 401).any()
     twice = read_mask(written(tmp_path / "b.geojson", [feature(polygon(outer)), feature(polygon(outer))]), INFO)
     assert px_under(twice, 160 + 400, 80 + 400, 160 + 401, 80 + 401).any()
+
+
+def annotated(classification: Any, *rings: Any, **properties: Any) -> dict[str, Any]:
+    facts = {"objectType": "annotation", "isLocked": True, "classification": classification, **properties}
+    return {**feature(polygon(*rings)), "properties": facts}
+
+
+INNER = [[200, 160], [400, 160], [400, 240], [200, 240]]
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        {"name": "Ignore*", "color": [180, 180, 180]},
+        {"name": "Ignore*", "colorRGB": -5_000_000},
+        {"names": ["Ignore*"]},
+        {"names": ["Tumor", "Ignore*"]},
+        {"name": "Tumor: Ignore*"},
+        {"name": "ignore*"},
+        {"name": "Artifact*"},
+        "Ignore*",
+    ],
+)
+@pytest.mark.parametrize("ignored_first", [True, False])
+def test_areas_of_ignored_classes_are_left_out(tmp_path: Path, ignored: Any, ignored_first: bool) -> None:
+    features = [annotated({"name": "Tumor"}, SQUARE, name="core 1"), annotated(ignored, INNER)]
+    document = features[::-1] if ignored_first else features
+    mask = read_mask(written(tmp_path / "mask.geojson", {"type": "FeatureCollection", "features": document}), INFO)
+    assert px_under(mask, 160 + 120, 80 + 120, 160 + 140, 80 + 280).all()
+    assert not px_under(mask, 160 + 260, 80 + 190, 160 + 340, 80 + 210).any()
+    assert px_under(mask, 160 + 182, 80 + 190, 160 + 198, 80 + 210).all()
+    assert {(one.classification, one.name, one.areas, one.is_ignored) for one in mask.annotations} >= {
+        ("Tumor", "core 1", 1, False)
+    }
+    assert mask.warnings[0].startswith("1 area was left out of the mask (class ")
+
+
+@pytest.mark.parametrize(
+    "tissue", [{"name": "Region*"}, {"name": "Tumor"}, {"name": "Ignored"}, {"name": None}, None, {}, 7, {"names": [1]}]
+)
+def test_areas_of_other_classes_are_tissue(tmp_path: Path, tissue: Any) -> None:
+    mask = read_mask(written(tmp_path / "mask.geojson", [annotated(tissue, SQUARE)]), INFO)
+    assert px_under(mask, 160 + 120, 80 + 120, 160 + 480, 80 + 280).all()
+    assert not mask.warnings
+
+
+def test_missing_cores_are_passed_over(tmp_path: Path) -> None:
+    there = annotated(None, INNER, objectType="tmaCore", isMissing=False)
+    mask = read_mask(written(tmp_path / "m.geojson", [annotated(None, SQUARE, isMissing=True), there]), INFO)
+    assert not px_under(mask, 160 + 110, 80 + 110, 160 + 130, 80 + 280).any()
+    assert px_under(mask, 160 + 210, 80 + 170, 160 + 390, 80 + 230).all()
+
+
+def test_a_mask_of_nothing_but_areas_to_ignore_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MaskError, match=r"only areas to ignore \(Ignore\*\)"):
+        read_mask(written(tmp_path / "mask.geojson", [annotated({"name": "Ignore*"}, SQUARE)]), INFO)
+
+
+def test_a_donut_with_an_island_keeps_its_hole_and_its_island(tmp_path: Path) -> None:
+    outer = [[0, 0], [800, 0], [800, 800], [0, 800]]
+    hole = [[200, 200], [600, 200], [600, 600], [200, 600]]
+    island = [[350, 350], [450, 350], [450, 450], [350, 450]]
+    parts = [polygon(outer, hole), polygon(island), {"type": "Point", "coordinates": [3, 3]}]
+    shapes = [
+        feature({"type": "GeometryCollection", "geometries": parts}),
+        feature({"type": "MultiPolygon", "coordinates": [[outer, hole], [island]]}),
+    ]
+    for shape in shapes:
+        mask = read_mask(written(tmp_path / "mask.geojson", [shape]), INFO)
+        assert px_under(mask, 160 + 360, 80 + 360, 160 + 440, 80 + 440).all()
+        assert not px_under(mask, 160 + 240, 80 + 240, 160 + 320, 80 + 560).any()
 
 
 def test_what_reaches_beyond_the_slide_is_cut_off(tmp_path: Path) -> None:
@@ -322,12 +393,12 @@ json_values = st.recursive(
 def test_the_geojson_parser_gives_polygons_or_a_mask_error(text: str | bytes) -> None:
     polygons, complaint = [], None
     try:
-        polygons = parse_polygons(text, "mask.geojson")
+        polygons = parse_areas(text, "mask.geojson")
     except MaskError as error:
         complaint = str(error)
     assert bool(polygons) != bool(complaint)
     assert "\n" not in (complaint or "")
-    assert draw_polygons(polygons, (0, 0), (1, 1), (8, 8)).shape == (8, 8)
+    assert draw_areas(polygons, (0, 0), (1, 1), (8, 8)).shape == (8, 8)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -19,7 +19,7 @@ from ..errors import OutputError
 from ..geometry import Size
 from ..inputs import read_json
 from ..plan import Layout
-from ..tissue import TissueMask
+from ..tissue import Annotation, TissueMask
 from ..translation.identity import Identity
 from ..translation.job import Settled
 
@@ -109,7 +109,10 @@ def read_record(folder: Path) -> Record:
 
 def _mask(pixels: Any, facts: Mapping[str, Any]) -> TissueMask:
     (x, y), (across, down), (left, top) = facts["origin"], facts["pixel_size"], facts["bounds_origin"]
-    return TissueMask(pixels, (x, y), (across, down), _triple(facts["glass"]), tuple(facts["warnings"]), (left, top))
+    annotations = tuple(Annotation(*one) for one in facts["annotations"])
+    return TissueMask(
+        pixels, (x, y), (across, down), _triple(facts["glass"]), tuple(facts["warnings"]), (left, top), annotations
+    )
 
 
 def _triple(values: Any) -> tuple[int, int, int]:

@@ -2,12 +2,13 @@
 
 from .detect import Finding, find_tissue
 from .files import load_mask, read_mask, save_mask
-from .mask import TissueMask
+from .mask import Annotation, TissueMask
 from .placing import place_mask, without_margin
 from .staining import green_excess, staining_warning
 from .survey import detect_tissue, measure_glass, whole_slide
 
 __all__ = [
+    "Annotation",
     "Finding",
     "TissueMask",
     "detect_tissue",

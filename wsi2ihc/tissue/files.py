@@ -8,6 +8,7 @@ import json
 import math
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,16 @@ from ..errors import MaskError, OutputError
 from ..inputs import read_regular
 from ..pyramid import published
 from ..slide import Slide, SlideInfo
-from .geojson import draw_polygons, outlines, parse_polygons, to_geojson
-from .mask import TissueMask
+from .geojson import Area, draw_areas, outlines, parse_areas, to_geojson
+from .mask import Annotation, TissueMask
 from .survey import LARGEST_OVERVIEW_PX, mask_grid, measure_glass
 
 GEOJSON_SUFFIXES, PNG_SUFFIXES = (".geojson", ".json"), (".png",)
 
 LARGEST_FILE_BYTES = 512 << 20
+MOST_ANNOTATIONS = 1_000
+"""Classes and names that are kept: a file of cells may name each of a million."""
+
 LARGEST_PNG_PX = 80_000_000
 """A mask at 8 µm/px of the largest slides has 20 million px."""
 
@@ -54,7 +58,7 @@ def load_mask(path: str | Path, slide: Slide) -> TissueMask:
     """
     mask = read_mask(path, slide.info)
     glass, warnings = measure_glass(slide)
-    return dataclasses.replace(mask, glass=glass, warnings=warnings)
+    return dataclasses.replace(mask, glass=glass, warnings=(*mask.warnings, *warnings))
 
 
 def read_mask(path: str | Path, info: SlideInfo, glass: RGB = WHITE) -> TissueMask:
@@ -107,17 +111,38 @@ def _content(path: Path) -> bytes:
 
 
 def _from_geojson(content: bytes, name: str, info: SlideInfo, glass: RGB) -> TissueMask:
-    polygons = parse_polygons(content, name)
+    areas = parse_areas(content, name)
     grid = mask_grid(info)
     bounds = info.bounds
     origin = (grid.level0_origin[0] - bounds.x, grid.level0_origin[1] - bounds.y)
-    pixels = draw_polygons(polygons, origin, grid.downsample, (grid.size.height, grid.size.width))
+    pixels = draw_areas(areas, origin, grid.downsample, (grid.size.height, grid.size.width))
     if not pixels.any():
         raise MaskError(
             f"{name}: no polygon lies on {info.name}; coordinates are level-0 pixels, 0 to {bounds.width} and 0 to "
             f"{bounds.height} from the corner of the scanned area"
         )
-    return TissueMask(pixels, grid.level0_origin, grid.downsample, glass, bounds_origin=(bounds.x, bounds.y))
+    annotations = _annotations(areas)
+    return TissueMask(
+        pixels, grid.level0_origin, grid.downsample, glass, _left_out(annotations), (bounds.x, bounds.y), annotations
+    )
+
+
+def _annotations(areas: list[Area]) -> tuple[Annotation, ...]:
+    """What the areas are called, in the order of their first appearance; the first `MOST_ANNOTATIONS`."""
+    counts = Counter((area.classification, area.name, area.is_ignored) for area in areas)
+    named = [Annotation(kind, name, count, ignored) for (kind, name, ignored), count in counts.items()]
+    return tuple(named[:MOST_ANNOTATIONS])
+
+
+def _left_out(annotations: tuple[Annotation, ...]) -> tuple[str, ...]:
+    ignored = Counter[str]()
+    for one in annotations:
+        if one.is_ignored:
+            ignored[one.classification] += one.areas
+    return tuple(
+        f"{count} area{' was' if count == 1 else 's were'} left out of the mask (class {kind})"
+        for kind, count in ignored.items()
+    )
 
 
 def _to_geojson(mask: TissueMask) -> str:

@@ -2,7 +2,9 @@
 
 Coordinates are level-0 px from the top left corner of the slide's scanned area (its bounds), as QuPath counts them.
 Accepted are a FeatureCollection, a Feature, a Geometry, a GeometryCollection, or a list of these (QuPath exports
-lists); of the geometries, Polygon and MultiPolygon.
+lists); of the geometries, Polygon and MultiPolygon. As in QuPath, a class whose name ends in an asterisk (``Ignore*``)
+marks what is not to be looked at, except ``Region*``, which outlines where to look. Missing cores of tissue microarrays
+are passed over.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import cv2
@@ -18,6 +21,7 @@ import numpy.typing as npt
 
 from ..arrays import BoolImage
 from ..errors import MaskError
+from ..text import printable
 
 Ring: TypeAlias = npt.NDArray[np.float64]
 """Corners of one outline: (n, 2), x and y."""
@@ -25,16 +29,35 @@ Ring: TypeAlias = npt.NDArray[np.float64]
 Polygon: TypeAlias = list[Ring]
 """An outer outline and the outlines of its holes."""
 
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A polygon with the class and the name of its annotation; "" where it has none."""
+
+    polygon: Polygon
+    classification: str = ""
+    name: str = ""
+
+    @property
+    def is_ignored(self) -> bool:
+        """Whether the annotation says what is not tissue."""
+        own = self.classification.rpartition(":")[2].strip()  # of derived classes ("Tumor: Ignore*") the last counts
+        return own.endswith("*") and own.lower() != "region*"
+
+
 TISSUE_COLOUR = (200, 0, 100)
 """How QuPath draws the outlines."""
+
+LONGEST_NAME = 100
+"""Characters of a class or a name that are kept."""
 
 _FRACTION_BITS = 8
 _FARTHEST_PX = 1 << 20
 """Corners farther out, in mask px, are moved here: fixed-point drawing has 32 bits."""
 
 
-def parse_polygons(text: str | bytes, name: str) -> list[Polygon]:
-    """All polygons in a GeoJSON text.
+def parse_areas(text: str | bytes, name: str) -> list[Area]:
+    """All polygons in a GeoJSON text, those of ignored classes included.
 
     Parameters
     ----------
@@ -46,25 +69,45 @@ def parse_polygons(text: str | bytes, name: str) -> list[Polygon]:
     Raises
     ------
     MaskError
-        If it is no GeoJSON, a coordinate is no finite number, or there is no polygon.
+        If it is not GeoJSON, a coordinate is not a finite number, or there is no polygon that is not ignored.
     """
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise MaskError(f"{name}: not readable as JSON ({str(error)[:80]}); export the mask as GeoJSON") from None
     try:
-        polygons = list(_polygons(document))
+        areas = list(_areas(document))
     except (_MalformedError, RecursionError) as error:
         raise MaskError(f"{name}: not valid GeoJSON: {error or 'nested too deeply'}") from None
-    if not polygons:
+    if not areas:
         raise MaskError(f"{name}: holds no polygon; draw the tissue as areas, not as points or lines")
-    return polygons
+    if all(area.is_ignored for area in areas):
+        classes = ", ".join(sorted({area.classification for area in areas}))
+        raise MaskError(f"{name}: holds only areas to ignore ({classes[:80]}); draw the tissue as well")
+    return areas
+
+
+def draw_areas(
+    areas: list[Area], origin: tuple[float, float], pixel_size: tuple[float, float], shape: tuple[int, int]
+) -> BoolImage:
+    """Rasterize areas: all that are not ignored, less those that are. See `draw_polygons`.
+
+    Px that the outline of an ignored area passes through stay what they are.
+    """
+    mask = draw_polygons([area.polygon for area in areas if not area.is_ignored], origin, pixel_size, shape)
+    ignored = [area.polygon for area in areas if area.is_ignored]
+    return mask & ~draw_polygons(ignored, origin, pixel_size, shape, outlines=False) if ignored else mask
 
 
 def draw_polygons(
-    polygons: list[Polygon], origin: tuple[float, float], pixel_size: tuple[float, float], shape: tuple[int, int]
+    polygons: list[Polygon],
+    origin: tuple[float, float],
+    pixel_size: tuple[float, float],
+    shape: tuple[int, int],
+    *,
+    outlines: bool = True,
 ) -> BoolImage:
-    """Rasterise polygons: px whose centre lies inside, and px that an outline passes through.
+    """Rasterize polygons: px whose center lies inside, and px that an outline passes through.
 
     Parameters
     ----------
@@ -76,6 +119,8 @@ def draw_polygons(
         Size of a mask px in that frame, as (x, y).
     shape
         (rows, columns) of the mask.
+    outlines
+        Whether px that an outline passes through belong to the polygon.
     """
     mask = np.zeros(shape, np.uint8)
     for polygon in polygons:
@@ -90,6 +135,8 @@ def draw_polygons(
         part = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
         corners = [np.rint((ring - low) * (1 << _FRACTION_BITS)).astype(np.int32) for ring in rings]
         cv2.fillPoly(part, corners, 1, cv2.LINE_8, _FRACTION_BITS)
+        if not outlines:
+            cv2.polylines(part, corners, True, 0, 1, cv2.LINE_8, _FRACTION_BITS)
         mask[low[1] : high[1], low[0] : high[0]] |= part
     return mask > 0
 
@@ -136,28 +183,54 @@ def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
 
-def _polygons(item: Any) -> Iterator[Polygon]:
+def _areas(item: Any, classification: str = "", name: str = "") -> Iterator[Area]:
+    """All areas in a JSON value; they have the class and the name of the feature that they are in."""
     if isinstance(item, list):
         for part in item:
-            yield from _polygons(part)
+            yield from _areas(part, classification, name)
         return
     if not isinstance(item, dict):
         raise _MalformedError(f"expected an object, found {_shown(item)}")
     kind = item.get("type")
     if kind == "FeatureCollection":
-        yield from _polygons(_list_of(item, "features"))
+        yield from _areas(_list_of(item, "features"))
     elif kind == "GeometryCollection":
-        yield from _polygons(_list_of(item, "geometries"))
+        yield from _areas(_list_of(item, "geometries"), classification, name)
     elif kind == "Feature":
-        if item.get("geometry") is not None:
-            yield from _polygons(item["geometry"])
+        if item.get("geometry") is not None and not _is_missing(item):
+            yield from _areas(item["geometry"], *_class_and_name(item))
     elif kind == "Polygon":
-        yield _polygon(_list_of(item, "coordinates"))
+        yield Area(_polygon(_list_of(item, "coordinates")), classification, name)
     elif kind == "MultiPolygon":
         for polygon in _list_of(item, "coordinates"):
-            yield _polygon(polygon)
+            yield Area(_polygon(polygon), classification, name)
     elif kind not in ("Point", "MultiPoint", "LineString", "MultiLineString"):
         raise _MalformedError(f"unknown type {_shown(kind)}")
+
+
+def _is_missing(feature: dict[str, Any]) -> bool:
+    """Whether a feature is a core of a tissue microarray that is not there."""
+    properties = feature.get("properties")
+    return isinstance(properties, dict) and properties.get("isMissing") is True
+
+
+def _class_and_name(feature: dict[str, Any]) -> tuple[str, str]:
+    """Class and name of a feature. QuPath has had the class as an object with a name or with names, and as a text."""
+    properties = feature.get("properties")
+    if not isinstance(properties, dict):
+        return "", ""
+    given = properties.get("classification")
+    if isinstance(given, dict):
+        given = given.get("name") or given.get("names")
+    if isinstance(given, list):
+        given = ": ".join(one for one in given if isinstance(one, str))
+    name = properties.get("name")
+    return _line(given), _line(name)
+
+
+def _line(value: Any) -> str:
+    """A text of a file on one line of bounded length; "" of anything else."""
+    return printable(value[:LONGEST_NAME]) if isinstance(value, str) else ""
 
 
 def _list_of(item: dict[str, Any], key: str) -> list[Any]:

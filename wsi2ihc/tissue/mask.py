@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..arrays import RGB, BoolImage
+
+
+class Annotation(NamedTuple):
+    """Areas of a mask file that have the same class and name ("" where there is none).
+
+    is_ignored: whether they were left out of the tissue
+    """
+
+    classification: str
+    name: str
+    areas: int
+    is_ignored: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +32,7 @@ class TissueMask:
     glass:          RGB of the slide's own glass
     warnings:       doubts about the slide or the mask, one sentence each, for people
     bounds_origin:  level-0 px of the top left corner of the slide's scanned area, where GeoJSON counts from
+    annotations:    what the mask was drawn as, where it comes from a file that says so
 
     Raises
     ------
@@ -32,6 +46,7 @@ class TissueMask:
     glass: RGB
     warnings: tuple[str, ...] = ()
     bounds_origin: tuple[int, int] = (0, 0)
+    annotations: tuple[Annotation, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 2 or self.pixels.size == 0 or self.pixels.dtype != np.bool_:

@@ -130,6 +130,10 @@ def make_report(job: Job, name: str, written: PyramidReport, work: Work) -> Tran
         extent=plan.extent,
         position_um=_position_um(job),
         tissue_share=job.scene.tissue_px / plan.extent.area_px,
+        annotations=tuple(
+            {"class": one.classification, "name": one.name, "areas": one.areas, "ignored": one.is_ignored}
+            for one in job.scene.mask.annotations
+        ),
         glass=job.scene.mask.glass,
         fill=job.fill,
         plan={**work.plan, "tissue_px": round(job.scene.tissue_px)},

@@ -29,6 +29,7 @@ class TranslateReport:
 
     ``output_sha256`` is that of the OME-TIFF's bytes, or of an OME-Zarr's files (`wsi2ihc.digest`).
     ``position_um`` is where the output's corner lies, from the corner of the slide's level 0.
+    ``annotations`` are the classes and names in the mask file, if it has some: "class", "name", "areas", "ignored".
     ``seams`` is None where there can be none, since the model looks at one pixel at a time. ``fingerprint`` is that of
     the translation's identity. Where several processes took part, "run" and "generator" among the seconds are sums.
     """
@@ -45,6 +46,7 @@ class TranslateReport:
     extent: Region
     position_um: tuple[float, float]
     tissue_share: float
+    annotations: tuple[dict[str, Any], ...]
     glass: RGB
     fill: RGB
     plan: dict[str, Any]
@@ -87,6 +89,7 @@ class TranslateReport:
             "position_um": tuple(facts["position_um"]),
             "output_levels": tuple(Size(**size) for size in facts["output_levels"]),
             "extent": Region(**facts["extent"]),
+            "annotations": tuple(facts["annotations"]),
             "glass": tuple(facts["glass"]),
             "fill": tuple(facts["fill"]),
             "seams": seams,
