@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,15 @@ def _models(tasks: Sequence[SlideTask]) -> dict[str, str]:
     return {model: describe_generator(model).description for model in dict.fromkeys(task.model for task in tasks)}
 
 
+def _for_batch(parameter: click.Parameter) -> click.Parameter:
+    """A parameter of ``translate``, with its help as it is true of a batch."""
+    if parameter.name != "max_memory" or not isinstance(parameter, click.Option):
+        return parameter
+    own = copy(parameter)
+    own.help = "Bound for all processes that translate on one machine together (at least 1G for each)."
+    return own
+
+
 def _tell_dry_run(
     tasks: Sequence[SlideTask], problems: Sequence[str], models: Mapping[str, str], *, verify: bool, keep_going: bool,
     json: bool,
@@ -163,7 +173,7 @@ def _tell_dry_run(
     return (EXIT_SOME_FAILED if keep_going else 1) if problems else 0
 
 
-command.params.extend(one for one in translate_command.params if one.name not in _OWN)
+command.params.extend(_for_batch(one) for one in translate_command.params if one.name not in _OWN)
 
 
 def _checked(

@@ -329,3 +329,13 @@ def test_a_column_chooses_the_image_of_a_file(tmp_path: Path) -> None:
     for task, plane in zip(tasks, planes, strict=True):
         with staged(task, lambda _: None) as slide:
             assert (slide.read_level(0, Region(0, 0, 260, 260)) == plane).all()
+
+
+def test_processes_of_one_machine_share_the_bound_for_memory(tmp_path: Path) -> None:
+    task = SlideTask(
+        0, "a.svs", tmp_path / "a.ome.tiff", "identity", options=TranslateOptions(max_memory_bytes=4 << 30)
+    )
+    assert task.with_share(1) is task
+    assert task.with_share(3).options.max_memory_bytes == (4 << 30) // 3
+    assert task.with_share(16).options.max_memory_bytes == 1 << 30
+    assert task.with_share(3).fingerprint == task.fingerprint, "pixels do not depend on it"

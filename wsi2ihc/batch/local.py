@@ -79,7 +79,7 @@ class LocalEngine:
         assert child is not None, "there is no room"
         if alone:
             self._alone.add(child.number)
-        child.give(task)
+        child.give(task.with_share(len(self._children)))
 
     def next_event(self, timeout_s: float) -> Event | None:
         """See `Engine`."""

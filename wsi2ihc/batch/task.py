@@ -14,7 +14,7 @@ from ..geometry import Region
 from ..inputs import open_regular
 from ..pyramid import PyramidOptions
 from ..runtime import versions
-from ..translation.options import TranslateOptions
+from ..translation.options import SMALLEST_MEMORY_BYTES, TranslateOptions
 
 _WITHOUT_EFFECT = ("device", "workers", "overwrite", "preview", "max_memory_bytes", "batch_size", "band_px",
                    "resume")  # fmt: skip
@@ -83,12 +83,22 @@ class SlideTask:
         """The inverse of `to_json`."""
         return cls(**{**facts, "output": Path(facts["output"]), "options": options_from_json(facts["options"])})
 
+    def with_share(self, processes: int) -> SlideTask:
+        """The same task for one of several processes, which together keep to its bound for memory.
+
+        None gets less than the least that a translation can do with.
+        """
+        if processes == 1:
+            return self
+        share = max(SMALLEST_MEMORY_BYTES, self.options.max_memory_bytes // processes)
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, max_memory_bytes=share))
+
     def smaller(self) -> SlideTask:
         """The same task with half the memory: after it has run out."""
         options = dataclasses.replace(
             self.options,
             batch_size=max(1, self.options.batch_size // 2),
-            max_memory_bytes=max(2**30, self.options.max_memory_bytes // 2),
+            max_memory_bytes=max(SMALLEST_MEMORY_BYTES, self.options.max_memory_bytes // 2),
         )
         return dataclasses.replace(self, options=options)
 
