@@ -36,6 +36,7 @@ from wsi2ihc.cli.output import echo_json, say, tell
 from wsi2ihc.cli.parameters import (
     json_option,
     model_option,
+    mpp_option,
     options_of,
     set_up_logging,
     verbosity_options,
@@ -58,7 +59,10 @@ _OWN = frozenset({
 @click.argument("source", required=False)
 @click.argument("out_dir", type=click.Path(path_type=Path), required=False)
 @click.option("--status", type=click.Path(path_type=Path), metavar="OUT_DIR", help="Tell how far a batch is, instead.")
+@click.option("--recursive", is_flag=True, help="Also take slides in the folders of SOURCE; their outputs all lie in "
+              "OUT_DIR itself.")  # fmt: skip
 @model_option
+@mpp_option
 @click.option("--shard", default="", metavar="I/N", help="Only every N-th slide, from the I-th on (0-based): for array "
               "jobs without a scheduler of their own.")  # fmt: skip
 @click.option("--scheduler", default=None, metavar="ADDRESS|FILE", help="A running Dask scheduler, or its file.")
@@ -72,8 +76,9 @@ _OWN = frozenset({
 @json_option
 @verbosity_options
 def command(
-    source: str | None, out_dir: Path | None, status: Path | None, model: str, shard: str, scheduler: str | None,
-    slurm: bool, keep_going: bool, verify: bool, dry_run: bool, json: bool, verbose: int, quiet: bool, **choices: Any,
+    source: str | None, out_dir: Path | None, status: Path | None, recursive: bool, model: str, mpp: float | None,
+    shard: str, scheduler: str | None, slurm: bool, keep_going: bool, verify: bool, dry_run: bool, json: bool,
+    verbose: int, quiet: bool, **choices: Any,
 ) -> int:  # fmt: skip
     """Translate the slides of SOURCE into the folder OUT_DIR.
 
@@ -93,7 +98,8 @@ def command(
         raise click.UsageError("--shard, --scheduler and --slurm are three ways to run a batch; choose one")
     own = {one.name: choices.pop(one.name) for one in dataclasses.fields(BatchOptions)}
     options, defaults = BatchOptions(**own), translate_options(**choices)
-    tasks, problems, rows = _checked(source, out_dir, model, defaults, shard, quiet=quiet)
+    listed_rows = read_rows(source, model, defaults, mpp=mpp, recursive=recursive)
+    tasks, problems, rows = _checked(listed_rows, out_dir, model, shard, quiet=quiet)
     is_csv = source.lower().endswith(".csv")
     texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]
     for text in texts if dry_run or not keep_going else ():  # else the end tells
@@ -105,7 +111,7 @@ def command(
     if problems and not keep_going:
         raise ManifestError(
             f"{len(problems)} of {len(problems) + len(tasks)} slides cannot be translated, and nothing was begun; "
-            "mend the list, or begin with the others (--keep-going)"
+            f"correct the list, or translate the other {len(tasks)} with --keep-going"
         )
     check_folder(out_dir)
     if shard and (others := record_shard(out_dir, shard, rows)):
@@ -177,10 +183,10 @@ command.params.extend(_for_batch(one) for one in translate_command.params if one
 
 
 def _checked(
-    source: str, folder: Path, model: str, defaults: TranslateOptions, shard: str, *, quiet: bool
+    listed_rows: tuple[list[Row], list[Problem]], folder: Path, model: str, shard: str, *, quiet: bool
 ) -> tuple[list[SlideTask], list[Problem], list[Row]]:
     """What can be translated, what cannot, and all rows of the list, of which these may be a shard."""
-    rows, problems = read_rows(source, model, defaults)
+    rows, problems = listed_rows
     if any(row.model == model for row in rows):
         describe_generator(model)  # one that there is not is told once, and not for every slide
     bad = {problem.line for problem in problems}

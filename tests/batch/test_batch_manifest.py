@@ -339,3 +339,32 @@ def test_processes_of_one_machine_share_the_bound_for_memory(tmp_path: Path) -> 
     assert task.with_share(3).options.max_memory_bytes == (4 << 30) // 3
     assert task.with_share(16).options.max_memory_bytes == 1 << 30
     assert task.with_share(3).fingerprint == task.fingerprint, "pixels do not depend on it"
+
+
+def test_a_stated_resolution_is_that_of_all_rows_that_state_none(tmp_path: Path) -> None:
+    rows, _ = read_rows(manifest(tmp_path, "path,mpp\na.svs,\nb.svs,0.5\n"), "identity", OPTIONS, mpp=0.25)
+    assert [row.mpp for row in rows] == [0.25, 0.5]
+    slides = write_slides(tmp_path / "slides", ["a"], side=64)
+    rows, _ = read_rows(str(slides), "identity", OPTIONS, mpp=0.25)
+    assert [row.mpp for row in rows] == [0.25]
+
+
+def test_folders_of_a_folder_are_searched_on_request(tmp_path: Path) -> None:
+    for name in ("a.svs", "sub/b.svs", "sub/deep/c.tif", ".hidden/d.svs", "sub/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    rows, problems = read_rows(str(tmp_path), "identity", OPTIONS, recursive=True)
+    assert [row.name for row in rows] == ["a.svs", "b.svs", "c.tif"]
+    assert not problems
+    assert [row.name for row in read_rows(str(tmp_path), "identity", OPTIONS)[0]] == ["a.svs"]
+    (tmp_path / "sub" / "a.svs").touch()
+    _, problems = read_rows(str(tmp_path), "identity", OPTIONS, recursive=True)
+    assert len(problems) == 2, "both would have one output"
+    with pytest.raises(ManifestError, match=r"--recursive: .* is not a folder"):
+        read_rows(str(tmp_path / "*.svs"), "identity", OPTIONS, recursive=True)
+
+
+def test_another_image_of_a_file_is_another_slide(tmp_path: Path) -> None:
+    first = SlideTask(0, "a.tif", tmp_path / "a.ome.tiff", "identity", source="one file", page=0)
+    second = SlideTask(0, "a.tif", tmp_path / "a.ome.tiff", "identity", source="one file", page=1)
+    assert len({first.fingerprint, second.fingerprint, SlideTask(0, "a", tmp_path / "a", "identity").fingerprint}) == 3

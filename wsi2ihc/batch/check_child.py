@@ -150,7 +150,9 @@ def _checked(row: Row, folder: Path, inputs: Set[str]) -> SlideTask:
     if (output.exists() or output.is_symlink()) and not output.is_file():
         raise _RefusedRowError(f"its output {row.output} is there and is no file; remove it, or name another output")
     version = _model_version(row.model)
-    with open_slide(row.slide, mpp=row.mpp, mpp_option="the column mpp", series=row.series, page=row.page) as slide:
+    with open_slide(
+        row.slide, mpp=row.mpp, mpp_option="--mpp or the column mpp", series=row.series, page=row.page
+    ) as slide:
         known_mpp(slide.info)
         facts = slide.info
         if tissue not in ("auto", "none"):

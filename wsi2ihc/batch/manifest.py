@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import glob
 import io
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,15 +79,19 @@ class Problem:
         return f"{self.name}: {self.message.removeprefix(f'{self.name}: ')}"
 
 
-def read_rows(source: str, model: str, options: TranslateOptions) -> tuple[list[Row], list[Problem]]:
+def read_rows(
+    source: str, model: str, options: TranslateOptions, *, mpp: float | None = None, recursive: bool = False
+) -> tuple[list[Row], list[Problem]]:
     """The slides of a CSV, a folder or a pattern; and the rows of which nothing can be made. No slide is opened.
 
     Parameters
     ----------
     source
         A file whose name ends in ``.csv``; a folder; or a pattern such as ``slides/*.svs``.
-    model, options
+    model, options, mpp
         What a row does not say itself.
+    recursive
+        Also take the slides in the folders of a folder, but for hidden ones.
 
     Raises
     ------
@@ -94,16 +99,19 @@ def read_rows(source: str, model: str, options: TranslateOptions) -> tuple[list[
         If there is no such file or folder, no slide in it, or a column has no meaning.
     """
     path = Path(source)
+    if recursive and not path.is_dir():
+        raise ManifestError(f"--recursive: {source} is not a folder; a pattern such as 'slides/**/*.svs' is recursive")
     if path.suffix.lower() == ".csv":
         rows, problems = _from_csv(path, model, options)
+        rows = [row if row.mpp is not None else dataclasses.replace(row, mpp=mpp) for row in rows]
     else:
         rows, problems = [], []
-        for number, file in enumerate(_files(source), 1):
+        for number, file in enumerate(_files(source, recursive), 1):
             if message := _what_is_wrong(file):
                 name = _readable(file.name)
                 problems.append(Problem(number, name, message, output_name(name)))
             else:
-                rows.append(Row(number, str(file), output_name(file.name), None, model, options))
+                rows.append(Row(number, str(file), output_name(file.name), mpp, model, options))
     return rows, sorted([*problems, *_clashes(rows)], key=lambda problem: problem.line)
 
 
@@ -154,10 +162,11 @@ def output_name(slide: str) -> str:
     return stem + OUTPUT_SUFFIX
 
 
-def _files(source: str) -> list[Path]:
+def _files(source: str, recursive: bool) -> list[Path]:
     folder = Path(source)
     if folder.is_dir():
-        found = sorted(file for file in folder.iterdir() if _is_slide(file) and not marker_path(file).exists())
+        every = _below(folder) if recursive else folder.iterdir()
+        found = sorted(file for file in every if _is_slide(file) and not marker_path(file).exists())
         if not found:
             raise ManifestError(f"{folder} holds no slide (names that end in {', '.join(sorted(SLIDE_SUFFIXES))})")
         return found
@@ -166,6 +175,13 @@ def _files(source: str) -> list[Path]:
     if not found:
         raise ManifestError(f"{source} is no CSV, no folder, and no file matches it")
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and of the folders in it, but for hidden folders; links to folders are not followed."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names)
 
 
 def _is_file(file: Path) -> bool:

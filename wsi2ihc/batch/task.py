@@ -64,10 +64,11 @@ class SlideTask:
         }
         if self.options.tissue not in ("auto", "none"):
             options["tissue"] = _hash_of(Path(self.options.tissue))
-        facts = {
+        facts: dict[str, Any] = {
             "source": self.source, "mpp": self.mpp, "model": self.version, "options": options,
             "program": versions()["wsi2ihc"],
         }  # fmt: skip
+        facts |= {name: value for name, value in (("series", self.series), ("page", self.page)) if value is not None}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
