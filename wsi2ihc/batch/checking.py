@@ -80,7 +80,7 @@ def check_rows(
 class _Checks:
     """The checks of some rows, by one process after another.
 
-    Of rows that were in its hands when a process ended, nobody knows which is to blame: each is checked again, alone.
+    Of several rows that were being checked when a process ended, the cause is not known: each is checked again, alone.
     """
 
     def __init__(self, rows: Sequence[Row], common: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ class _Checks:
             yield index, self._problem(index, answer["problem"])
 
     def _lost(self, how: str) -> Iterator[tuple[int, Problem]]:
-        """The process has ended by itself: the row that it had in hand is to blame, if it was one."""
+        """The process has ended by itself: a row that was the only one being checked is the cause."""
         if len(self._in_hand) == 1:
             (index,) = self._in_hand
             self._in_hand.clear()
@@ -147,7 +147,7 @@ class _Checks:
         self._requeue()
 
     def _requeue(self) -> None:
-        """Rows that were in hand are checked again, one at a time."""
+        """Check the rows that were being checked again, one at a time."""
         self._suspects.extend(self._in_hand)
         self._in_hand.clear()
         self._checker = None

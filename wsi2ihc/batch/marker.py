@@ -67,7 +67,7 @@ def read_done(task: SlideTask, *, verify: bool = False, renew: bool = True) -> d
             return None
         if not _is_intact(task.output, content, verify=verify, renew=renew):
             return None
-        facts: dict[str, Any] = content["facts"]
+        facts = dict(content["facts"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return facts
