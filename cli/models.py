@@ -15,6 +15,9 @@ from wsi2ihc.pyramid import check_output
 from wsi2ihc.translation.pipeline import check_not_inputs
 from wsi2ihc.translation.report import describe_model
 
+DEEPEST_SHOWN, DEEPEST_OF_ALL = 2, 100
+"""Of nested facts. Those deeper than the first, such as every option of the training, are shown with ``-v``."""
+
 
 @click.group("models")
 def command() -> None:
@@ -53,16 +56,18 @@ def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
     if json:
         echo_json(facts)
         return
-    for depth, name, value in _outline(facts):
+    for depth, name, value in _outline(facts, DEEPEST_OF_ALL if verbose else DEEPEST_SHOWN):
         say(f"{'  ' * depth + name:<20}  {value}".rstrip())
 
 
-def _outline(facts: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, str, str]]:
+def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator[tuple[int, str, str]]:
     """Lines of nested facts: how deep, the name, and the value; what is not known is empty."""
     for name, value in facts.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and depth >= deepest:
+            yield depth, name, f"{len(value)} entries (-v shows them)"
+        elif isinstance(value, Mapping):
             yield depth, name, ""
-            yield from _outline(value, depth + 1)
+            yield from _outline(value, deepest, depth + 1)
         else:
             shown = f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
             yield depth, name, shown

@@ -16,6 +16,8 @@ from wsi2ihc.bands.marker import read_marker
 from wsi2ihc.batch.connecting import address_of
 from wsi2ihc.batch.manifest import read_rows
 from wsi2ihc.errors import Wsi2IhcError
+from wsi2ihc.generator.foreign import import_checkpoint
+from wsi2ihc.generator.registry import describe_generator, load_generator
 from wsi2ihc.inputs import open_regular, read_json, read_regular
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.landmarks import read_landmarks
@@ -87,6 +89,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "landmarks.csv": lambda path: read_landmarks(path, (0.5, 0.5)),
     "scheduler.json": lambda path: address_of(str(path)),
     "config.toml": read_config,
+    "model.safetensors": load_generator,
+    "described.safetensors": describe_generator,
+    "weights.pth": lambda path: import_checkpoint(path, mpp=0.5, stain=""),
 }
 
 

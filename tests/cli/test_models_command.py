@@ -110,3 +110,19 @@ def test_an_import_says_what_it_made_as_json(weights: Path, tmp_path: Path, caps
     )
     assert code == 0
     assert json.loads(stdout)["spec"]["training"]["imported_from"] == "net.pth"
+
+
+def test_one_of_several_generators_is_imported_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = tmp_path / "both.pth", tmp_path / "both.safetensors"
+    torch.save({"netG_A": ResnetGenerator(1, 2).state_dict(), "netG_B": ResnetGenerator(1, 2).state_dict()}, source)
+    code, _, stderr = run(capsys, "models", "import", source, output, "--mpp", "0.5")
+    assert (code, output.exists()) == (1, False)
+    assert "--key: netG_A, netG_B" in stderr
+    assert run(capsys, "models", "import", source, output, "--mpp", "0.5", "--key", "netG_B")[0] == 0
+
+
+def test_show_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    code, stdout, _ = run(capsys, "models", "show", "pan-ck-demo")
+    assert code == 0
+    assert len(stdout.splitlines()) < 40
+    assert len(run(capsys, "models", "show", "pan-ck-demo", "-v")[1].splitlines()) > 80

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from wsi2ihc.errors import ModelError, ModelNotFoundError
 from wsi2ihc.generator import registry
@@ -97,3 +99,48 @@ def test_a_local_file_without_suffix_is_taken_for_a_file(tmp_path: Path, monkeyp
     Path("mine").write_bytes(b"not a model")
     with pytest.raises(ModelError, match="mine is no safetensors"):
         load_generator("mine")
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000, "a/" * 3000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_one_clear_line(name: str) -> None:
+    for function in (load_generator, describe_generator):
+        with pytest.raises(ModelNotFoundError, match="there is no model") as caught:
+            function(name)
+        assert len(str(caught.value)) < 400
+
+
+def test_a_model_is_not_given_as_an_object() -> None:
+    with pytest.raises(TypeError, match="by its name or file, not as a Generator"):
+        load_generator(load_generator("identity"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"notes": "a" * 2_000_000}, "characters"),
+        ({"a": [[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]}, "deeper than 20"),
+    ],
+)
+def test_a_model_file_with_endless_provenance_is_refused(
+    training: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "her2.safetensors"
+    save_checkpoint(path, build_network(SPEC), SPEC)
+    facts = json.loads(SPEC.to_json()) | {"training": training}
+    metadata = {"format": "wsi2ihc-generator", "version": "1", "spec": json.dumps(facts)}
+    save_file(load_file(path), path, metadata)
+    for function in (load_generator, describe_generator):
+        with pytest.raises(ModelError, match=words) as caught:
+            function(path)
+        assert len(str(caught.value)) < 400
+
+
+def test_a_model_file_with_a_huge_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "her2.safetensors"
+    header = (
+        b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(160_000)) + b"}"
+    )
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    for function in (load_generator, describe_generator):
+        with pytest.raises(ModelError, match="header claims"):
+            function(path)

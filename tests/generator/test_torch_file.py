@@ -227,11 +227,11 @@ def test_a_whole_pickled_network_is_named(tmp_path: Path) -> None:
 def test_the_file_must_be_regular_and_not_huge(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         load_torch_file(tmp_path / "none.pth")
-    for path in [tmp_path, Path(os.devnull)]:
-        refused(path, "not a model file")
+    refused(tmp_path, "is a folder, not a model file")
+    refused(Path(os.devnull), "not a regular file")
     with (tmp_path / "huge.pth").open("wb") as file:
         file.truncate(3 << 30)
-    refused(tmp_path / "huge.pth", "larger than 2 GiB")
+    refused(tmp_path / "huge.pth", "larger than 2048 MB")
 
 
 def test_damage_anywhere_is_refused_or_harmless(saved: Path) -> None:

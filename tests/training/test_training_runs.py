@@ -114,7 +114,7 @@ def test_the_model_is_what_translate_takes(finished: Path) -> None:
 
 def test_what_was_trained_can_be_read(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["models", "show", str(finished / "model.safetensors")])
+        main(["models", "show", "-v", str(finished / "model.safetensors")])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ended.value.code == 0
     assert ["recipe", "variance"] in lines

@@ -61,7 +61,10 @@ def translate(
     ------
     Wsi2IhcError
         One of its leaves, with one line that says what is wrong, where, and what to do.
+    TypeError
+        If an argument is of another kind, such as a path in place of an open slide.
     """
+    pipeline.check_arguments(slide, generator, options)
     options, path = options or TranslateOptions(), Path(output)
     if options.resume:
         return _resume(slide, generator, path, options, progress)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import ModelError
 from .architecture import recognize
 from .checkpoint import COUNTER, build_network, check_state, check_values
-from .header import FORMAT, check_model_file, file_sha256
+from .header import FORMAT, check_header, file_sha256, open_model_file
 from .lookalikes import describe_network
 from .networks import ResnetGenerator, UnetGenerator
 from .probe import check_response
@@ -106,12 +106,12 @@ def import_checkpoint(
 
 
 def _load(source: Path) -> object:
-    check_model_file(source, LARGEST_BYTES)
-    with source.open("rb") as file:
+    with open_model_file(source, LARGEST_BYTES) as file:
         start = file.read(9)
     if start[8:] != b"{" or start.startswith(b"PK"):
         check_torch_version()
         return load_torch_file(source)
+    check_header(start, source)
     try:
         with safe_open(source, framework="pt") as file:
             if (file.metadata() or {}).get("format") == FORMAT:

@@ -7,18 +7,22 @@ A checkpoint is one safetensors file. Its metadata holds three strings: ``format
 from __future__ import annotations
 
 import hashlib
-import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ModelError, ModelNotFoundError
+from ..inputs import open_regular
 from .spec import GeneratorSpec
 
 FORMAT = "wsi2ihc-generator"
 VERSION = 1
 SUFFIX = ".safetensors"
+
+LARGEST_HEADER_BYTES = 8 << 20
+"""The safetensors library allows 100 MB; this program writes some 30 kB."""
 
 LARGEST_BYTES = 4 << 30
 """Published generators take 45 MB, pix2pixHD's 730 MB."""
@@ -44,19 +48,19 @@ def read_spec(path: Path) -> GeneratorSpec:
 def open_checkpoint(path: Path, framework: str) -> Any:
     """Open the safetensors file for reading its tensors as ``framework``'s ("numpy" or "pt"); a context manager.
 
-    The safetensors library checks that the header is at most 100 MB, that tensors neither overlap nor leave gaps, and
-    that all of them lie in the file, so that a file cannot claim more memory than its own size.
+    The safetensors library checks that tensors neither overlap nor leave gaps, and that all of them lie in the file, so
+    that a file cannot claim more memory than its own size.
     """
-    check_model_file(path)
+    with open_model_file(path) as file:
+        start = file.read(9)
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
         # A safetensors file starts with its header's length in 8 bytes, which can look like a pickle's, and then "{".
         if start.startswith((_ZIP, _PICKLE)) and not start.endswith(b"{"):
             raise ModelError(
                 f"{path.name} is a PyTorch checkpoint (.pth); convert it with "
                 f"'wsi2ihc models import {path.name} {path.stem}{SUFFIX} --mpp MPP'"
             )
+        check_header(start, path)
         return safe_open(path, framework=framework)
     except SafetensorError as error:
         raise ModelError(f"{path.name} is no safetensors file, or is incomplete ({error!s:.100})") from error
@@ -64,37 +68,43 @@ def open_checkpoint(path: Path, framework: str) -> Any:
         raise ModelError(f"{path.name} cannot be read ({error.strerror or error})") from error
 
 
-def check_model_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> None:
-    """Refuse what is not a regular file of a possible size, before anything is read of it.
+def check_header(start: bytes, path: Path) -> None:
+    """Refuse a safetensors file with a huge header, which may list millions of tensors without a byte in them.
+
+    Raises
+    ------
+    ModelError
+        If the first 8 bytes say so.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and length > LARGEST_HEADER_BYTES:
+        raise ModelError(f"{path.name} is damaged: its header claims {length} bytes")
+
+
+def open_model_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> BufferedReader:
+    """Open a regular file of a possible size, and nothing that never ends or never answers.
 
     Raises
     ------
     ModelNotFoundError
         If there is no such file.
     ModelError
-        If it is a folder, device or pipe, which may never end, or is larger than any model.
+        If it is a folder, device or pipe, is larger than any model, or cannot be opened.
     """
     try:
-        found = path.stat()
+        return open_regular(path, largest_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelNotFoundError(f"there is no model file {path}") from error
+    except IsADirectoryError as error:
+        raise ModelError(f"{path} is a folder, not a model file; name the file in it") from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path!s:.200} cannot be read ({getattr(error, 'strerror', None) or error!s:.80})") from error
-    if not stat.S_ISREG(found.st_mode):
-        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or pipe"
-        raise ModelError(
-            f"{path} is {what}, not a model file; name a .safetensors file, or a model of 'wsi2ihc models list'"
-        )
-    if found.st_size > largest_bytes:
-        raise ModelError(
-            f"{path.name} is larger than {largest_bytes >> 30} GiB, so it is not a generator alone; "
-            "save the generator's state_dict by itself"
-        )
+        why = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"the model file {path!s:.200} cannot be opened: {why}") from error
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a model file's bytes, in hexadecimal."""
+    with open_model_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

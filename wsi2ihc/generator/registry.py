@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def describe_generator(name_or_path: str | Path) -> Generator:
     ModelNotFoundError, ModelError
         As `load_generator` does.
     """
-    found = _find(str(name_or_path))
+    found = _find(name_or_path)
     if isinstance(found, Generator):
         return found
     spec = read_spec(found)  # before the hash: it refuses what is not a model file
@@ -76,7 +77,7 @@ def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:
     ModelError
         If the file is not a usable model, or its weights make an ordinary image overflow.
     """
-    found = _find(str(name_or_path))
+    found = _find(name_or_path)
     if isinstance(found, Generator):
         return found
     from .checkpoint import load_checkpoint
@@ -88,18 +89,29 @@ def load_generator(name_or_path: str | Path = DEFAULT_MODEL) -> Generator:
     return replace(_described(found.stem, sha256, spec), module=module)
 
 
-def _find(name: str) -> Generator | Path:
-    """A built-in model, or the file of another."""
+def _find(name_or_path: str | Path) -> Generator | Path:
+    """A built-in model, or the file of another, which is there."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(f"a model is given by its name or file, not as a {type(name_or_path).__name__}")
+    name = os.fspath(name_or_path)
     for model in _BUILT_IN:
         if name == model.name:
             return model
     path = BUNDLED / f"{name}{SUFFIX}" if Path(name).name == name else Path(name)
-    if not path.is_file():
+    if not _exists(path):
         path = Path(name)
-    if not path.exists():
+    if not name or not _exists(path):
         names = ", ".join(model.name for model in list_models())
-        raise ModelNotFoundError(f"there is no model or model file {name!r}; the models are {names}, or give a file")
+        raise ModelNotFoundError(f"there is no model or file {name!r:.200}; the models are {names}, or give a file")
     return path
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is anything of this name; nothing is of a name that is too long for the system."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _described(name: str, version: str, spec: GeneratorSpec) -> Generator:

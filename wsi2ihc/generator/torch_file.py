@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from ..errors import ModelError
-from .header import check_model_file
+from ..errors import ModelError, ModelNotFoundError
+from .header import open_model_file
 from .lookalikes import describe_content
 
 LARGEST_BYTES = 2 << 30
@@ -96,12 +96,11 @@ def load_torch_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> object:
     ModelError
         If it is another kind of file (which one is said), damaged, or holds anything but plain weights.
     """
-    check_model_file(path, largest_bytes)
     try:
-        with path.open("rb") as file:
+        with open_model_file(path, largest_bytes) as file:
             checked = _checked(file, path.name)
             return _load(checked)
-    except ModelError:
+    except (ModelError, ModelNotFoundError):
         raise
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read ({error.strerror or error!s:.100})") from error

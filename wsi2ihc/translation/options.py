@@ -86,6 +86,8 @@ class TranslateOptions:
             raise OptionError(f"--max-memory {self.max_memory_bytes:,} bytes is too little: allow at least 1 GiB")
         if self.overlap_px and self.blend == "exact":
             raise OptionError("--overlap has no meaning with --blend exact: nothing is blended")
+        if not isinstance(self.region, Region | None):
+            raise TypeError(f"a region is a wsi2ihc.geometry.Region(x, y, width, height), not {self.region!r:.80}")
         if self.region is not None and self.region.is_empty:
             raise OptionError(f"--region {self.region} is empty")
 

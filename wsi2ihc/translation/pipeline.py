@@ -82,7 +82,10 @@ def translate(
     ------
     Wsi2IhcError
         One of its leaves, with one line that says what is wrong, where, and what to do.
+    TypeError
+        If an argument is of another kind, such as a path in place of an open slide.
     """
+    check_arguments(slide, generator, options)
     options = options or TranslateOptions()
     path = Path(output)
     if options.resume or is_zarr(path):
@@ -90,6 +93,23 @@ def translate(
     check_outputs(slide, path, options)
     job = prepare(slide, generator, options, progress=progress)
     return run(job, path, progress=progress)
+
+
+def check_arguments(slide: object, generator: object, options: object) -> None:
+    """Refuse what callers easily give in place of the arguments of `translate`.
+
+    Raises
+    ------
+    TypeError
+        Saying what is expected.
+    """
+    if isinstance(slide, str | os.PathLike):
+        raise TypeError(f"translate() takes an open slide, not a path: wsi2ihc.open_slide({os.fspath(slide)!r})")
+    if not isinstance(generator, Generator):
+        given = repr(generator) if isinstance(generator, str) else f"a {type(generator).__name__}"
+        raise TypeError(f"translate() takes a generator, not {given}: wsi2ihc.load_generator(NAME_OR_FILE) gives one")
+    if options is not None and not isinstance(options, TranslateOptions):
+        raise TypeError(f"translate() takes options as wsi2ihc.TranslateOptions, not as a {type(options).__name__}")
 
 
 def check_outputs(
