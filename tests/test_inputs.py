@@ -23,6 +23,10 @@ from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.landmarks import read_landmarks
 from wsi2ihc.slide import open_slide
 from wsi2ihc.tissue import load_mask
+from wsi2ihc.training.data import PairedData
+from wsi2ihc.training.data.files import read_lines
+from wsi2ihc.training.data.image_file import read_image
+from wsi2ihc.training.data.table import with_statement
 from wsi2ihc.training.options import read_config
 from wsi2ihc.translation.options import TranslateOptions
 
@@ -92,6 +96,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "model.safetensors": load_generator,
     "described.safetensors": describe_generator,
     "weights.pth": lambda path: import_checkpoint(path, mpp=0.5, stain=""),
+    "pairs.csv": read_lines,
+    "patch.png": read_image,
+    "dataset.json": lambda path: with_statement(PairedData(path.parent, "", ())),
 }
 
 

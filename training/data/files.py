@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import filecmp
 import hashlib
 import io
 import os
+import stat
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +97,15 @@ def folders_in(folder: Path, wanted: Container[str]) -> dict[str, Path]:
     return found
 
 
+LARGEST_TABLE_BYTES = 256 << 20
+MOST_COLUMNS = 1000
+MOST_CELLS = 10_000_000
+"""Of a table: half a million patches with 20 columns, which take some 2 GB."""
+
+LONGEST_CELL = 4096
+"""Characters; no path is longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A CSV file as it was read, once.
@@ -119,16 +131,21 @@ def read_lines(path: Path) -> Table:
     Raises
     ------
     DatasetError
-        If it is not there, is no text, has no rows, is separated by something else than commas, or a row has more
-        cells than there are columns.
+        If it is not there, is not text, has no rows, is separated by something else than commas, a row has more cells
+        than there are columns, or it is larger than such tables are.
     """
     lines: list[tuple[int, list[str]]] = []
+    count = 0
     try:
-        content = path.read_bytes()
+        content = _content_of(path)
         # utf-8-sig: spreadsheets put a byte-order mark in front
         reader, begin = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")), 1
         for cells in reader:
-            lines.append((begin, [cell.strip() for cell in cells]))
+            count += len(cells)
+            _check_row(path, begin, cells, count)
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped):
+                lines.append((begin, stripped))
             begin = reader.line_num + 1
     except FileNotFoundError as error:
         raise DatasetError(f"there is no table {path}") from error
@@ -140,13 +157,15 @@ def read_lines(path: Path) -> Table:
         raise DatasetError(f"{path} cannot be read ({error.strerror or error!s:.80})") from error
     except csv.Error as error:
         raise DatasetError(f"{path} cannot be read as a CSV file ({error!s:.80})") from error
-    (_, head), *rows = [line for line in lines if any(line[1])] or [(1, [])]
+    (_, head), *rows = lines or [(1, [])]
     _check_separator(path, head)
     if not rows:
         raise DatasetError(f"{path} has no rows below its column names")
     names = [name.lower() for name in head]
-    if twice := sorted({name for name in names if name and names.count(name) > 1}):
-        raise DatasetError(f"{path} has the column {twice[0]!r} twice")
+    if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
+        raise DatasetError(f"{path} has the column {twice[0]!r:.60} twice")
+    if len(rows) * len(names) > MOST_CELLS:
+        raise DatasetError(f"{path} has {len(rows):,} rows and {len(names)} columns, too many for a table; divide it")
     for number, cells in rows:
         if len(cells) > len(names):
             raise DatasetError(f"{path}, row {number}: {len(cells)} cells, but {len(names)} columns")
@@ -155,6 +174,30 @@ def read_lines(path: Path) -> Table:
         tuple(number for number, _ in rows),
         hashlib.sha256(content).hexdigest(),
     )
+
+
+def _content_of(path: Path) -> bytes:
+    """The bytes of a regular file of a bounded size; a pipe or a device would block, or never end."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    if status.st_size > LARGEST_TABLE_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {LARGEST_TABLE_BYTES >> 20} MB", str(path))
+    content = path.read_bytes()
+    if b"\0" in content:
+        raise DatasetError(
+            f"{path} is no text in UTF-8 (it has NUL bytes); save it as UTF-8 (spreadsheets: as CSV UTF-8)"
+        )
+    return content
+
+
+def _check_row(path: Path, line: int, cells: Sequence[str], so_far: int) -> None:
+    if so_far > MOST_CELLS:
+        raise DatasetError(f"{path}, row {line}: the table has more than {MOST_CELLS:,} cells; divide it")
+    if len(cells) > MOST_COLUMNS:
+        raise DatasetError(f"{path}, row {line}: {len(cells):,} cells; {MOST_COLUMNS:,} is the most")
+    if (longest := max(map(len, cells), default=0)) > LONGEST_CELL:
+        raise DatasetError(f"{path}, row {line}: a cell of {longest:,} characters; {LONGEST_CELL:,} is the most")
 
 
 def _check_separator(path: Path, head: list[str]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import re
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +18,10 @@ from wsi2ihc.errors import DatasetError, OptionError
 from .files import is_image, read_csv
 from .pairs import Pair, PairedData, Role
 from .table import role_in_table
+
+LONGEST_EXPRESSION = 2000
+MATCHING_S = 10.0
+"""Time for matching all names; a good expression takes microseconds for each."""
 
 _KEY_COLUMNS = ("name", "patch", "region", "slide", "patient")
 _GROUP_COLUMNS = ("group", "patient", "slide", "region")
@@ -85,16 +93,10 @@ def _by_own_columns(data: PairedData) -> PairedData:
 
 
 def _by_expression(data: PairedData, expression: str) -> PairedData:
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise OptionError(f"{expression!r} is no regular expression ({error}), nor the name of a .csv file") from error
-    if len(pattern.groupindex) != 1:
-        raise OptionError(
-            f"group by a regular expression with one named group, as in (?P<patient>…), not {expression!r}"
-        )
+    pattern = _compiled(expression)
     (name,) = pattern.groupindex
-    groups = [(match := pattern.search(pair.name)) and match[name] for pair in data.pairs]
+    with _limited(expression):
+        groups = [(match := pattern.search(pair.name)) and match[name] for pair in data.pairs]
     _check_matched(data.pairs, groups, f"the regular expression {expression!r}")
     if len(set(groups)) == len(groups) > 1:
         _log.warning(
@@ -105,6 +107,54 @@ def _by_expression(data: PairedData, expression: str) -> PairedData:
         for pair, group in zip(data.pairs, groups, strict=True)
     )
     return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=f"regular expression {expression}")
+
+
+def _compiled(expression: str) -> re.Pattern[str]:
+    if len(expression) > LONGEST_EXPRESSION:
+        raise OptionError(f"a regular expression of {len(expression):,} characters; {LONGEST_EXPRESSION:,} is the most")
+    try:
+        pattern = re.compile(expression)
+    except (re.error, RecursionError, OverflowError, MemoryError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.80}"
+        raise OptionError(
+            f"{expression!r:.200} is no regular expression ({reason}), nor the name of a .csv file"
+        ) from error
+    if len(pattern.groupindex) != 1:
+        raise OptionError(
+            f"group by a regular expression with one named group, as in (?P<patient>…), not {expression!r:.200}"
+        )
+    return pattern
+
+
+@contextlib.contextmanager
+def _limited(expression: str) -> Iterator[None]:
+    """End what takes too long: such as (a+)+ takes time that doubles with every letter of a name.
+
+    Python cannot stop a match but by a signal, so this needs the main thread, and a system that has them.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def too_long(*_: object) -> None:
+        raise OptionError(
+            f"the regular expression {expression!r:.200} takes longer than {MATCHING_S:g} s; write it without a repeat "
+            "inside of a repeat"
+        )
+
+    before, (rest_s, every_s), began = (
+        signal.signal(signal.SIGALRM, too_long),
+        signal.getitimer(signal.ITIMER_REAL),
+        time.monotonic(),
+    )
+    signal.setitimer(signal.ITIMER_REAL, min(MATCHING_S, rest_s or MATCHING_S))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if rest_s:  # somebody else's timer
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, rest_s - (time.monotonic() - began)), every_s)
 
 
 def _with_facts(pair: Pair, facts: Mapping[str, str | None]) -> Pair:

@@ -84,7 +84,8 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
     try:
         data = _look(folder, order)
     except OSError as error:
-        raise DatasetError(f"{error.filename or folder} cannot be read ({error.strerror or error!s:.80})") from error
+        where = str(error.filename or folder)
+        raise DatasetError(f"{where:.300} cannot be read ({error.strerror or error!s:.80})") from error
     if order != "AB" and not any(pair.half for pair in data.pairs) and _LETTERED not in data.layout:
         raise OptionError(f"an order {order} is for side-by-side images; {folder} has {data.layout}")
     if same := linked_files((pair.he, pair.ihc) for pair in data.pairs if not pair.half):

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from wsi2ihc.errors import SlideNotFoundError
+from wsi2ihc.inputs import read_regular
 
 from .manifest import SlidePair
+
+LARGEST_TRANSFORM_BYTES = 64 << 20
+"""Of the JSON file of a saved transform, which has some kB."""
 
 _T = TypeVar("_T")
 
@@ -37,7 +41,7 @@ def fingerprint_of(pair: SlidePair, reading: Mapping[str, str] | None = None) ->
     if isinstance(transform, Path):
         file = transform / "transform.json" if transform.is_dir() else transform
         # it holds the hash of the arrays beside it
-        given: object = hashlib.sha256(_looked_at(file, Path.read_bytes)).hexdigest()
+        given: object = hashlib.sha256(_looked_at(file, _read)).hexdigest()
     else:
         given = transform
     files = (pair.he, pair.ihc, pair.he_landmarks, pair.ihc_landmarks)
@@ -58,6 +62,10 @@ def _chosen(tissue: object, reading: Mapping[str, str] | None) -> list[object]:
     """What is not the default, so that data sets that were made before there was a choice need not be cut again."""
     chosen = {**(reading or {}), **({"tissue": tissue} if tissue is not None else {})}
     return [dict(sorted(chosen.items()))] if chosen else []
+
+
+def _read(path: Path) -> bytes:
+    return read_regular(path, LARGEST_TRANSFORM_BYTES)
 
 
 def _hash(facts: object) -> str:

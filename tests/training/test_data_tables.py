@@ -1,0 +1,127 @@
+"""Tables of all makes are read, and what is too large or is no table is refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from make_pairs import kinds_first
+
+from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.training.data import assign_groups, files, find_pairs, groups
+from wsi2ihc.training.data.files import read_csv
+
+PLAIN = b"name,group\na,1\nb,2\n"
+ROWS = [{"name": "a", "group": "1"}, {"name": "b", "group": "2"}]
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / "table.csv"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN,
+        b"\xef\xbb\xbf" + PLAIN,
+        PLAIN.replace(b"\n", b"\r\n"),
+        PLAIN.replace(b"\n", b"\r"),
+        b"\n,,\n" + PLAIN + b",\n",
+        PLAIN.replace(b"a,1", b'"a", 1 '),
+    ],
+)
+def test_ends_of_lines_and_marks_of_spreadsheets_do_not_matter(tmp_path: Path, content: bytes) -> None:
+    assert read_csv(written(tmp_path, content)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (PLAIN.decode().encode("utf-16"), "is no text in UTF-8 (it has NUL bytes)"),
+        (PLAIN.decode().encode("utf-16-le"), "is no text in UTF-8 (it has NUL bytes)"),
+        (PLAIN.replace(b"a", b"a\0"), "is no text in UTF-8 (it has NUL bytes)"),
+        (b"\xff" + PLAIN, "is no text in UTF-8"),
+        (b",".join(b"c%d" % number for number in range(1_000_000)) + b"\n1\n", "1,000,000 cells; 1,000 is the most"),
+        (PLAIN + b"x" * 5000 + b",1\n", "row 4: a cell of 5,000 characters; 4,096 is the most"),
+        (PLAIN + b"x" * 1_000_000 + b",1\n", "field larger than field limit"),
+        (PLAIN + b'"x', None),
+        (b"name,NAME\na,1\n", "has the column 'name' twice"),
+        (b"x" * 4000 + b"," + b"x" * 4000 + b"\n1,2\n", "twice"),
+        (b"", "has no rows"),
+        (b"\n" * 1_000_000, "has no rows"),
+        (b"," * 500, "has no rows"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_one_short_line(tmp_path: Path, content: bytes, problem: str | None) -> None:
+    began = time.monotonic()
+    path = written(tmp_path, content)
+    if problem is None:
+        read_csv(path)
+        return
+    with pytest.raises(DatasetError, match=re.escape(problem)) as caught:
+        read_csv(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 300 + len(str(path))
+    assert time.monotonic() - began < 20
+
+
+def test_large_tables_are_bounded_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_CELLS", 100)
+    with pytest.raises(DatasetError, match="row 51: the table has more than 100 cells"):
+        read_csv(written(tmp_path, b"a,b\n" * 60))
+    with pytest.raises(DatasetError, match="30 rows and 10 columns, too many"):
+        read_csv(written(tmp_path, b"a,b,c,d,e,f,g,h,i,j\n" + b"a\n" * 30))
+    monkeypatch.setattr(files, "LARGEST_TABLE_BYTES", 1 << 20)
+    with pytest.raises(DatasetError, match="is larger than 1 MB"):
+        read_csv(written(tmp_path, bytes(2 << 20)))
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem"),
+    [
+        ("(" * 500 + "a" + ")" * 500, "is no regular expression|one named group"),
+        ("(" * 500, "is no regular expression"),
+        ("[" * 500, "is no regular expression"),
+        ("(?P<g>" + "a" * 3000 + ")", "2,000 is the most"),
+        ("(?P<g>a{99999999999})", "is no regular expression"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
+def test_hostile_expressions_are_refused_in_one_line(tmp_path: Path, expression: str, problem: str) -> None:
+    data = find_pairs(kinds_first(tmp_path, {"train": ["a", "ab"]}))
+    with pytest.raises(OptionError, match=problem) as caught:
+        assign_groups(data, expression)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
+def test_an_expression_that_takes_exponential_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "MATCHING_S", 0.3)
+    data = find_pairs(kinds_first(tmp_path, {"train": ["x"]}))
+    data = dataclasses.replace(data, pairs=(dataclasses.replace(data.pairs[0], name="a" * 60 + "!"),))
+    handler, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    began = time.monotonic()
+    with pytest.raises(OptionError, match="takes longer than"):
+        assign_groups(data, "(?P<g>(?:a+)+)$")
+    assert time.monotonic() - began < 5
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) is (timer[0] > 0)
+
+
+def test_groups_are_found_in_other_threads_as_well(tmp_path: Path) -> None:
+    data = find_pairs(kinds_first(tmp_path, {"train": ["a_1", "b_1"]}))
+    found: list[str | None] = []
+    thread = threading.Thread(
+        target=lambda: found.extend(pair.group for pair in assign_groups(data, "(?P<g>.)_").pairs)
+    )
+    thread.start()
+    thread.join()
+    assert found == ["a", "b"]
