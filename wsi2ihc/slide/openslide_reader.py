@@ -12,6 +12,7 @@ from PIL import Image
 from ..arrays import RGB, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region, Size, floor_to
+from .dicom_frames import check_frames
 from .facts import (
     both,
     changed_at,
@@ -84,6 +85,7 @@ class OpenSlideReader(SlideReader):
         super().__init__(path, path.name)
         self._file = path
         self._lock = threading.Lock()
+        check_frames(path)
         self._handle: openslide.OpenSlide | None = self._open()
         try:
             self._check_tiles(self._handle)

@@ -1,0 +1,96 @@
+"""The tables of frames of DICOM slides, checked before OpenSlide uses them.
+
+libdicom takes the size of a frame from the distance to the next one. Where the offsets of a damaged table do not
+increase, that size is negative, and the process ends with a segmentation fault.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UnreadableSlideError
+
+_PREAMBLE_BYTES = 128
+_SERIES = b"\x20\x00\x0e\x00UI"
+_SYNTAX = b"\x02\x00\x10\x00UI"
+_ENCAPSULATED = (b"1.2.840.10008.1.2.4.", b"1.2.840.10008.1.2.5")
+_FRAMES = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0"
+"""Pixel data of undefined length, and the tag of its first item, which is the table."""
+
+_EXTENDED = b"\xe0\x7f\x01\x00OV\x00\x00"
+"""The extended offset table, of offsets of 64 bits."""
+
+_ITEM_BYTES = 8
+"""Tag and length before each frame."""
+
+_LONGEST_HEADER_BYTES = 256 << 20
+"""A slide of 500,000 frames that states the place of each has some 100 MB before its pixels."""
+
+
+def check_frames(file: Path) -> None:
+    """Check the tables of a DICOM file, and of those beside it that belong to its series. Other files pass.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If a table does not increase.
+    """
+    series = _checked(file, None)
+    if not series:
+        return
+    for other in sorted(file.parent.iterdir()):
+        if other != file and other.is_file():
+            _checked(other, series)
+
+
+def _checked(file: Path, only: bytes | None) -> bytes:
+    """The series of a file, its table checked; b"" if it is not DICOM, or (with ``only``) not of that series."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(_PREAMBLE_BYTES + 4)
+            if start[_PREAMBLE_BYTES:] != b"DICM":
+                return b""
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                series = _text(content, _SERIES)
+                if only is not None and series != only:
+                    return b""
+                if _text(content, _SYNTAX).startswith(_ENCAPSULATED):
+                    _check_table(file.name, content)
+                return series
+    except UnreadableSlideError:
+        raise
+    except (OSError, ValueError):  # OpenSlide says what is wrong
+        return b""
+
+
+def _check_table(name: str, content: mmap.mmap) -> None:
+    place = content.find(_FRAMES, 0, _LONGEST_HEADER_BYTES)
+    if place < 0:
+        return
+    basic = np.frombuffer(_long_value(content, place + len(_FRAMES), 4), "<u4").astype(np.int64)
+    extended = content.find(_EXTENDED, 0, place)
+    wide = b"" if extended < 0 else _long_value(content, extended + len(_EXTENDED), 8)
+    for offsets in (basic, np.frombuffer(wide, "<i8")):
+        if len(offsets) and (offsets[0] != 0 or (np.diff(offsets) < _ITEM_BYTES).any()):
+            raise UnreadableSlideError(
+                f"{name}: it is damaged: the offsets of its frames do not increase; copy it again from its source"
+            )
+
+
+def _long_value(content: mmap.mmap, place: int, unit: int) -> bytes:
+    """A value after its length of 32 bits, cut to whole units."""
+    size = int.from_bytes(content[place : place + 4], "little")
+    value = content[place + 4 : place + 4 + size]
+    return value[: len(value) // unit * unit]
+
+
+def _text(content: mmap.mmap, element: bytes) -> bytes:
+    """The value of the first element of this tag and kind, b"" if there is none in the first megabyte."""
+    place = content.find(element, 0, 1 << 20)
+    if place < 0:
+        return b""
+    start = place + len(element) + 2
+    return content[start : start + int.from_bytes(content[start - 2 : start], "little")].rstrip(b"\0 ")
