@@ -201,8 +201,9 @@ def npy(header: str) -> bytes:
     [
         "{'descr': '<f8', 'fortran_order': False, 'shape': (7, 7, 2), ",  # ends in tokenize.TokenError
         "{'descr': '<f8', 'fortran_order': False, 'shape': (7, 7, 2), 'a': " + "(" * 3000,
-        "{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 2**62)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 4611686018427387904)}",
         "{'descr': 'zz', 'fortran_order': 1, 'shape': 3}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1048576, 1048576, 2)}",
         "1L",
     ],
 )

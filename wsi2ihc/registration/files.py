@@ -200,9 +200,8 @@ def _unpacked(content: bytes, name: str, expected_bytes: int) -> Any:
                 raise ValueError("larger than stated")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return arrays[_MEMBER]
-    except MemoryError:
-        raise
-    # numpy, zipfile and zlib raise many kinds on damage, tokenize.TokenError and zlib.error among them
+    # numpy, zipfile and zlib raise many kinds on damage: tokenize.TokenError, zlib.error, and MemoryError for a header
+    # that states terabytes
     except Exception as error:
         raise TransformError(f"{name} cannot be read ({str(error)[:80]}); register again") from error
 
