@@ -52,7 +52,8 @@ class WholeWindow(nn.Module):
 
     def working_bytes(self, height: int, width: int) -> int:
         """Memory beyond the weights for a window of this size: as much per px as a small one takes."""
-        return self._sample_bytes * height * width // self._sample_px**2
+        per_sample: int = self._sample_bytes
+        return per_sample * height * width // self._sample_px**2
 
     @functools.cached_property
     def _sample_bytes(self) -> int:
