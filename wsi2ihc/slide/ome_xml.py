@@ -17,8 +17,8 @@ from .resolution import Mpp, positive_number
 MAX_TEXT = 16 * 2**20
 """Longest OME-XML that is read, in characters. Slides have some kB, plates some MB."""
 
-MAX_ELEMENTS = 300_000
-"""A parser in Python takes about a second for so many."""
+MAX_ELEMENTS = 100_000
+"""A parser in Python takes some tenths of a second for so many."""
 
 _MAX_NAME = 80
 
@@ -120,6 +120,7 @@ def parse_xml(
         raise XmlError("it has a document type definition")
 
     parser = expat.ParserCreate("utf-8")
+    parser.buffer_text = True  # else each line of a long text is a call
     parser.StartElementHandler = counted
     parser.StartDoctypeDeclHandler = refused
     parser.EndElementHandler = lambda name: end(name.rpartition(":")[2])

@@ -26,10 +26,13 @@ from .ome_xml import MAX_TEXT, OmeImage, OmeXml, XmlError, is_ome_xml, parse_ome
 from .pixel_kinds import PixelKind, pixel_kind
 from .protocol import ImageEntry
 from .tiff_images import (
+    MAX_DESCRIPTION,
     MAX_PAGES,
+    MAX_TAKEN_APART,
     NO_CHOICE,
     Choice,
     TiffImage,
+    check_description,
     choose,
     images_of,
     remarks_on,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_IMAGEJ_TEXT = 100_000
+_IMAGEJ_TEXT = 10_000
 """Characters of a description in which ImageJ's unit is searched for; it comes before the rest."""
 
 _HEADER_BYTES = 8
@@ -233,6 +236,7 @@ def tiff_facts(
     problems: tuple[str, ...] = ()
     entries: tuple[ImageEntry, ...] = ()
     if own_layout:
+        check_description(name, pages[0].description or "", MAX_DESCRIPTION if tiff.is_philips else MAX_TAKEN_APART)
         image = _largest(name, pages, tags, choice)
     else:
         ome, problems = _ome_of(tiff, pages[0])

@@ -30,6 +30,12 @@ MAX_PAGES = 512
 MAX_SUBIFDS = 64
 """Levels of one page: each halves the one before, so that a real pyramid has 20 at most."""
 
+MAX_DESCRIPTION = 16 * 2**20
+"""Longest ImageDescription of a Philips file, in characters: it holds images."""
+
+MAX_TAKEN_APART = 2**20
+"""Longest ImageDescription in formats whose libraries make a property of each part; real ones are far shorter."""
+
 _REDUCED, _MASK = 1, 4
 """Bits of NewSubfileType (tag 254)."""
 
@@ -135,6 +141,21 @@ def top_pages(tiff: TiffFile) -> list[TiffPage]:
 
     tiff.pages.useframes = False
     return [page for page in itertools.islice(tiff.pages, MAX_PAGES) if isinstance(page, TiffPage)]
+
+
+def check_description(name: str, text: str, limit: int) -> None:
+    """Refuse a description that is longer than any slide's.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If it is.
+    """
+    if len(text) > limit:
+        raise UnreadableSlideError(
+            f"{name}: its description has {len(text):,} characters, more than any slide's ({limit:,}); the file is "
+            "damaged: copy it again from its source"
+        )
 
 
 def sub_pages(tiff: TiffFile, page: TiffPage) -> Iterator[TiffPage]:

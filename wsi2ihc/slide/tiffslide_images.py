@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UnreadableSlideError
 from .philips_xml import philips_mpp
-from .tiff_images import MAX_PAGES, MAX_SUBIFDS, top_pages
+from .tiff_images import MAX_PAGES, MAX_SUBIFDS, MAX_TAKEN_APART, check_description, top_pages
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -48,14 +48,15 @@ def _properties(tiff: TiffFile, levels: Sequence[TiffPage]) -> dict[str, Any]:
 
 
 def check_pages(tiff: TiffFile, name: str) -> None:
-    """Refuse a file with so many pages that sorting them would take minutes.
+    """Refuse a file with so many pages, or so long a text, that the libraries would take minutes for them.
 
     Raises
     ------
     UnreadableSlideError
-        If there are too many.
+        If there is too much.
     """
     pages = top_pages(tiff)
+    check_description(name, pages[0].description or "", MAX_TAKEN_APART)
     if len(pages) >= MAX_PAGES or any(len(page.subifds or ()) > MAX_SUBIFDS for page in pages):
         raise UnreadableSlideError(
             f"{name}: it has more pages than any slide ({MAX_PAGES} and {MAX_SUBIFDS} of one page at most); the file "
