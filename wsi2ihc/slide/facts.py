@@ -13,6 +13,7 @@ from ..arrays import RGB, WHITE
 from ..errors import UnreadableSlideError
 from ..geometry import Region, Size
 from .colour import is_usable_profile, srgb_profile
+from .image_choice import Choice
 from .profile_texts import without_texts
 from .protocol import Level
 from .resolution import Mpp
@@ -163,9 +164,13 @@ def hash_of_file(path: Path) -> str:
 
 def identity(quickhash: str, facts: TiffFacts | None) -> str:
     """A hash that also tells which image of the file a caller has chosen."""
-    if facts is None or not facts.choice:
-        return quickhash
-    return f"{quickhash}{str(facts.choice).replace(' --', '-').replace('--', '-').replace(' ', '')}"
+    return quickhash if facts is None else identity_of_choice(quickhash, facts.choice)
+
+
+def identity_of_choice(quickhash: str, choice: Choice) -> str:
+    """A hash of a file, and which of its images is meant."""
+    parts = (("series", choice.series), ("page", choice.page))
+    return quickhash + "".join(f"-{name}{number}" for name, number in parts if number is not None)
 
 
 def changed_at(path: str | Path) -> int | None:

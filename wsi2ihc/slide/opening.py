@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ..errors import OptionError, SlideNotFoundError, UnreadableSlideError
+from .image_choice import Choice
 from .protocol import Slide
 from .resolution import Stated, checked_mpp
 from .slide_view import as_shown
 from .tiff_facts import TiffFacts, read_tiff_facts
-from .tiff_images import Choice
 from .tiff_limits import check_tags_of
 
 if TYPE_CHECKING:
@@ -29,18 +30,18 @@ def open_slide(
     series: int | None = None,
     page: int | None = None,
 ) -> Slide:
-    """Open a slide: with OpenSlide, else with tiffslide; a plain image (PNG, JPEG, BMP, WebP) with Pillow.
+    """Open a slide: with OpenSlide, else with tiffslide; an OME-Zarr with zarr; a plain image with Pillow.
 
     Parameters
     ----------
     path
-        A file, or a URL that fsspec understands (``https://…``, ``s3://…``).
+        A file, the folder of an OME-Zarr, or a URL that fsspec understands (``https://…``, ``s3://…``).
     mpp
         The slide's resolution, µm per level-0 px, or a pair of them along (x, y). Replaces what the slide says.
     mpp_option
         What a user states it with, for messages: of two slides, each has its own.
     series, page
-        Which image of a TIFF file is wanted, by its number or by the number of its page, both from 0 (see
+        Which image of a TIFF file or OME-Zarr is wanted, by its number or by the number of its page, both from 0 (see
         `SlideInfo.images`). By default the largest RGB image.
 
     Returns
@@ -60,8 +61,12 @@ def open_slide(
     stated, choice = checked_mpp(mpp, mpp_option), Choice(series, page)
     address = os.fspath(path)
     if "://" in address:
+        if _is_zarr_address(address):
+            return _open_zarr(address, stated, choice)
         return as_shown(_open_with_tiffslide(address, stated, choice))
     file = Path(address)
+    if file.is_dir() and is_zarr(file):
+        return _open_zarr(file, stated, choice)
     _check_file(file)
     check_tags_of(file)
     return as_shown(_open_file(file, stated, choice))
@@ -149,6 +154,22 @@ def _open_with_tiffslide(path: str | Path, stated: Stated, choice: Choice) -> Ti
     from .tiffslide_reader import TiffSlideReader
 
     return TiffSlideReader(path, stated, choice)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr group."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+
+
+def _is_zarr_address(address: str) -> bool:
+    return urlsplit(address).path.rstrip("/").lower().endswith(".zarr")
+
+
+def _open_zarr(path: str | Path, stated: Stated, choice: Choice) -> Slide:
+    from .zarr_reader import ZarrReader
+
+    name = PurePath(urlsplit(str(path)).path).name if isinstance(path, str) else path.absolute().name
+    return ZarrReader(path, stated, choice, name)
 
 
 def _open_image(file: Path, stated: Stated) -> SlideReader | None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ..errors import OptionError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
+from .image_choice import NO_CHOICE, Choice
 from .lengths import NO_LENGTH, unit_um
 from .ome_xml import MAX_TEXT, OmeImage, OmeXml, XmlError, is_ome_xml, parse_ome_xml
 from .pixel_kinds import PixelKind, pixel_kind
@@ -29,8 +30,6 @@ from .tiff_images import (
     MAX_DESCRIPTION,
     MAX_PAGES,
     MAX_TAKEN_APART,
-    NO_CHOICE,
-    Choice,
     TiffImage,
     check_description,
     choose,

@@ -7,7 +7,6 @@ is the largest RGB image. Where several are equally plausible, the choice is lef
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import OptionError, UnreadableSlideError
 from ..geometry import Size
+from .image_choice import Choice, is_companion_name, number_list, remark_on_others, the_slide
 from .level_factors import fits_as_level, whole_factor
 from .ome_xml import OmeImage, OmeXml
-from .pixel_kinds import PixelKind, not_rgb, pixel_kind
+from .pixel_kinds import PixelKind, pixel_kind
 from .protocol import ImageEntry
 from .resolution import Mpp
 
@@ -38,43 +38,6 @@ MAX_TAKEN_APART = 2**20
 
 _REDUCED, _MASK = 1, 4
 """Bits of NewSubfileType (tag 254)."""
-
-_COMPANIONS = re.compile(r"(macro|label|thumbnail|overview|barcode)( image)?", re.IGNORECASE)
-"""Names that scanners' software gives to images that are not the slide."""
-
-_RIVAL_AREA = 0.5
-"""An image with this share of the largest one's px may be the one that is meant."""
-
-_MUCH_LARGER = 2.0
-"""An image with so many times the px of the largest RGB one is what was scanned."""
-
-_COARSER = 1.5
-"""An image whose px are so many times larger is an overview."""
-
-_FINER = 4.0
-"""Where another image is so many times finer, the largest may be an overview of a large area."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which image of a file a caller wants; None: the slide.
-
-    series:  number of the image, as `ImageEntry.series`
-    page:    number of a page, as `ImageEntry.page`
-    """
-
-    series: int | None = None
-    page: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.series is not None or self.page is not None
-
-    def __str__(self) -> str:
-        parts = (("--series", self.series), ("--page", self.page))
-        return " ".join(f"{option} {number}" for option, number in parts if number is not None)
-
-
-NO_CHOICE = Choice()
 
 
 @dataclass(slots=True)
@@ -113,7 +76,7 @@ class TiffImage:
     @property
     def is_companion(self) -> bool:
         """Whether the file calls it a macro, a label, a thumbnail or a mask."""
-        return self.mask or (self.ome is not None and _COMPANIONS.fullmatch(self.ome.name.strip()) is not None)
+        return self.mask or (self.ome is not None and is_companion_name(self.ome.name))
 
     def entry(self, *, chosen: bool) -> ImageEntry:
         """What a listing says of it."""
@@ -319,7 +282,7 @@ def _wanted(name: str, images: Sequence[TiffImage], choice: Choice) -> TiffImage
         if choice.page is not None and choice.page not in image.planes:
             raise OptionError(
                 f"{name}: --page {choice.page} is not a page of series {choice.series}, which has pages "
-                f"{_numbers(image.planes)}"
+                f"{number_list(image.planes)}"
             )
         return image
     if choice.page is not None:
@@ -327,55 +290,15 @@ def _wanted(name: str, images: Sequence[TiffImage], choice: Choice) -> TiffImage
             if choice.page in image.planes or choice.page in image.numbers:
                 return image
         pages = sorted({page for image in images for page in (*image.planes, *image.numbers) if page is not None})
-        raise OptionError(f"{name}: --page {choice.page}: the file has pages {_numbers(pages)}")
-    return _slide(name, images)
-
-
-def _slide(name: str, images: Sequence[TiffImage]) -> TiffImage:
-    """The largest RGB image; an error where another one may be meant."""
-    colors = [image for image in images if image.kind.is_rgb]
-    if not colors:
-        largest = max(images, key=lambda image: image.size.area_px, default=None)
-        raise not_rgb(name, "are missing") if largest is None else largest.kind.refusal(name)
-    candidates = [image for image in colors if not image.is_companion] or colors
-    slide = max(candidates, key=lambda image: image.size.area_px)
-    _check_larger(name, slide, images)
-    rivals = [image for image in candidates if image is not slide and _is_rival(image, slide)]
-    if rivals:
-        listed = ", ".join(
-            f"series {image.number} of {image.size} px"
-            for image in sorted((slide, *rivals), key=lambda one: one.number)[:6]
-        )
-        raise UnreadableSlideError(
-            f"{name}: {len(rivals) + 1} images in it may be the slide ({listed}); choose one with --series N"
-        )
-    return slide
-
-
-def _check_larger(name: str, slide: TiffImage, images: Sequence[TiffImage]) -> None:
-    """Refuse a file in which the RGB image is a macro, and what was scanned is of another kind."""
-    others = [image for image in images if not image.kind.is_rgb and not image.is_companion]
-    largest = max(others, key=lambda image: image.size.area_px, default=slide)
-    if largest.size.area_px > _MUCH_LARGER * slide.size.area_px:
-        raise UnreadableSlideError(
-            f"{name}: the pixels of its largest image (series {largest.number}, {largest.size} px) "
-            f"{largest.kind.problem}, not 8-bit RGB; if the slide is the RGB image of {slide.size} px, choose it with "
-            f"--series {slide.number}"
-        )
-
-
-def _is_rival(image: TiffImage, slide: TiffImage) -> bool:
-    ratio = None if image.mpp is None or slide.mpp is None else max(image.mpp) / max(slide.mpp)
-    if ratio is not None and ratio * _FINER <= 1:
-        return True
-    return image.size.area_px >= _RIVAL_AREA * slide.size.area_px and (ratio is None or ratio < _COARSER)
+        raise OptionError(f"{name}: --page {choice.page}: the file has pages {number_list(pages)}")
+    return the_slide(name, images)
 
 
 def _check_planes(name: str, image: TiffImage) -> None:
     if len(image.planes) > 1:
         raise UnreadableSlideError(
             f"{name}: the image has {len(image.planes)} planes of {image.size} px (a focus stack, a time series or "
-            f"several sections), in pages {_numbers(image.planes)}; choose one with --page N"
+            f"several sections), in pages {number_list(image.planes)}; choose one with --page N"
         )
 
 
@@ -392,26 +315,10 @@ def _of_page(name: str, image: TiffImage, tiff: TiffFile, pages: Sequence[TiffPa
     raise OptionError(f"{name}: --page {number} is a smaller copy of page {image.planes[0]}; choose that page, or none")
 
 
-def _numbers(pages: Sequence[int]) -> str:
-    """Numbers of pages in few characters."""
-    if len(pages) > 2 and list(pages) == list(range(pages[0], pages[-1] + 1)):
-        return f"{pages[0]} to {pages[-1]}"
-    return ", ".join(map(str, pages[:12])) + (", …" if len(pages) > 12 else "")
-
-
 def remarks_on(images: Sequence[TiffImage], chosen: TiffImage, ome: OmeXml | None) -> tuple[str, ...]:
     """What is said of the images that are not used."""
-    others = [image for image in images if image.number != chosen.number]
     planes = next((len(image.planes) for image in images if image.number == chosen.number), 1)
-    notes = []
-    if others:
-        listed = ", ".join(f"series {image.number}: {image.size} px" for image in others[:5])
-        more = f", and {len(others) - 5} more" if len(others) > 5 else ""
-        noun = "another image" if len(others) == 1 else f"{len(others)} other images"
-        notes.append(
-            f"The file holds {noun}, not used here ({listed}{more}); the slide is series {chosen.number} of "
-            f"{chosen.size} px (--series N chooses another)."
-        )
+    notes = list(remark_on_others(images, chosen))
     if planes > 1:
         notes.append(f"The image has {planes} planes; page {chosen.planes[0]} is used.")
     if chosen.ome is not None and chosen.ome.depth * chosen.ome.times > max(planes, 1):

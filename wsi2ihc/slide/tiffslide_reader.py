@@ -18,6 +18,7 @@ from ..arrays import RGB, WHITE, RGBImage
 from ..errors import SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
 from .facts import both, changed_at, checked_bounds, checked_levels, checked_profile, identity, own_hash, remarks
+from .image_choice import NO_CHOICE, Choice
 from .jpeg_tiles import LocalFile
 from .pixel_kinds import not_rgb, samples_of_bits
 from .pixels import alpha_in
@@ -26,7 +27,6 @@ from .reader import SlideReader
 from .remote import SILENT, RemoteFile, did_not_answer
 from .resolution import Stated, positive_number, resolve
 from .tiff_facts import TiffFacts, TileTable, has_own_layout, quiet_tifffile, tiff_facts, tile_table
-from .tiff_images import NO_CHOICE, Choice
 from .tiff_limits import check_tags
 from .tiffslide_images import check_pages, read_images_as
 from .tile_codecs import unreadable_kind

@@ -1,0 +1,107 @@
+"""Chunks of a Zarr that are damaged, or would decode into more than a chunk, are noticed before they are decoded.
+
+numcodecs decodes as much as a stream claims to hold, and a Blosc stream that ends too early into zeros.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from zarr.storage import WrapperStore
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+CODECS = frozenset({"blosc", "zstd", "gzip", "zlib", "lz4"})
+"""Compressions that are read, by their names in Zarr."""
+
+_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+_GZIP_OR_ZLIB = 47  # zlib's wbits for either header
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+class CheckedStore(WrapperStore["Store"]):
+    """A store whose chunks are checked as they are read.
+
+    ``codecs`` says what is known: path of an array → its compression and the bytes of a decoded chunk. Arrays in shards
+    are left out: of those, chunks are read by byte ranges.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.codecs: dict[str, tuple[str, int]] = {}
+
+    def _with_store(self, store: Store) -> CheckedStore:
+        copy = CheckedStore(store)
+        copy.codecs = self.codecs
+        return copy
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """See `Store.get`.
+
+        Raises
+        ------
+        ValueError
+            If it is a chunk, and damaged.
+        """
+        value = await super().get(key, prototype, byte_range)
+        if value is None or byte_range is not None or key.rpartition("/")[2] in _METADATA:
+            return value
+        for path, (codec, chunk_bytes) in self.codecs.items():
+            if key.startswith(f"{path}/" if path else ""):
+                check_chunk(codec, value.to_bytes(), chunk_bytes)
+                break
+        return value
+
+
+def codec_of(array: Any) -> str:
+    """The one compression of an array, "" where it has none.
+
+    Raises
+    ------
+    ValueError
+        If it is not one of `CODECS`.
+    """
+    names = []
+    for codec in array.compressors:
+        facts = codec.get_config() if hasattr(codec, "get_config") else codec.to_dict()
+        names.append(str(facts.get("id") or facts.get("name") or "").removeprefix("numcodecs."))
+    if len(names) > 1 or not set(names) <= CODECS or array.filters:
+        raise ValueError(f"its compression {', '.join(names)[:60] or 'with filters'} is not one that is read")
+    return names[0] if names else ""
+
+
+def check_chunk(codec: str, data: bytes, chunk_bytes: int) -> None:
+    """Raise ValueError for a chunk that is not whole, or would decode into another size."""
+    if len(data) > 2 * chunk_bytes + 65536:
+        raise ValueError(f"a chunk of {chunk_bytes:,} bytes takes {len(data):,}")
+    decoded: int | None = chunk_bytes
+    if codec == "blosc":
+        if len(data) < 16 or int.from_bytes(data[12:16], "little") != len(data):
+            raise ValueError("a Blosc stream ends too early")
+        decoded = int.from_bytes(data[4:8], "little")
+    elif codec == "lz4":
+        decoded = int.from_bytes(data[:4], "little")
+    elif codec == "zstd":
+        decoded = _zstd_size(data)
+    elif codec in ("gzip", "zlib"):
+        decoded = len(zlib.decompressobj(_GZIP_OR_ZLIB).decompress(data, chunk_bytes + 1))
+    elif not codec:
+        decoded = len(data)
+    if decoded != chunk_bytes:
+        raise ValueError(f"a chunk of {chunk_bytes:,} bytes holds {decoded:,}" if decoded else "a chunk is damaged")
+
+
+def _zstd_size(data: bytes) -> int | None:
+    """How much the first frame claims to hold (RFC 8878, 3.1.1.1); None where it does not say."""
+    if len(data) < 14 or data[:4] != _ZSTD_MAGIC:
+        return None
+    descriptor = data[4]
+    single, size_flag, dictionary = descriptor >> 5 & 1, descriptor >> 6, descriptor & 3
+    start = 5 + (0 if single else 1) + (0, 1, 2, 4)[dictionary]
+    length = (1 if single else 0, 2, 4, 8)[size_flag]
+    if not length:
+        return None
+    return int.from_bytes(data[start : start + length], "little") + (256 if length == 2 else 0)

@@ -1,0 +1,169 @@
+"""What the metadata of an OME-Zarr say: which arrays are the levels of an image, and how they lie.
+
+Versions 0.4 and 0.5 are read. What they allow and a brightfield slide does not have (other axes, more than one plane,
+channels that are not red, green and blue) is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..geometry import Size
+from .lengths import unit_um
+from .pixel_kinds import PixelKind
+from .resolution import Mpp, positive_number
+
+VERSIONS = ("0.4", "0.5")
+
+_AXES = frozenset("tczyx")
+_SPACE = "zyx"
+
+_RGB_COLORS = ("FF0000", "00FF00", "0000FF")
+
+MAX_LEVELS = 64
+
+
+class NotAnImageError(ValueError):
+    """The metadata are not those of an image that is read here; the message follows the file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrLevel:
+    """One dataset of a multiscale image: its path in the group, and µm per px along (x, y) if that is known."""
+
+    path: str
+    mpp: Mpp | None
+
+
+@dataclass(frozen=True, slots=True)
+class Multiscale:
+    """A multiscale image.
+
+    axes:      names of the arrays' axes
+    levels:    in the order of the metadata, which has the largest first
+    channels:  what the file says of the channels: "rgb", "other" or "" (nothing)
+    problems:  what is doubtful, one sentence each
+    """
+
+    axes: tuple[str, ...]
+    levels: tuple[ZarrLevel, ...]
+    channels: str
+    problems: tuple[str, ...]
+
+
+def multiscale_of(attributes: Mapping[str, Any]) -> Multiscale | None:
+    """The image that the attributes of a group describe; None where they describe none.
+
+    Raises
+    ------
+    NotAnImageError
+        If they describe one that is not read here.
+    """
+    facts = attributes.get("ome", attributes)
+    if not isinstance(facts, Mapping):
+        raise NotAnImageError("its metadata are damaged")
+    if "plate" in facts or "well" in facts:
+        raise NotAnImageError("it is a plate of wells, not a slide; name one of its images")
+    entries = facts.get("multiscales")
+    if entries is None:
+        return None
+    if not isinstance(entries, list) or not entries or not isinstance(entries[0], Mapping):
+        raise NotAnImageError("its metadata are damaged")
+    entry = entries[0]
+    version = str(facts.get("version") or entry.get("version") or "")
+    if version and version not in VERSIONS:
+        raise NotAnImageError(f"it is OME-Zarr {version:.10}; versions {' and '.join(VERSIONS)} are read")
+    axes, units = _axes(entry.get("axes"))
+    levels, problems = _levels(entry, axes, units)
+    if len(entries) > 1:
+        problems = (*problems, f"It has {len(entries)} multiscale images in one group; the first is used.")
+    return Multiscale(axes, levels, _channels(facts.get("omero")), problems)
+
+
+def _axes(stated: Any) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Names of the axes, and the units of those that have one."""
+    if not isinstance(stated, list) or not all(isinstance(axis, Mapping) for axis in stated):
+        raise NotAnImageError(f"it does not describe its axes as OME-Zarr {VERSIONS[0]} does")
+    names = tuple(str(axis.get("name")) for axis in stated)
+    if not set(names) <= _AXES or len(set(names)) != len(names) or not {"c", "y", "x"} <= set(names):
+        shown = ", ".join(names)[:60]
+        raise NotAnImageError(f"its axes are {shown}; a slide has c, y and x, beside t and z of one plane")
+    return names, {str(axis.get("name")): str(axis["unit"]) for axis in stated if axis.get("unit")}
+
+
+def _levels(
+    entry: Mapping[str, Any], axes: Sequence[str], units: Mapping[str, str]
+) -> tuple[tuple[ZarrLevel, ...], tuple[str, ...]]:
+    datasets = entry.get("datasets")
+    if not isinstance(datasets, list) or not 0 < len(datasets) <= MAX_LEVELS:
+        raise NotAnImageError("it does not name its levels")
+    common = _scale(entry.get("coordinateTransformations"), len(axes))
+    levels = []
+    problems: list[str] = []
+    scales_um = {name: unit_um(units[name]) if name in units else None for name in "xy"}
+    for name, scale in scales_um.items():
+        if scale is None:
+            stated = f"in {units[name]!r:.30}, which is not a known unit" if name in units else "without a unit"
+            problems.append(f"It states the size of pixels along {name} {stated}.")
+    for dataset in datasets:
+        path = dataset.get("path") if isinstance(dataset, Mapping) else None
+        parts = path.split("/") if isinstance(path, str) else [""]
+        if any(part in ("", ".", "..") or "\\" in part for part in parts):
+            raise NotAnImageError("it names a level that lies outside of it")
+        own = _scale(dataset.get("coordinateTransformations"), len(axes))
+        sides = [
+            None if scales_um[name] is None else own[at] * common[at] * (scales_um[name] or 0)
+            for name in "xy"
+            for at in (axes.index(name),)
+        ]
+        known = sides[0] is not None and sides[1] is not None and own[axes.index("x")] > 0
+        levels.append(ZarrLevel(str(path), (sides[0], sides[1]) if known else None))  # type: ignore[arg-type]
+    return tuple(levels), tuple(problems)
+
+
+def _scale(transformations: Any, count: int) -> list[float]:
+    """The scale of a list of transformations; ones where there is none."""
+    for one in transformations if isinstance(transformations, list) else ():
+        if isinstance(one, Mapping) and one.get("type") == "scale":
+            values = one.get("scale")
+            numbers = [positive_number(value) for value in values] if isinstance(values, list) else []
+            if len(numbers) != count or None in numbers:
+                raise NotAnImageError("its scale is not one positive number for each axis")
+            return [number for number in numbers if number is not None]
+    return [1.0] * count
+
+
+def _channels(omero: Any) -> str:
+    """What the rendering settings say of three channels."""
+    channels = omero.get("channels") if isinstance(omero, Mapping) else None
+    if not isinstance(channels, list) or not channels:
+        return ""
+    stated = [one.get("color") if isinstance(one, Mapping) else None for one in channels]
+    colors = tuple(str(color).lstrip("#").upper()[:6] for color in stated)
+    return "rgb" if colors == _RGB_COLORS else "other"
+
+
+def pixel_kind(image: Multiscale, shape: Sequence[int], dtype: str) -> PixelKind:
+    """The kind of the pixels of level 0."""
+    if len(shape) != len(image.axes):
+        return PixelKind(0, 0, f"have {len(shape)} axes, while the metadata name {len(image.axes)}")
+    sides = dict(zip(image.axes, shape, strict=True))
+    samples = sides["c"]
+    if dtype != "uint8":
+        return PixelKind(samples, 0, f"are of the type {dtype:.20}")
+    planes = sides.get("t", 1) * sides.get("z", 1)
+    if planes != 1:
+        return PixelKind(samples, 8, f"lie in {planes} planes (a focus stack or a time series)")
+    if samples != 3:
+        return PixelKind(samples, 8, f"have {samples} channels")
+    if image.channels == "other":
+        return PixelKind(samples, 8, "have three channels that are not red, green and blue (omero, color)")
+    unsaid = "It does not say what its three channels are; they are taken for red, green and blue."
+    return PixelKind(samples, 8, note="" if image.channels else unsaid)
+
+
+def size_in(axes: Sequence[str], shape: Sequence[int]) -> Size:
+    """Size of an array in px."""
+    return Size(int(shape[axes.index("x")]), int(shape[axes.index("y")]))
