@@ -28,6 +28,8 @@ MAX_AREA_PX = 5 * 10**11
 LARGE_PX = 10_000 * 10_000
 """From this size on, a slide without lower levels deserves a remark: an overview has to read all of it."""
 
+UNCOMPRESSED = "Its pixels are not compressed, so that damage to them cannot be noticed."
+
 _HASHED_BYTES = 2**20
 
 
@@ -122,6 +124,8 @@ def remarks(levels: Sequence[Level], magnification: float | None, facts: TiffFac
             f"Damaged tiles: {damaged:,} of {table.suspect.size:,} cannot lie where the file says, or lie beyond its "
             "end; copy it again from its source."
         )
+    if table is not None and table.compression == 1:
+        notes.append(UNCOMPRESSED)
     return tuple(notes)
 
 

@@ -22,7 +22,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region
-from .facts import changed_at, checked_levels, checked_profile, hash_of_file, remarks
+from .facts import UNCOMPRESSED, changed_at, checked_levels, checked_profile, hash_of_file, remarks
 from .image_checks import check_jpeg, check_png, check_webp
 from .pixels import composited, transparent
 from .protocol import SlideInfo
@@ -97,7 +97,7 @@ class ImageReader(SlideReader):
                 f"{path.name}: the {kind} is damaged ({self._reason(error)[:80]}); copy it again from its source"
             ) from error
         self._info = self._describe(
-            path, profile if isinstance(profile, bytes) else None, stated_mpp, frames, has_alpha
+            path, kind, profile if isinstance(profile, bytes) else None, stated_mpp, frames, has_alpha
         )
 
     def _check(self, image: Image.Image, path: Path) -> None:
@@ -120,7 +120,7 @@ class ImageReader(SlideReader):
             )
 
     def _describe(
-        self, path: Path, profile: bytes | None, stated_mpp: Stated | None, frames: int, has_alpha: bool
+        self, path: Path, kind: str, profile: bytes | None, stated_mpp: Stated | None, frames: int, has_alpha: bool
     ) -> SlideInfo:
         assert self._pixels is not None
         height, width = self._pixels.shape[:2]
@@ -132,6 +132,8 @@ class ImageReader(SlideReader):
             own.append("It has an alpha channel; transparent places are taken for background.")
         if frames > 1:
             own.append(f"It holds {frames} images; the first is used.")
+        if kind == "BMP":
+            own.append(UNCOMPRESSED)
         return SlideInfo(
             name=self._name,
             reader="pillow",
