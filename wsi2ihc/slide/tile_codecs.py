@@ -7,6 +7,7 @@ wherever a format, or the decoder, can tell; `stream_headers` adds what follows 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -55,13 +56,16 @@ COMPRESSIONS = {
 }
 """TIFF tag 259 → name, for all that is decoded here."""
 
-_BYTE_CODECS: dict[str, Callable[..., bytes | bytearray]] = {
+_BYTE_CODECS: dict[str, Callable[..., Any]] = {
     "LZW": imagecodecs.lzw_decode,
     "deflate": imagecodecs.zlib_decode,
     "PackBits": imagecodecs.packbits_decode,
     "LZMA": imagecodecs.lzma_decode,
     "Zstandard": imagecodecs.zstd_decode,
 }
+_REFUSES_MORE = ("deflate", "PackBits", "Zstandard")
+"""Codecs that fail where a stream is longer than the memory that they are given."""
+
 _IMAGE_CODECS: dict[str, Callable[..., Pixels]] = {
     "WebP": imagecodecs.webp_decode,
     "JPEG XL": imagecodecs.jpegxl_decode,
@@ -206,8 +210,10 @@ def _bytes_decoder(table: TileTable, kind: str) -> Decode:
         if codec is not None:
             if kind not in _CHECKED and has_zero_run(data.rstrip(b"\0")):  # zeros at the end may be padding
                 raise ValueError(f"its {kind} stream holds a run of zeros")
-            # One byte more than there may be: some codecs stop at the bound, and say nothing.
-            data = bytes(codec(data, out=tile_bytes + 1))
+            # Straight into place where that fits, since a strip may be large.
+            in_place = kind in _REFUSES_MORE and out.size == tile_bytes and out.flags.c_contiguous
+            # One byte more than there may be: the other codecs stop at the bound, and say nothing.
+            data = codec(data, out=out.reshape(-1).data if in_place else tile_bytes + 1)
             if len(data) > tile_bytes:
                 raise ValueError(f"its {kind} stream is longer than the tile")
         if len(data) < out.size:
@@ -215,7 +221,7 @@ def _bytes_decoder(table: TileTable, kind: str) -> Decode:
         pixels = np.frombuffer(data, np.uint8, out.size).reshape(out.shape)
         if predicted:
             imagecodecs.delta_decode(pixels, axis=1, out=out)
-        else:
+        elif not np.shares_memory(pixels, out):
             out[...] = pixels
 
     return decode
