@@ -12,6 +12,7 @@ import pytest
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import open_slide
+from wsi2ihc.slide.dicom_frames import check_frames
 
 SLIDE = Path(__file__).parents[1] / "fuzz" / "corpus" / "dicom" / "slide.dcm"
 """96×96 px in four frames of 64×64 px."""
@@ -95,3 +96,24 @@ def test_a_header_that_is_cut_short_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content[:size])
         with pytest.raises(UnreadableSlideError):
             open_slide(path)
+
+
+def as_jpeg_2000(content: bytes) -> bytes:
+    syntax = b"1.2.840.10008.1.2.4."
+    place = content.index(syntax) + len(syntax)
+    return content[:place] + b"90" + content[place + 2 :]
+
+
+def test_a_hole_among_jpeg_2000_frames_is_refused(tmp_path: Path) -> None:
+    """OpenJPEG, and so OpenSlide, would decode it into wrong pixels."""
+    content = as_jpeg_2000(SLIDE.read_bytes())
+    (tmp_path / "a.dcm").write_bytes(content[:-1200] + bytes(600) + content[-600:])
+    with pytest.raises(UnreadableSlideError, match="hold a run of zeros"):
+        open_slide(tmp_path / "a.dcm")
+
+
+def test_zeros_behind_the_frames_are_padding(tmp_path: Path) -> None:
+    content = as_jpeg_2000(SLIDE.read_bytes())
+    padding = struct.pack("<HH2sHI", 0xFFFC, 0xFFFC, b"OB", 0, 2000) + bytes(2000)
+    (tmp_path / "a.dcm").write_bytes(content + padding)
+    check_frames(tmp_path / "a.dcm")

@@ -1,7 +1,8 @@
-"""The tables of frames of DICOM slides, checked before OpenSlide uses them.
+"""The frames of DICOM slides, checked before OpenSlide uses them.
 
 libdicom takes the size of a frame from the distance to the next one. Where the offsets of a damaged table do not
-increase, that size is negative, and the process ends with a segmentation fault.
+increase, that size is negative, and the process ends with a segmentation fault. And OpenJPEG decodes JPEG 2000 frames
+with holes, as an interrupted copy leaves them, into wrong pixels without a word.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ _ENCAPSULATED = (b"1.2.840.10008.1.2.4.", b"1.2.840.10008.1.2.5")
 _FRAMES = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0"
 """Pixel data of undefined length, and the tag of its first item, which is the table."""
 
+_END_OF_FRAMES = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+
 _EXTENDED = b"\xe0\x7f\x01\x00OV\x00\x00"
 """The extended offset table, of offsets of 64 bits."""
+
+_JPEG_2000 = (b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.4.91")
+_HOLE_BYTES = 512
+"""Zeros in a row that no JPEG 2000 encoder writes, and the least that a file system loses."""
 
 _ITEM_BYTES = 8
 """Tag and length before each frame."""
@@ -57,8 +64,11 @@ def _checked(file: Path, only: bytes | None) -> bytes:
                 series = _text(content, _SERIES)
                 if only is not None and series != only:
                     return b""
-                if _text(content, _SYNTAX).startswith(_ENCAPSULATED):
+                syntax = _text(content, _SYNTAX)
+                if syntax.startswith(_ENCAPSULATED):
                     _check_table(file.name, content)
+                if syntax in _JPEG_2000:
+                    _check_holes(file.name, content)
                 return series
     except UnreadableSlideError:
         raise
@@ -78,6 +88,21 @@ def _check_table(name: str, content: mmap.mmap) -> None:
             raise UnreadableSlideError(
                 f"{name}: it is damaged: the offsets of its frames do not increase; copy it again from its source"
             )
+
+
+def _check_holes(name: str, content: mmap.mmap) -> None:
+    """Look for zeros among the frames; this reads the whole file, at the speed of the disk."""
+    place = content.find(_FRAMES, 0, _LONGEST_HEADER_BYTES)
+    if place < 0:
+        return
+    start = place + len(_FRAMES)
+    first = start + 4 + int.from_bytes(content[start : start + 4], "little")
+    end = content.rfind(_END_OF_FRAMES)  # behind it, there may be padding
+    if content.find(bytes(_HOLE_BYTES), first, end if end > first else len(content)) >= 0:
+        raise UnreadableSlideError(
+            f"{name}: it is damaged: its JPEG 2000 frames hold a run of zeros, as an interrupted copy leaves them; "
+            "copy it again from its source"
+        )
 
 
 def _long_value(content: mmap.mmap, place: int, unit: int) -> bytes:
