@@ -157,7 +157,7 @@ def _publish_tiff(store: Store, markers: list[Marker], progress: ProgressCallbac
         told = _told(store, progress)
         written = write_image(job, partial, tiles, level.occupied, executor, store.output.name, told)
         progress(Progress(CHECKING))
-        validate(partial, written.levels)
+        validate(partial, written.levels, openslide_compatible=job.options.pyramid.openslide_compatible)
         report = _report(store, markers, written, time.perf_counter() - started)
         note_published(store.folder, partial, report)
     return report

@@ -10,14 +10,15 @@ from tifffile import TiffFile, TiffPage
 
 from ..errors import OutputError
 from ..geometry import Size
+from .chain import chain_problem
 from .levels import tile_grid
 
 
-def validate(file: Path, levels: Sequence[Size]) -> None:
+def validate(file: Path, levels: Sequence[Size], *, openslide_compatible: bool = False) -> None:
     """Reopen a pyramid and check that it is complete.
 
     The levels have the given sizes; every tile has bytes, and they lie inside the file; the last tile of each level
-    can be decoded.
+    can be decoded. With ``openslide_compatible``, OpenSlide sees the same levels.
 
     Raises
     ------
@@ -27,6 +28,8 @@ def validate(file: Path, levels: Sequence[Size]) -> None:
     try:
         with TiffFile(file) as tiff:
             problem = _first_problem(tiff, levels)
+        if not problem and openslide_compatible:
+            problem = chain_problem(file, levels)
     # whatever goes wrong in a TIFF reader or a codec says the same thing here: the file cannot be read
     except Exception as error:
         raise OutputError(f"{file.name} cannot be read back after writing ({error}): run again") from error

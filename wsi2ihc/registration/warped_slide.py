@@ -164,7 +164,7 @@ def warp_slide(
             executor=executor,
         )
         progress(Progress("checking the file"))
-        validate(partial, written.levels)
+        validate(partial, written.levels, openslide_compatible=options.pyramid.openslide_compatible)
     seconds = time.perf_counter() - started
     report = WarpReport(
         source=slide.info.described(),

@@ -211,7 +211,7 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
         occupied = job.plan.occupied_tiles(job.options.pyramid.tile_px)
         written = write_image(job, partial, tiles, occupied, executor, path.name)
         progress(Progress(CHECKING))
-        validate(partial, written.levels)
+        validate(partial, written.levels, openslide_compatible=job.options.pyramid.openslide_compatible)
     run_s = time.perf_counter() - started
     seams = meter.figures() if meter else None
     plan = plan_facts([job.plan], [job.plan])
