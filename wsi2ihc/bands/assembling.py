@@ -20,13 +20,14 @@ from ..errors import OutputBusyError, OutputError
 from ..locks import locked
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidReport, is_zarr, publish_folder, published, validate
-from ..pyramid.folders import remove_replaced, tree_bytes
+from ..pyramid.folders import remove_replaced, sync_tree, tree_bytes
 from ..pyramid.omezarr import create_image, open_level
 from ..pyramid.shards import DamagedShardError, read_tiles, shards_ahead
 from ..pyramid.zarr_levels import validate_image, write_lower_levels
 from ..storage import disk_errors
-from ..translation.finishing import Work, make_report, plan_facts, write_extras, write_image
+from ..translation.finishing import Work, make_report, plan_facts, removing_extras, write_extras, write_image
 from ..translation.job import Job
+from ..translation.pipeline import extras_problem
 from ..translation.provenance import describe_image
 from ..translation.report import TranslateReport, unused_in_zarr
 from ..translation.stage_names import CHECKING, WRITING
@@ -81,7 +82,8 @@ def assemble(store: Store, *, progress: ProgressCallback = silent) -> TranslateR
                 except DamagedShardError as error:
                     _do_again(store, error)
                     return None
-            write_extras(store.job, store.output, report, progress)
+            if store.job.options.resume:  # else they were written before the output got its name
+                write_extras(store.job, store.output, report, progress)
             _remove(store, progress)
     except OutputBusyError:
         return None
@@ -176,7 +178,14 @@ def _publish_zarr(store: Store, markers: list[Marker], progress: ProgressCallbac
     written = PyramidReport(sizes, tree_bytes(store.image), blank, tiles, sha256_of(store.image))
     report = _report(store, markers, written, time.perf_counter() - started)
     note_published(store.folder, store.image, report)
-    publish_folder(store.image, store.output, job.options.overwrite)
+    problem = None
+    if not job.options.resume:  # nobody finds this store again
+        sync_tree(store.image)
+        problem = extras_problem(job, store.output, report, store.image, progress)
+    with removing_extras(job, store.output):
+        publish_folder(store.image, store.output, job.options.overwrite)
+    if problem is not None:
+        raise problem
     return report
 
 

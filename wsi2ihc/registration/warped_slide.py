@@ -21,9 +21,11 @@ import numpy as np
 from ..arrays import RGB, BoolImage
 from ..errors import OptionError, OutputError
 from ..geometry import Size
+from ..inputs import read_json
 from ..ordered import ordered_map
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidOptions, Tile, check_output, published, validate, write_pyramid
+from ..pyramid.folders import sync_file
 from ..runtime import cores, versions
 from ..slide import Slide
 from ..tissue import TissueMask, detect_tissue, whole_slide
@@ -165,28 +167,30 @@ def warp_slide(
         )
         progress(Progress("checking the file"))
         validate(partial, written.levels, openslide_compatible=options.pyramid.openslide_compatible)
-    seconds = time.perf_counter() - started
-    report = WarpReport(
-        source=slide.info.described(),
-        fixed={} if transform.fixed is None else dataclasses.asdict(transform.fixed),
-        transform=fingerprint(transform),
-        options=dataclasses.asdict(options),
-        output_name=path.name,
-        output_size=frame.size,
-        output_mpp=frame.mpp,
-        output_levels=written.levels,
-        output_bytes=written.file_bytes,
-        glass=mask.glass,
-        written_px=counts.done_px,
-        on_slide=counts.valid_px / max(1, counts.done_px),
-        seconds=seconds,
-        mpx_per_s=counts.done_px / 1e6 / seconds,
-        warnings=(*slide.info.problems, *warnings, *notes),
-        versions=versions(),
-        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-    )
-    text = json.dumps(report.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_file(report_path(path), text.encode())
+        seconds = time.perf_counter() - started
+        report = WarpReport(
+            source=slide.info.described(),
+            fixed={} if transform.fixed is None else dataclasses.asdict(transform.fixed),
+            transform=fingerprint(transform),
+            options=dataclasses.asdict(options),
+            output_name=path.name,
+            output_size=frame.size,
+            output_mpp=frame.mpp,
+            output_levels=written.levels,
+            output_bytes=written.file_bytes,
+            glass=mask.glass,
+            written_px=counts.done_px,
+            on_slide=counts.valid_px / max(1, counts.done_px),
+            seconds=seconds,
+            mpx_per_s=counts.done_px / 1e6 / seconds,
+            warnings=(*slide.info.problems, *warnings, *notes),
+            versions=versions(),
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        )
+        text = json.dumps(report.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        sync_file(partial)
+        # Before the image gets its name: a run that is killed in between leaves no output, and can be repeated.
+        write_file(report_path(path), text.encode())
     return report
 
 
@@ -200,9 +204,19 @@ def _check_outputs(path: Path, slide: Slide, overwrite: bool) -> None:
     existing = next(place for place in path.absolute().parents if place.exists())
     check_output(existing / path.name if existing != path.absolute().parent else path, overwrite)
     make_folder(path.parent)
-    check_output(report_path(path), overwrite, suffixes=(".json",))
+    is_left_behind = not os.path.lexists(path) and _is_report_of(report_path(path), path.name)
+    check_output(report_path(path), overwrite or is_left_behind, suffixes=(".json",))
     if path.exists() and Path(slide.path).is_file() and path.samefile(slide.path):
         raise OutputError(f"{path}: this file is also the input; give the output another name")
+
+
+def _is_report_of(report: Path, name: str) -> bool:
+    """Whether a file is the report of an output of this name, which a killed run has left."""
+    try:
+        facts = read_json(report)
+        return bool(facts["output_name"] == name and facts["transform"] and facts["output_levels"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _find_mask(slide: Slide, options: WarpOptions) -> tuple[TissueMask, tuple[str, ...]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +17,14 @@ from ..digest import sha256_of
 from ..errors import OutputError
 from ..plan import Plan
 from ..progress import Progress, ProgressCallback, silent
-from ..pyramid import PyramidReport, Tile, ome_xml, write_pyramid
-from ..slide import srgb_profile
+from ..pyramid import PyramidReport, Tile, check_output, ome_xml, write_pyramid
+from ..slide import SlideInfo, srgb_profile
 from .identity import fingerprint
 from .job import Job
-from .preview import write_preview
+from .options import TranslateOptions
+from .preview import is_preview_of, write_preview
 from .provenance import describe_image
-from .report import TranslateReport, describe_model, options_for_report, versions, write_report
+from .report import TranslateReport, describe_model, is_report_of, options_for_report, versions, write_report
 from .seams import SeamFigures
 
 
@@ -151,21 +154,33 @@ def make_report(job: Job, name: str, written: PyramidReport, work: Work) -> Tran
     )
 
 
-def write_extras(job: Job, path: Path, report: TranslateReport, progress: ProgressCallback = silent) -> None:
-    """Write what lies beside a finished output: its report, and the preview if one is wanted.
+def write_extras(
+    job: Job, path: Path, report: TranslateReport, progress: ProgressCallback = silent, *, finished: Path | None = None
+) -> None:
+    """Write what lies beside an output: the preview if one is wanted, and last the report.
+
+    Parameters
+    ----------
+    path
+        The output's name.
+    finished
+        The complete image, where it does not have its name yet. What lies beside an output is written first: a run
+        that is killed in between leaves no output, so that the same command does not refuse (see `check_extras`).
 
     Raises
     ------
     OutputError
         If one of them cannot be written; the output is complete all the same.
     """
-    write_report(report_path(path), report)
     if job.options.preview is not None:
-        draw_preview(job, job.options.preview, path, progress)
+        draw_preview(job, job.options.preview, path, progress, finished=finished)
+    write_report(report_path(path), report)
 
 
-def draw_preview(job: Job, preview: Path, path: Path, progress: ProgressCallback = silent) -> None:
-    """Write the preview of a finished output.
+def draw_preview(
+    job: Job, preview: Path, path: Path, progress: ProgressCallback = silent, *, finished: Path | None = None
+) -> None:
+    """Write the preview of a finished output, which may lie at ``finished`` yet.
 
     Raises
     ------
@@ -174,8 +189,42 @@ def draw_preview(job: Job, preview: Path, path: Path, progress: ProgressCallback
     """
     progress(Progress("drawing the preview"))
     try:
-        write_preview(preview, path, job)
+        write_preview(preview, finished or path, job, of=path.name)
     except OSError as error:
         raise OutputError(
             f"{preview}: the preview cannot be written ({error}); the virtual slide {path} is complete"
         ) from error
+
+
+@contextlib.contextmanager
+def removing_extras(job: Job, path: Path) -> Iterator[None]:
+    """Remove the report and the preview again if the body fails before the output has its name."""
+    try:
+        yield
+    except BaseException:
+        name, quickhash, preview = path.name, job.slide.info.quickhash, job.options.preview
+        with contextlib.suppress(OSError):
+            if not os.path.lexists(path) and is_report_of(report_path(path), name, quickhash):
+                report_path(path).unlink()
+            if not os.path.lexists(path) and preview is not None and is_preview_of(preview, name, quickhash):
+                preview.unlink()
+        raise
+
+
+def check_extras(path: Path, source: SlideInfo, options: TranslateOptions) -> None:
+    """Refuse a report or a preview that is there and may not be replaced.
+
+    Where the output itself is missing, those of the same output and slide may be: a killed run has left them.
+
+    Raises
+    ------
+    OutputError
+        If there is one, or it could not be written.
+    """
+    is_missing = not os.path.lexists(path)
+    report, preview = report_path(path), options.preview
+    may_replace = is_missing and is_report_of(report, path.name, source.quickhash)
+    check_output(report, options.overwrite or may_replace, suffixes=(".json",))
+    if preview is not None:
+        may_replace = is_missing and is_preview_of(preview, path.name, source.quickhash)
+        check_output(preview, options.overwrite or may_replace, suffixes=(".png",))

@@ -31,12 +31,22 @@ from ..pyramid import (
     published,
     validate,
 )
+from ..pyramid.folders import sync_file
 from ..slide import Slide, agreeing_levels
 from .assembling import assemble_tiles
 from .background import background_fill
 from .blending import blend_overlaps, cut_cores
 from .feathering import feather_cores
-from .finishing import Work, make_report, plan_facts, report_path, write_extras, write_image
+from .finishing import (
+    Work,
+    check_extras,
+    make_report,
+    plan_facts,
+    removing_extras,
+    report_path,
+    write_extras,
+    write_image,
+)
 from .identity import Identity, identity
 from .job import Job, Settled
 from .layout import batch_size, choose_layout, default_workers, make_plan
@@ -129,9 +139,8 @@ def check_outputs(
         check_folder_output(path, options.overwrite)
     else:
         check_output(path, options.overwrite, suffixes=(*SUFFIXES, ZARR_SUFFIX))
-    check_output(report_path(path), options.overwrite, suffixes=(".json",))
+    check_extras(path, slide.info, options)
     if options.preview is not None:
-        check_output(options.preview, options.overwrite, suffixes=(".png",))
         outputs.append(options.preview)
     check_not_inputs(outputs, [slide.path, options.tissue, *inputs])
 
@@ -204,6 +213,7 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
     clock = DeviceClock()
     meter = SeamMeter(job.plan) if job.can_have_seams else None
     with (
+        removing_extras(job, path),
         published(path, overwrite=job.options.overwrite) as partial,
         ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor,
     ):
@@ -212,13 +222,37 @@ def run(job: Job, path: Path, *, progress: ProgressCallback = silent) -> Transla
         written = write_image(job, partial, tiles, occupied, executor, path.name)
         progress(Progress(CHECKING))
         validate(partial, written.levels, openslide_compatible=job.options.pyramid.openslide_compatible)
-    run_s = time.perf_counter() - started
-    seams = meter.figures() if meter else None
-    plan = plan_facts([job.plan], [job.plan])
-    work = Work(plan, seams, clock.busy_s, run_s, len(job.scene.damaged_places))
-    report = make_report(job, path.name, written, work)
-    write_extras(job, path, report, progress)
+        seams = meter.figures() if meter else None
+        plan = plan_facts([job.plan], [job.plan])
+        run_s = time.perf_counter() - started
+        work = Work(plan, seams, clock.busy_s, run_s, len(job.scene.damaged_places))
+        report = make_report(job, path.name, written, work)
+        sync_file(partial)  # which may take long: the report and the image are to appear together
+        problem = extras_problem(job, path, report, partial, progress)
+    if problem is not None:
+        raise problem
     return report
+
+
+def extras_problem(
+    job: Job, path: Path, report: TranslateReport, finished: Path, progress: ProgressCallback = silent
+) -> OutputError | None:
+    """Write the report and the preview before the output gets its name; what went wrong with them, or None.
+
+    The output is published all the same.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output has appeared meanwhile and may not be replaced: then these are those of another run.
+    """
+    check = check_folder_output if is_zarr(path) else check_output
+    check(path, job.options.overwrite)
+    try:
+        write_extras(job, path, report, progress, finished=finished)
+    except OutputError as error:
+        return error
+    return None
 
 
 def finished_tiles(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..arrays import RGBImage
+from ..inputs import read_regular
 from ..pyramid import published
 from ..pyramid import read_overview as read_result
 from ..slide import overview_grid, read_overview
@@ -21,11 +26,16 @@ PREVIEW_PX = 1600
 
 GAP_PX = 8
 
+ORIGIN = "wsi2ihc"
+"""The text of a preview that says of which output and slide it is."""
 
-def write_preview(preview: Path, result: Path, job: Job) -> None:
+LARGEST_PREVIEW_BYTES = 64 << 20
+
+
+def write_preview(preview: Path, result: Path, job: Job, *, of: str) -> None:
     """Write ``preview`` (PNG): the source on the left, the finished ``result`` on the right, at one scale.
 
-    Its text (PNG's Description) says what it shows.
+    Its text (PNG's Description) says what it shows. ``of`` is the name that the result has or will have.
 
     Raises
     ------
@@ -39,8 +49,23 @@ def write_preview(preview: Path, result: Path, job: Job) -> None:
     both[:, -width:] = virtual
     text = PngInfo()
     text.add_itxt("Description", caption(job))
+    text.add_itxt(ORIGIN, _origin(of, job.slide.info.quickhash))
     with published(preview, overwrite=True) as partial:
         Image.fromarray(both).save(partial, format="PNG", pnginfo=text)
+
+
+def is_preview_of(preview: Path, name: str, quickhash: str) -> bool:
+    """Whether a file is the preview of an output of this name, made from this slide."""
+    try:
+        with Image.open(io.BytesIO(read_regular(preview, LARGEST_PREVIEW_BYTES)), formats=["PNG"]) as image:
+            return image.info.get(ORIGIN) == _origin(name, quickhash)
+    # what Pillow raises on damaged chunks and text
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):
+        return False
+
+
+def _origin(name: str, quickhash: str) -> str:
+    return json.dumps([name, quickhash])
 
 
 def _source(job: Job, width: int, height: int) -> RGBImage:

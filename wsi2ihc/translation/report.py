@@ -16,6 +16,7 @@ from .. import runtime
 from ..arrays import RGB
 from ..generator.model import Generator
 from ..geometry import Region, Size
+from ..inputs import read_json
 from ..pyramid import PyramidOptions, is_zarr, published
 from .options import TranslateOptions
 from .seams import SeamFigures
@@ -102,6 +103,15 @@ def write_report(path: Path, report: TranslateReport) -> None:
     text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
     with published(path, overwrite=True) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def is_report_of(path: Path, name: str, quickhash: str) -> bool:
+    """Whether a file is the report of an output of this name, made from this slide."""
+    try:
+        report = TranslateReport.from_json(read_json(path))
+        return report.output_name == name and report.source["quickhash"] == quickhash
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,126 @@
+"""A run that is killed while its output is published leaves nothing that the same command refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wsi2ihc
+from wsi2ihc.errors import OutputError, OutputExistsError
+from wsi2ihc.pyramid import PyramidOptions
+from wsi2ihc.translation.options import TranslateOptions
+from wsi2ihc.translation.preview import is_preview_of
+from wsi2ihc.translation.report import is_report_of
+
+KILLED = """
+import os, sys
+import wsi2ihc.storage, wsi2ihc.pyramid.folders, wsi2ihc.bands.assembling
+real, suffix = wsi2ihc.storage._publish, sys.argv[1]
+
+def publish(partial, handle, path, overwrite):
+    if path.name.endswith(suffix):
+        os._exit(9)
+    real(partial, handle, path, overwrite)
+
+def publish_folder(folder, path, overwrite):
+    os._exit(9)
+
+wsi2ihc.storage._publish = publish
+wsi2ihc.bands.assembling.publish_folder = publish_folder
+from wsi2ihc.cli.main import main
+main(sys.argv[2:])
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def command(slide_file: Path, out: Path, *more: str) -> list[str]:
+    chosen = ["--model", "identity", "--tile-size", "256", "--preview", str(out.with_name("preview.png")), "-q"]
+    return ["translate", str(slide_file), str(out), *chosen, *more]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "at"), [("tiff", ".ome.tiff"), ("tiff", ".json"), ("tiff", ".png"), ("zarr", ".ome.zarr")]
+)
+@pytest.mark.parametrize("again", ["", "--resume"])
+def test_the_same_command_succeeds_after_a_kill_while_publishing(
+    slide_file: Path, tmp_path: Path, suffix: str, at: str, again: str
+) -> None:
+    out = tmp_path / f"out.ome.{suffix}"
+    arguments = command(slide_file, out)
+    killed = subprocess.run([sys.executable, "-c", KILLED, at, *arguments], check=False)
+    assert killed.returncode == 9
+    assert not out.exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "wsi2ihc", *arguments, *([again] if again else [])],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path) == [out.name, f"{out.name}.json", "preview.png"]
+
+
+def options(tmp_path: Path) -> TranslateOptions:
+    return TranslateOptions(pyramid=PyramidOptions(tile_px=256), preview=tmp_path / "preview.png")
+
+
+def test_nothing_is_left_when_the_output_cannot_get_its_name(
+    slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wsi2ihc.storage
+
+    real = wsi2ihc.storage._publish
+
+    def publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
+        if path.name == "out.ome.tiff":
+            assert names(tmp_path)[-2:] == ["out.ome.tiff.json", "preview.png"]
+            raise OutputError("the disk is gone")
+        real(partial, handle, path, overwrite)
+
+    monkeypatch.setattr("wsi2ihc.storage._publish", publish)
+    with wsi2ihc.open_slide(slide_file) as slide, pytest.raises(OutputError, match="the disk is gone"):
+        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", options(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preview_that_cannot_be_written_does_not_cost_the_output(
+    slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr("wsi2ihc.translation.finishing.write_preview", full)
+    out = tmp_path / "out.ome.tiff"
+    with (
+        wsi2ihc.open_slide(slide_file) as slide,
+        pytest.raises(OutputError, match=r"preview.*out\.ome\.tiff is complete"),
+    ):
+        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), out, options(tmp_path))
+    assert out.exists()
+
+
+@pytest.mark.parametrize("name", ["out.ome.tiff.json", "preview.png"])
+@pytest.mark.parametrize("content", [b"precious", b"{}", b'{"output_name": "out.ome.tiff"}', b"\x89PNG\r\n\x1a\n"])
+def test_files_of_others_are_not_taken_for_what_a_killed_run_left(
+    slide_file: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with wsi2ihc.open_slide(slide_file) as slide, pytest.raises(OutputExistsError):
+        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", options(tmp_path))
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_reports_and_previews_say_whose_they_are(slide_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ome.tiff"
+    with wsi2ihc.open_slide(slide_file) as slide:
+        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), out, options(tmp_path))
+        quickhash = slide.info.quickhash
+    for is_of, file in ((is_report_of, tmp_path / "out.ome.tiff.json"), (is_preview_of, tmp_path / "preview.png")):
+        assert is_of(file, "out.ome.tiff", quickhash)
+        assert not is_of(file, "other.ome.tiff", quickhash)
+        assert not is_of(file, "out.ome.tiff", "another")
+        assert not is_of(tmp_path / "missing", "out.ome.tiff", quickhash)
