@@ -15,6 +15,7 @@ import dask
 import psutil
 import pytest
 from dask_processes import descendants, is_child, wait_until
+from distributed.utils import get_ip
 from fake_slurm import FakeSlurm
 from make_batch import write_slides
 
@@ -137,8 +138,10 @@ def test_settings_fill_in_what_the_site_does_not_say(tmp_path: Path) -> None:
         "worker_extra_args": ["--resources", "GPU=1", "--lifetime=5h", *LOCAL_HTTP],
         "job_extra_directives": ["--gpus-per-node=a100:1"],
         "job_script_prologue": ["module load cuda", "export PYTHONSAFEPATH=1"],
-        "scheduler_options": {"dashboard_address": ":8787"},
+        "scheduler_options": {"dashboard_address": ":8787", "host": get_ip()},
     }  # fmt: skip
+    bound = job_settings({**own, "interface": "ib0"}, tmp_path, needs_gpu=True)
+    assert bound["scheduler_options"] == {"dashboard_address": ":8787"}
     on_cpus = job_settings({}, tmp_path, needs_gpu=False)
     assert (on_cpus["job_extra_directives"], on_cpus["worker_extra_args"]) == (
         [],

@@ -72,8 +72,8 @@ class SlurmJobs:
         settings = job_settings(site, logs, needs_gpu=needs_gpu)
         if listens_everywhere(site):
             _log.warning(
-                "the scheduler listens on all networks of this machine: set interface in dask-jobqueue's settings, or "
-                "use certificates (docs/cluster.md, Security)"
+                "the scheduler and its workers can be reached by all machines of the network: set interface in "
+                "dask-jobqueue's settings, or use certificates (docs/cluster.md, Security)"
             )
         self._logs = settings["log_directory"]
         try:
@@ -256,6 +256,12 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
         lifetime_s = walltime_s - max(2 * stagger_s, min(300, walltime_s // 10))
         arguments += ["--lifetime", f"{lifetime_s}s", "--lifetime-stagger", f"{stagger_s}s"]
     name = settings.get("name")
+    # workers have to reach the scheduler, but nobody has to reach the dashboard
+    scheduler = {"dashboard_address": "127.0.0.1:0", **(settings.get("scheduler-options") or {})}
+    if listens_everywhere(settings):
+        from distributed.utils import get_ip
+
+        scheduler["host"] = get_ip()  # the address that Dask gives to workers; no other has to be open
     return {
         "cores": settings.get("cores") or _CORES,
         "memory": settings.get("memory") or _MEMORY,
@@ -266,13 +272,12 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
         "job_extra_directives": directives,
         # `python -m`, which starts a worker, would search the folder from which the job was submitted
         "job_script_prologue": [*(settings.get("job-script-prologue") or []), "export PYTHONSAFEPATH=1"],
-        # workers have to reach the scheduler, but nobody has to reach the dashboard
-        "scheduler_options": {"dashboard_address": "127.0.0.1:0", **(settings.get("scheduler-options") or {})},
+        "scheduler_options": scheduler,
     }
 
 
 def listens_everywhere(settings: Mapping[str, Any]) -> bool:
-    """Whether these settings (``jobqueue.slurm``) leave the scheduler open to all who can reach this machine."""
+    """Whether these settings (``jobqueue.slurm``) name no interface, and certificates are not required either."""
     import dask
 
     own = settings.get("scheduler-options") or {}
