@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -55,6 +56,22 @@ def test_jobs_are_submitted_used_and_cancelled(slurm: FakeSlurm, tmp_path: Path)
         assert "tcp://127.0.0.1:" in script
     assert slurm.cancelled() == {"4711", "4712"}
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in slurm.pids()))
+
+
+def test_without_an_interface_the_scheduler_listens_at_one_address(tmp_path: Path) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm", "    interface: null\n")
+    slides, listening = write_slides(tmp_path / "slides", ["a"]), set[str]()
+    with batch(slurm, slides) as client:
+        while client.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                connections = psutil.Process(client.pid).net_connections("inet")
+                listening |= {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
+            time.sleep(0.05)
+        answer, told = client.communicate(timeout=60)
+    assert client.returncode == 0, told
+    assert json.loads(answer)["counts"] == {"done": 1}
+    assert "can be reached by all machines of the network" in told
+    assert listening <= {get_ip(), "127.0.0.1"}
 
 
 def test_an_interrupted_batch_leaves_no_job(slurm: FakeSlurm, tmp_path: Path) -> None:
