@@ -221,3 +221,10 @@ def test_what_comes_again_is_told(tmp_path: Path) -> None:
         lambda _, news: told.append(f"{news.status} {news.error}") if news else None,
     )
     assert told == ["waiting the disk was away", "done "]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files here")
+def test_a_table_that_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "results.csv")
+    with pytest.raises(ManifestError, match="not a regular file"):
+        read_results(tmp_path)

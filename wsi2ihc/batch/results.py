@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from ..errors import ManifestError
 from ..generator.registry import list_models
+from ..inputs import open_regular
 from ..notation import listed
 from ..pyramid import published
 from .manifest import Problem
@@ -34,6 +35,9 @@ _TABLE = re.compile(r"results(-(?P<number>[0-9]+)-of-(?P<shards>[0-9]+))?\.csv")
 _NUMBERS = frozenset({"attempts", "seconds", "mpx", "mpx_per_s", "tissue_share", "seam_z"})
 
 _STATUSES = frozenset({*get_args(Status), INTERRUPTED})
+
+_LARGEST_BYTES = 1 << 30
+"""Size of a table: millions of slides."""
 
 _ALIVE_S = 60.0
 """A running batch writes its table much more often than that."""
@@ -157,7 +161,7 @@ def count_statuses(results: Sequence[Result]) -> Counter[str]:
 
 def _read_table(path: Path) -> list[Result]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path, _LARGEST_BYTES), encoding="utf-8", newline="") as file:
             # columns that an earlier version did not have are empty
             rows = [row for row in csv.DictReader(file) if row["slide"]]
             results = [Result(**{name: row.get(name) or "" for name in COLUMNS}) for row in rows]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..inputs import read_regular
 from ..pyramid import published
 from .manifest import Row
 from .places import shards_folder
@@ -49,6 +50,6 @@ def dealt_otherwise(folder: Path, count: int) -> list[str]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, 1 << 10).decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
