@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 from make_batch import PretendEngine, tasks_of, write_slides
 
+from wsi2ihc.batch import recording
 from wsi2ihc.batch.events import Done, Failed
 from wsi2ihc.batch.manifest import Problem, Row
 from wsi2ihc.batch.options import BatchOptions
@@ -228,3 +230,17 @@ def test_a_table_that_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -
     os.mkfifo(tmp_path / "results.csv")
     with pytest.raises(ManifestError, match="not a regular file"):
         read_results(tmp_path)
+
+
+def test_a_table_that_cannot_be_written_does_not_end_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "results.csv"))
+
+    monkeypatch.setattr(recording, "write_table", refuse)
+    monkeypatch.setattr(recording, "write_page", refuse)
+    writer = recording.ResultsWriter(tmp_path)
+    writer.update(lambda: [row("a")])
+    assert writer.finish([row("a")]) == []
+    assert "results.csv was not written: No space left on device" in caplog.text

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import Wsi2IhcError
+from ..text import printable
 
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,9}://[^\s\"'<>]+", re.IGNORECASE)
 _PATH = re.compile(r"(?<![\w.:/\\-])(?:[A-Za-z]:|~)?(?:[\\/][^\\/\s\"'<>|:;,()]+){2,}[\\/]?")
@@ -71,4 +72,4 @@ def told(error: BaseException, *paths: str | Path) -> str:
         text = without_folders(text, *paths)
     else:
         text = f"unexpected {type(error).__name__}: {anonymous(text, *paths):.200}"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")

@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import OutputBusyError, OutputError, Wsi2IhcError
+from ..errors import OutputBusyError, Wsi2IhcError
 from .page import PAGE_NAME, write_page
+from .privacy import told
 from .results import Result, read_results, table_name, write_table
 
 TABLE_EVERY_S, PAGE_EVERY_S = 5.0, 60.0
 """Between two writings: with thousands of slides each takes a while."""
 
 PATIENCE_S = 20.0
+
+_NOT_NOW = (Wsi2IhcError, OSError, ValueError)
+"""Why a table or page cannot be written, such as a full disk; none of it is a reason to end a batch."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +49,11 @@ class ResultsWriter:
         if now - self._table_at >= TABLE_EVERY_S:
             # soon again after the first time, when all slides wait
             self._table_at = now if self._table_at > -math.inf else now - TABLE_EVERY_S + 1
-            with contextlib.suppress(OutputError):
+            with contextlib.suppress(*_NOT_NOW):
                 write_table(self._path, results())
         if now - self._page_at >= PAGE_EVERY_S:
             self._page_at = now
-            with contextlib.suppress(Wsi2IhcError):
+            with contextlib.suppress(*_NOT_NOW):
                 write_page(self._folder, *read_results(self._folder))
 
     def finish(self, results: Sequence[Result]) -> list[str]:
@@ -67,9 +71,9 @@ def _patiently(write: Callable[[], None], path: Path) -> bool:
     while True:
         try:
             write()
-        except Wsi2IhcError as error:
+        except _NOT_NOW as error:
             if not isinstance(error, OutputBusyError) or time.monotonic() > until:
-                _log.warning("%s was not written: %s", path.name, error)
+                _log.warning("%s was not written: %s", path.name, told(error, path))
                 return False
             time.sleep(0.1)
         else:
