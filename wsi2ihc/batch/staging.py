@@ -54,7 +54,7 @@ def _copied(slide: str) -> Iterator[str | Path]:
         If the cache is full, or cannot be written.
     """
     cache, source = os.environ.get(CACHE_VARIABLE), Path(slide)
-    if not cache or "://" in slide or source.suffix.lower() in _IN_SEVERAL_FILES:
+    if not cache or "://" in slide or source.is_dir() or source.suffix.lower() in _IN_SEVERAL_FILES:
         yield slide
         return
     with tempfile.TemporaryDirectory(prefix=_prefix(os.getpid()), dir=cache, ignore_cleanup_errors=True) as folder:
