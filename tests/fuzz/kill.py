@@ -261,6 +261,16 @@ def write_slides(folder: Path, count: int, side: int) -> None:
         write_slide(folder / f"{number}.tif", halves(synthetic_tissue(side, side, seed=number), 3))
 
 
+def weights(folder: Path) -> None:
+    """A training checkpoint of the usual size, with random weights."""
+    import torch
+
+    from wsi2ihc.generator.networks import ResnetGenerator
+
+    torch.manual_seed(0)
+    torch.save({"netG": ResnetGenerator(9, 64).state_dict(), "epoch": 200}, folder / "net.pth")
+
+
 _THERE = "already there"
 
 _QUICK = ("--model", "counterstain", "--device", "cpu")
@@ -286,6 +296,9 @@ SCENARIOS: dict[str, Scenario] = {
         lambda inputs: ["batch", inputs / "slides", OUT, "--model", "identity", "--device", "cpu"],
         volatile=r"(^|/)logs(/|$)",
         contents=r"^summary\.html$",
+    ),
+    "import": Scenario(
+        weights, lambda inputs: ["models", "import", inputs / "net.pth", f"{OUT}/net.safetensors", "--mpp", "0.5"]
     ),
 }  # fmt: skip
 """What can be killed, by the name on the command line."""

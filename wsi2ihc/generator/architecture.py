@@ -59,7 +59,7 @@ def _refuse_relatives(shapes: Shapes, source: str) -> None:
     elif any(name.endswith(".filt") for name in shapes):
         kind = "a ResNet with anti-aliasing filters (CUT, ASP; trained without --no_antialias)"
     elif any(".block." in name for name in shapes):
-        kind = "a ResNet of PyTorch-GAN, which doubles by nearest neighbours"
+        kind = "a ResNet of PyTorch-GAN, which doubles by nearest neighbors"
     elif blocks:
         layers = sorted(
             int(match[1]) for name in shapes if (match := _LAYER.fullmatch(name)) and len(shapes[name]) == 4

@@ -124,7 +124,7 @@ def _load(source: Path) -> object:
 
 
 def _candidates(loaded: object, source: str) -> list[_Candidate]:
-    """All generators in a file, in its order."""
+    """All generators in a file, in the order of the file."""
     if not isinstance(loaded, Mapping):
         raise ModelError(f"{source} holds a {type(loaded).__name__} instead of a generator's state dict")
     found: dict[str, _Candidate] = {}
@@ -174,7 +174,7 @@ def _mappings(loaded: Mapping[object, object]) -> Iterator[tuple[tuple[str, ...]
 
 
 def _tensors(values: Mapping[object, object]) -> State:
-    """The tensors among ``values``, but for the counters of batch norms, which old files lack."""
+    """The tensors among ``values``, without the counters of batch norms, which old files lack."""
     return {
         name: value
         for name, value in values.items()

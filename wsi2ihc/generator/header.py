@@ -113,8 +113,8 @@ def spec_of(file: Any, path: Path) -> GeneratorSpec:
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT or "spec" not in metadata:
         raise ModelError(
-            f"{path.name} does not say which generator it holds; if its weights are of a pix2pix generator, "
-            "convert the original .pth file with 'wsi2ihc models import'"
+            f"{path.name} does not say which generator it holds; if its weights are those of a pix2pix generator, "
+            f"convert it with 'wsi2ihc models import {path.name} NEW{SUFFIX} --mpp MPP'"
         )
     version = str(metadata.get("version", ""))
     if version != str(VERSION):

@@ -37,7 +37,7 @@ def check_response(module: nn.Module, name: str) -> None:
     Raises
     ------
     ModelError
-        If a layer's answer is not finite, naming the layer.
+        If a layer's output is not finite, naming the layer.
     """
     side = max(_SIDE_PX, dependency(module).lattice_px)
     pixels = torch.from_numpy(_synthetic_tissue(side))[None]
@@ -64,7 +64,7 @@ def _finite(layer: str, name: str) -> Callable[[nn.Module, object, Tensor], None
     def check(_: nn.Module, __: object, answer: Tensor) -> None:
         if not bool(torch.isfinite(answer).all()):
             raise ModelError(
-                f"the model {name} overflows on an ordinary image: the answer of its layer {layer} is not finite; "
+                f"the model {name} overflows on an ordinary image: the output of its layer {layer} is not finite; "
                 "its weights are damaged, or its training has failed"
             )
 

@@ -50,7 +50,7 @@ _ALLOWED = {
 
 
 _SAFE_TORCH = "2.10"
-"""Before it, files could run code (CVE-2025-32434) or corrupt memory (CVE-2026-24747) in spite of weights_only."""
+"""Before this version, files could run code (CVE-2025-32434) or corrupt memory (CVE-2026-24747) in spite of weights_only."""
 
 
 class _Ignored:
@@ -72,7 +72,7 @@ _IGNORED = {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for 
 
 
 def check_torch_version() -> None:
-    """Refuse to load files of strangers with a torch that has known holes.
+    """Refuse to load foreign files with a torch that has known vulnerabilities.
 
     Raises
     ------
