@@ -48,7 +48,7 @@ OUT, TEMPORARY = "out", "tmp"
 
 VOLATILE_KEYS = frozenset({
     "created", "seconds", "mpx_per_s", "generator_s", "run_s", "attempts", "status", "changed_at",
-    "size_mtime", "mtime_ns", "inode",
+    "size_mtime", "mtime_ns", "inode", "model_sha256",
 })  # fmt: skip
 """Keys of JSON files and columns of CSV files that may differ between two good runs."""
 
@@ -62,6 +62,7 @@ class Scenario:
     volatile:  pattern of paths, relative to `OUT`, that may be missing or differ, such as logs
     contents:  patterns of paths whose content may differ, but which must be there
     finished:  text of the message with which the command may refuse when the killed run had finished all its work
+    resumes:   a path relative to `OUT`, and the option that the command needs where it is there
     program:   what to run; by default the console script of this environment
     """
 
@@ -70,6 +71,7 @@ class Scenario:
     volatile: str = r"$^"
     contents: str = r"$^"
     finished: str = ""
+    resumes: tuple[str, str] | None = None
     program: tuple[str, ...] = field(default=(str(Path(sys.executable).with_name("wsi2ihc")),))
 
 
@@ -134,7 +136,7 @@ def run(scenario: Scenario, inputs: Path, folder: Path, timeout_s: float) -> sub
     """Run the command to its end; a timeout counts as exit code 124."""
     try:
         return subprocess.run(
-            arguments(scenario, inputs), cwd=folder, env=environment(folder), capture_output=True, text=True,
+            arguments(scenario, inputs, folder), cwd=folder, env=environment(folder), capture_output=True, text=True,
             errors="replace", timeout=timeout_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -144,7 +146,7 @@ def run(scenario: Scenario, inputs: Path, folder: Path, timeout_s: float) -> sub
 def kill_once(scenario: Scenario, inputs: Path, folder: Path, delay_s: float) -> bool:
     """Start the command and kill it after a delay; False if it had ended before."""
     process = subprocess.Popen(
-        arguments(scenario, inputs), cwd=folder, env=environment(folder), start_new_session=True,
+        arguments(scenario, inputs, folder), cwd=folder, env=environment(folder), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -155,9 +157,11 @@ def kill_once(scenario: Scenario, inputs: Path, folder: Path, delay_s: float) ->
     return process.returncode == -signal.SIGKILL
 
 
-def arguments(scenario: Scenario, inputs: Path) -> list[str]:
-    """The command line of a scenario."""
-    return [*scenario.program, *map(str, scenario.command(inputs))]
+def arguments(scenario: Scenario, inputs: Path, folder: Path) -> list[str]:
+    """The command line of a scenario in the folder of a run."""
+    there, option = scenario.resumes or ("", "")
+    more = [option] if there and (folder / OUT / there).exists() else []
+    return [*scenario.program, *map(str, scenario.command(inputs)), *more]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -219,6 +223,11 @@ def digest_of(path: Path) -> str:
         elif path.suffix == ".csv":
             rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
             content = json.dumps([steady(row) for row in rows], sort_keys=True).encode()
+        elif path.suffix == ".safetensors":
+            size = 8 + int.from_bytes(content[:8], "little")
+            header = json.loads(content[8:size])
+            spec = json.loads(header.pop("__metadata__")["spec"])
+            content = json.dumps([header, steady(spec)], sort_keys=True).encode() + content[size:]
     return hashlib.sha256(content).hexdigest()
 
 
@@ -271,6 +280,23 @@ def weights(folder: Path) -> None:
     torch.save({"netG": ResnetGenerator(9, 64).state_dict(), "epoch": 200}, folder / "net.pth")
 
 
+def slides_of_both_stains(folder: Path) -> None:
+    """A manifest of three pairs of slides for `pairs`."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training" / "pairing"))
+    from make_slide_pairs import row, write_manifest, write_pairs
+
+    write_pairs(folder, 3)
+    write_manifest(folder / "manifest.csv", [row(number) for number in range(3)])
+
+
+def paired_patches(folder: Path) -> None:
+    """A data set for `train`."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+    from tiny_runs import tiny_pairs
+
+    tiny_pairs(folder / "patches")
+
+
 _THERE = "already there"
 
 _QUICK = ("--model", "counterstain", "--device", "cpu")
@@ -299,6 +325,20 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "import": Scenario(
         weights, lambda inputs: ["models", "import", inputs / "net.pth", f"{OUT}/net.safetensors", "--mpp", "0.5"]
+    ),
+    "pairs": Scenario(
+        slides_of_both_stains,
+        lambda inputs: ["pairs", inputs / "manifest.csv", f"{OUT}/data", "--patch-size", "128", "--mpp", "1",
+                        "--validation", "0.3", "--test", "0.3", "--workers", "2"],
+    ),
+    "train": Scenario(
+        paired_patches,
+        lambda inputs: ["train", inputs / "patches", "--out", f"{OUT}/run", "--ngf", "4", "--ndf", "4", "--depth", "1",
+                        "--crop-size", "32", "--batch-size", "2", "--epochs", "6", "--checkpoint-every", "2",
+                        "--log-every", "2", "--pictures", "1", "--workers", "1", "--precision", "fp32",
+                        "--device", "cpu", "--no-tensorboard", "--mpp", "0.5", "--stain", "HER2"],
+        contents=r"^run/(checkpoints/.*|curves\.png)$",
+        resumes=("run/checkpoints/last.pt", "--resume"),
     ),
 }  # fmt: skip
 """What can be killed, by the name on the command line."""
