@@ -290,5 +290,5 @@ def _memory(pixels: RGBImage, mpp: float) -> MemorySlide:
 
 
 def _image(path: Path) -> RGBImage:
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG", "JPEG"]) as image:
         return np.asarray(image.convert("RGB"))

@@ -125,7 +125,7 @@ def place_of(region: str) -> tuple[int, ...]:
 
 
 def is_stretched(pair: Path) -> bool:
-    with Image.open(pair) as image:
+    with Image.open(pair, formats=["PNG", "JPEG"]) as image:
         pixels = np.asarray(image.convert("RGB"))
     reference = np.ascontiguousarray(pixels[:, pixels.shape[1] // 2 :])
     return float(np.percentile(dab_density(reference), 5)) > STRETCHED_FROM

@@ -13,6 +13,8 @@ from wsi2ihc.errors import DatasetError
 from wsi2ihc.generator.spec import GeneratorSpec
 
 from .data import Pair, PairedData, PatchSizes, assign_groups, assign_roles, check_images, find_pairs
+from .data.layouts import is_lettered
+from .data.orientation import exchanged
 from .data.patches import steps_per_epoch
 from .data_facts import facts_of, splits_by_patch
 from .options import TrainOptions
@@ -60,7 +62,7 @@ def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
     ------
     DatasetError
         If the data cannot be used: pairs without a partner, images of a wrong kind or size, no groups to split by, a
-        batch larger than the data.
+        batch larger than the data, A and B that look as if they were exchanged.
     """
     found = find_pairs(folder, order=options.order)
     if not options.overfit:
@@ -79,14 +81,26 @@ def prepare(folder: Path, options: TrainOptions) -> TrainingJob:
         )
     checked = train if options.overfit else train + validation
     sizes = check_images(checked, crop_px=options.crop_size)
+    doubt = _orientation_doubt(data)
     steps = steps_per_epoch(train, options.batch_size)
     if options.validation_patches:
         validation = _sample(validation, options.validation_patches, options.seed)
     spec = options.spec(mpp=facts.mpp, stain=facts.stain, licence=facts.licence, about=options.about)
-    notes = (_OVERFITTED, *facts.notes) if options.overfit else facts.notes
+    notes = (*([_OVERFITTED] if options.overfit else []), *doubt, *facts.notes)
     for note in notes:
         _log.warning(note)
     return TrainingJob(options, data, facts.name, train, validation, sizes, spec, steps, notes)
+
+
+def _orientation_doubt(data: PairedData) -> tuple[str, ...]:
+    """A note where both stains look exchanged; letters in names are no reason to believe otherwise."""
+    if not (clause := exchanged(data.pairs)):
+        return ()
+    if is_lettered(data):
+        raise DatasetError(
+            f"{data.folder}: {clause}; give the other --order, or call the folders HE and IHC if it is right"
+        )
+    return (f"{clause}: exchange them, or give the other --order for side-by-side images",)
 
 
 def _split_data(found: PairedData, options: TrainOptions) -> PairedData:

@@ -86,7 +86,7 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
     except OSError as error:
         where = str(error.filename or folder)
         raise DatasetError(f"{where:.300} cannot be read ({error.strerror or error!s:.80})") from error
-    if order != "AB" and not any(pair.half for pair in data.pairs) and _LETTERED not in data.layout:
+    if order != "AB" and not any(pair.half for pair in data.pairs) and not is_lettered(data):
         raise OptionError(f"an order {order} is for side-by-side images; {folder} has {data.layout}")
     if same := linked_files((pair.he, pair.ihc) for pair in data.pairs if not pair.half):
         raise DatasetError(f"{same[0]} and {same[1]} are one file, but given as H&E and as IHC; name the IHC's folder")
@@ -160,6 +160,11 @@ class _Kinds:
 
 
 _LETTERED = "the H&E in"
+
+
+def is_lettered(data: PairedData) -> bool:
+    """Whether A and B in names of folders say which stain is which."""
+    return _LETTERED in data.layout
 
 
 def _kinds_first(folder: Path, kinds: _Kinds) -> PairedData:
