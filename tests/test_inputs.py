@@ -15,6 +15,7 @@ from make_slides import write_slide
 from wsi2ihc.bands.marker import read_marker
 from wsi2ihc.batch.connecting import address_of
 from wsi2ihc.batch.manifest import read_rows
+from wsi2ihc.batch.results import read_results
 from wsi2ihc.errors import Wsi2IhcError
 from wsi2ihc.generator.foreign import import_checkpoint
 from wsi2ihc.generator.registry import describe_generator, load_generator
@@ -27,6 +28,7 @@ from wsi2ihc.training.data import PairedData
 from wsi2ihc.training.data.files import read_lines
 from wsi2ihc.training.data.image_file import read_image
 from wsi2ihc.training.data.table import with_statement
+from wsi2ihc.training.history import read_steps
 from wsi2ihc.training.options import read_config
 from wsi2ihc.translation.options import TranslateOptions
 
@@ -93,6 +95,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "landmarks.csv": lambda path: read_landmarks(path, (0.5, 0.5)),
     "scheduler.json": lambda path: address_of(str(path)),
     "config.toml": read_config,
+    "results.csv": lambda path: read_results(path.parent),
+    "steps.csv": lambda path: read_steps(path.parent),
     "model.safetensors": load_generator,
     "described.safetensors": describe_generator,
     "weights.pth": lambda path: import_checkpoint(path, mpp=0.5, stain=""),

@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.errors import TrainingError
+from wsi2ihc.inputs import read_regular
 
 from .files import write_whole
 from .history import NOT_LOSSES, STEP_KEYS, VALIDATION_KEYS, Columns, read_steps, read_validation
 from .metrics import FIGURES
+from .options import LARGEST_CONFIG_BYTES
 from .reporting.drawing import default_settings
 
 if TYPE_CHECKING:
@@ -158,7 +160,9 @@ def _distinct_names(folders: Sequence[Path]) -> list[str]:
 
 def _recipe(folder: Path) -> str:
     try:
-        recipe = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")).get("recipe", "")
+        recipe = tomllib.loads(read_regular(folder / "config.toml", LARGEST_CONFIG_BYTES).decode("utf-8")).get(
+            "recipe", ""
+        )
     except (OSError, ValueError, RecursionError):  # curves can be drawn without
         return ""
     return recipe if isinstance(recipe, str) else ""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import OutputError, TrainingError
+from wsi2ihc.inputs import read_regular
 
 from .events import open_events
 from .files import GrowingFile, make_folder, write_whole
@@ -33,6 +34,9 @@ VALIDATION_KEYS = ("epoch", "step")
 
 NOT_LOSSES = frozenset({"learning_rate", "images_per_s", "seconds"})
 """Columns of the steps that tell how training goes, not what it minimises."""
+
+_LARGEST_TABLE_BYTES = 1 << 30
+"""Ten million steps take some 800 MB."""
 
 Columns = dict[str, npt.NDArray[np.float64]]
 
@@ -191,7 +195,7 @@ def _columns(path: Path, keys: tuple[str, str]) -> Columns:
 def _lines(path: Path, keys: tuple[str, str]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Header and cells of a table, without a last line that is not whole."""
     try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        text = read_regular(path, _LARGEST_TABLE_BYTES).decode("utf-8", errors="replace")
     except FileNotFoundError:
         raise TrainingError(f"{path} is missing: {path.parent} is not the folder of a training run") from None
     except OSError as error:
