@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import BatchError, ManifestError
 from ..inputs import open_regular
 from ..notation import listed
+from ..slide import dicom_slides, is_zarr
 from ..translation.options import TranslateOptions
 from .cells import option_cells
 from .places import marker_path
@@ -23,7 +24,7 @@ from .privacy import base_name, told
 SLIDE_SUFFIXES = frozenset({
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi",
 })  # fmt: skip
-"""Of files that are taken for slides in a folder. A DICOM slide is many files: a CSV has to name one of them."""
+"""Of files that are taken for slides in a folder, beside DICOM slides and OME-Zarrs (see `_files`)."""
 
 OUTPUT_SUFFIX = ".ome.tiff"
 
@@ -155,7 +156,7 @@ def _readable(name: str) -> str:
 def output_name(slide: str) -> str:
     """The name of a slide's output: its own without its suffix, and `OUTPUT_SUFFIX`."""
     stem = slide
-    for suffix in (".ome.tiff", ".ome.tif", *sorted(SLIDE_SUFFIXES)):
+    for suffix in (".ome.tiff", ".ome.tif", ".ome.zarr", ".zarr", ".dcm", *sorted(SLIDE_SUFFIXES)):
         if slide.lower().endswith(suffix) and len(slide) > len(suffix):
             stem = slide[: -len(suffix)]
             break
@@ -163,25 +164,46 @@ def output_name(slide: str) -> str:
 
 
 def _files(source: str, recursive: bool) -> list[Path]:
+    """The slides in a folder or of a pattern: files, OME-Zarrs, and DICOM slides, each named by one of its files.
+
+    A folder in the folder that holds DICOM files is named itself: it is one slide, or opening it says that it is not.
+    """
     folder = Path(source)
-    if folder.is_dir():
-        every = _below(folder) if recursive else folder.iterdir()
-        found = sorted(file for file in every if _is_slide(file) and not marker_path(file).exists())
+    if folder.is_dir() and not is_zarr(folder):
+        every = list(_below(folder) if recursive else folder.iterdir())
+        found = [file for file in every if _is_slide(file) or (not recursive and _holds_dicom(file))]
+        found += dicom_slides(file for file in every if _is_dicom(file))
+        found = sorted(file for file in found if not marker_path(file).exists())
         if not found:
-            raise ManifestError(f"{folder} holds no slide (names that end in {', '.join(sorted(SLIDE_SUFFIXES))})")
+            endings = ", ".join(sorted(SLIDE_SUFFIXES))
+            raise ManifestError(f"{folder} holds no slide (DICOM, OME-Zarr, or names that end in {endings})")
         return found
     found = sorted(Path(name) for name in glob.glob(source, recursive=True))  # noqa: PTH207 (any pattern, also absolute)
-    found = [file for file in found if file.is_symlink() or _is_file(file)]
+    found = [file for file in found if file.is_symlink() or _is_file(file) or is_zarr(file) or _holds_dicom(file)]
     if not found:
         raise ManifestError(f"{source} is no CSV, no folder, and no file matches it")
-    return found
+    dicom = [file for file in found if _is_dicom(file)]
+    return sorted([*(file for file in found if file not in dicom), *(dicom_slides(dicom) or dicom)])
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and of the folders in it, but for hidden folders; links to folders are not followed."""
+    """All files and OME-Zarrs of a folder and of the folders in it, but for hidden folders; links are not followed."""
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names)
+        zarrs = [name for name in folders if is_zarr(Path(place, name))]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in zarrs]
+        yield from (Path(place, name) for name in (*names, *zarrs))
+
+
+def _is_dicom(file: Path) -> bool:
+    return file.suffix.lower() == ".dcm" and not file.name.startswith(".") and _is_file(file)
+
+
+def _holds_dicom(path: Path) -> bool:
+    """Whether it is a folder with DICOM files."""
+    try:
+        return path.is_dir() and not path.name.startswith(".") and any(map(_is_dicom, path.iterdir()))
+    except OSError:
+        return False
 
 
 def _is_file(file: Path) -> bool:
@@ -192,6 +214,8 @@ def _is_file(file: Path) -> bool:
 
 
 def _is_slide(file: Path) -> bool:
+    if file.name.lower().endswith(".zarr") and not file.name.startswith("."):
+        return is_zarr(file)
     if file.suffix.lower() not in SLIDE_SUFFIXES or file.name.startswith("."):
         return False
     return _is_file(file) or (file.is_symlink() and not file.exists())  # such a link is reported later

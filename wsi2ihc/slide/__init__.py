@@ -2,8 +2,9 @@
 
 from .agreement import agreeing_levels
 from .colour import srgb_profile, to_srgb_transform
+from .dicom_folder import dicom_files, dicom_slides
 from .grid import WorkingGrid, overview_grid, working_grid
-from .opening import open_slide
+from .opening import is_zarr, open_slide
 from .protocol import ImageEntry, Level, Slide, SlideInfo, is_same_slide
 from .regions import read_overview, read_region
 from .resolution import known_mpp
@@ -15,7 +16,10 @@ __all__ = [
     "SlideInfo",
     "WorkingGrid",
     "agreeing_levels",
+    "dicom_files",
+    "dicom_slides",
     "is_same_slide",
+    "is_zarr",
     "known_mpp",
     "open_slide",
     "overview_grid",

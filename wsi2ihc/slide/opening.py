@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..errors import OptionError, SlideNotFoundError, UnreadableSlideError
+from .dicom_folder import dicom_files, dicom_slides
 from .image_choice import Choice
 from .protocol import Slide
 from .resolution import Stated, checked_mpp
@@ -35,7 +36,7 @@ def open_slide(
     Parameters
     ----------
     path
-        A file, the folder of an OME-Zarr, or a URL that fsspec understands (``https://…``, ``s3://…``).
+        A file, the folder of an OME-Zarr or of one DICOM slide, or a URL that fsspec understands (``https://…``, ``s3://…``).
     mpp
         The slide's resolution, µm per level-0 px, or a pair of them along (x, y). Replaces what the slide says.
     mpp_option
@@ -65,8 +66,10 @@ def open_slide(
             return _open_zarr(address, stated, choice)
         return as_shown(_open_with_tiffslide(address, stated, choice))
     file = Path(address)
-    if file.is_dir() and is_zarr(file):
-        return _open_zarr(file, stated, choice)
+    if _is_folder(file):
+        if is_zarr(file):
+            return _open_zarr(file, stated, choice)
+        file = _file_of_folder(file)
     _check_file(file)
     check_tags_of(file)
     return as_shown(_open_file(file, stated, choice))
@@ -161,6 +164,41 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
 
 
+def _is_folder(file: Path) -> bool:
+    try:
+        return file.is_dir()
+    except (OSError, ValueError):  # not a path that can exist; opening it says why
+        return False
+
+
+def _file_of_folder(folder: Path) -> Path:
+    """A file of the one DICOM slide in a folder.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If there is none, or more than one.
+    """
+    name = folder.absolute().name
+    try:
+        slides = dicom_slides(dicom_files(folder))
+    except OSError as error:
+        raise UnreadableSlideError(
+            f"{name}: the folder cannot be read ({error.strerror}); check the permissions"
+        ) from error
+    if len(slides) == 1:
+        return slides[0]
+    if slides:
+        names = ", ".join(file.name for file in slides[:6]) + (", …" if len(slides) > 6 else "")
+        raise UnreadableSlideError(
+            f"{name}: this folder holds {len(slides)} DICOM slides; name a file of one of them ({names})"
+        )
+    raise UnreadableSlideError(
+        f"{name}: this is a folder, and not that of a DICOM slide or an OME-Zarr; name the slide file in it (of a "
+        "MIRAX slide the .mrxs file)"
+    )
+
+
 def _is_zarr_address(address: str) -> bool:
     return urlsplit(address).path.rstrip("/").lower().endswith(".zarr")
 
@@ -183,10 +221,7 @@ def _check_file(file: Path) -> None:
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise UnreadableSlideError(
-                f"{file.name or file}: this is a folder; name the slide file in it "
-                "(of a DICOM slide any one of its files, of a MIRAX slide the .mrxs file)"
-            )
+            raise UnreadableSlideError(f"{file.name}: this is a folder; name the slide file in it")
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableSlideError(f"{file.name}: this is no regular file; name a slide file")
         if status.st_size == 0:
