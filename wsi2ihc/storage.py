@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -22,6 +23,12 @@ from .locks import try_lock
 
 SUFFIXES = (".ome.tiff", ".ome.tif")
 """What the name of a pyramid has to end in: readers tell OME-TIFF from other TIFF by it."""
+
+LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 4000
+"""Of common file systems; paths less what is put into folders beside the output."""
+
+HIDDEN_BYTES = 32
+"""How much longer than a name the hidden names beside it are at most."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)
@@ -46,9 +53,10 @@ def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES
     OutputExistsError
         If there is a file and it may not be replaced.
     OutputError
-        If the suffix is unknown, the folder is missing or not writable, or the name belongs to something that is not
-        a regular file.
+        If the name cannot be used or its suffix is unknown, the folder is missing or not writable, or the name
+        belongs to something that is not a regular file.
     """
+    check_name(path)
     if suffixes and not path.name.lower().endswith(tuple(suffixes)):
         raise OutputError(f"output {path.name} has an unknown suffix: end its name in {' or '.join(suffixes)}")
     check_folder(path.parent)
@@ -60,6 +68,37 @@ def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES
         if not overwrite:
             raise exists(path)
     check_writable(path.parent)
+
+
+def check_name(path: Path) -> None:
+    """Refuse an output's name that is empty, too long for its folder, or no text.
+
+    Raises
+    ------
+    OutputError
+        If it is.
+    """
+    if path.name in ("", ".", "..") or "\0" in str(path):
+        raise OutputError(f"output {str(path)!r} names no file: give it a name")
+    try:
+        length = len(path.name.encode())
+    except UnicodeEncodeError:
+        raise OutputError(f"output {path.name!r} is not a valid UTF-8 name: choose another name") from None
+    longest = _longest_name(path.parent)
+    if length > longest:
+        raise OutputError(
+            f"output {path.name[:40]}… has a name of {length} bytes and may have {longest}: choose a shorter one"
+        )
+    if len(os.fsencode(path.absolute())) > LONGEST_PATH_BYTES:
+        raise OutputError(f"output {path.name}: its path has more than {LONGEST_PATH_BYTES} bytes: write elsewhere")
+
+
+def _longest_name(folder: Path) -> int:
+    """How many bytes a name in a folder may have."""
+    try:
+        return min(os.pathconf(folder, "PC_NAME_MAX"), LONGEST_NAME_BYTES)
+    except (AttributeError, OSError, ValueError):  # Windows; a folder that is not there
+        return LONGEST_NAME_BYTES
 
 
 def check_folder(folder: Path) -> None:
@@ -122,12 +161,22 @@ def _create(partial: Path, path: Path) -> int:
 
 def hidden_path(path: Path, suffix: str) -> Path:
     """A new name beside a path, for what is not that yet or is it no more."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{suffix}")
+    return path.with_name(f"{hidden_stem(path)}.{secrets.token_hex(4)}.{suffix}")
+
+
+def hidden_stem(path: Path) -> str:
+    """What the hidden names beside a path begin with: a dot and its name, or a hash of it where that would be too long.
+
+    The name may be as long as the file system allows, and the hidden ones are longer.
+    """
+    if len(os.fsencode(path.name)) <= _longest_name(path.parent) - HIDDEN_BYTES:
+        return f".{path.name}"
+    return f".wsi2ihc-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]}"
 
 
 def leftovers(path: Path, suffix: str) -> list[Path]:
     """What lies beside a path under such names, in use or left behind."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.{suffix}")
+    pattern = re.compile(rf"{re.escape(hidden_stem(path))}\.[0-9a-f]{{8}}\.{suffix}")
     return [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
 
 

@@ -13,7 +13,7 @@ from ..errors import OutputBusyError, OutputError
 from ..locks import locked, unused
 from ..progress import Progress, ProgressCallback
 from ..pyramid.folders import remove_replaced, remove_tree
-from ..storage import hidden_path, leftovers
+from ..storage import hidden_path, hidden_stem, leftovers
 
 IMAGE, DONE, LOCKS, IN_USE, PUBLISHED = "image.ome.zarr", "done", "locks", "in-use", "published.json"
 """In a store: the image, a marker for each finished band, locks, the file that is locked as long as somebody uses the
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 def store_path(output: Path) -> Path:
     """Where the store of an output lies that processes share."""
-    return output.with_name(f".{_visible(output).name}")
+    return output.with_name(hidden_stem(_visible(output)))
 
 
 def hidden_store_path(output: Path) -> Path:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from ..errors import OutputError
-from ..storage import check_folder, check_writable, exists, hidden_path, leftovers, sync_folder
+from ..storage import check_folder, check_name, check_writable, exists, hidden_path, leftovers, sync_folder
 
 ZARR_SUFFIX = ".ome.zarr"
 """What the name of an OME-Zarr ends in."""
@@ -37,6 +37,7 @@ def check_folder_output(path: Path, overwrite: bool) -> None:
     OutputError
         If its own folder is missing or not writable, or the name belongs to something else.
     """
+    check_name(path)
     check_folder(path.parent)
     if os.path.lexists(path):
         if path.is_symlink() or not any((path / name).is_file() for name in _METADATA):

@@ -33,6 +33,7 @@ from ..pyramid import (
 )
 from ..pyramid.folders import sync_file
 from ..slide import Slide, agreeing_levels
+from ..storage import check_name
 from .assembling import assemble_tiles
 from .background import background_fill
 from .blending import blend_overlaps, cut_cores
@@ -134,6 +135,7 @@ def check_outputs(
     OutputError
         If a folder is missing or not writable, a suffix is unknown, or a file is there and may not be replaced.
     """
+    check_name(path)
     outputs = [path, report_path(path)]
     if is_zarr(path):
         check_folder_output(path, options.overwrite)
