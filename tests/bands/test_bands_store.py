@@ -514,20 +514,36 @@ def test_black_is_not_missing(options: TranslateOptions, tmp_path: Path) -> None
         assert missing_bands(store) == [0, 1, 2, 3]
 
 
-def test_without_locks_nobody_removes_what_may_be_in_use(
-    slide: Slide,
-    options: TranslateOptions,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+@pytest.fixture
+def _no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
+
+
+@pytest.mark.usefixtures("_no_locks")
+@pytest.mark.parametrize("suffix", ["tiff", "zarr"])
+def test_without_locks_no_store_is_shared(slide: Slide, options: TranslateOptions, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out.ome.{suffix}"
+    with pytest.raises(OutputError, match=r"has no locks.*without --resume"):
+        wsi2ihc.translate(slide, IDENTITY, out, options)
+    assert not list(tmp_path.iterdir())
+    wsi2ihc.translate(slide, IDENTITY, out, replace(options, resume=False))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, f"{out.name}.json"]
+
+
+def test_without_locks_nobody_removes_what_may_be_in_use(
+    slide: Slide,
+    options: TranslateOptions,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     in_one_pass, out = replace(options, resume=False), tmp_path / "out.ome.tiff"
     with open_store(slide, IDENTITY, out, options) as shared:
         translate_band(shared, 0)
+        request.getfixturevalue("_no_locks")
         wsi2ihc.translate(slide, IDENTITY, out, in_one_pass)
         assert missing_bands(shared) == [1, 2, 3]
         assert shared.folder.is_dir()
@@ -535,9 +551,6 @@ def test_without_locks_nobody_removes_what_may_be_in_use(
         wsi2ihc.translate(slide, IDENTITY, tmp_path / "out.ome.zarr", in_one_pass)
         assert own.folder.is_dir()
     assert "cannot tell whether a run uses it" in caplog.text
-    with pytest.raises(OutputError, match="cannot tell"):
-        wsi2ihc.translate(slide, IDENTITY, out, replace(options, core_px=128, overwrite=True))
-    assert store_path(out).is_dir()
 
 
 def test_a_store_of_ones_own_that_is_gone_is_an_error(

@@ -73,7 +73,8 @@ def open_store(
     Raises
     ------
     OutputError
-        If the output cannot be written, if another run is writing it, or if the store that is there is that of another
+        If the output cannot be written, if another run is writing it, if the file system cannot keep processes apart
+        that share a store, or if the store that is there is that of another
         translation (unless it may be begun anew, with ``options.overwrite``).
     Wsi2IhcError
         As `prepare` does.
@@ -83,7 +84,12 @@ def open_store(
     _check_outputs(slide, path, options)
     with ExitStack() as stack:
         job, folder = None, store_path(path)
-        with alone(path, progress, wait=options.resume):
+        with alone(path, progress, wait=options.resume) as is_alone:
+            if options.resume and not is_alone:
+                raise OutputError(
+                    f"{path.parent}: this file system has no locks, so two runs could do the same part of {path.name} "
+                    "at once; translate without --resume, or write elsewhere"
+                )
             _check_outputs(slide, path, options)  # something may have come while others were waited for
             with disk_errors(folder):
                 remove_replaced(path)

@@ -38,8 +38,13 @@ def hidden_store_path(output: Path) -> Path:
 
 
 @contextmanager
-def alone(output: Path, progress: ProgressCallback, *, wait: bool) -> Iterator[None]:
+def alone(output: Path, progress: ProgressCallback, *, wait: bool) -> Iterator[bool]:
     """Be the only one who opens, makes or removes a store of this output, while the body runs.
+
+    Yields
+    ------
+    bool
+        Whether that is so; False on file systems without locks, where nobody can tell.
 
     Raises
     ------
@@ -49,14 +54,14 @@ def alone(output: Path, progress: ProgressCallback, *, wait: bool) -> Iterator[N
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(locked(output.parent, _busy(output), f"{store_path(output).name}.lock"))
+                is_alone = stack.enter_context(locked(output.parent, _busy(output), f"{store_path(output).name}.lock"))
                 break
             except OutputBusyError:
                 if not wait:
                     raise
             progress(Progress("waiting for another process"))
             time.sleep(PAUSE_S)
-        yield
+        yield is_alone
 
 
 def remove_leftovers(output: Path, *, shared: bool) -> None:
