@@ -151,7 +151,7 @@ def test_other_things_are_refused_and_named(tmp_path: Path) -> None:
         (grey, "images of 1 channels instead of 3"),
         (no_norm, "without normalization"),
         (affine, "BatchNorm follows convolutions with biases"),
-        (filters, "anti-aliasing filters"),
+        (filters, "anti-aliasing filters in some places only"),
         (resnet | {"model.14.weight": torch.zeros(1, 3, 3, 3)}, "is not a ResNet"),
         ({name: value for name, value in resnet.items() if "running" not in name}, r"lacks model\.10\..*running_mean"),
         ({"model.1.weight": torch.zeros(100_000, 3, 7, 7), "model.2.weight": torch.zeros(1)}, "is not a ResNet"),

@@ -18,6 +18,7 @@ from wsi2ihc.generator.foreign import import_checkpoint
 from wsi2ihc.generator.lowering import LoweredResnet
 from wsi2ihc.generator.networks import ResnetGenerator
 from wsi2ihc.generator.pixels import to_network, to_pixels
+from wsi2ihc.generator.translator import TorchTranslator
 
 State = dict[str, Tensor]
 
@@ -134,6 +135,74 @@ def test_padding_and_dropout_follow_from_the_names(pad: str, dropout: bool, tmp_
     assert_equal_images(found, network)
     save_checkpoint(tmp_path / "net.safetensors", found, spec)
     assert_equal_images(load_checkpoint(tmp_path / "net.safetensors")[0], network)
+
+
+class Blur(nn.Module):
+    """CUT's down- and upsampling layers, written out pixel by pixel: a filter of size 3 or 4 at every second pixel."""
+
+    def __init__(self, channels: int, up: bool) -> None:
+        super().__init__()
+        row = torch.tensor([1.0, 3, 3, 1] if up else [1.0, 2, 1])
+        square = torch.outer(row, row)
+        square = square / square.sum() * (4 if up else 1)
+        self.register_buffer("filt", square.repeat(channels, 1, 1, 1))
+        self.up = up
+
+    def forward(self, x: Tensor) -> Tensor:
+        filt = self.filt[0, 0]  # type: ignore[index]
+        if not self.up:
+            x = nn.ReflectionPad2d(1)(x)
+            height, width = x.shape[2] - 2, x.shape[3] - 2
+            total = sum(filt[i, j] * x[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3))
+            assert isinstance(total, Tensor)
+            return total[:, :, ::2, ::2]
+        x = nn.ReplicationPad2d(1)(x)
+        n, channels, height, width = x.shape
+        canvas = torch.zeros(n, channels, 2 * height + 2, 2 * width + 2)
+        for i in range(4):
+            for j in range(4):
+                canvas[:, :, i : i + 2 * height : 2, j : j + 2 * width : 2] += filt[i, j] * x
+        return canvas[:, :, 3:-3, 3:-3]
+
+
+class FilteredResnet(nn.Module):
+    """CUT's ResNet generator with anti-aliasing, two blocks, 4 channels wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(3, 4, 7, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
+        for channels in (4, 8):
+            layers += [nn.Conv2d(channels, 2 * channels, 3, 1, 1, bias=False), nn.BatchNorm2d(2 * channels), nn.ReLU()]
+            layers += [Blur(2 * channels, up=False)]
+        layers += [Block(16, "reflect", False, lambda layer: layer) for _ in range(2)]
+        for channels in (16, 8):
+            layers += [Blur(channels, up=True), nn.Conv2d(channels, channels // 2, 3, 1, 1, bias=False)]
+            layers += [nn.BatchNorm2d(channels // 2), nn.ReLU()]
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(4, 3, 7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.model(x)
+        return answer
+
+
+def test_anti_aliasing_filters_are_read_and_translate_slides_exactly(tmp_path: Path) -> None:
+    network = trained(FilteredResnet())
+    found, spec = imported(network.state_dict(), tmp_path)
+    assert (spec.antialiasing, spec.norm, spec.depth, spec.width) == (True, "batch", 2, 4)
+    save_checkpoint(tmp_path / "net.safetensors", found, spec)
+    module, read, _ = load_checkpoint(tmp_path / "net.safetensors")
+    assert read == spec
+    torch.manual_seed(0)
+    window = torch.randint(0, 256, (1, 192, 160, 3), dtype=torch.uint8)
+    x = to_network(window)
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x), network(x), rtol=0, atol=2e-6)
+        whole = to_pixels(module(x)).numpy()
+    translator = TorchTranslator(module, "cpu", "fp32", exact=True)
+    halo = translator.halo_px
+    core = translator(window.numpy()[:, :160])
+    assert np.abs(core.astype(int) - whole[:, halo : 160 - halo, halo:-halo]).max() <= 1
 
 
 def test_a_network_with_zero_padding_translates_slides_exactly(tmp_path: Path) -> None:
@@ -294,7 +363,7 @@ def _global_generator() -> State:
         (_global_generator(), "pix2pixHD's global generator"),
         (_global_generator() | {"model1_1.1.weight": torch.zeros(4, 3, 7, 7)}, "pix2pixHD's local enhancer"),
         ({"model1_1.1.weight": torch.zeros(4, 3, 7, 7)}, "pix2pixHD's local enhancer"),
-        (Resnet().state_dict() | {"model.7.filt": torch.zeros(8, 1, 3, 3)}, "anti-aliasing filters"),
+        (Resnet().state_dict() | {"model.7.filt": torch.zeros(8, 1, 3, 3)}, "filters in some places only"),
         ({"model.1.weight": torch.zeros(4, 3, 7, 7), "model.10.block.1.weight": torch.zeros(1)}, "PyTorch-GAN"),
         ({"model.0.weight": torch.zeros(4, 6, 4, 4)}, r"PatchGAN, net_D\); import the generator"),
         ({"net.0.weight": torch.zeros(4, 6, 1, 1)}, "pixel-wise discriminator"),

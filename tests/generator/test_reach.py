@@ -54,9 +54,10 @@ def test_unet_256() -> None:
         ResnetGenerator(1, 1, "batch", False),
         ResnetGenerator(2, 1, "batch", True),
         ResnetGenerator(1, 1, "batch", False, "bilinear"),
+        ResnetGenerator(1, 1, "batch", False, antialiasing=True),
         UnetGenerator(5, 1),
     ],
-    ids=["resnet", "two blocks", "bilinear", "unet"],
+    ids=["resnet", "two blocks", "bilinear", "antialiasing", "unet"],
 )
 def test_networks_against_their_derivative(module: nn.Module) -> None:
     reach = dependency(all_positive(module))

@@ -38,6 +38,7 @@ def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
         "width": _clamped(first[0], WIDTHS),
         "norm": _norm(shapes, architecture, source),
         "padding": _padding(shapes),
+        "antialiasing": any(name.endswith(".filt") for name in shapes),
         "dropout": _dropout(shapes, architecture),
     }
 
@@ -56,8 +57,8 @@ def _refuse_relatives(shapes: Shapes, source: str) -> None:
     blocks = [int(match[1]) for name in shapes if (match := _BLOCK.fullmatch(name))]
     if any(name.startswith("model1_1.") for name in shapes):
         kind = "pix2pixHD's local enhancer"
-    elif any(name.endswith(".filt") for name in shapes):
-        kind = "a ResNet with anti-aliasing filters (CUT, ASP; trained without --no_antialias)"
+    elif sum(name.endswith(".filt") for name in shapes) not in (0, 4):
+        kind = "a ResNet with anti-aliasing filters in some places only (CUT with --no_antialias_up)"
     elif any(".block." in name for name in shapes):
         kind = "a ResNet of PyTorch-GAN, which doubles by nearest neighbors"
     elif blocks:

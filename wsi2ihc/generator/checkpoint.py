@@ -29,7 +29,9 @@ def build_network(spec: GeneratorSpec) -> ResnetGenerator | UnetGenerator:
     """Make the network that ``spec`` describes, with fresh random weights, in training mode."""
     if spec.architecture == "unet":
         return UnetGenerator(spec.depth, spec.width, spec.norm, spec.dropout)
-    return ResnetGenerator(spec.depth, spec.width, spec.norm, spec.dropout, spec.upsampling, spec.padding)
+    return ResnetGenerator(
+        spec.depth, spec.width, spec.norm, spec.dropout, spec.upsampling, spec.padding, spec.antialiasing
+    )
 
 
 def save_checkpoint(

@@ -75,7 +75,8 @@ def can_lower(module: nn.Module) -> bool:
     """Whether `LoweredResnet` knows this network and its norms, and it is a local function in its present mode."""
     norms = [layer for layer in module.modules() if isinstance(layer, _NormBase)]
     has_batch_norms = bool(norms) and all(isinstance(layer, nn.BatchNorm2d) for layer in norms)
-    return isinstance(module, ResnetGenerator) and has_batch_norms and dependency(module).is_local
+    is_known = isinstance(module, ResnetGenerator) and not module.antialiasing
+    return is_known and has_batch_norms and dependency(module).is_local
 
 
 class LoweredResnet(nn.Module):

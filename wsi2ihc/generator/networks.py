@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .spec import Norm, Padding, Upsampling
 
@@ -35,6 +36,37 @@ class ResnetBlock(nn.Module):
         return x + branch
 
 
+class BlurDownsample(nn.Module):
+    """A binomial filter, of which every second pixel is kept (Zhang 2019, "antialiased" networks)."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("filt", _binomial((1, 2, 1), channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H / 2, W / 2)."""
+        padded = functional.pad(x, (1, 1, 1, 1), mode="reflect")
+        return functional.conv2d(padded, self.filt, stride=2, groups=x.shape[1])
+
+
+class BlurUpsample(nn.Module):
+    """Zeros between the pixels, then a binomial filter."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("filt", 4 * _binomial((1, 3, 3, 1), channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, 2 * H, 2 * W)."""
+        padded = functional.pad(x, (1, 1, 1, 1), mode="replicate")
+        doubled = functional.conv_transpose2d(padded, self.filt, stride=2, padding=2, groups=x.shape[1])
+        return doubled[:, :, 1:-1, 1:-1]
+
+
 class ResnetGenerator(nn.Module):
     """Stem, two halvings, ``blocks`` residual blocks at a quarter of the resolution, two doublings, head.
 
@@ -56,6 +88,8 @@ class ResnetGenerator(nn.Module):
         leaves more of it: what varies within 32 px comes back at the period of 2 px.)
     padding:
         "reflect", as published, or "zero": of the convolutions in the blocks
+    antialiasing:
+        halve and double by filters, as CUT and ASP do, instead of by strides (only with "transposed")
     """
 
     def __init__(
@@ -66,8 +100,10 @@ class ResnetGenerator(nn.Module):
         dropout: bool = True,
         upsampling: Upsampling = "transposed",
         padding: Padding = "reflect",
+        antialiasing: bool = False,
     ) -> None:
         super().__init__()
+        self.antialiasing = antialiasing
         has_bias = norm == "instance"
         layers: list[nn.Module] = [
             nn.ReflectionPad2d(3),
@@ -77,14 +113,19 @@ class ResnetGenerator(nn.Module):
         ]
         for channels in (width, 2 * width):
             layers += [
-                nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=has_bias),
+                nn.Conv2d(channels, 2 * channels, 3, stride=1 if antialiasing else 2, padding=1, bias=has_bias),
                 _norm(norm, 2 * channels),
                 nn.ReLU(inplace=True),
+                *([BlurDownsample(2 * channels)] if antialiasing else []),
             ]
         layers += [ResnetBlock(4 * width, norm, dropout, padding) for _ in range(blocks)]
         for channels in (4 * width, 2 * width):
+            if antialiasing:
+                doubling = [BlurUpsample(channels), nn.Conv2d(channels, channels // 2, 3, padding=1, bias=has_bias)]
+            else:
+                doubling = [_doubling(channels, channels // 2, upsampling, has_bias)]
             layers += [
-                _doubling(channels, channels // 2, upsampling, has_bias),
+                *doubling,
                 _norm(norm, channels // 2),
                 nn.ReLU(inplace=True),
             ]
@@ -190,6 +231,13 @@ def _padded(channels: int, norm: Norm, padding: Padding) -> list[nn.Module]:
 
 def _norm(kind: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.InstanceNorm2d(channels)
+
+
+def _binomial(weights: tuple[int, ...], channels: int) -> Tensor:
+    """The same normalized filter for each channel, (C, 1, h, w)."""
+    row = torch.tensor(weights, dtype=torch.float32)
+    square = row[:, None] * row[None, :]
+    return (square / square.sum()).repeat(channels, 1, 1, 1)
 
 
 def _doubling(channels_in: int, channels_out: int, kind: Upsampling, bias: bool) -> nn.Module:

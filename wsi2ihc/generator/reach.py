@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import ModelError
 from .dependency import Dependency
-from .networks import ResnetBlock, ResnetGenerator, UnetBlock, UnetGenerator
+from .networks import BlurDownsample, BlurUpsample, ResnetBlock, ResnetGenerator, UnetBlock, UnetGenerator
 
 _POINTWISE = (
     nn.Identity,
@@ -131,6 +131,10 @@ def _layer(module: nn.Module, axis: int, name: str) -> _Layer:
         return _convolution(module, axis)
     if isinstance(module, nn.ConvTranspose2d):
         return _transposed(module, axis)
+    if isinstance(module, BlurDownsample):
+        return _Layer(Fraction(2), lambda first, last: (2 * first - 1, 2 * last + 1), lambda n: (n - 1) // 2 + 1)
+    if isinstance(module, BlurUpsample):  # input i adds to the outputs from 2·i - 1 to 2·i + 2
+        return _Layer(Fraction(1, 2), lambda first, last: (-((2 - first) // 2), (last + 1) // 2), lambda n: 2 * n)
     if isinstance(module, nn.Upsample) and (upsampling := _upsampling(module, axis)):
         return upsampling
     raise ModelError(f"it is not known how far the layer {name} ({module}) looks; it cannot be translated seamlessly")

@@ -24,6 +24,9 @@ WIDTHS = range(1, 513)
 MPP_RANGE = (0.01, 100.0)
 """µm per px that a generator can have been trained at; anything else is a slip of the pen."""
 
+_NEW_FIELDS = (("padding", "reflect"), ("antialiasing", False))
+"""Fields that versions before 0.2 do not know, and their usual values."""
+
 LARGEST_TRAINING_CHARACTERS = 1 << 20
 DEEPEST_TRAINING = 20
 """Bounds of the provenance that a file may carry; trained models have about 5,000 characters in 3 levels."""
@@ -40,6 +43,7 @@ class GeneratorSpec:
     dropout:       whether dropout was on in training (it is never on in translation)
     upsampling:    "transposed" convolutions, or "bilinear" (×2, then a convolution)
     padding:       what the residual blocks of a ResNet pad with; "reflect" for a U-Net
+    antialiasing:  whether a ResNet halves and doubles by filters instead of by strides (CUT, ASP)
     mpp:           µm per px of the images that it was trained on
     stain:         what it makes, as in "HER2" or "pan-CK"; goes into the output's channel name
     licence:       of the weights, as their maker states it; "" where that is unknown
@@ -59,6 +63,7 @@ class GeneratorSpec:
     dropout: bool = True
     upsampling: Upsampling = "transposed"
     padding: Padding = "reflect"
+    antialiasing: bool = False
     mpp: float = 0.5
     stain: str = "IHC"
     licence: str = ""
@@ -76,8 +81,11 @@ class GeneratorSpec:
         _one_of("padding", self.padding, get_args(Padding))
         if self.architecture == "unet" and self.padding != "reflect":
             raise ModelError("a U-Net has no residual blocks; padding cannot be 'zero'")
-        if not isinstance(self.dropout, bool):
-            raise ModelError(f"a generator's dropout is true or false, not {self.dropout!r}")
+        for name in ("dropout", "antialiasing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ModelError(f"a generator's {name} is true or false, not {getattr(self, name)!r:.60}")
+        if self.antialiasing and (self.architecture == "unet" or self.upsampling != "transposed"):
+            raise ModelError("antialiasing belongs to a ResNet, and replaces its upsampling")
         if isinstance(self.mpp, bool) or not isinstance(self.mpp, int | float) or not _is_between(self.mpp, MPP_RANGE):
             raise ModelError(f"a generator's mpp lies between {MPP_RANGE[0]} and {MPP_RANGE[1]}, not {self.mpp!r}")
         for name, most in (("stain", 200), ("licence", 200), ("about", 500)):
@@ -89,10 +97,8 @@ class GeneratorSpec:
         _check_training(self.training)
 
     def to_json(self) -> str:
-        """All fields as one JSON object; the padding only where it is not the usual one, which older versions know."""
-        values = asdict(self)
-        if self.padding == "reflect":
-            del values["padding"]
+        """All fields as one JSON object, without those that older versions do not know if their value is the usual."""
+        values = {name: value for name, value in asdict(self).items() if (name, value) not in _NEW_FIELDS}
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -111,7 +117,7 @@ class GeneratorSpec:
         if not isinstance(values, dict):
             raise ModelError("the generator's description is no JSON object")
         names = {one.name for one in fields(cls)}
-        for name, usual in (("about", ""), ("padding", "reflect")):  # which earlier files lack
+        for name, usual in (("about", ""), *_NEW_FIELDS):  # which earlier files lack
             values.setdefault(name, usual)
         for kind, odd in (("lacks", names - values.keys()), ("has the unknown", values.keys() - names)):
             if odd:

@@ -50,8 +50,7 @@ _ALLOWED = {
 
 
 _SAFE_TORCH = "2.10"
-"""Before this version, files could run code (CVE-2025-32434) or corrupt memory (CVE-2026-24747) in spite of
-``weights_only``."""
+"""Before it, foreign files could run code (CVE-2025-32434) or corrupt memory (CVE-2026-24747) despite weights_only."""
 
 
 class _Ignored:
