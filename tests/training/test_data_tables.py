@@ -1,4 +1,4 @@
-"""Tables of all makes are read, and what is too large or is no table is refused in one line."""
+"""Tables of all makes are read, and what is too large or is not a table is refused in one line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_ends_of_lines_and_marks_of_spreadsheets_do_not_matter(tmp_path: Path, c
         (b"," * 500, "has no rows"),
     ],
 )
-def test_what_is_no_table_is_refused_in_one_short_line(tmp_path: Path, content: bytes, problem: str | None) -> None:
+def test_what_is_not_a_table_is_refused_in_one_short_line(tmp_path: Path, content: bytes, problem: str | None) -> None:
     began = time.monotonic()
     path = written(tmp_path, content)
     if problem is None:

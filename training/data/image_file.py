@@ -131,7 +131,7 @@ def _open(file: BinaryIO, path: Path, images: int) -> tuple[str, Image.Image]:
     problem = ""
     try:
         if make is None:
-            raise ValueError("its first bytes are those of no known format")
+            raise ValueError("its first bytes are not those of a format that is read here")
         if kind == "PNG":
             _check_size(path, int.from_bytes(head[16:20]), int.from_bytes(head[20:24]), size_bytes, images)
         elif kind == "TIFF":
