@@ -87,8 +87,9 @@ def read_image(path: Path, *, images: int = 1) -> RGBImage:
     """Decode one image as it is stored.
 
     PNG goes through libpng, in three quarters of the time that Pillow takes; all else through Pillow, since the JPEG
-    decoders that are a fifth faster take a truncated file for a whole one. An orientation in EXIF is ignored: scanners
-    write none, and where a tool left one in one file of a pair only, to follow it would part the two images.
+    decoders that are a fifth faster take a truncated file for a whole one. An orientation in EXIF is ignored, and that
+    of a TIFF file refused: scanners write none, and where a tool left one in one file of a pair only, to follow it
+    would part the two images.
 
     Parameters
     ----------
@@ -176,6 +177,8 @@ def _problem_of_tiff(file: BinaryIO, path: Path, size_bytes: int, images: int) -
         return "holds several images; keep one image in a file"
     if found.bits > 8:  # Pillow opens 16 bits per channel as mode RGB and drops the lower halves
         return f"has {found.bits} bits per channel; convert it to 8-bit RGB"
+    if not found.is_upright:  # Pillow would turn it, and its partner might lie as it is stored
+        return "states an orientation; save it upright"
     if not found.is_known:
         return "is compressed in a way that is not read here; save it with Deflate or LZW, or as PNG"
     return ""

@@ -13,8 +13,8 @@ MOST_ENTRIES = 500
 MOST_METADATA_BYTES = 64 << 20
 """Of all values of a directory. Entries may share bytes, so that the size of the file bounds nothing."""
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 259, 322, 323
-_TAGS = frozenset({_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT})
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 259, 274, 322, 323
+_TAGS = frozenset({_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT})
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value by its type (TIFF 6.0, section 2; 16 to 18 are BigTIFF's)."""
@@ -32,6 +32,7 @@ class TiffHeader:
     width, height:  of the first image, px
     decoded_px:     of what is decoded at once: a tile, or the image
     bits:           per channel, at most
+    is_upright:     whether rows lie from top to bottom, and columns from left to right
     is_known:       whether its compression is one that is decoded here
     has_more:       whether further images follow
     """
@@ -40,6 +41,7 @@ class TiffHeader:
     height: int
     decoded_px: int
     bits: int
+    is_upright: bool
     is_known: bool
     has_more: bool
 
@@ -68,7 +70,8 @@ def read_tiff_header(file: BinaryIO) -> TiffHeader:
     tile = values.get(_TILE_WIDTH, width), values.get(_TILE_HEIGHT, height)
     decoded_px = max(width * height, tile[0] * tile[1])
     is_known = values.get(_COMPRESSION, 1) in _COMPRESSIONS
-    return TiffHeader(width, height, decoded_px, values.get(_BITS, 1), is_known, bool(following))
+    is_upright = values.get(_ORIENTATION, 1) in (0, 1)
+    return TiffHeader(width, height, decoded_px, values.get(_BITS, 1), is_upright, is_known, bool(following))
 
 
 def _begin(file: BinaryIO) -> tuple[str, bool]:
