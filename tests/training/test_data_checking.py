@@ -60,6 +60,15 @@ def test_both_halves_being_the_same_is_refused(tmp_path: Path) -> None:
         decode_pairs(pairs)
 
 
+def test_some_pairs_of_the_same_image_are_warned_of(tmp_path: Path) -> None:
+    kinds_first(tmp_path, NAMES)
+    with Image.open(tmp_path / "HE" / "train" / "b.png") as image:
+        image.save(tmp_path / "IHC" / "train" / "b.png", compress_level=0)
+    (warning,) = decode_pairs(find_pairs(tmp_path).pairs)
+    assert warning.startswith("1 of the pairs has the same pixels in H&E and IHC, first ")
+    assert "b.png" in warning
+
+
 def test_an_interrupt_ends_it_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = find_pairs(side_by_side(tmp_path, {"": [f"{number:03}" for number in range(100)]})).pairs
     first, interrupted, decoded = threading.Event(), threading.Event(), []

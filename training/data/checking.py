@@ -38,8 +38,9 @@ def decode_pairs(pairs: Iterable[Pair], progress: Callable[[int, int], None] | N
     Returns
     -------
     tuple[str, ...]
-        Warnings, one line each: images that train and validation share, which flatters every figure, and images that
-        one of them has more than once. Images of one colour alone (empty glass) are not compared.
+        Warnings, one line each: pairs whose H&E and IHC are the same image, images that train and validation share,
+        which flatters every figure, and images that one of them has more than once. Images of one color alone (empty
+        background) are not compared.
 
     Raises
     ------
@@ -59,13 +60,14 @@ def decode_pairs(pairs: Iterable[Pair], progress: Callable[[int, int], None] | N
                     progress(done, len(opened))
         finally:
             pool.shutdown(cancel_futures=True)  # or an interrupt would wait for all that is queued
-    if all(he == ihc is not None for he, ihc in hashes):
+    unstained = [pair for pair, (he, ihc) in zip(opened, hashes, strict=True) if he is not None and he == ihc]
+    if len(unstained) == len(opened):
         raise DatasetError(
             f"the H&E and the IHC of every pair have the same pixels ({opened[0].he} and all others); "
             "put the images of both stains where they belong"
         )
     alike = _alike(opened, hashes)
-    return (*_shared(alike), *_repeated(alike))
+    return (*_unstained(unstained), *_shared(alike), *_repeated(alike))
 
 
 def _hashes_of(pair: Pair) -> tuple[bytes | None, ...]:
@@ -89,6 +91,16 @@ def _alike(pairs: Sequence[Pair], hashes: Sequence[tuple[bytes | None, ...]]) ->
             if content is not None:
                 seen[stain, content].append(pair)
     return [(stain, members) for (stain, _), members in seen.items() if len(members) > 1]
+
+
+def _unstained(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Pairs that are no pairs."""
+    if pairs:
+        verb = "has" if len(pairs) == 1 else "have"
+        yield (
+            f"{len(pairs)} of the pairs {verb} the same pixels in H&E and IHC, first {pairs[0].he}: a copy was put in "
+            "the place of one of them"
+        )
 
 
 def _shared(alike: _Alike) -> Iterator[str]:
