@@ -292,6 +292,20 @@ def test_a_damaged_store_is_said_to_be_so(
     finish(slide, out, replace(options, overwrite=True), picture)
 
 
+@pytest.mark.parametrize(
+    ("fact", "value"), [("fill", [0, 0, 0]), ("cell", [64, 64]), ("band_px", 1), ("size", [1, 1]), ("statistics", True)]
+)
+def test_a_plan_that_changed_on_disk_is_not_continued(
+    slide: Slide, out: Path, options: TranslateOptions, fact: str, value: object
+) -> None:
+    path = store_path(out) / "plan.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    assert facts[fact] != value
+    path.write_text(json.dumps(facts | {fact: value}), encoding="utf-8")
+    with pytest.raises(OutputError, match=r"\.out\.ome\.tiff\.bands: .* is damaged .*--overwrite"):
+        wsi2ihc.translate(slide, IDENTITY, out, options)
+
+
 def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

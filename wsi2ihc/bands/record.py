@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,14 +19,19 @@ import numpy as np
 
 from ..errors import OutputError
 from ..geometry import Size
-from ..inputs import read_json
+from ..inputs import read_json, read_regular
 from ..plan import Layout
 from ..tissue import Annotation, TissueMask
 from ..translation.identity import Identity
 from ..translation.job import Settled
 
+LARGEST_FILE_BYTES = 1 << 30
+"""A mask has a pixel per some µm of the slide, and the statistics are a few numbers per channel."""
+
 PLAN, MASK, STATISTICS = "plan.json", "mask.npz", "statistics.safetensors"
-FORMAT, VERSION = "wsi2ihc-bands", 3
+FORMAT, VERSION = "wsi2ihc-bands", 4
+_CHECKSUM = "sha256"
+"""Of the other facts, the mask and the statistics: a fill or a cell that changed on disk would change pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +61,12 @@ def write_record(folder: Path, record: Record) -> None:
         If the disk is full, or the file system refuses.
     """
     settled, mask = record.settled, record.settled.mask
-    with (folder / MASK).open("wb") as file:
-        np.savez_compressed(file, pixels=mask.pixels)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, pixels=mask.pixels)
+    (folder / MASK).write_bytes(buffer.getvalue())
     if settled.statistics is not None:
         (folder / STATISTICS).write_bytes(settled.statistics)
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "identity": record.identity,
@@ -71,6 +79,7 @@ def write_record(folder: Path, record: Record) -> None:
         "statistics": settled.statistics is not None,
         "mask": {one.name: getattr(mask, one.name) for one in dataclasses.fields(mask) if one.name != "pixels"},
     }
+    facts[_CHECKSUM] = _checksum(facts, buffer.getvalue(), settled.statistics)
     (folder / PLAN).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
@@ -88,11 +97,15 @@ def read_record(folder: Path) -> Record:
         facts = read_json(folder / PLAN)
         if facts["format"] != FORMAT or facts["version"] != VERSION:
             raise ValueError(f"format {facts['format']!r:.40}, version {facts['version']!r:.20}")
-        with (folder / MASK).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        mask = read_regular(folder / MASK, LARGEST_FILE_BYTES)
+        statistics = read_regular(folder / STATISTICS, LARGEST_FILE_BYTES) if facts["statistics"] else None
+        if facts.pop(_CHECKSUM) != _checksum(facts, mask, statistics):
+            raise ValueError("the checksum differs")
+        with np.load(io.BytesIO(mask), allow_pickle=False) as arrays:
             pixels = np.asarray(arrays["pixels"], np.bool_)
         settled = Settled(
             mask=_mask(pixels, facts["mask"]),
-            statistics=(folder / STATISTICS).read_bytes() if facts["statistics"] else None,
+            statistics=statistics,
             layout=Layout(**facts["layout"]),
             cell=Size(*facts["cell"]),
             fill=_triple(facts["fill"]),
@@ -105,6 +118,14 @@ def read_record(folder: Path) -> Record:
     # numpy, zipfile and zlib say it in many ways: an end of file, a checksum, a method that is none
     except Exception as error:
         raise damaged_store(folder, str(error)) from error
+
+
+def _checksum(facts: Mapping[str, Any], mask: bytes, statistics: bytes | None) -> str:
+    """SHA-256 of a record, in hex; the facts may be as they were read, or as they are to be written."""
+    digest = hashlib.sha256(json.dumps(json.loads(json.dumps(facts)), sort_keys=True).encode())
+    for part in (mask, statistics or b""):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
 
 
 def _mask(pixels: Any, facts: Mapping[str, Any]) -> TissueMask:
