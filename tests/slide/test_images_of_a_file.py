@@ -15,7 +15,7 @@ from make_slides import halves, texture
 
 from wsi2ihc.errors import OptionError, UnreadableSlideError
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.slide import Slide, open_slide
+from wsi2ihc.slide import Slide, open_slide, srgb_profile
 
 SLIDE = texture(800, 640)
 MACRO = texture(150, 120, seed=1)
@@ -294,3 +294,32 @@ def test_a_choice_where_there_is_none(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", SLIDE, **TILED)
     with open_slide(tmp_path / "a.tif", series=0, page=0) as slide:
         np.testing.assert_array_equal(pixels_of(slide), SLIDE)
+
+
+def test_the_profile_is_that_of_the_slide(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for profiles in ((srgb_profile(), None), (None, srgb_profile())):
+        with tifffile.TiffWriter(path) as tiff:
+            for image, profile in zip((MACRO, SLIDE), profiles, strict=True):
+                tiff.write(image, iccprofile=profile, **TILED)
+        with open_slide(path) as slide:
+            assert slide.info.icc_profile == profiles[1]
+
+
+def test_a_stack_of_imagej_with_one_page_is_not_guessed_among(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, SLIDE, description="ImageJ=1.53t\nimages=5\nslices=5\nunit=micron", **TILED)
+    assert "says that it holds 5 images (an ImageJ stack)" in refused(path)
+    with open_slide(path, page=0) as slide:
+        np.testing.assert_array_equal(pixels_of(slide), SLIDE)
+
+
+def test_levels_of_another_kind_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    pyramid = halves(SLIDE, 3)
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(SLIDE, subifds=2, **TILED)
+        tiff.write(pyramid[1], subfiletype=1, **{**TILED, "photometric": "minisblack", "planarconfig": "contig"})
+        tiff.write(pyramid[2], subfiletype=1, **TILED)
+    with open_slide(path) as slide:
+        assert [level.downsample for level in slide.info.levels] == [1, 4]

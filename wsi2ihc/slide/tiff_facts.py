@@ -5,16 +5,13 @@ OpenSlide hides these. They are read once, when a slide is opened, with tifffile
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import math
 import stat
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +19,10 @@ import numpy.typing as npt
 from ..errors import OptionError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
 from .image_choice import NO_CHOICE, Choice
-from .lengths import NO_LENGTH, unit_um
 from .ome_xml import MAX_TEXT, OmeImage, OmeXml, XmlError, is_ome_xml, parse_ome_xml
 from .pixel_kinds import PixelKind, pixel_kind
 from .protocol import ImageEntry
+from .tag_resolution import imagej_images, tag_factors, tag_mpp, unit_problems
 from .tiff_images import (
     MAX_DESCRIPTION,
     MAX_PAGES,
@@ -38,6 +35,7 @@ from .tiff_images import (
     size_of,
     top_pages,
 )
+from .tifffile_log import quiet_tifffile
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -45,13 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_IMAGEJ_TEXT = 10_000
-"""Characters of a description in which ImageJ's unit is searched for; it comes before the rest."""
-
 _HEADER_BYTES = 8
-
-_UNIT_UM = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
-"""ResolutionUnit to µm: inch and cm (TIFF 6.0), mm and µm (as tifffile and tiffslide read them)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,7 +223,7 @@ def tiff_facts(
         Of nearly any kind, where the file is damaged.
     """
     pages = top_pages(tiff)
-    tags = [_tag_mpp(page) for page in pages]
+    tags = [tag_mpp(page) for page in pages]
     problems: tuple[str, ...] = ()
     entries: tuple[ImageEntry, ...] = ()
     if own_layout:
@@ -241,6 +233,7 @@ def tiff_facts(
         ome, problems = _ome_of(tiff, pages[0])
         images = images_of(tiff, pages, ome, tags, pads=bool(tiff.is_philips))
         image = choose(name, images, tiff, pages, choice)
+        _check_stack(name, image, choice)
         problems = (*problems, *remarks_on(images, image, ome))
         entries = tuple(one.entry(chosen=one.number == image.number) for one in images)
     if len(pages) == MAX_PAGES:
@@ -262,12 +255,28 @@ def tiff_facts(
         ome=image.ome,
         description=base.description or "",
         icc_profile=bytes(profile) if isinstance(profile, bytes) else None,
-        tag_factors=_tag_factors(image.levels),
+        tag_factors=tag_factors(image.levels),
         images=entries,
         choice=choice,
         problems=(*problems, *unit_problems(base), *(() if image.ome is None else image.ome.problems)),
     )
     return facts, image.levels
+
+
+def _check_stack(name: str, image: TiffImage, choice: Choice) -> None:
+    """Refuse a stack of which ImageJ describes one page only.
+
+    Raises
+    ------
+    UnreadableSlideError
+        If the description speaks of more images than the file has pages for.
+    """
+    count = imagej_images(image.levels[0].description or "")
+    if count > len(image.planes) and not choice:
+        raise UnreadableSlideError(
+            f"{name}: its description says that it holds {count} images (an ImageJ stack), of which the file has "
+            f"{len(image.planes)} pages; export the plane that is wanted, or read the first with --page 0"
+        )
 
 
 def _largest(
@@ -394,85 +403,3 @@ def _misplaced(
         flags[order[1:][pairs]] = True
         flags[order[:-1][pairs]] = True
     return suspect, shared
-
-
-def _tag_mpp(page: TiffPage) -> tuple[float, float] | None:
-    unit_of_tag = _UNIT_UM.get(int(page.tags.valueof("ResolutionUnit", default=2)))
-    unit = imagej_unit(page.description or "")
-    # ImageJ itself goes by its own unit, where there is one.
-    scale = unit_of_tag if unit is None else unit_um(unit) or unit_of_tag
-    x, y = page.tags.valueof("XResolution"), page.tags.valueof("YResolution")
-    if scale is None or x is None or y is None:
-        return None
-    values = tuple(_rational(value) for value in (x, y))
-    if not all(math.isfinite(value) and value > 0 for value in values):
-        return None
-    return scale / values[0], scale / values[1]
-
-
-def unit_problems(page: TiffPage) -> tuple[str, ...]:
-    """What is wrong with the unit of the resolution that ImageJ states."""
-    unit = imagej_unit(page.description or "")
-    if unit is None or unit in NO_LENGTH or unit_um(unit) is not None:
-        return ()
-    return (f"Its description states the size of pixels in {unit[:20]!r}, which is not a known unit.",)
-
-
-def imagej_unit(description: str) -> str | None:
-    """The unit of length in a description by ImageJ; None in any other, and where there is none."""
-    if not description.startswith("ImageJ="):
-        return None
-    for line in description[:_IMAGEJ_TEXT].splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "unit":
-            return value.strip()
-    return None
-
-
-def _tag_factors(levels: Sequence[TiffPage]) -> tuple[float | None, ...]:
-    """What the resolution tags say of the levels' factors. Many writers copy those of level 0; that says nothing."""
-    mpps = [_tag_mpp(level) for level in levels]
-    first = mpps[0]
-    if first is None:
-        return (None,) * len(levels)
-    factors = (None if mpp is None else (mpp[0] / first[0] * mpp[1] / first[1]) ** 0.5 for mpp in mpps)
-    return tuple(None if factor is None or factor < 1.05 else factor for factor in factors)
-
-
-def _rational(value: Any) -> float:
-    if isinstance(value, tuple):
-        return value[0] / value[1] if value[1] else math.nan
-    return float(value)
-
-
-class _ToDebug(logging.Filter):
-    """Passes tifffile's complaints on at debug level, and stops them there."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        logger.debug("tifffile: %s", record.getMessage())
-        return False
-
-
-_filter = _ToDebug()
-_filter_lock = threading.Lock()
-_filter_users = 0
-
-
-@contextlib.contextmanager
-def quiet_tifffile() -> Iterator[None]:
-    """While any thread is inside, tifffile's log records go to this module's logger at debug level only.
-
-    tifffile logs damage that it survives as warnings or errors, which Python prints where logging is not set up.
-    """
-    global _filter_users
-    target = logging.getLogger("tifffile")
-    with _filter_lock:
-        _filter_users += 1
-        target.addFilter(_filter)
-    try:
-        yield
-    finally:
-        with _filter_lock:
-            _filter_users -= 1
-            if _filter_users == 0:
-                target.removeFilter(_filter)

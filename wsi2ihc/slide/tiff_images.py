@@ -153,12 +153,13 @@ def images_of(
         Levels may be padded to whole tiles even where they are not marked as reduced.
     """
     images: list[TiffImage] = []
+    kinds = [pixel_kind(page) for page in pages]
 
     def add(planes: list[int], about: OmeImage | None) -> None:
         page = pages[planes[0]]
         mask = bool(int(page.subfiletype) & _MASK)
         images.append(
-            TiffImage(len(images), [page], planes, [planes[0]], pixel_kind(page), mask, about, tag_mpp[planes[0]])
+            TiffImage(len(images), [page], planes, [planes[0]], kinds[planes[0]], mask, about, tag_mpp[planes[0]])
         )
 
     claimed: set[int] = set()
@@ -169,7 +170,7 @@ def images_of(
     first_free = len(images)
     rest = [number for number in range(len(pages)) if number not in claimed and size_of(pages[number]).area_px > 0]
     for number in sorted(rest, key=lambda number: (-size_of(pages[number]).area_px, number)):
-        if not any(_join(image, number, pages[number], tag_mpp[number], pads=pads) for image in images):
+        if not any(_join(image, number, pages[number], kinds[number], tag_mpp[number], pads=pads) for image in images):
             add([number], None)
     images[first_free:] = sorted(images[first_free:], key=lambda image: image.planes[0])
     for number, image in enumerate(images):
@@ -200,14 +201,10 @@ def _ome_planes(
             yield sizes, image
 
 
-def _join(image: TiffImage, number: int, page: TiffPage, tag_mpp: Mpp | None, *, pads: bool) -> bool:
+def _join(image: TiffImage, number: int, page: TiffPage, kind: PixelKind, tag_mpp: Mpp | None, *, pads: bool) -> bool:
     """Make a page a plane or a level of an image, if it is one."""
-    kind, base = pixel_kind(page), image.levels[0]
-    if (
-        image.mask
-        or int(page.subfiletype) & _MASK
-        or (kind.samples, kind.bits) != (image.kind.samples, image.kind.bits)
-    ):
+    base = image.levels[0]
+    if image.mask or int(page.subfiletype) & _MASK or not _same_kind(kind, image.kind):
         return False
     if size_of(page) == image.size:
         if image.ome is None and not int(page.subfiletype) & _REDUCED and page.is_tiled == base.is_tiled:
@@ -220,6 +217,10 @@ def _join(image: TiffImage, number: int, page: TiffPage, tag_mpp: Mpp | None, *,
         image.levels.append(page)
         image.numbers.append(number)
     return True
+
+
+def _same_kind(one: PixelKind, other: PixelKind) -> bool:
+    return (one.samples, one.bits, one.is_rgb, one.alpha) == (other.samples, other.bits, other.is_rgb, other.alpha)
 
 
 def _is_level(image: TiffImage, page: TiffPage, tag_mpp: Mpp | None, *, pads: bool) -> bool:
@@ -246,7 +247,7 @@ def _add_sub_pages(tiff: TiffFile, image: TiffImage) -> None:
         kind, sizes = pixel_kind(page), [size_of(level) for level, _ in found]
         tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(1, 1)
         fits = fits_as_level(image.size, size_of(page), tile)
-        if fits and size_of(page) not in sizes and (kind.samples, kind.bits) == (image.kind.samples, image.kind.bits):
+        if fits and size_of(page) not in sizes and _same_kind(kind, image.kind):
             found.append((page, None))
     found[1:] = sorted(found[1:], key=lambda level: -size_of(level[0]).area_px)
     image.levels, image.numbers = [page for page, _ in found], [number for _, number in found]

@@ -26,8 +26,9 @@ from .protocol import SlideInfo
 from .reader import SlideReader
 from .remote import SILENT, RemoteFile, did_not_answer
 from .resolution import Stated, positive_number, resolve
-from .tiff_facts import TiffFacts, TileTable, has_own_layout, quiet_tifffile, tiff_facts, tile_table
+from .tiff_facts import TiffFacts, TileTable, has_own_layout, tiff_facts, tile_table
 from .tiff_limits import check_tags
+from .tifffile_log import quiet_tifffile
 from .tiffslide_images import check_pages, read_images_as
 from .tile_codecs import unreadable_kind
 
