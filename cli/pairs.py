@@ -41,9 +41,9 @@ def command(
     """Register the IHC slides of a MANIFEST onto their H&E slides, and cut both into the folder DATASET.
 
     MANIFEST is a CSV file with the columns patient_id, slide_id, he_path and ihc_path; and where wanted her2, he_mpp,
-    ihc_mpp, split, landmarks ("he.csv;ihc.csv") and transform (identity, six numbers, or a saved transform; without
-    one the slides are registered). DATASET is what `wsi2ihc train` takes. Run the same again to go on after an
-    interruption, or to try again what failed.
+    ihc_mpp, he_series, he_page, ihc_series, ihc_page, split, landmarks ("he.csv;ihc.csv") and transform (identity, six
+    numbers, or a saved transform; without one the slides are registered). DATASET is what `wsi2ihc train` takes. Run
+    the same again to go on after an interruption, or to try again what failed.
 
     Exit code 3: some pairs failed, the others are in DATASET; 1: all failed.
     """

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from wsi2ihc.slide import Choice
+
 from ..data.pairs import ROLE_NAMES, Role
 from .words import reason
 
@@ -112,6 +114,17 @@ def mpp(column: str, text: str) -> float | None:
     if not low <= value <= high:
         raise BadCellError(f"{column} is {text!r:.40}, not a number of µm per px between {low:g} and {high:g}")
     return value
+
+
+def image(side: str, row: Mapping[str, str]) -> Choice:
+    """Which image of a slide's file is meant, from the columns ``SIDE_series`` and ``SIDE_page``."""
+    numbers = []
+    for column in (f"{side}_series", f"{side}_page"):
+        text = row[column]
+        if text and not (text.isascii() and text.isdecimal() and len(text) < 10):
+            raise BadCellError(f"{column} is {text!r:.40}, not a number from 0")
+        numbers.append(int(text) if text else None)
+    return Choice(*numbers)
 
 
 def _number(text: str) -> float:

@@ -46,7 +46,16 @@ def fingerprint_of(pair: SlidePair, reading: Mapping[str, str] | None = None) ->
         given = transform
     files = (pair.he, pair.ihc, pair.he_landmarks, pair.ihc_landmarks)
     tissue = _file_facts(pair.tissue) if isinstance(pair.tissue, Path) else pair.tissue
-    return _hash([*(_file_facts(file) for file in files), pair.he_mpp, pair.ihc_mpp, given, *_chosen(tissue, reading)])
+    return _hash(
+        [
+            *(_file_facts(file) for file in files),
+            pair.he_mpp,
+            pair.ihc_mpp,
+            given,
+            *_chosen(tissue, reading),
+            *_images(pair),
+        ]
+    )
 
 
 def row_print_of(pair: SlidePair, reading: Mapping[str, str] | None = None) -> str:
@@ -55,7 +64,12 @@ def row_print_of(pair: SlidePair, reading: Mapping[str, str] | None = None) -> s
     files = (pair.he, pair.ihc, pair.he_landmarks, pair.ihc_landmarks)
     tissue = pair.tissue.name if isinstance(pair.tissue, Path) else pair.tissue
     named = [file and file.name for file in files]
-    return _hash([*named, pair.he_mpp, pair.ihc_mpp, transform, *_chosen(tissue, reading)])
+    return _hash([*named, pair.he_mpp, pair.ihc_mpp, transform, *_chosen(tissue, reading), *_images(pair)])
+
+
+def _images(pair: SlidePair) -> list[str]:
+    """Which images of the files are meant; nothing where none is chosen, as before images could be."""
+    return [f"{side}{image}" for side, image in (("he", pair.he_image), ("ihc", pair.ihc_image)) if image]
 
 
 def _chosen(tissue: object, reading: Mapping[str, str] | None) -> list[object]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.slide import Slide, SlideInfo, is_same_slide, known_mpp, open_slide, working_grid
+from wsi2ihc.slide import Choice, Slide, SlideInfo, is_same_slide, known_mpp, open_slide, working_grid
 from wsi2ihc.slide.grid import AS_IS_TOLERANCE, MAX_ENLARGEMENT
 
 from .aligning import given_transform, landmarks_of, slide_doubts
@@ -36,8 +36,10 @@ def opened(pair: SlidePair) -> Iterator[tuple[Slide, Slide]]:
     """
     with contextlib.ExitStack() as stack:
         slides = []
-        for path, mpp, column in _files(pair):
-            slide = stack.enter_context(open_slide(path, mpp=mpp, mpp_option=_option(column)))
+        for (path, mpp, column), image in zip(_files(pair), (pair.he_image, pair.ihc_image), strict=True):
+            slide = stack.enter_context(
+                open_slide(path, mpp=mpp, mpp_option=_option(column), series=image.series, page=image.page)
+            )
             known_mpp(slide.info)  # raises where it is not
             slides.append(slide)
         yield slides[0], slides[1]
@@ -65,9 +67,10 @@ def check_pair(pair: SlidePair, he: Slide, ihc: Slide, options: PairsOptions) ->
         If a slide is far coarser than the patches, or the H&E is smaller than one.
     """
     notes = list(slide_doubts(pair, he, ihc))
-    for info, (path, stated, column) in zip((he.info, ihc.info), _files(pair), strict=True):
+    images = (pair.he_image, pair.ihc_image)
+    for info, (path, stated, column), image in zip((he.info, ihc.info), _files(pair), images, strict=True):
         notes += _resolution_notes(info, options.mpp, column)
-        notes += _statement_notes(info, path, stated, column)
+        notes += _statement_notes(info, path, stated, column, image)
     size = working_grid(he.info, options.mpp).size
     if min(size.width, size.height) < options.patch_size:
         raise OptionError(
@@ -113,11 +116,11 @@ def _resolution_notes(info: SlideInfo, mpp: float, column: str) -> Iterator[str]
         yield f"{info.name} has {own:.4g} µm per px, so that its patches are enlarged {times:.2g} times (--mpp {mpp:g})"
 
 
-def _statement_notes(info: SlideInfo, path: Path, stated: float | None, column: str) -> Iterator[str]:
+def _statement_notes(info: SlideInfo, path: Path, stated: float | None, column: str, image: Choice) -> Iterator[str]:
     """Whether the manifest says something else than the slide itself."""
     if stated is None:
         return
-    with open_slide(path) as slide:
+    with open_slide(path, series=image.series, page=image.page) as slide:
         own = slide.info.mpp
     if own is not None and not 1 / OTHERWISE <= stated / own[0] <= OTHERWISE:
         yield f"{info.name} says {own[0]:.4g} µm per px, {_option(column)} {stated:.4g}: the manifest's is taken"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.slide import NO_CHOICE, Choice
 
 from ..data.files import read_lines
 from ..data.pairs import ROLE_NAMES, Role
@@ -34,6 +35,10 @@ _COLUMNS = {
     "ihc_landmarks": ("ihc_landmarks",),
     "transform": ("transform",),
     "tissue": ("tissue",),
+    "he_series": ("he_series",),
+    "he_page": ("he_page",),
+    "ihc_series": ("ihc_series",),
+    "ihc_page": ("ihc_page",),
 }
 """What each column may be called. The first four are needed."""
 
@@ -61,6 +66,8 @@ class SlidePair:
                tables of points, both or none
     transform: H&E µm to IHC µm: a matrix, the path of a saved transform, or None to have the slides registered
     tissue:    of the H&E: "auto", "none" (everything), or a mask file; None as the options say
+    he_image, ihc_image:
+               which image of each file is meant
     """
 
     row: int
@@ -76,6 +83,8 @@ class SlidePair:
     ihc_landmarks: Path | None = None
     transform: Matrix | Path | None = None
     tissue: Tissue | Path | None = None
+    he_image: Choice = NO_CHOICE
+    ihc_image: Choice = NO_CHOICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,8 @@ def read_manifest(path: Path) -> Manifest:
 
     Columns: ``patient_id``, ``slide_id``, ``he_path``, ``ihc_path`` (also without what follows the underscore); and
     where wanted ``her2``, ``he_mpp``, ``ihc_mpp``, ``split``, ``landmarks`` (two tables separated by ";", the H&E's
-    first) or ``he_landmarks`` and ``ihc_landmarks``, and ``transform``. That is empty (the slides are registered),
+    first) or ``he_landmarks`` and ``ihc_landmarks``, ``he_series``, ``he_page``, ``ihc_series``, ``ihc_page`` (which
+    image of a file), and ``transform``. That is empty (the slides are registered),
     "identity", six numbers (the matrix from H&E µm to IHC µm, row by row), or the path of a saved transform.
     ``tissue`` is auto, none or a mask of the H&E slide, as for `translate`. Relative paths start at
     the manifest's folder.
@@ -233,6 +243,7 @@ def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> _ReadRow:
     ihc_landmarks = file(marks[1], "table of IHC landmarks") if marks else None
     transform = found(lambda: cells.transform(folder, row["transform"]))
     tissue = found(lambda: cells.tissue(folder, row["tissue"]))
+    he_image, ihc_image = tried(lambda: cells.image("he", row)), tried(lambda: cells.image("ihc", row))
     if problems or patient is None or slide is None or he is None or ihc is None:
         return _ReadRow(None, problems, unreachable)
     pair = SlidePair(
@@ -249,6 +260,8 @@ def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> _ReadRow:
         ihc_landmarks,
         transform,
         tissue,
+        he_image or NO_CHOICE,
+        ihc_image or NO_CHOICE,
     )
     return _ReadRow(pair, problems, unreachable)
 

@@ -4,12 +4,15 @@ from .agreement import agreeing_levels
 from .colour import srgb_profile, to_srgb_transform
 from .dicom_folder import dicom_files, dicom_slides
 from .grid import WorkingGrid, overview_grid, working_grid
+from .image_choice import NO_CHOICE, Choice
 from .opening import is_zarr, open_slide
 from .protocol import ImageEntry, Level, Slide, SlideInfo, is_same_slide
 from .regions import read_overview, read_region
 from .resolution import known_mpp
 
 __all__ = [
+    "NO_CHOICE",
+    "Choice",
     "ImageEntry",
     "Level",
     "Slide",

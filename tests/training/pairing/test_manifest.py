@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.slide import Choice
 from wsi2ihc.training.pairing.anonymous import Folders
 from wsi2ihc.training.pairing.cells import IDENTITY
 from wsi2ihc.training.pairing.manifest import Manifest, SlidePair, read_manifest
@@ -247,3 +248,15 @@ def test_a_table_that_is_no_manifest(tmp_path: Path, content: str, message: str)
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="there is no table"):
         read_manifest(tmp_path / "m.csv")
+
+
+def test_columns_choose_the_images_of_the_files(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d", "e", "f"):
+        (tmp_path / name).touch()
+    rows = ("P,S,a,b,1,", "P,T,c,d,,2", "P,U,e,f,-1,")
+    (tmp_path / "pairs.csv").write_text("\n".join(("patient,slide,he,ihc,he_series,ihc_page", *rows)))
+    manifest = read_manifest(tmp_path / "pairs.csv")
+    assert [(pair.he_image, pair.ihc_image) for pair in manifest.rows] == [
+        (Choice(1, None), Choice()), (Choice(), Choice(None, 2))
+    ]  # fmt: skip
+    assert "he_series is '-1', not a number from 0" in manifest.problems[0].message
