@@ -273,6 +273,9 @@ def test_the_folder_is_made_and_the_report_lies_beside(ihc: Path, saved: Path, t
     beside = out.with_name("out.ome.tiff.json")
     assert json.loads(beside.read_text(encoding="utf-8")) == told
     out.unlink()
+    assert invoke(ihc, saved, out, "--mpp", "2", "-q").exit_code == 0  # as after a run that was killed at the end
+    out.unlink()
+    beside.write_text("{}")
     assert isinstance(invoke(ihc, saved, out, "--mpp", "2").exception, OutputExistsError)
     assert invoke(ihc, saved, out, "--mpp", "2", "-q", "--overwrite").exit_code == 0
 

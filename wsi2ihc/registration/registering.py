@@ -8,10 +8,11 @@ local     a field as fine, and as stiff, as the blocks warrant
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 
 from ..progress import Progress, ProgressCallback, silent
-from ..slide import Slide
+from ..slide import Slide, agreeing_levels
 from .coarse import find_candidates
 from .options import RegistrationOptions
 from .placement import Placement, find_placement
@@ -19,6 +20,8 @@ from .refining import refined
 from .result import Registration, Stage, StageName, orientation
 from .transform import SlideFrame, Transform, frame_of
 from .views import OverviewPair, SlideView, look_at
+
+_log = logging.getLogger(__name__)
 
 
 def register(
@@ -63,6 +66,7 @@ def register(
     options = options or RegistrationOptions()
     steps, clock = _Steps(progress), _Clock()
     steps.begin("looking at both slides")
+    fixed, moving = _with_agreeing_levels(fixed), _with_agreeing_levels(moving)
     pair = OverviewPair(look_at(fixed), look_at(moving))
     log = _StageLog(pair, frame_of(fixed.info), frame_of(moving.info))
     for overview, what in ((pair.fixed, "H&E"), (pair.moving, "IHC")):
@@ -88,6 +92,13 @@ def register(
             residual_um = step.error_um
             steps.begin(f"local field, left-out error {residual_um:.1f} µm")
     return _registered(placement, residual_um, log)
+
+
+def _with_agreeing_levels(slide: Slide) -> Slide:
+    checked = agreeing_levels(slide)
+    for problem in checked.info.problems[len(slide.info.problems) :]:
+        _log.warning("%s: %s", slide.info.name, problem)
+    return checked
 
 
 class _Steps:

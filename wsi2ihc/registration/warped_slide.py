@@ -27,7 +27,7 @@ from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidOptions, Tile, check_output, published, validate, write_pyramid
 from ..pyramid.folders import sync_file
 from ..runtime import cores, versions
-from ..slide import Slide
+from ..slide import Slide, agreeing_levels
 from ..tissue import TissueMask, detect_tissue, whole_slide
 from .files import fingerprint, make_folder, write_file
 from .transform import Transform
@@ -145,6 +145,7 @@ def warp_slide(
     options = options or WarpOptions()
     path = Path(output)
     started = time.perf_counter()
+    slide = agreeing_levels(slide)
     frame = output_frame(slide.info, transform, options.mpp, options.pyramid.tile_px, any_slide=options.any_slide)
     _check_outputs(path, slide, options.overwrite)
     progress(Progress("finding tissue"))
@@ -204,17 +205,18 @@ def _check_outputs(path: Path, slide: Slide, overwrite: bool) -> None:
     existing = next(place for place in path.absolute().parents if place.exists())
     check_output(existing / path.name if existing != path.absolute().parent else path, overwrite)
     make_folder(path.parent)
-    is_left_behind = not os.path.lexists(path) and _is_report_of(report_path(path), path.name)
+    is_left_behind = not os.path.lexists(path) and _is_report_of(report_path(path), path.name, slide.info.quickhash)
     check_output(report_path(path), overwrite or is_left_behind, suffixes=(".json",))
     if path.exists() and Path(slide.path).is_file() and path.samefile(slide.path):
         raise OutputError(f"{path}: this file is also the input; give the output another name")
 
 
-def _is_report_of(report: Path, name: str) -> bool:
-    """Whether a file is the report of an output of this name, which a killed run has left."""
+def _is_report_of(report: Path, name: str, quickhash: str) -> bool:
+    """Whether a file is the report of an output of this name and slide: without the output, a killed run left it."""
     try:
         facts = read_json(report)
-        return bool(facts["output_name"] == name and facts["transform"] and facts["output_levels"])
+        is_same = facts["output_name"] == name and facts["source"]["quickhash"] == quickhash
+        return bool(is_same and facts["transform"] and facts["output_levels"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
