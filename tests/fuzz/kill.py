@@ -48,7 +48,7 @@ OUT, TEMPORARY = "out", "tmp"
 
 VOLATILE_KEYS = frozenset({
     "created", "seconds", "mpx_per_s", "generator_s", "run_s", "attempts", "status", "changed_at",
-    "size_mtime", "mtime_ns", "inode", "model_sha256", "images_per_s",
+    "modified_ns", "changed_ns", "report", "model_sha256", "images_per_s",
 })  # fmt: skip
 """Keys of JSON files and columns of CSV files that may differ between two good runs."""
 
