@@ -19,27 +19,20 @@ from torch import nn
 
 from wsi2ihc.errors import ModelError
 from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
-from wsi2ihc.generator.pixels import to_network
 from wsi2ihc.generator.reach import dependency
-from wsi2ihc.generator.statistics import estimate_statistics
 from wsi2ihc.progress import Progress, ProgressCallback
 from wsi2ihc.translation.report import versions
 
 from .checkpoints import Best, Position, read_state
-from .data.patches import training_batches
+from .frozen_statistics import RUNNING_FROM_STEP, statistics_steps, with_estimated_statistics
 from .job import TrainingJob
 from .machine import count_workers
-from .options import TrainOptions
 from .runs import RunFolder, write_json
 from .schedule import step_seed
 from .validation import WHOLE, View, border, interior, validate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-STATISTICS_CROPS = 256
-STATISTICS_PX = 1 << 24
-"""Over how many crops, and pixels at most, statistics are re-estimated. They are held at once, in 200 MB."""
 
 SMALLEST_INTERIOR_PX = 64
 """An interior smaller than this says nothing: it is one block of the stain correlation."""
@@ -68,13 +61,14 @@ def finish(
     running, best = _chosen_generator(job, folder, position.best)
     running.to(fabric.device).eval()
     is_frozen = job.spec.norm == "batch"
-    module = _with_estimated_statistics(running, job) if is_frozen else running
+    module = with_estimated_statistics(running, job) if is_frozen else running
     progress(Progress("validating the model"))
     figures = _figures(job, fabric, module, {**WHOLE, **_border_views(job, module)})
     summary: dict[str, Any] = {
         "steps": position.step,
         "seconds": position.seconds,
         "best": dataclasses.asdict(best) if best else None,
+        "validated_with": _validated_with(job),
         "validation": figures["whole"],
         "running_statistics": _figures(job, fabric, running, WHOLE)["whole"] if is_frozen else None,
         "training_mode": _figures(job, fabric, _in_training_mode(module, job), WHOLE)["whole"],
@@ -104,24 +98,11 @@ def _chosen_generator(job: TrainingJob, folder: RunFolder, best: Best | None) ->
         raise ModelError(f"the checkpoint {path} is not of this run ({' '.join(str(error).split())!s:.120})") from error
 
 
-def _with_estimated_statistics(module: nn.Module, job: TrainingJob) -> nn.Module:
-    options = job.options
-    batches = training_batches(
-        job.train,
-        crop_px=options.crop_size,
-        augmentation=options.augmentation,
-        stain_jitter=options.stain_jitter,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        last_step=_statistics_steps(options),
-        workers=count_workers(options),
-    )
-    return estimate_statistics(module, [to_network(batch.he) for batch in batches]).module
-
-
-def _statistics_steps(options: TrainOptions) -> int:
-    crops = min(STATISTICS_CROPS, STATISTICS_PX // options.crop_size**2)
-    return max(2, crops // options.batch_size)
+def _validated_with(job: TrainingJob) -> str:
+    """What the generator normalized by in the validations of the epochs, of which the best was chosen."""
+    if job.spec.norm != "batch":
+        return "statistics of each image"
+    return f"statistics re-estimated over training crops before step {RUNNING_FROM_STEP}, then running averages"
 
 
 def _in_training_mode(module: nn.Module, job: TrainingJob) -> nn.Module:
@@ -163,7 +144,7 @@ def _provenance(job: TrainingJob, summary: Mapping[str, Any]) -> dict[str, Any]:
     configuration = dataclasses.asdict(options)
     if options.group_by and Path(options.group_by).suffix.lower() == ".csv":
         configuration["group_by"] = Path(options.group_by).name  # its folders may name people
-    crops = _statistics_steps(options) * options.batch_size
+    crops = statistics_steps(options) * options.batch_size
     return {
         "recipe": options.recipe,
         "data": {

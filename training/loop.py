@@ -15,6 +15,7 @@ from wsi2ihc.progress import Progress, ProgressCallback
 
 from .checkpoints import Best, Position, check_finite, load_state, save_best, save_state
 from .data.patches import training_batches
+from .frozen_statistics import uses_running_statistics, with_estimated_statistics
 from .history import RunRecord
 from .job import TrainingJob
 from .log import STEP_COLUMNS, LossLog
@@ -70,7 +71,8 @@ def fit(job: TrainingJob, fabric: Fabric, folder: RunFolder, *, resume: bool, pr
         def keep(epoch: int | None) -> None:
             """In the first process: validate after this epoch, if any, and save the state."""
             if epoch is not None and record is not None:
-                progress(Progress(f"validating epoch {epoch}"))
+                how = "" if uses_running_statistics(job, position.step) else " with re-estimated statistics"
+                progress(Progress(f"validating epoch {epoch}{how}"))
                 _validate(job, fabric, networks, folder, record, position, epoch)
             position.seconds = time.monotonic() - began
             save_state(folder.last, networks, fabric, position, options, fingerprint)
@@ -119,8 +121,9 @@ def _validate(
     """Score the generator, keep the picture and, if it is the best so far, the weights."""
     options, module = job.options, networks.model
     module.eval()
+    is_ready = uses_running_statistics(job, position.step)
     scores, shown = validate(
-        module,
+        module if is_ready else with_estimated_statistics(module, job),
         job.validation,
         fabric.device,
         batch_size=options.batch_size,

@@ -26,12 +26,13 @@ from torch import Tensor, nn
 import wsi2ihc
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import DatasetError, DeviceMemoryError, OutputError, OutputExistsError, TrainingError
-from wsi2ihc.generator.checkpoint import load_checkpoint
+from wsi2ihc.generator.checkpoint import build_network, load_checkpoint
 from wsi2ihc.progress import Progress
 from wsi2ihc.training import checkpoints, loop, trainer
 from wsi2ihc.training import step as step_module
 from wsi2ihc.training.checkpoints import read_state
 from wsi2ihc.training.data import Pair
+from wsi2ihc.training.frozen_statistics import uses_running_statistics, with_estimated_statistics
 from wsi2ihc.training.history import read_steps, read_validation
 from wsi2ihc.training.job import prepare
 from wsi2ihc.training.options import TrainOptions, config_text, flag, read_config
@@ -160,6 +161,29 @@ def test_best_is_recorded(finished: Path) -> None:
     assert best["by"] == "stain_r_blocks"
     assert best["value"] == pytest.approx(np.nanmax(values), rel=1e-9)
     assert best["epoch"] == 1 + int(np.nanargmax(values))
+
+
+def test_early_epochs_are_judged_as_the_model_will_be(finished: Path) -> None:
+    summary = summary_of(finished)
+    assert "re-estimated" in summary["validated_with"]
+    assert summary["best"]["value"] == pytest.approx(summary["validation"]["stain_r_blocks"], rel=1e-5)
+
+
+def test_pictures_of_the_first_epoch_are_not_gray(pairs: Path) -> None:
+    job = prepare(pairs, tiny())
+    torch.manual_seed(0)
+    module = build_network(job.spec).eval()
+    before = torch.get_rng_state()
+    estimated = with_estimated_statistics(module, job)
+    assert torch.equal(torch.get_rng_state(), before)
+    spread = []
+    for one in (module, estimated):
+        _, shown = validate(one, job.validation, torch.device("cpu"), batch_size=2, multiple=4, pictures=1)
+        spread.append(float(shown[0][1][2].std((0, 1)).max()))
+    assert spread[0] < 1 < 5 * spread[0] < spread[1]
+    assert not uses_running_statistics(job, 3)
+    assert uses_running_statistics(job, 1000)
+    assert uses_running_statistics(prepare(pairs, tiny(norm="instance")), 3)
 
 
 def test_the_same_seed_gives_the_same_weights(pairs: Path, finished: Path, tmp_path: Path) -> None:
