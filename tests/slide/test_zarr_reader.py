@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,38 @@ def test_an_address(tmp_path: Path) -> None:
         np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 700, 600)), IMAGE)
     with pytest.raises(FileNotFoundError, match="no OME-Zarr"):
         open_slide("memory://slides/none.zarr")
+
+
+def test_levels_in_another_order_are_sorted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", version="0.5", axes="cyx")
+    facts = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    facts["attributes"]["ome"]["multiscales"][0]["datasets"].reverse()
+    (path / "zarr.json").write_text(json.dumps(facts), encoding="utf-8")
+    with open_slide(path) as slide:
+        assert slide.info.size == Size(700, 600)
+        assert [level.downsample for level in slide.info.levels] == [1, 2, 4]
+        assert slide.info.mpp == (0.5, 0.5)
+        assert np.array_equal(slide.read_level(0, Region(0, 0, 700, 600)), IMAGE)
+
+
+def test_a_level_without_pixels_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", version="0.5", axes="cyx")
+    facts = json.loads((path / "0" / "zarr.json").read_text(encoding="utf-8"))
+    (path / "0" / "zarr.json").write_text(json.dumps(facts | {"shape": [3, 0, 0]}), encoding="utf-8")
+    assert "no pixels" in refused(path)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.skipif(os.name != "posix", reason="no such files")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json", "0/c/0/0/0"])
+def test_nothing_waits_for_a_pipe_or_reads_a_device(tmp_path: Path, name: str, kind: str) -> None:
+    path = write(tmp_path / "a.zarr", version="0.5", axes="cyx")
+    file = path / name
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(UnreadableSlideError, match=r"not a regular file|OME-Zarr"):
+        open_slide(path).read_level(0, Region(0, 0, 256, 256))

@@ -5,10 +5,13 @@ numcodecs decodes as much as a stream claims to hold, and a Blosc stream that en
 
 from __future__ import annotations
 
+import stat
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from zarr.storage import WrapperStore
+from zarr.storage import LocalStore, WrapperStore
+
+from .zarr_metadata import MAX_METADATA_BYTES, METADATA
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
@@ -17,7 +20,9 @@ if TYPE_CHECKING:
 CODECS = frozenset({"blosc", "zstd", "gzip", "zlib", "lz4"})
 """Compressions that are read, by their names in Zarr."""
 
-_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+MAX_FILE_BYTES = 2**36
+"""Of a chunk or a shard, of which a part is read at a time; smaller limits depend on the codec, see `check_chunk`."""
+
 _GZIP_OR_ZLIB = 47  # zlib's wbits for either header
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -46,14 +51,30 @@ class CheckedStore(WrapperStore["Store"]):
         ValueError
             If it is a chunk, and damaged.
         """
+        self._check_file(key)
         value = await super().get(key, prototype, byte_range)
-        if value is None or byte_range is not None or key.rpartition("/")[2] in _METADATA:
+        if value is None or byte_range is not None or key.rpartition("/")[2] in METADATA:
             return value
         for path, (codec, chunk_bytes) in self.codecs.items():
             if key.startswith(f"{path}/" if path else ""):
                 check_chunk(codec, value.to_bytes(), chunk_bytes)
                 break
         return value
+
+    def _check_file(self, key: str) -> None:
+        """Refuse what is not a regular file of a plausible size: a pipe would block, and a device never end."""
+        if not isinstance(self._store, LocalStore):
+            return
+        file = self._store.root / key
+        try:
+            status = file.stat()
+        except (OSError, ValueError):  # what is missing is missing for zarr, too
+            return
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise ValueError(f"{file.name} is not a regular file")
+        largest = MAX_METADATA_BYTES if file.name in METADATA else MAX_FILE_BYTES
+        if status.st_size > largest:
+            raise ValueError(f"{file.name} has {status.st_size:,} bytes, more than any slide's")
 
 
 def codec_of(array: Any) -> str:

@@ -15,6 +15,12 @@ from .lengths import unit_um
 from .pixel_kinds import PixelKind
 from .resolution import Mpp, positive_number
 
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+"""Names of the files that hold metadata, in both formats of Zarr."""
+
+MAX_METADATA_BYTES = 16 * 2**20
+"""Of one file."""
+
 VERSIONS = ("0.4", "0.5")
 
 _AXES = frozenset("tczyx")

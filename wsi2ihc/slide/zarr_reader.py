@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -25,17 +26,12 @@ from .pixel_kinds import PixelKind
 from .protocol import ImageEntry, SlideInfo
 from .reader import SlideReader
 from .resolution import Mpp, Stated, resolve
-from .zarr_metadata import Multiscale, NotAnImageError, multiscale_of, pixel_kind, size_in
+from .zarr_metadata import MAX_METADATA_BYTES, METADATA, Multiscale, NotAnImageError, multiscale_of, pixel_kind, size_in
 
 if TYPE_CHECKING:
     import zarr
 
 logger = logging.getLogger(__name__)
-
-_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
-
-MAX_METADATA_BYTES = 16 * 2**20
-"""Of one file."""
 
 MAX_CHUNK_BYTES = 2**28
 """Largest chunk, decoded: any window that touches it needs all of it."""
@@ -129,7 +125,7 @@ class ZarrReader(SlideReader):
             ) from error
 
     def _check_metadata(self, path: str | Path) -> None:
-        for file in (path / name for name in _METADATA) if isinstance(path, Path) else ():
+        for file in (path / name for name in METADATA) if isinstance(path, Path) else ():
             if file.is_file() and file.stat().st_size > MAX_METADATA_BYTES:
                 raise UnreadableSlideError(
                     f"{self._name}: {file.name} has {file.stat().st_size:,} bytes, more than any slide's; "
@@ -228,7 +224,7 @@ class ZarrReader(SlideReader):
         sides = zip(array.shape, array.shards or array.chunks, strict=True)
         count = math.prod(-(-length // side) for length, side in sides)
         names = (name for *_, files in os.walk(self._path / array.path) for name in files)
-        stored = sum(name not in _METADATA for name in names)
+        stored = sum(name not in METADATA for name in names)
         if stored >= count:
             return ""
         return (
@@ -250,7 +246,7 @@ class ZarrReader(SlideReader):
         return f"sha256:{digest.hexdigest()}"
 
     def _changed_at(self) -> int | None:
-        files = [self._path / name for name in _METADATA] if isinstance(self._path, Path) else []
+        files = [self._path / name for name in METADATA] if isinstance(self._path, Path) else []
         return next((changed_at(file) for file in files if file.is_file()), None)
 
     def _pixels(self, level: int, region: Region) -> RGBImage:
@@ -288,8 +284,14 @@ def _codec(array: zarr.Array[Any]) -> tuple[str, int]:
 def _image(number: int, name: str, group: zarr.Group, multiscale: Multiscale) -> _ZarrImage:
     import zarr
 
-    arrays = tuple(group[level.path] for level in multiscale.levels)
+    arrays = [group[level.path] for level in multiscale.levels]
     if not all(isinstance(array, zarr.Array) for array in arrays):
         raise NotAnImageError("one of its levels is not an array")
-    known = cast("tuple[zarr.Array[Any], ...]", arrays)
+    levels = list(zip(multiscale.levels, cast("list[zarr.Array[Any]]", arrays), strict=True))
+    if not all(array.size for _, array in levels):
+        raise NotAnImageError("one of its levels has no pixels")
+    # the largest first: the format says so, but not every writer does
+    levels.sort(key=lambda pair: -pair[1].size)
+    multiscale = dataclasses.replace(multiscale, levels=tuple(level for level, _ in levels))
+    known = tuple(array for _, array in levels)
     return _ZarrImage(number, name, multiscale, known, pixel_kind(multiscale, known[0].shape, str(known[0].dtype)))
