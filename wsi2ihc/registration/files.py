@@ -17,6 +17,8 @@ from ..errors import OutputError, TransformError
 from ..geometry import Size
 from ..inputs import read_regular
 from ..pyramid import published
+from ..slide.facts import MAX_SIDE_PX
+from ..slide.resolution import MPP_RANGE
 from .transform import LocalField, SlideFrame, Transform
 
 TRANSFORM_NAME = "transform.json"
@@ -163,8 +165,11 @@ def _frame(facts: Any) -> SlideFrame | None:
     if not (isinstance(width, int) and isinstance(height, int)):
         raise ValueError("the size of a slide is no whole number of px")
     x, y = (float(value) for value in facts["mpp"])
-    if not (0 < x < np.inf and 0 < y < np.inf):
-        raise ValueError(f"a slide of {x} × {y} µm per px")
+    low, high = MPP_RANGE
+    if not (low <= x <= high and low <= y <= high):
+        raise ValueError(f"a slide of {x:g} × {y:g} µm per px")
+    if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+        raise ValueError(f"a slide of {width} × {height} px")
     return SlideFrame(str(facts["name"]), Size(width, height), (x, y), str(facts.get("quickhash") or ""))
 
 
