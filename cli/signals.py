@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
 
 _NAMES = ("SIGTERM", "SIGHUP")
 """SIGINT is an exception already. Windows has no SIGHUP."""
+
+_AGAIN_S = 0.1
 
 
 @contextlib.contextmanager
@@ -23,19 +26,51 @@ def cleaned_up_when_ended() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {}
+    before, leaving = {}, _Leaving()
     for name in _NAMES:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, _leave)
+            before[number] = signal.signal(number, leaving.begin)
     try:
         yield
     finally:
+        leaving.is_over = True
         for number, handler in before.items():
             # None: it was set by a library in C, and cannot be put back
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the cleaning up
-    raise SystemExit(128 + number)
+class _Ended(SystemExit):
+    """As its base class, which takes no weak references."""
+
+
+class _Leaving:
+    """Raises the exception, and raises it again where it gets lost.
+
+    It can be raised within a destructor or a callback of a library in C, which drop it; the program would go on, and
+    not be ended by another signal of the kind. As long as the exception exists, further signals change nothing, so that
+    the cleaning up is not interrupted.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._error: weakref.ref[_Ended] | None = None
+
+    def begin(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._error is None or self._error() is None:
+            raise self._new(number)  # no variable holds it, or its own traceback would keep it alive
+
+    def _new(self, number: int) -> _Ended:
+        error = _Ended(128 + number)
+        self._error = weakref.ref(error, lambda _: self._lost(number))
+        return error
+
+    def _lost(self, number: int) -> None:
+        if not self.is_over:  # later, and from outside: what is raised here would be lost again
+            again = threading.Timer(_AGAIN_S, self._send, (number,))
+            again.daemon = True
+            again.start()
+
+    def _send(self, number: int) -> None:
+        if not self.is_over:
+            os.kill(os.getpid(), number)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import socket
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +28,8 @@ class LoopbackStrategy(DDPStrategy):
     """
 
     def setup_environment(self) -> None:
+        if self.cluster_environment is not None and self.cluster_environment.local_rank() == 0:
+            let_interrupts_through()  # which `machine.start_fabric` has blocked, for the processes started by now
         if not dist.is_initialized():  # else the parent class finds it done
             self._join()
         super().setup_environment()
@@ -44,6 +48,12 @@ class LoopbackStrategy(DDPStrategy):
         if on_gpus:
             atexit.register(_leave)
 
+    def end_others(self) -> None:
+        """Kill the processes that this one has started: they would report at length that it is gone."""
+        for process in getattr(self._launcher, "procs", ()):
+            process.kill()
+            process.wait()
+
 
 def open_store(port: int, rank: int, world: int) -> Any:
     """The `TCPStore` in which processes leave what others need: the first one opens it, on the loopback interface."""
@@ -58,6 +68,12 @@ def open_store(port: int, rank: int, world: int) -> Any:
         return TCPStore(
             ADDRESS, port, world, is_master=True, timeout=PATIENCE, master_listen_fd=os.dup(listener.fileno())
         )
+
+
+def let_interrupts_through() -> None:
+    """Have Ctrl-C interrupt this thread."""
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def loopback_interface() -> str:

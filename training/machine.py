@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsi2ihc.errors import DeviceError, OptionError
 from wsi2ihc.generator.device import choose_precision, parse_devices
+from wsi2ihc.processes import blocked
 from wsi2ihc.runtime import cores
 
 from .options import TrainOptions
@@ -118,7 +119,11 @@ def start_fabric(options: TrainOptions) -> Fabric:
             strategy=_strategy(processes, is_local=processes.nodes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ),
             precision=_FABRIC_PRECISIONS[choose_precision(options.precision, devices[0])],
         )
-        fabric.launch()
+        with blocked("SIGINT"):  # in the processes; this one ends them
+            fabric.launch()
+    except (KeyboardInterrupt, SystemExit):
+        end_others(fabric)
+        raise
     except (RuntimeError, ValueError) as error:
         raise DeviceError(
             f"the training processes cannot be started ({' '.join(str(error).split())!s:.200})"
@@ -129,6 +134,12 @@ def start_fabric(options: TrainOptions) -> Fabric:
     if kind == "cpu" and processes.local > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // processes.local))
     return fabric
+
+
+def end_others(fabric: Fabric) -> None:
+    """End the processes that this one has started for training, if any."""
+    if hasattr(fabric.strategy, "end_others"):
+        fabric.strategy.end_others()
 
 
 def in_first_process(fabric: Fabric, work: Callable[[], object]) -> None:

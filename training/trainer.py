@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,8 +19,11 @@ from .curves import draw_curves
 from .finishing import finish
 from .job import TrainingJob, describe_data
 from .loop import fit
-from .machine import in_first_process, start_fabric
+from .machine import end_others, in_first_process, start_fabric
 from .runs import RunFolder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ def train(
     """
     folder = RunFolder(Path(out))
     fabric = start_fabric(job.options)
-    with ExitStack() as stack, _told_plainly():
+    with ExitStack() as stack, _told_plainly(), _ended_together(fabric):
         in_first_process(fabric, lambda: _begin(job, folder, resume, stack))
         position = fit(job, fabric, folder, resume=resume, progress=progress)
         summary: dict[str, Any] = {}
@@ -83,6 +86,16 @@ def _begin(job: TrainingJob, folder: RunFolder, resume: bool, stack: ExitStack) 
     if not resume:
         folder.check_new()  # another training may have begun since
     folder.begin(job.options, describe_data(job))
+
+
+@contextlib.contextmanager
+def _ended_together(fabric: Fabric) -> Iterator[None]:
+    """End the other training processes where this one is interrupted."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        end_others(fabric)
+        raise
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,38 @@ _before: dict[str, str | None] = {}
 """What the changed variables were before the first of the bodies of `safe_path` that run now."""
 
 _bodies = 0
+
+
+@contextlib.contextmanager
+def starting_processes() -> Iterator[None]:
+    """Start processes by multiprocessing in the body: within `safe_path`, and not to be interrupted.
+
+    Ctrl-C reaches all processes of a terminal. What it interrupts while it imports would print a traceback; the parent
+    decides what becomes of its children.
+    """
+    with safe_path():
+        if sys.platform != "win32":
+            resource_tracker.ensure_running()  # else it is started in the body, and unblocks what was blocked
+        with blocked("SIGINT"):
+            yield
+
+
+def uninterrupted() -> contextlib.AbstractContextManager[None]:
+    """Put off signals that end the program until the body is done, which should not take long."""
+    return blocked("SIGINT", "SIGTERM", "SIGHUP")
+
+
+@contextlib.contextmanager
+def blocked(*names: str) -> Iterator[None]:
+    """Put off these signals in this thread, and leave them blocked in processes that are started in the body."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in names})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def safe_environment(environment: Mapping[str, str]) -> dict[str, str]:

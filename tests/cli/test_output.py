@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import logging
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from wsi2ihc.cli.main import main
 from wsi2ihc.cli.output import LineFormatter, Screen, ScreenHandler, say, standard_streams, tell
 from wsi2ihc.cli.parameters import set_up_logging
 from wsi2ihc.cli.progress import ProgressBar
+from wsi2ihc.cli.signals import cleaned_up_when_ended
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.progress import Progress
 from wsi2ihc.text import columns, cut, printable
@@ -259,3 +262,47 @@ def test_warnings_of_libraries_are_printed_as_one_line(capsys: pytest.CaptureFix
         set_up_logging(0, False)
         warnings.showwarning(UserWarning(HOSTILE), UserWarning, "file.py", 1)
     assert capsys.readouterr().err == f"WARNING: UserWarning: {printable(HOSTILE)}\n"
+
+
+def lose_the_exception() -> None:
+    with cleaned_up_when_ended():
+        with contextlib.suppress(BaseException):  # as a library in C does
+            signal.raise_signal(signal.SIGTERM)
+        for _ in range(1000):
+            time.sleep(0.01)
+        pytest.fail("it went on")
+
+
+def test_a_signal_ends_the_program_even_where_its_exception_gets_lost() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        lose_the_exception()
+    assert (ended.value.code, signal.getsignal(signal.SIGTERM)) == (143, before)
+
+
+def clean_up(cleaned: list[bool]) -> None:
+    with cleaned_up_when_ended():
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.01)
+            cleaned.append(True)
+
+
+def test_further_signals_do_not_interrupt_the_cleaning_up() -> None:
+    cleaned: list[bool] = []
+    with pytest.raises(SystemExit) as ended:
+        clean_up(cleaned)
+    assert (ended.value.code, cleaned) == (129, [True])
+
+
+def test_a_command_started_by_nohup_survives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cleaned_up_when_ended():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

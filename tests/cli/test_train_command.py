@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -131,3 +136,32 @@ def test_a_run_needs_a_folder(capsys: pytest.CaptureFixture[str], pairs: Path) -
     code, _, err = run(capsys, pairs)
     assert code == 2
     assert "--out" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups")
+@pytest.mark.parametrize(("changes", "how"), [({"workers": 2}, signal.SIGINT), ({"processes": 2}, signal.SIGTERM)])
+def test_an_interrupted_training_leaves_no_process_and_no_traceback(
+    pairs: Path, tmp_path: Path, changes: dict[str, int], how: signal.Signals
+) -> None:
+    """SIGINT goes to all processes, as from a terminal; SIGTERM to the first one alone."""
+    (tmp_path / "c.toml").write_text(config_text(resolve_options({**TINY, "epochs": 10_000, **changes})))
+    command = [sys.executable, "-m", "wsi2ihc", "train", str(pairs), "--config", str(tmp_path / "c.toml")]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        others = psutil.Process(process.pid).children(recursive=True)
+        (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert others
+    _, left = psutil.wait_procs(others, timeout=10)
+    assert left == []
+    assert process.returncode == 128 + how
+    assert "Traceback" not in err
+    assert "Error" not in err

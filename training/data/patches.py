@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError, TrainingError
-from wsi2ihc.processes import safe_path
+from wsi2ihc.processes import starting_processes, uninterrupted
 
 from .images import read_pair
 from .pairs import Augmentation, Pair
@@ -37,7 +37,6 @@ _ORDER, _PLACE = 0, 1
 
 _Key: TypeAlias = tuple[int, int]
 _Sample: TypeAlias = tuple[RGBImage, RGBImage]
-_Loaded: TypeAlias = tuple[Tensor, Tensor, tuple[str, ...]] | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,30 @@ class PairBatch:
     he: Tensor
     ihc: Tensor
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """A batch on its way from a worker.
+
+    Tensors would be left in shared memory, of which containers have little, and be fetched from a thread of the worker
+    that prints a traceback when the training process is interrupted.
+    """
+
+    he: RGBImage
+    ihc: RGBImage
+    names: tuple[str, ...]
+
+    def pin_memory(self) -> PairBatch:
+        """Called by the loader's thread where batches are to be pinned."""
+        return PairBatch(torch.from_numpy(self.he).pin_memory(), torch.from_numpy(self.ihc).pin_memory(), self.names)
+
+    def batch(self) -> PairBatch:
+        return PairBatch(torch.from_numpy(self.he), torch.from_numpy(self.ihc), self.names)
+
+
+_Loaded: TypeAlias = _Arrays | PairBatch | str
+"""A batch, or what is wrong with it."""
 
 
 def steps_per_epoch(pairs: Sequence[Pair], global_batch: int) -> int:
@@ -231,10 +254,7 @@ def _stack(samples: Sequence[_Sample], names: Sequence[str]) -> PairBatch:
 
 
 class _Guarded(Dataset[_Loaded]):
-    """Hands failures over as their messages: exceptions of workers arrive wrapped in tracebacks.
-
-    Batches go as tuples, which is what the loader can pin.
-    """
+    """Hands failures over as their messages: exceptions of workers arrive wrapped in tracebacks."""
 
     def __init__(self, batches: _Crops | _Whole) -> None:
         self.batches = batches
@@ -244,7 +264,7 @@ class _Guarded(Dataset[_Loaded]):
             batch = self.batches.batch(key)
         except DatasetError as error:
             return str(error)
-        return batch.he, batch.ihc, batch.names
+        return _Arrays(batch.he.numpy(), batch.ihc.numpy(), batch.names)
 
 
 def _load(batches: _Crops | _Whole, keys: Iterable[Any], workers: int, pin: bool) -> Iterator[PairBatch]:
@@ -261,16 +281,16 @@ def _load(batches: _Crops | _Whole, keys: Iterable[Any], workers: int, pin: bool
         # Its own, or every start would draw from torch's global generator and change the run.
         generator=torch.Generator(),
     )
-    with safe_path():  # workers start here, and the server that forks them
+    with starting_processes():  # workers start here, and the server that forks them
         stream = iter(loader)
     try:
         while (loaded := _next(stream, workers)) is not None:
             if isinstance(loaded, str):
                 raise DatasetError(loaded)
-            he, ihc, names = loaded
-            yield PairBatch(he, ihc, tuple(names))
+            yield loaded.batch() if isinstance(loaded, _Arrays) else loaded
     finally:
-        del stream  # ends the workers now, and not when somebody forgets the exception that holds this frame
+        with uninterrupted():
+            del stream  # ends the workers now, and not when somebody forgets the exception that holds this frame
 
 
 def _next(stream: Iterator[_Loaded], workers: int) -> _Loaded | None:

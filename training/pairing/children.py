@@ -20,7 +20,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from wsi2ihc.errors import OutputError, Wsi2IhcError
-from wsi2ihc.processes import how_it_ended, safe_path
+from wsi2ihc.processes import how_it_ended, starting_processes
 from wsi2ihc.runtime import cores
 
 Job = TypeVar("Job")
@@ -116,7 +116,7 @@ def _start(work: Work, job: object, number: int, threads: int) -> _Child:
     ours, theirs = context.Pipe()
     level = logging.getLogger("wsi2ihc").getEffectiveLevel()
     process = context.Process(target=_child, args=(work, job, threads, level, theirs), daemon=True)
-    with safe_path():
+    with starting_processes():
         process.start()
     theirs.close()
     return _Child(number, process, ours)
