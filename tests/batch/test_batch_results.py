@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 from pathlib import Path
@@ -244,3 +245,13 @@ def test_a_table_that_cannot_be_written_does_not_end_a_batch(
     writer.update(lambda: [row("a")])
     assert writer.finish([row("a")]) == []
     assert "results.csv was not written: No space left on device" in caplog.text
+
+
+def test_names_that_look_like_formulas_come_back_as_they_were(tmp_path: Path) -> None:
+    names = ["=HYPERLINK(1).svs", "+a.svs", "-b.svs", "@c.svs", "'=d.svs", "'e.svs", "-5.svs", "f\r\ng.svs"]
+    write_table(tmp_path / "results.csv", [Result(name, "", status="failed", seam_z="-1.45") for name in names])
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert not [one["slide"] for one in rows if one["slide"][:1] in ("=", "+", "@") or one["slide"][:2] == "-b"]
+    assert {one["seam_z"] for one in rows} == {"-1.45"}
+    assert [one.slide for one in read_results(tmp_path)[0]] == names

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from make_pairs import SPLITS, he_pixels, ihc_pixels, kinds_first, rows, side_by_side, splits_first, table, write_csv
 
+from wsi2ihc.cells import csv_table
 from wsi2ihc.errors import DatasetError, OptionError
 from wsi2ihc.training.data import LAYOUTS, Order, PairedData, Role, find_pairs, read_pair
+from wsi2ihc.training.data.table import read_table
 
 ROLES: dict[str, Role] = {"train": "train", "val": "validation", "test": "test"}
 BCI = {"train": ("00000_train_1+", "00001_train_3+", "00007_train_0"), "test": ("00000_test_2+",)}
@@ -514,3 +516,15 @@ def test_real_data(dev_data: Path) -> None:
     data = find_pairs(dev_data / "facades", order="BA")
     assert (len(data.of("train")), len(data.of("test"))) == (400, 106)
     assert data.pairs[0].half == "right"
+
+
+def test_names_in_a_table_that_look_like_formulas_come_back_as_they_were(tmp_path: Path) -> None:
+    names = ["=1+1", "+49", "-S1", "@S", "'=1", "'S", "-5"]
+    for folder in ("HE", "IHC"):
+        (tmp_path / folder).mkdir()
+        for number in range(len(names)):
+            (tmp_path / folder / f"{number}.png").touch()
+    rows = [[f"HE/{number}.png", f"IHC/{number}.png", name] for number, name in enumerate(names)]
+    (tmp_path / "pairs.csv").write_text(csv_table([["he", "ihc", "patient"], *rows], "\n"))
+    pairs, _ = read_table(tmp_path / "pairs.csv")
+    assert [pair.patient for pair in pairs] == names

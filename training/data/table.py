@@ -6,14 +6,16 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from wsi2ihc.cells import original
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.inputs import read_json
 from wsi2ihc.slide.resolution import MPP_RANGE
 
-from .files import read_csv
+from .files import Table, read_lines
 from .pairs import ROLE_NAMES, Pair, PairedData, Role
 
 TABLE_NAME = "pairs.csv"
@@ -40,12 +42,24 @@ def read_table(path: Path) -> tuple[tuple[Pair, ...], float | None]:
     DatasetError
         If a column, a cell or a file is missing, or a cell has no meaning.
     """
-    rows = read_csv(path)
+    rows = read_rows(path).rows
     if lacking := {"he", "ihc"} - rows[0].keys():
         raise DatasetError(f"{path} has no column {', '.join(sorted(lacking))} (it needs he and ihc)")
     pairs = tuple(_pair(path, number, row) for number, row in enumerate(rows, 2))
     _check_files(path, pairs)
     return pairs, _common_mpp(path, [row.get("mpp", "") for row in rows])
+
+
+def read_rows(path: Path) -> Table:
+    """The rows of a ``pairs.csv``, with the names that were written into it.
+
+    Raises
+    ------
+    DatasetError
+        As `read_lines`.
+    """
+    table = read_lines(path)
+    return replace(table, rows=tuple({name: original(cell) for name, cell in row.items()} for row in table.rows))
 
 
 def _pair(path: Path, row_number: int, row: Mapping[str, str]) -> Pair:

@@ -16,11 +16,10 @@ from wsi2ihc.geometry import Size
 from wsi2ihc.inputs import read_json
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 
-from ..data.files import read_lines
 from ..data.images import THREADS, read_pair, room_for
 from ..data.layouts import find_pairs
 from ..data.pairs import ROLE_NAMES, Pair
-from ..data.table import STATEMENT_NAME, TABLE_NAME
+from ..data.table import STATEMENT_NAME, TABLE_NAME, read_rows
 from .checking_store import is_ours, store_problems
 from .places import SPLIT_NAMES
 from .store import STORE_NAME
@@ -115,7 +114,7 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
 
 def _of_store(folder: Path) -> Iterator[str]:
     """What is wrong with the rest of a data set of our own: as its table names slides and files, there or not."""
-    lines = read_lines(folder / TABLE_NAME).rows
+    lines = read_rows(folder / TABLE_NAME).rows
     slides = {line["slide"] for line in lines if line.get("slide")}
     files = {folder / line[stain] for line in lines for stain in ("he", "ihc") if line[stain]}
     return store_problems(folder, slides, files)
@@ -124,7 +123,7 @@ def _of_store(folder: Path) -> Iterator[str]:
 def _rows(folder: Path, problems: list[str]) -> Iterator[_Row]:
     """The rows of the table whose files are there; what is wrong with the others goes to ``problems``."""
     table = folder / TABLE_NAME
-    read = read_lines(table)
+    read = read_rows(table)
     if lacking := {"he", "ihc"} - read.rows[0].keys():
         raise DatasetError(f"{table} has no column {', '.join(sorted(lacking))} (it needs he and ihc)")
     for number, line in zip(read.lines, read.rows, strict=True):

@@ -5,12 +5,12 @@ They follow from the records and the manifest alone, without times and paths, so
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from wsi2ihc.cells import csv_table
 
 from .manifest import SlidePair
 from .places import SPLIT_NAMES, Place, relative_files
@@ -105,11 +105,7 @@ def _text(value: float | None) -> str:
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return csv_table([columns, *([row.get(name, "") for name in columns] for row in rows)], "\n").encode()
 
 
 def dataset_facts(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from wsi2ihc.cells import csv_table
 
 from .document import Cell, Estimate, Table
 
@@ -92,18 +92,17 @@ def csv_text(table: Table) -> str:
         any(isinstance(row[place], Estimate) for row in table.rows if place < len(row))
         for place in range(len(table.columns))
     ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")  # of RFC 4180; with less, a lone "\r" in a cell is not quoted
-    writer.writerow(
+    head = [
         f"{column.title}{ending}"
         for column, is_wide in zip(table.columns, wide, strict=True)
         for ending in (("", " low", " high") if is_wide else ("",))
-    )
+    ]
+    rows = [head]
     for row in table.rows:
         if len(row) != len(table.columns):
             raise ValueError(f"table {table.name} has a row of {len(row)} cells for {len(table.columns)} columns")
-        writer.writerow(value for cell, is_wide in zip(row, wide, strict=True) for value in _csv_values(cell, is_wide))
-    return text.getvalue()
+        rows.append([value for cell, is_wide in zip(row, wide, strict=True) for value in _csv_values(cell, is_wide)])
+    return csv_table(rows)
 
 
 def _csv_values(cell: Cell, is_wide: bool) -> Iterator[str]:

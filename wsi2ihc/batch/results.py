@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from ..cells import csv_table, original
 from ..errors import ManifestError
 from ..generator.registry import list_models
 from ..inputs import open_regular
@@ -95,12 +96,9 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
     OutputError
         If it cannot be written, or another process is writing it.
     """
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(COLUMNS)
-    table.writerows([getattr(result, column) for column in COLUMNS] for result in results)
+    rows = ([getattr(result, column) for column in COLUMNS] for result in results)
     with published(path, overwrite=True) as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8", newline="")
+        partial.write_text(csv_table([COLUMNS, *rows]), encoding="utf-8", newline="")
 
 
 def table_name(shard: str) -> str:
@@ -164,7 +162,7 @@ def _read_table(path: Path) -> list[Result]:
         with io.TextIOWrapper(open_regular(path, _LARGEST_BYTES), encoding="utf-8", newline="") as file:
             # columns that an earlier version did not have are empty
             rows = [row for row in csv.DictReader(file) if row["slide"]]
-            results = [Result(**{name: row.get(name) or "" for name in COLUMNS}) for row in rows]
+            results = [Result(**{name: original(row.get(name) or "") for name in COLUMNS}) for row in rows]
         for number, result in enumerate(results, 2):
             if result.status not in _STATUSES:
                 raise ValueError(f"line {number}: the status {result.status!r:.40} is none")
