@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -369,3 +370,41 @@ def test_all_public_names_are_there() -> None:
     assert all(getattr(data, name) is not None for name in data.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = data.nothing
+
+
+_HELD = """
+import sys, time
+from wsi2ihc.training.data.patches import _context
+
+if __name__ == "__main__":
+    process = _context().Process(target=time.sleep, args=(60,), daemon=True)
+    process.start()
+    print(process.pid, flush=True)
+    if len(sys.argv) > 1:
+        process.kill()
+        process.join()
+    else:
+        time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+@pytest.mark.parametrize("arguments", [(), ("ends",)])
+def test_a_killed_training_leaves_no_temporary_folder(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    script, temporary = tmp_path / "held.py", tmp_path / "tmp"
+    script.write_text(_HELD)
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments], env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    if not arguments:
+        process.kill()
+        os.kill(worker, signal.SIGKILL)
+    process.wait(30)
+    process.stdout.close()
+    until = time.monotonic() + 20
+    while any(temporary.iterdir()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not list(temporary.iterdir())

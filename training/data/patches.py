@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 import multiprocessing.context
 import multiprocessing.process
+import multiprocessing.util
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -334,5 +335,7 @@ def _context() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # by name: nothing but the server may import it
+    context.set_forkserver_preload([f"{__package__}.worker_server", __name__])
+    os.environ["WSI2IHC_WORKER_SERVER_FOLDER"] = multiprocessing.util.get_temp_dir()
     return context
