@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,6 +22,10 @@ from make_slides import Image, halves, texture, write_slide
 from PIL import Image as Pillow
 
 Commands = list[list[str]]
+
+SHORT = "WSI2IHC_FUZZ_SHORT"
+IS_SHORT = bool(os.environ.get(SHORT))
+"""Whether commands are left out that take seconds to begin."""
 
 _CPU = ("--device", "cpu")
 _SMALL = ("--model", "identity", "--workers", "1", "-q", *_CPU)
@@ -117,8 +122,13 @@ def _lay_patch(folder: Path, source: Path) -> Commands:
         (folder / "data" / "train" / "a_1.png").unlink()
     return [
         ["dataset", str(folder / "data"), "--mpp", "0.5", "--workers", "1", "-q"],
-        ["train", str(folder / "data"), "--dry-run", *_TINY, *_CPU, "--mpp", "0.5", "-q"],
+        *_train(folder, *_TINY, "--mpp", "0.5"),
     ]
+
+
+def _train(folder: Path, *options: str) -> Commands:
+    """Look at what would be trained; nothing in the short mode, since training imports libraries for seconds."""
+    return [] if IS_SHORT else [["train", str(folder / "data"), "--dry-run", *options, *_CPU, "-q"]]
 
 
 def _scene_zarr(folder: Path) -> None:
@@ -179,7 +189,14 @@ def read_landmarks(path: str) -> None:
     read(Path(path), (0.5, 0.5))
 
 
-CALLS = {"@landmarks": read_landmarks}
+def read_config(path: str) -> None:
+    """Read a configuration as `train` does."""
+    from wsi2ihc.training.options import resolve_options
+
+    resolve_options(config=Path(path))
+
+
+CALLS = {"@landmarks": read_landmarks, "@config": read_config}
 """Functions that stand for a command that would take too long."""
 
 
@@ -220,17 +237,14 @@ def _lay_groups(folder: Path, source: Path) -> Commands:
 
 def _lay_config(folder: Path, source: Path) -> Commands:
     path = _laid(folder, source)
-    return [["train", str(folder / "data"), "--dry-run", "--config", str(path), *_CPU, "--workers", "0", "-q"]]
+    return [["@config", str(path)], *_train(folder, "--config", str(path), "--workers", "0")]
 
 
 def _lay_facts(folder: Path, source: Path) -> Commands:
     """What a data set says of itself: dataset.json or pairs.csv, by the input's suffix."""
     name = "dataset.json" if source.suffix == ".json" else "pairs.csv"
     shutil.copyfile(source, folder / "data" / name)
-    return [
-        ["dataset", str(folder / "data"), "--workers", "1", "-q"],
-        ["train", str(folder / "data"), "--dry-run", *_TINY, *_CPU, "-q"],
-    ]
+    return [["dataset", str(folder / "data"), "--workers", "1", "-q"], *_train(folder, *_TINY)]
 
 
 # --- models
@@ -265,11 +279,9 @@ def _scene_batch(folder: Path) -> None:
 def _lay_batch(folder: Path, source: Path) -> Commands:
     """The input replaces the table of results or the marker of a slide that is done, by its suffix."""
     out = folder / "out"
-    if source.suffix == ".csv":
-        shutil.copyfile(source, out / "results.csv")
-        return [["batch", "--status", str(out)], ["batch", "--status", str(out), "--json"]]
-    shutil.copyfile(source, out / ".wsi2ihc-batch" / "done" / "a.ome.tiff.json")
-    return [["batch", "--status", str(out)], ["batch", str(folder / "slides"), str(out), "--dry-run", *_SMALL]]
+    marker = out / ".wsi2ihc-batch" / "done" / "a.ome.tiff.json"
+    shutil.copyfile(source, out / "results.csv" if source.suffix == ".csv" else marker)
+    return [["batch", "--status", str(out)], ["batch", "--status", str(out), "--json", "--verify"]]
 
 
 _BANDS = ("--resume", "--band-height", "128", "--tile-size", "64")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fuzz import CORPUS, Fuzzer, finding_key
 from fuzz_pool import Pool
-from fuzz_targets import TARGETS
+from fuzz_targets import SHORT, TARGETS
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="memory and time are watched through /proc"),
@@ -21,9 +21,11 @@ MUTANTS = 2
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
-    fuzzer = Fuzzer(CORPUS, tmp_path_factory.mktemp("fuzz"), list(TARGETS), seed=0)
-    yield fuzzer
-    fuzzer.pool.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SHORT, "1")
+        fuzzer = Fuzzer(CORPUS, tmp_path_factory.mktemp("fuzz"), list(TARGETS), seed=0)
+        yield fuzzer
+        fuzzer.pool.close()
 
 
 @pytest.mark.parametrize("target", TARGETS)
