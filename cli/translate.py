@@ -82,7 +82,8 @@ def command(
 ) -> None:  # fmt: skip
     """Turn the H&E slide SLIDE into a virtual IHC slide OUTPUT (.ome.tiff, or .ome.zarr).
 
-    SLIDE is a file that OpenSlide or tiffslide reads, or a URL. Research use only, not for diagnosis.
+    SLIDE is a file that OpenSlide or tiffslide reads, an OME-Zarr, a folder with one DICOM slide, or a URL. Research
+    use only, not for diagnosis.
     """
     set_up_logging(verbose, quiet)
     options = translate_options(**choices)
