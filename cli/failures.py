@@ -20,6 +20,8 @@ def one_line(error: Exception) -> str:
         return "the system allows no further thread or process (see ulimit -u, or the limit of the container)"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ValueError) and "null byte" in text:
+        return "a name holds the character NUL, which no file system takes"
     if isinstance(error, MemoryError):
         return "out of memory; lower --max-memory, --batch-size or --workers"
     return f"unexpected {type(error).__name__}: {text} (run again with -v for details, and please report it)"

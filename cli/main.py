@@ -17,6 +17,7 @@ from typing import NoReturn
 import click
 
 from wsi2ihc.cli.failures import one_line
+from wsi2ihc.cli.names import refuse_empty_names
 from wsi2ihc.cli.output import say, standard_streams, tell
 from wsi2ihc.cli.signals import cleaned_up_when_ended
 from wsi2ihc.processes import safe_path
@@ -53,6 +54,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"wsi2ihc.cli.{cmd_name}").command
+        refuse_empty_names(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

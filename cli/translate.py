@@ -86,6 +86,8 @@ def command(
     use only, not for diagnosis.
     """
     set_up_logging(verbose, quiet)
+    if not output.name:
+        raise click.UsageError(f"OUTPUT {output} is a folder: name a file")
     options = translate_options(**choices)
     bar = ProgressBar(quiet)
     try:

@@ -55,6 +55,14 @@ _LEAST: Mapping[str, float] = {
     "log_every": 1, "pictures": 0, "processes": 1, "nodes": 1, "workers": -1,
 }  # fmt: skip
 
+_MOST: Mapping[str, float] = {
+    "depth": 64, "ngf": 1024, "ndf": 1024, "l1_weight": 1e9, "variance_weight": 1e9, "epochs": 10**6,
+    "batch_size": 65_536, "crop_size": 16_384, "seed": 2**63 - 1, "overfit": 10**6, "validate_every": 10**6,
+    "validation_patches": 10**9, "checkpoint_every": 10**9, "log_every": 10**6, "pictures": 1000, "processes": 1024,
+    "nodes": 10_000, "workers": 256,
+}  # fmt: skip
+"""Far more than anybody needs, and so slips of the keyboard: they would end in a lack of memory, or never."""
+
 
 def _option(default: Any, text: str, *, affects_result: bool = True) -> Any:
     return field(default=default, metadata={"help": text, "affects_result": affects_result})
@@ -147,6 +155,9 @@ class TrainOptions:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise OptionError(f"{flag(name)} must be at least {least}, not {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if not getattr(self, name) <= most:
+                raise OptionError(f"{flag(name)} must be at most {most:,.0f}, not {getattr(self, name)}")
         for name in ("learning_rate", "validation_share"):
             if not 0 < getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")

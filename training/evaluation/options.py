@@ -58,6 +58,10 @@ class EvaluateOptions:
                 raise OptionError(
                     f"--{name.replace('_', '-')} must be at least {value}, not {getattr(self, name)}"
                 )  # fmt: skip
+        most = {"pictures": 1000, "seed": 2**63 - 1, "batch_size": 65_536}
+        for name, value in most.items():
+            if getattr(self, name) > value:
+                raise OptionError(f"--{name.replace('_', '-')} must be at most {value:,}, not {getattr(self, name)}")
         if self.resamples > MOST_RESAMPLES:
             raise OptionError(f"--resamples must be at most {MOST_RESAMPLES:,}, not {self.resamples:,}")
         low, high = STAINED_FROM_RANGE

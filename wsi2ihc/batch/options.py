@@ -36,6 +36,10 @@ class BatchOptions:
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise OptionError(f"--{name.replace('_', '-')} must be at least {value}, not {getattr(self, name)}")
+        most = {"attempts": 100, "timeout_min": 10**6, "children": 4096, "restart_every": 10**9}
+        for name, value in most.items():
+            if not getattr(self, name) <= value:
+                raise OptionError(f"--{name.replace('_', '-')} must be at most {value:,.0f}, not {getattr(self, name)}")
         if self.cache is not None and not self.cache.is_dir():
             raise OptionError(f"--cache {self.cache} is no folder; make it, or name another one")
         if self.cache is not None and not os.access(self.cache, os.W_OK):

@@ -1,0 +1,78 @@
+"""Arguments that nobody means: one clear line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from wsi2ihc.batch.options import BatchOptions
+from wsi2ihc.cli.failures import one_line
+from wsi2ihc.cli.main import main
+from wsi2ihc.errors import OptionError
+from wsi2ihc.training.evaluation.options import EvaluateOptions
+from wsi2ihc.training.options import TrainOptions, resolve_options
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", ""], ["translate", "a.tif", ""], ["batch", "", "out"], ["batch", "a.tif", ""],
+        ["train", "", "--dry-run"],
+        ["models", "show", ""], ["models", "import", "", "out", "--mpp", "1"], ["curves", "a", ""],
+        ["batch", "--status", ""],
+        ["register", "a", "b", "c", "--landmarks", "", "x"], ["evaluate", "--virtual", "", "--out", "o"],
+    ],
+)  # fmt: skip
+def test_an_empty_name_is_not_the_current_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert "the name is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".", "..", os.fsdecode(b"\xff\xfe.svs"), "x" * 300, "a\0b"])
+@pytest.mark.parametrize(
+    "command", [["info"], ["translate", "lost.tif"], ["batch", "--status"], ["models", "show"], ["curves"]]
+)
+def test_an_odd_name_is_one_clear_line(
+    command: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([*command, name])
+    err = capsys.readouterr().err
+    assert ended.value.code in (1, 2)
+    assert err.splitlines()[-1].startswith("Error: ")
+    assert "unexpected" not in err
+
+
+NUMBERS = [one.name for one in fields(TrainOptions) if type(one.default) in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_an_absurd_number_is_refused(name: str) -> None:
+    kind = type(getattr(TrainOptions(), name))
+    for number in (10**30, -(10**30)):
+        with pytest.raises(OptionError, match=f"--{name.replace('_', '-')}"):
+            resolve_options({name: kind(number)})
+
+
+def test_a_lack_of_threads_is_named() -> None:
+    for error in (RuntimeError("can't start new thread"), BlockingIOError(11, "Resource temporarily unavailable")):
+        assert "no further thread or process" in one_line(error)
+
+
+@pytest.mark.parametrize("name", ["attempts", "timeout_min", "children", "restart_every"])
+def test_an_absurd_number_of_a_batch_is_refused(name: str) -> None:
+    with pytest.raises(OptionError, match="at most"):
+        BatchOptions(**{name: 10**12})
+
+
+@pytest.mark.parametrize("name", ["pictures", "resamples", "seed", "batch_size"])
+def test_an_absurd_number_of_an_evaluation_is_refused(name: str) -> None:
+    with pytest.raises(OptionError, match="at most"):
+        EvaluateOptions(**{name: 10**30})
