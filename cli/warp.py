@@ -16,7 +16,7 @@ from wsi2ihc.cli.parameters import (
     set_up_logging,
     verbosity_options,
 )
-from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.cli.progress import ProgressBar, counted, duration
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.transform import Transform
@@ -113,7 +113,7 @@ def summary(report: WarpReport) -> list[str]:
     source = report.source
     return [
         f"{report.output_name}: {report.output_size} px at {report.output_mpp[0]:.4g} µm/px, "
-        f"{len(report.output_levels)} levels, {report.output_bytes / 1e6:.1f} MB",
+        f"{counted(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
         f"  source   {source['name']}, {source['width']}×{source['height']} px at {source['mpp'][0]:.4g} µm/px",
         f"  onto     {report.fixed['name']}",
         f"  time     {duration(report.seconds)}: {report.written_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s",

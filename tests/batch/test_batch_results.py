@@ -255,3 +255,11 @@ def test_names_that_look_like_formulas_come_back_as_they_were(tmp_path: Path) ->
     assert not [one["slide"] for one in rows if one["slide"][:1] in ("=", "+", "@") or one["slide"][:2] == "-b"]
     assert {one["seam_z"] for one in rows} == {"-1.45"}
     assert [one.slide for one in read_results(tmp_path)[0]] == names
+
+
+def test_a_name_turns_nothing_around_on_the_page(tmp_path: Path) -> None:
+    write_page(tmp_path, [Result("a\u202egnp.svs", "", status="failed", error="\x1b[2J<b>")], [])
+    text = (tmp_path / "summary.html").read_text(encoding="utf-8")
+    assert not set("\u202e\x1b") & set(text)
+    assert r"a\u202egnp.svs" in text
+    assert "&lt;b&gt;" in text

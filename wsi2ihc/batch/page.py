@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..pyramid import published
+from ..text import printable
 from .places import thumbnail_path
 from .results import Result, counts_text, describe_models
 
@@ -25,8 +26,8 @@ def write_page(folder: Path, results: Sequence[Result], notes: Sequence[str] = (
     ordered = sorted(results, key=lambda result: (result.status != "failed", result.slide, result.output))
     models = (f"{name}: {description}" for name, description in describe_models(results).items())
     text = _PAGE.format(
-        counts=html.escape(counts_text(results)),
-        notes="".join(f"<p>{html.escape(note)}</p>" for note in [*models, *notes]),
+        counts=_shown(counts_text(results)),
+        notes="".join(f"<p>{_shown(note)}</p>" for note in [*models, *notes]),
         cards="\n".join(_cards(folder, ordered)),
     )
     with published(folder / PAGE_NAME, overwrite=True) as partial:
@@ -42,8 +43,8 @@ def _cards(folder: Path, results: Sequence[Result]) -> Iterator[str]:
             if is_done and thumbnail.exists()
             else '<div class="none">no picture</div>'
         )
-        output = html.escape(result.output)
-        title = f'<a href="{quote(result.output)}">{output}</a>' if is_done else output or html.escape(result.slide)
+        output = _shown(result.output)
+        title = f'<a href="{quote(result.output)}">{output}</a>' if is_done else output or _shown(result.slide)
         figures = [
             f"{result.seconds} s" if result.seconds else "",
             f"{result.mpx_per_s} Mpx/s" if result.mpx_per_s else "",
@@ -53,10 +54,10 @@ def _cards(folder: Path, results: Sequence[Result]) -> Iterator[str]:
         ]
         made = f"{result.slide} by {result.model}" if result.model else result.slide
         lines = [made, " · ".join(figure for figure in figures if figure), result.warnings, result.error]
-        told = "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        told = "".join(f"<p>{_shown(line)}</p>" for line in lines if line)
         yield (
-            f'<article class="{html.escape(result.status.split()[0])}">{picture}<h2>{title}</h2>'
-            f"<p><b>{html.escape(result.status)}</b></p>{told}</article>"
+            f'<article class="{_shown(result.status.split()[0])}">{picture}<h2>{title}</h2>'
+            f"<p><b>{_shown(result.status)}</b></p>{told}</article>"
         )
 
 
@@ -80,3 +81,8 @@ p {{ margin: .1rem 0; overflow-wrap: anywhere; }}
 {cards}
 </main></body></html>
 """
+
+
+def _shown(text: str) -> str:
+    """Text for the page, of which a name can turn around or hide nothing."""
+    return html.escape(printable(text))
