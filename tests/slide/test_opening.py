@@ -329,3 +329,9 @@ def test_folders_do_not_reach_messages(tmp_path: Path, folder: str) -> None:
     assert without_folders("1/2 of 3 / 4, and/or less", path) == "1/2 of 3 / 4, and/or less"
     address = "https://host/patient/b.tif?key=secret"
     assert without_folders(f"{address} failed", address) == "b.tif failed"
+
+
+@pytest.mark.parametrize("address", ["http://[", "http://[::1/a.tif", "file://[/a.tif", "http://a]/b.zarr"])
+def test_an_address_that_cannot_be_parsed_is_refused(address: str) -> None:
+    with pytest.raises(UnreadableSlideError, match="not a valid address"):
+        open_slide(address)

@@ -200,7 +200,10 @@ def _file_of_folder(folder: Path) -> Path:
 
 
 def _is_zarr_address(address: str) -> bool:
-    return urlsplit(address).path.rstrip("/").lower().endswith(".zarr")
+    try:
+        return urlsplit(address).path.rstrip("/").lower().endswith(".zarr")
+    except ValueError as error:
+        raise UnreadableSlideError(f"{address}: this is not a valid address ({error})") from error
 
 
 def _open_zarr(path: str | Path, stated: Stated, choice: Choice) -> Slide:
