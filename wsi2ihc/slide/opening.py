@@ -203,7 +203,8 @@ def _is_zarr_address(address: str) -> bool:
     try:
         return urlsplit(address).path.rstrip("/").lower().endswith(".zarr")
     except ValueError as error:
-        raise UnreadableSlideError(f"{address}: this is not a valid address ({error})") from error
+        # not shown: it may hold a key
+        raise UnreadableSlideError(f"the slide's address is not valid ({error}); check it") from error
 
 
 def _open_zarr(path: str | Path, stated: Stated, choice: Choice) -> Slide:
