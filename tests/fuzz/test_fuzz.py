@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-MUTANTS = 2
+MUTANTS = 1
 
 
 @pytest.fixture(scope="module")
