@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 import torch
-from fuzz_targets import TARGETS, tissue
+from fuzz_targets import TARGETS, chunk_of, tissue
 from make_slides import halves, texture, write_slide
 from PIL import Image, ImageCms
 
@@ -333,6 +333,7 @@ def _left_by_the_program(corpus: Path) -> None:
         zarr = Path(place) / "zarr" / "input.ome.zarr"
         (corpus / "zarr" / "group.json").write_bytes((zarr / "zarr.json").read_bytes())
         (corpus / "zarr" / "array.json").write_bytes((zarr / "0" / "zarr.json").read_bytes())
+        (corpus / "zarr_chunk" / "shard.bin").write_bytes(chunk_of(zarr).read_bytes())
 
 
 def main(corpus: Path) -> None:

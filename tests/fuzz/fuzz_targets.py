@@ -136,10 +136,19 @@ def _scene_zarr(folder: Path) -> None:
     wsi2ihc("translate", slide(folder / "slide.tif"), folder / "input.ome.zarr", *_SMALL, "--tissue", "none")
 
 
+def chunk_of(store: Path) -> Path:
+    """The first file of the first level's pixels."""
+    return min(path for path in (store / "0").rglob("*") if path.is_file() and path.name != "zarr.json")
+
+
 def _lay_zarr(folder: Path, source: Path) -> Commands:
-    """The input replaces the metadata of the group or of its first level, by its name."""
+    """The input replaces the metadata of the group or of its first level, or a file of that level's, by its suffix."""
     store = folder / "input.ome.zarr"
-    (store / ("0" if source.stem.startswith("array") else "") / "zarr.json").write_bytes(source.read_bytes())
+    content = source.read_bytes()
+    if source.suffix == ".json":
+        (store / ("0" if b'"node_type": "array"' in content else "") / "zarr.json").write_bytes(content)
+    else:
+        chunk_of(store).write_bytes(content)
     return _read(store, folder)
 
 
@@ -333,6 +342,7 @@ TARGETS = {
         Target("dicom", _lay_dicom),
         Target("image", _lay_slide),
         Target("zarr", _lay_zarr, _scene_zarr, "text", fuzz_words.ZARR),
+        Target("zarr_chunk", _lay_zarr, _scene_zarr),
         Target("geojson", _lay_mask, _scene_slides, "text", fuzz_words.JSON),
         Target("batch_csv", _lay_list, _scene_slides, "text", fuzz_words.CSV),
         Target("pairs_csv", _lay_pairs, _scene_slides, "text", fuzz_words.CSV),
