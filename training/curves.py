@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.errors import TrainingError
-from wsi2ihc.inputs import read_regular
+from wsi2ihc.files import read_regular
 
 from .files import write_whole
 from .history import NOT_LOSSES, STEP_KEYS, VALIDATION_KEYS, Columns, read_steps, read_validation

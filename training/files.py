@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError
-from wsi2ihc.files import open_regular
+from wsi2ihc.files import open_without_following
 from wsi2ihc.pyramid import published
 
 
@@ -47,7 +47,7 @@ class GrowingFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            self._handle = open_without_following(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError as error:
             raise cannot_write(path, error) from error
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import OutputError, TrainingError
-from wsi2ihc.inputs import read_regular
+from wsi2ihc.files import read_regular
 
 from .events import open_events
 from .files import GrowingFile, make_folder, write_whole

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.files import read_regular
 from wsi2ihc.generator.spec import MPP_RANGE, Architecture, GeneratorSpec, Norm, Upsampling
-from wsi2ihc.inputs import read_regular
 
 from .data import Augmentation, Order
 from .data.stain_jitter import STRONGEST

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from .inputs import open_regular
+from .files import open_regular
 
 
 def sha256_of(path: Path) -> str:

@@ -1,31 +1,102 @@
-"""Files of fixed names in folders that others may write to as well."""
+"""Open regular files only: not pipes or devices, which block or never end, and only up to a bounded size."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import sys
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
+
+LARGEST_JSON_BYTES = 256 << 20
+"""The largest JSON file that the program writes, the record of a slide's patches, has about 10 MB."""
 
 
-def open_regular(path: Path, flags: int) -> int:
-    """Open a regular file under its own name, without emptying it.
+def open_regular(path: str | Path, largest_bytes: int | None = None) -> BufferedReader:
+    """Open a regular file for reading.
 
-    Somebody who can write to the folder may have put something else there: a symbolic link, through which a file
-    elsewhere would be changed, or a named pipe or a device, which would block.
+    A device such as ``/dev/zero`` has no end, and a pipe without a writer blocks the program that opens it.
 
     Parameters
     ----------
     path
-        Of the file.
+        The file, or a symbolic link to it.
+    largest_bytes
+        Refuse larger files.
+
+    Raises
+    ------
+    OSError
+        If it is a folder, device, pipe or socket, is larger, or cannot be opened; ``strerror`` says why.
+    """
+    flags = os.O_RDONLY | _available_flags("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+    handle = os.open(path, flags)
+    try:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if largest_bytes is not None and status.st_size > largest_bytes:
+            raise _too_large(path, largest_bytes)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: str | Path, largest_bytes: int) -> bytes:
+    """Read a whole regular file of at most ``largest_bytes``.
+
+    Raises
+    ------
+    OSError
+        As `open_regular` does.
+    """
+    with open_regular(path, largest_bytes) as file:
+        # Some file systems do not report sizes, and the file may grow.
+        content = file.read(largest_bytes + 1)
+    if len(content) > largest_bytes:
+        raise _too_large(path, largest_bytes)
+    return content
+
+
+def read_json(path: str | Path, largest_bytes: int = LARGEST_JSON_BYTES) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    OSError
+        As `open_regular` does.
+    ValueError
+        If it is not JSON, or is nested too deeply for the parser.
+    """
+    try:
+        return json.loads(read_regular(path, largest_bytes))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def open_without_following(path: Path, flags: int) -> int:
+    """Open a regular file in a shared folder, without following a symbolic link at its name.
+
+    Another user who can write to the folder may have replaced the file by a symbolic link, through which a file
+    elsewhere would be changed, or by a named pipe or a device, which would block.
+
+    Parameters
+    ----------
+    path
+        The file. Links in its parent folders are followed.
     flags
-        As `os.open` takes them. With ``os.O_CREAT`` the file is made if it is not there.
+        Flags of `os.open`. With ``os.O_CREAT`` the file is created if it does not exist.
 
     Returns
     -------
     int
-        A file descriptor, which children do not inherit.
+        A file descriptor that child processes do not inherit.
 
     Raises
     ------
@@ -34,8 +105,7 @@ def open_regular(path: Path, flags: int) -> int:
     """
     if sys.platform == "win32" and path.is_symlink():
         raise OSError(errno.ELOOP, "is a symbolic link", str(path))
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY", "O_NOINHERIT"):
-        flags |= getattr(os, name, 0)
+    flags |= _available_flags("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY", "O_NOINHERIT")
     try:
         handle = os.open(path, flags, 0o666)
     except OSError as error:
@@ -49,3 +119,16 @@ def open_regular(path: Path, flags: int) -> int:
         os.close(handle)
         raise
     return handle
+
+
+def _available_flags(*names: str) -> int:
+    """Combine those flags of `os.open` that this platform has."""
+    flags = 0
+    for name in names:
+        flags |= getattr(os, name, 0)
+    return flags
+
+
+def _too_large(path: str | Path, largest_bytes: int) -> OSError:
+    size = f"{largest_bytes >> 20} MB" if largest_bytes >= 1 << 20 else f"{largest_bytes} bytes"
+    return OSError(errno.EFBIG, f"it is larger than {size}", str(path))

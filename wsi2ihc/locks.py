@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .errors import OutputBusyError, OutputError
-from .files import open_regular
+from .files import open_without_following
 
 if sys.platform != "win32":
     import fcntl
@@ -131,7 +131,7 @@ def _locked_file(folder: Path, busy: str, name: str, make: bool) -> tuple[TextIO
 
 
 def _opened(path: Path, flags: int) -> TextIO:
-    return os.fdopen(open_regular(path, flags), "r+", encoding="utf-8")
+    return os.fdopen(open_without_following(path, flags), "r+", encoding="utf-8")
 
 
 def _check_lock_file(file: TextIO, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from wsi2ihc.cells import original
 from wsi2ihc.errors import DatasetError
-from wsi2ihc.inputs import read_json
+from wsi2ihc.files import read_json
 from wsi2ihc.slide.resolution import MPP_RANGE
 
 from .files import Table, read_lines

@@ -11,8 +11,8 @@ from typing import Any
 import tifffile
 
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.files import read_json
 from wsi2ihc.geometry import Size
-from wsi2ihc.inputs import read_json
 from wsi2ihc.pyramid.omexml import NAMESPACE
 from wsi2ihc.registration.transform import SlideFrame
 from wsi2ihc.registration.warp_plan import is_comparable

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.files import read_json
 from wsi2ihc.geometry import Size
-from wsi2ihc.inputs import read_json
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 
 from ..data.images import THREADS, read_pair, room_for

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError, TransformError
-from wsi2ihc.inputs import read_json
+from wsi2ihc.files import read_json
 from wsi2ihc.registration.files import TRANSFORM_NAME, load_transform
 
 from ..data.table import TABLE_NAME

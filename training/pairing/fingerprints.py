@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from wsi2ihc.errors import SlideNotFoundError
-from wsi2ihc.inputs import read_regular
+from wsi2ihc.files import read_regular
 
 from .manifest import SlidePair
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi2ihc.errors import OutputExistsError
-from wsi2ihc.inputs import read_json
+from wsi2ihc.files import read_json
 from wsi2ihc.registration.folder import OWN_NAMES
 
 from ..data.pairs import Role

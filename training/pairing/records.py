@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsi2ihc.inputs import read_json
+from wsi2ihc.files import read_json
 
 from ..files import write_whole
 

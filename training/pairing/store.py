@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.inputs import read_json
+from wsi2ihc.files import read_json
 from wsi2ihc.locks import LOCK, locked
 
 from ..files import cannot_write, write_whole

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.inputs import read_json
+from wsi2ihc.files import read_json
 from wsi2ihc.locks import locked
 
 from ..files import cannot_write, make_folder, write_whole

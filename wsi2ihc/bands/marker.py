@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import read_json
+from ..files import read_json
 from ..pyramid import published
 from ..translation.seams import Phases, SeamSums
 from ..translation.shades import ShadeSums

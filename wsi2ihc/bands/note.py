@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OutputError
-from ..inputs import read_json
+from ..files import read_json
 from ..pyramid import PyramidOptions, published
 from ..translation.report import TranslateReport, is_stored_as
 from .places import PUBLISHED

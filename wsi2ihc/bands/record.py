@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import OutputError
+from ..files import read_json, read_regular
 from ..geometry import Size
-from ..inputs import read_json, read_regular
 from ..plan import Layout
 from ..tissue import Annotation, TissueMask
 from ..translation.identity import Identity

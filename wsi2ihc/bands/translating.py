@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..digest import sha256_of
 from ..errors import OutputError, OutputExistsError
+from ..files import read_json
 from ..generator.model import Generator
-from ..inputs import read_json
 from ..progress import ProgressCallback, silent
 from ..pyramid import check_output, is_zarr
 from ..pyramid.folders import tree_bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BatchError
-from ..inputs import read_json
+from ..files import read_json
 
 if TYPE_CHECKING:
     from distributed import Client

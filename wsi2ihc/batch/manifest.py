@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BatchError, ManifestError
-from ..inputs import open_regular
+from ..files import open_regular
 from ..notation import listed
 from ..slide import dicom_slides, is_zarr
 from ..translation.options import TranslateOptions

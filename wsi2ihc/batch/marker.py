@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..digest import sha256_of_file
-from ..inputs import read_json
+from ..files import read_json
 from ..storage import published
 from ..translation.finishing import report_path
 from .places import marker_path

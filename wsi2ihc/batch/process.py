@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..files import open_regular
+from ..files import open_without_following
 from ..processes import Ended, python_command, safe_environment
 from ..text import printable
 from .events import Began, Done, Event, Failed, Ready, Returned, Turned, from_line
@@ -57,7 +57,7 @@ class Child:
         self.given = 0
         self.is_ready = False
         log.parent.mkdir(parents=True, exist_ok=True)
-        stream = os.fdopen(open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+        stream = os.fdopen(open_without_following(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
         try:
             self._process = subprocess.Popen(
                 python_command("wsi2ihc.batch.child"),

@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 from ..cells import csv_table, original
 from ..errors import ManifestError
+from ..files import open_regular
 from ..generator.registry import list_models
-from ..inputs import open_regular
 from ..notation import listed
 from ..pyramid import published
 from .manifest import Problem

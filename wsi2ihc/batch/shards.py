@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..inputs import read_regular
+from ..files import read_regular
 from ..pyramid import published
 from .manifest import Row
 from .places import shards_folder

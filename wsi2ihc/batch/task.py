@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import open_regular
 from ..geometry import Region
-from ..inputs import open_regular
 from ..pyramid import PyramidOptions
 from ..runtime import versions
 from ..translation.options import SMALLEST_MEMORY_BYTES, TranslateOptions

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ModelError, ModelNotFoundError
-from ..inputs import open_regular
+from ..files import open_regular
 from .spec import GeneratorSpec
 
 FORMAT = "wsi2ihc-generator"

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import OutputError, TransformError
+from ..files import read_regular
 from ..geometry import Size
-from ..inputs import read_regular
 from ..pyramid import published
 from ..slide.facts import MAX_SIDE_PX
 from ..slide.resolution import MPP_RANGE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, OutputExistsError, TransformError
-from ..inputs import read_json
+from ..files import read_json
 from ..locks import LOCK, locked
 from .files import FORMAT as TRANSFORM_FORMAT
 from .files import TRANSFORM_NAME, load_transform

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RegistrationError
-from ..inputs import read_regular
+from ..files import read_regular
 from .transform import FloatArray, SlideFrame, Transform, to_moving
 
 LARGEST_FILE_BYTES = 64 << 20

@@ -20,8 +20,8 @@ import numpy as np
 
 from ..arrays import RGB, BoolImage
 from ..errors import OptionError, OutputError
+from ..files import read_json
 from ..geometry import Size
-from ..inputs import read_json
 from ..ordered import ordered_map
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidOptions, Tile, check_output, published, validate, write_pyramid

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..arrays import RGB, WHITE, BoolImage
 from ..errors import MaskError, OutputError
-from ..inputs import read_regular
+from ..files import read_regular
 from ..pyramid import published
 from ..slide import Slide, SlideInfo
 from .geojson import Area, draw_areas, outlines, parse_areas, to_geojson

@@ -16,8 +16,8 @@ import numpy as np
 
 from .. import runtime
 from ..errors import MaskError
+from ..files import open_regular
 from ..generator.model import Generator
-from ..inputs import open_regular
 from ..slide import Slide
 from .machine import resolved_precision
 from .options import TranslateOptions

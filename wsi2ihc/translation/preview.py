@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..arrays import RGBImage
-from ..inputs import read_regular
+from ..files import read_regular
 from ..pyramid import published
 from ..pyramid import read_overview as read_result
 from ..slide import overview_grid, read_overview

@@ -14,9 +14,9 @@ from typing import Any
 
 from .. import runtime
 from ..arrays import RGB
+from ..files import read_json
 from ..generator.model import Generator
 from ..geometry import Region, Size
-from ..inputs import read_json
 from ..pyramid import PyramidOptions, is_zarr, published
 from .options import TranslateOptions
 from .seams import SeamFigures

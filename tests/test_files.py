@@ -1,4 +1,4 @@
-"""Files that a user names are regular and of a bounded size; anything else is refused at once, by every reader."""
+"""Files are regular and of a bounded size; anything else is refused at once, by every reader."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from wsi2ihc.batch.connecting import address_of
 from wsi2ihc.batch.manifest import read_rows
 from wsi2ihc.batch.results import read_results
 from wsi2ihc.errors import Wsi2IhcError
+from wsi2ihc.files import open_regular, read_json, read_regular
 from wsi2ihc.generator.foreign import import_checkpoint
 from wsi2ihc.generator.registry import describe_generator, load_generator
-from wsi2ihc.inputs import open_regular, read_json, read_regular
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.landmarks import read_landmarks
 from wsi2ihc.slide import open_slide
