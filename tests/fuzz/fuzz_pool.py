@@ -100,6 +100,8 @@ class Pool:
                 "PYTHONPATH": search.rstrip(os.pathsep),
                 "HOME": str(empty),
                 "TMPDIR": str(empty),
+                # torch sets it in this process where another test compiled something
+                "TORCHINDUCTOR_CACHE_DIR": str(empty / "inductor"),
                 "OMP_NUM_THREADS": "1",
                 # matplotlib lists fonts for seconds where it finds no list
                 "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib"),

@@ -113,7 +113,7 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
         ),
         (
             lambda folder: (overwrite(folder, FIRST, pixels(1)[..., 0]), change_table(folder, 2, sha256_he="")),
-            [f"{FIRST} is grey; convert it to 8-bit RGB"],
+            [f"{FIRST} is gray; convert it to 8-bit RGB"],
         ),
         (cut_short, ["cannot be decoded"]),
         (

@@ -119,7 +119,11 @@ def test_absolute_paths(tmp_path: Path) -> None:
         (HEAD, "P,S,gone.svs,a_ihc.svs", "gone.svs is not there; check the path"),
         (HEAD, "P,S,a_he.svs,.", "is a folder or the like; name a file"),
         (HEAD, "P,S,a_he.svs,a_he.svs", "a_he.svs is given as H&E and as IHC"),
-        (HEAD, "P,S,a_he.svs,x\0y.svs", "the path of the IHC slide has a line break or the like in it: 'x\\x00y.svs'"),
+        (
+            HEAD,
+            "P,S,a_he.svs,x\x01y.svs",
+            "the path of the IHC slide has a line break or the like in it: 'x\\x01y.svs'",
+        ),
         (HEAD, 'P,S,"a_he\n.svs",a_ihc.svs', "the path of the H&E slide has a line break"),
         (HEAD, "P,../S,a_he.svs,a_ihc.svs", "the slide_id '../S' cannot name a folder"),
         (HEAD, "P,..,a_he.svs,a_ihc.svs", "the slide_id '..' cannot name a folder"),

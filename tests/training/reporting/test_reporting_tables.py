@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi2ihc.cells import original
 from wsi2ihc.training.reporting.document import Cell, Column, Estimate, Table
 from wsi2ihc.training.reporting.tables import Wording, csv_text, number, numeric_columns, reason_marks, worded
 
@@ -83,7 +84,7 @@ def test_csv_gives_everything_back(rows: list[tuple[float, float, float, int, st
     text = csv_text(Table("t", "T", tuple(map(Column, ("name, as given", "n", "x", "y"))), tuple(cells)))
     head, *found = csv.reader(io.StringIO(text, newline=""))
     assert head == ["name, as given", "n", *(["x", "x low", "x high"] if rows else ["x"]), "y"]
-    assert [(float(x), float(low), float(high), int(n), name) for name, n, x, low, high, _ in found] == rows
+    assert [(float(x), float(low), float(high), int(n), original(name)) for name, n, x, low, high, _ in found] == rows
     assert [float(line[-1]) for line in found] == [row[0] for row in rows]
 
 
