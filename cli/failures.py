@@ -1,4 +1,4 @@
-"""What users read of an error."""
+"""One-line messages for errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wsi2ihc.errors import Wsi2IhcError
 
 
 def one_line(error: Exception) -> str:
-    """What to tell a user of an error, whether it was raised on purpose or not."""
+    """Describe an error for a user in one line, whether it was raised on purpose or not."""
     text = " ".join(str(error).split())
     if isinstance(error, Wsi2IhcError):
         return text

@@ -9,9 +9,9 @@ import click
 
 
 def refuse_empty_names(command: click.Command) -> None:
-    """Let a command, and those below it, take no empty name, which would stand for the current folder.
+    """Make a command and its subcommands refuse empty names, which would stand for the current folder.
 
-    An empty name is a shell variable that is not set, and not a wish to work on whatever lies here.
+    An empty name usually comes from a shell variable that is not set.
     """
     for below in command.commands.values() if isinstance(command, click.Group) else ():
         refuse_empty_names(below)
@@ -30,5 +30,5 @@ def _not_empty(kind: click.ParamType[Any]) -> click.ParamType[Any]:
         return convert(value, param, ctx)
 
     own = copy.copy(kind)
-    setattr(own, "convert", checked)  # noqa: B010  # of this one, and not of its class
+    setattr(own, "convert", checked)  # noqa: B010  # of this instance, not of its class
     return own

@@ -1,7 +1,7 @@
-"""All that is printed passes here: made printable, in the encoding of the stream, and around what a terminal redraws.
+"""All output of the program: made printable, in the encoding of the stream, and above lines that are redrawn.
 
-Results go to stdout (`say`), and a reader of stdout that is gone is an error. Everything else goes to stderr (`tell`,
-`screen`), which never ends the work: a full disk under a log file, a closed terminal and an absent stderr are ignored.
+Results go to stdout (`say`); if its reader has exited, that is an error. Everything else goes to stderr (`tell`,
+`screen`), where failures never end the work: a full disk under a log file, a closed terminal or a missing stderr.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import click
 from wsi2ihc.text import cut, printable
 
 MOST_CHARACTERS = 2000
-"""Of one line on stderr: a file can bring megabytes of text."""
+"""Longest line on stderr: text from a file can have megabytes."""
 
 
 def say(*lines: str) -> None:
@@ -38,17 +38,17 @@ def say(*lines: str) -> None:
 
 
 def echo_json(value: Any) -> None:
-    """One JSON object on stdout, of ASCII characters only."""
+    """Print one JSON object on stdout, in ASCII characters only."""
     _say(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
 def tell(*lines: str) -> None:
-    """Print lines on stderr, or nothing where that is not possible."""
+    """Print lines on stderr; failures are ignored."""
     screen.tell(lines)
 
 
 class Screen:
-    """Stderr, and the lines at its end that are redrawn in place if it is a terminal."""
+    """Stderr, with lines at its end that are redrawn in place if it is a terminal."""
 
     def __init__(self) -> None:
         self._drawn = 0
@@ -63,13 +63,13 @@ class Screen:
             return False
 
     def tell(self, lines: Sequence[str]) -> None:
-        """Print lines that stay, above those that are redrawn."""
+        """Print permanent lines, above those that are redrawn."""
         with self._lock:
             self.clear()
             _write_stderr("".join(f"{_shortened(printable(line))}\n" for line in lines))
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Replace what was drawn by these lines, none of which wraps: a line that does could not be cleared."""
+        """Replace the drawn lines. Each is cut to the terminal's width: a wrapped line could not be cleared."""
         size = _size()
         kept = [cut(printable(line), size.columns - 1) for line in lines[: max(1, size.lines - 1)]]
         with self._lock:
@@ -78,7 +78,7 @@ class Screen:
             self._drawn = len(kept)
 
     def clear(self) -> None:
-        """Remove what was drawn."""
+        """Remove the drawn lines."""
         with self._lock:
             if self._drawn:
                 up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
@@ -90,7 +90,7 @@ screen = Screen()
 
 
 class ScreenHandler(logging.Handler):
-    """Prints log records on the screen."""
+    """Logging handler that prints on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -101,7 +101,7 @@ class ScreenHandler(logging.Handler):
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line, but for a traceback: a line break in a message would begin a forged record."""
+    """Formatter of one-line records (tracebacks excepted): a line break in a message could forge another record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # its name in logging
         record.message = printable(record.message)
@@ -110,10 +110,10 @@ class LineFormatter(logging.Formatter):
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Open the null device for each standard stream that is closed, and leave none that fails when Python exits.
+    """Open the null device for each standard stream that is closed, and discard streams that fail at exit.
 
-    The next file that is opened would take the number of a closed stream, and be written into by every library that
-    prints. Warnings of libraries are printed as log records are.
+    Otherwise the next file that is opened would get the number of the closed stream, and libraries that print would
+    write into it. On exit, the previous streams and handler of warnings are restored.
     """
     before, shown = (sys.stdout, sys.stderr), warnings.showwarning
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -136,7 +136,7 @@ def standard_streams() -> Iterator[None]:
 
 
 def log_warnings() -> None:
-    """Have warnings of libraries logged, until `standard_streams` ends."""
+    """Log warnings of libraries, until `standard_streams` ends."""
     log = logging.getLogger("wsi2ihc.libraries")
 
     def show(
@@ -165,7 +165,7 @@ def _write_stderr(text: str) -> None:
     try:
         click.echo(_encodable(text, sys.stderr), file=sys.stderr, nl=False)
     except OSError as error:
-        if error.errno != errno.ENOSPC:  # there may be room again
+        if error.errno != errno.ENOSPC:  # a full disk may be temporary
             _discard(sys.stderr)
     except ValueError:  # a closed stream
         pass
@@ -177,7 +177,7 @@ def _encodable(text: str, stream: TextIO | None) -> str:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what a stream still holds, and gets from now on, to nowhere: Python would report it when it exits."""
+    """Redirect a stream to the null device, with what it has buffered: Python would report the failure at exit."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -187,7 +187,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def _size() -> os.terminal_size:
-    """Of the terminal; the usual function looks at stdout, which may be a file."""
+    """Size of the terminal behind stderr; `shutil.get_terminal_size` uses stdout, which may be a file."""
     with contextlib.suppress(OSError, ValueError):
         size = os.get_terminal_size(sys.stderr.fileno())
         if size.columns > 0 and size.lines > 0:

@@ -1,4 +1,4 @@
-"""Signals that end the program: it leaves by way of an exception, so that partial files and processes are removed."""
+"""Signals that end the program raise an exception, so that partial files and child processes are removed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _AGAIN_S = 0.1
 def cleaned_up_when_ended() -> Iterator[None]:
     """Raise SystemExit (128 + the signal) in the body when the process is terminated or its terminal is closed.
 
-    The handlers that were there are put back. In a thread other than the main one, which cannot set any, nothing is
-    done; a signal that the process was started to ignore, as `nohup` does, stays ignored.
+    The previous handlers are restored afterwards. Outside the main thread, which alone can set handlers, this does
+    nothing. Signals that the process was started to ignore, as `nohup` does, stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,20 +36,19 @@ def cleaned_up_when_ended() -> Iterator[None]:
     finally:
         leaving.is_over = True
         for number, handler in before.items():
-            # None: it was set by a library in C, and cannot be put back
+            # None: it was set by a library in C, and cannot be restored
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class _Ended(SystemExit):
-    """As its base class, which takes no weak references."""
+    """SystemExit that supports weak references."""
 
 
 class _Leaving:
-    """Raises the exception, and raises it again where it gets lost.
+    """Signal handler that raises the exception, and raises it again if it was dropped.
 
-    It can be raised within a destructor or a callback of a library in C, which drop it; the program would go on, and
-    not be ended by another signal of the kind. As long as the exception exists, further signals change nothing, so that
-    the cleaning up is not interrupted.
+    Destructors and callbacks of C libraries drop exceptions; the program would then continue, and ignore further
+    signals. While the exception exists, further signals are ignored, so that the cleanup is not interrupted.
     """
 
     def __init__(self) -> None:
@@ -58,7 +57,7 @@ class _Leaving:
 
     def begin(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self._error is None or self._error() is None:
-            raise self._new(number)  # no variable holds it, or its own traceback would keep it alive
+            raise self._new(number)  # not through a variable: its own traceback would keep it alive
 
     def _new(self, number: int) -> _Ended:
         error = _Ended(128 + number)
@@ -66,7 +65,7 @@ class _Leaving:
         return error
 
     def _lost(self, number: int) -> None:
-        if not self.is_over:  # later, and from outside: what is raised here would be lost again
+        if not self.is_over:  # later, and by a signal: an exception raised here would be dropped, too
             again = threading.Timer(_AGAIN_S, self._send, (number,))
             again.daemon = True
             again.start()

@@ -1,7 +1,7 @@
-"""Batch norm's statistics, taken over training crops instead of averaged while the weights changed.
+"""Re-estimate the statistics of batch norm over training crops, for validation of early epochs.
 
-Running averages begin at mean 0 and variance 1, which are far from those of fresh weights: until they have forgotten
-that, a network in evaluation mode answers with a uniform gray, whatever it has learned.
+Running averages start at mean 0 and variance 1, far from the statistics of new weights: until these initial values
+have decayed, a network in evaluation mode outputs a uniform gray, whatever it has learned.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from .options import TrainOptions
 
 STATISTICS_CROPS = 256
 STATISTICS_PX = 1 << 24
-"""Over how many crops, and pixels at most, statistics are re-estimated. They are held at once, in 200 MB."""
+"""Number of crops, and most pixels, over which statistics are re-estimated. All are held in memory, in 200 MB."""
 
 RUNNING_FROM_STEP = 200
-"""From this step on, running averages are used in validation. Each step keeps 0.9 of them, so that of their initial
-variance of 1 a billionth is left; the variance after the first convolution begins at about 0.01."""
+"""First step whose validation uses running averages. Each step keeps 0.9 of them, so that less than a billionth of
+the initial variance of 1 is left; the variance after the first convolution starts at about 0.01."""
 
 
 def uses_running_statistics(job: TrainingJob, step: int) -> bool:
-    """Whether the generator is validated as it is after this step, and not with statistics of its own."""
+    """Whether validation after this step uses the generator's running statistics, not re-estimated ones."""
     return job.spec.norm != "batch" or step >= RUNNING_FROM_STEP
 
 
 def with_estimated_statistics(module: nn.Module, job: TrainingJob) -> nn.Module:
-    """A copy of the generator, in evaluation mode, with statistics taken over training crops.
+    """Copy the generator, in evaluation mode, with statistics taken over training crops.
 
-    The same crops each time: they follow from the seed. Random numbers of torch are not drawn.
+    The crops depend on the seed only, and no random numbers of torch are drawn.
     """
     options = job.options
     with torch.device("meta"):
-        plain = build_network(job.spec)  # neither compiled nor with norms of several processes
+        plain = build_network(job.spec)  # not compiled, and without synchronized norms
     plain.load_state_dict(module.state_dict(), assign=True)
     batches = training_batches(
         job.train,
@@ -55,6 +55,6 @@ def with_estimated_statistics(module: nn.Module, job: TrainingJob) -> nn.Module:
 
 
 def statistics_steps(options: TrainOptions) -> int:
-    """Over how many batches statistics are re-estimated."""
+    """Number of batches over which statistics are re-estimated."""
     crops = min(STATISTICS_CROPS, STATISTICS_PX // options.crop_size**2)
     return max(2, crops // options.batch_size)

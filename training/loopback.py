@@ -1,4 +1,4 @@
-"""How the training processes of one machine find each other: over its loopback interface, and no other network."""
+"""Rendezvous of the training processes of one machine, over its loopback interface only."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 ADDRESS = "127.0.0.1"
 
 PATIENCE = timedelta(minutes=30)
-"""For processes to start: the first import from a network file system is slow."""
+"""Time that processes may take to start: the first import from a network file system is slow."""
 
 
 class LoopbackStrategy(DDPStrategy):
     """Distributed data parallel training on one machine.
 
-    PyTorch lets the processes meet at a port that is open to all networks of the machine, and has no passwords. Here
-    the first process opens it itself, on the loopback interface, and so do gloo and NCCL theirs.
+    By default, PyTorch opens the port of the rendezvous on all networks of the machine, without authentication. Here
+    the first process opens it on the loopback interface, which gloo and NCCL use as well.
     """
 
     def setup_environment(self) -> None:
         if self.cluster_environment is not None and self.cluster_environment.local_rank() == 0:
-            let_interrupts_through()  # which `machine.start_fabric` has blocked, for the processes started by now
-        if not dist.is_initialized():  # else the parent class finds it done
+            let_interrupts_through()  # `machine.start_fabric` blocked them while processes were started
+        if not dist.is_initialized():  # the parent class does not repeat it
             self._join()
         super().setup_environment()
 
@@ -49,14 +49,14 @@ class LoopbackStrategy(DDPStrategy):
             atexit.register(_leave)
 
     def end_others(self) -> None:
-        """Kill the processes that this one has started: they would report at length that it is gone."""
+        """Kill the processes that this one started: they would print tracebacks about its end."""
         for process in getattr(self._launcher, "procs", ()):
             process.kill()
             process.wait()
 
 
 def open_store(port: int, rank: int, world: int) -> Any:
-    """The `TCPStore` in which processes leave what others need: the first one opens it, on the loopback interface."""
+    """Open the `TCPStore` that processes share: the first one creates it, on the loopback interface."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     if rank:
@@ -71,18 +71,18 @@ def open_store(port: int, rank: int, world: int) -> Any:
 
 
 def let_interrupts_through() -> None:
-    """Have Ctrl-C interrupt this thread."""
+    """Let Ctrl-C interrupt this thread."""
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def loopback_interface() -> str:
-    """Its name: lo on Linux, lo0 on macOS."""
+    """Name of the loopback interface: lo on Linux, lo0 on macOS."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in names if name in ("lo", "lo0")), "lo")
 
 
 def _leave() -> None:
-    # as Fabric does at the end of a process
+    # as Fabric does when a process exits
     if torch.distributed.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The cells of CSV tables. Spreadsheets take text that begins like a formula for one, and execute it."""
+"""Cells of CSV tables, made safe for spreadsheets, which execute text that begins like a formula."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import re
 from collections.abc import Iterable
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\0＝＋－＠]")
-"""How a cell begins that is a formula, or that would become one when an apostrophe is taken away."""
+"""Beginning of a cell that is a formula, or becomes one if an apostrophe is removed."""
 
 _NUMBER = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|nan)", re.ASCII)
 
 
 def csv_table(rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> str:
-    """A table as CSV.
+    """Format a table as CSV.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front, by which spreadsheets know text;
-    `original` takes it away. Numbers stay as they are, negative ones included.
+    Text that a spreadsheet would execute as a formula is prefixed by an apostrophe, which marks text there; `original`
+    removes it. Numbers, including negative ones, are unchanged.
     """
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator=line_end).writerows([_cell(value) for value in row] for row in rows)
@@ -25,7 +25,7 @@ def csv_table(rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> str:
 
 
 def original(cell: str) -> str:
-    """The text of a cell that `csv_table` wrote."""
+    """Return the text of a cell that `csv_table` wrote."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 

@@ -1,4 +1,4 @@
-"""SHA-256 of outputs, by which they are known again: of a file, or of a folder with all that is in it."""
+"""SHA-256 of outputs, to recognize them: of a file, or of all files in a folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .files import open_regular
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of the bytes of a file, as ``sha256sum`` has it; of a folder that of a list of its files with theirs.
+    """Return the SHA-256 of a file, as ``sha256sum`` prints it; of a folder, that of a list of its files.
 
-    The list has a line for each file, sorted by name: its SHA-256, two spaces, and its path in the folder.
+    The list has one line for each file, sorted by name: its SHA-256, two spaces, and its path in the folder.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of the bytes of a regular file.
+    """Return the SHA-256 of a regular file.
 
     Raises
     ------

@@ -5,15 +5,15 @@ from __future__ import annotations
 import unicodedata
 
 _INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
-"""Characters that Python counts as printable and that show nothing."""
+"""Characters that Python counts as printable but that are invisible."""
 
 
 def printable(text: str) -> str:
-    r"""Text on one line that changes nothing but the place where it is printed.
+    r"""Escape characters that could change more of the terminal than the place where the text is printed.
 
     Control characters, line breaks, marks that change the direction of text, characters without width and surrogates
-    are escaped as Python does it (``\x1b``, ``\n``, ``\u202e``). Bytes of a name that are not UTF-8 appear as ``\xff``.
-    All other text, of whatever script, stays as it is.
+    are escaped as in Python (``\x1b``, ``\n``, ``\u202e``). Bytes of a name that are not UTF-8 appear as ``\xff``. All
+    other text, in any script, is unchanged.
     """
     if text.isprintable() and not any(one in text for one in _INVISIBLE):
         return text
@@ -21,14 +21,14 @@ def printable(text: str) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal a printable text takes: two for each wide character, none for combining marks."""
+    """Count the columns of a printable text on a terminal: two for wide characters, none for combining marks."""
     if text.isascii():
         return len(text)
     return sum(_columns_of(one) for one in text)
 
 
 def cut(text: str, most: int) -> str:
-    """As much of a printable text as fits into ``most`` columns, with an ellipsis where it was cut."""
+    """Cut a printable text to at most ``most`` columns, with an ellipsis at the end if it was longer."""
     if columns(text) <= most:
         return text
     taken, kept = 0, []
@@ -41,13 +41,13 @@ def cut(text: str, most: int) -> str:
 
 
 def _is_visible(one: str) -> bool:
-    # blanks other than the common one, such as the no-break space, are not printable for Python
+    # Python does not count spaces such as the no-break space as printable
     return (one.isprintable() and one not in _INVISIBLE) or unicodedata.category(one) == "Zs"
 
 
 def _escaped(one: str) -> str:
     code = ord(one)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that it could not decode
+    if 0xDC80 <= code <= 0xDCFF:  # surrogate of a byte that Python could not decode
         return f"\\x{code - 0xDC00:02x}"
     return one.encode("unicode_escape").decode("ascii")
 

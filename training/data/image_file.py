@@ -1,7 +1,7 @@
-"""One image file: what it is, told before anything is decoded, and its pixels.
+"""Image files of patches: their headers, checked before anything is decoded, and their pixels.
 
-All images of patches are opened here. Which decoder gets a file is decided by the file's first bytes, from a short
-list, and not by its name: Pillow alone would try some forty formats.
+All images of patches are opened here. The first bytes of a file, not its name, select the decoder from a short list:
+Pillow alone would try about forty formats.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .pairs import LARGEST_SIDE_PX
 from .tiff_header import read_tiff_header
 
 LARGEST_PX = LARGEST_SIDE_PX**2
-"""Of an image of one stain, whatever its sides."""
+"""Most pixels of an image of one stain."""
 
 _MOST_EXTRA_BYTES = 64 << 20
-"""That a file may have beyond its pixels: profiles, text."""
+"""Most bytes of a file beyond its pixels: profiles, text."""
 
 _MOST_SCANS = 64
-"""Of a progressive JPEG file, which has about ten; each costs as much time as the first."""
+"""Most scans of a progressive JPEG file. Files have about ten, and each takes as much time as the first."""
 
 _SIGNATURES: tuple[tuple[bytes, str, Callable[..., Image.Image]], ...] = (
     (b"\x89PNG\r\n\x1a\n", "PNG", PngImageFile),
@@ -46,7 +46,7 @@ _SIGNATURES: tuple[tuple[bytes, str, Callable[..., Image.Image]], ...] = (
 )
 
 _PNG_DEPTH_AT = 24
-"""Where a PNG file has its bits per channel: in the header chunk, which is the first (PNG specification, 11.2.1)."""
+"""Offset of the bits per channel in a PNG file: in its first chunk, the header (PNG specification, 11.2.1)."""
 
 _MODES = {
     "1": "is black and white",
@@ -62,19 +62,19 @@ _MODES = {
 
 
 def read_size(path: Path, *, images: int = 1) -> Size:
-    """Parse the header of an image, and refuse all but one image of 8-bit RGB.
+    """Read the size of an image of 8-bit RGB from its header.
 
     Parameters
     ----------
     path
-        Of the file.
+        The file.
     images
-        That lie side by side in it; so many times as large may it be.
+        Number of images side by side in it, which multiplies the largest size allowed.
 
     Raises
     ------
     DatasetError
-        If the file is not such an image, cannot be read, or is larger than a patch may be.
+        If the file is not a single image of 8-bit RGB, cannot be read, or is larger than a patch may be.
     """
     try:
         with _regular(path) as file:
@@ -86,10 +86,9 @@ def read_size(path: Path, *, images: int = 1) -> Size:
 def read_image(path: Path, *, images: int = 1) -> RGBImage:
     """Decode one image as it is stored.
 
-    PNG goes through libpng, in three quarters of the time that Pillow takes; all else through Pillow, since the JPEG
-    decoders that are a fifth faster take a truncated file for a whole one. An orientation in EXIF is ignored, and that
-    of a TIFF file refused: scanners write none, and where a tool left one in one file of a pair only, to follow it
-    would part the two images.
+    PNG is decoded by libpng, in three quarters of the time of Pillow; other formats by Pillow, since the JPEG decoders
+    that are a fifth faster accept truncated files. Orientations in EXIF are ignored, and those of TIFF files refused:
+    scanners do not write any, and if a tool left one in only one file of a pair, applying it would misalign the pair.
 
     Parameters
     ----------
@@ -99,7 +98,7 @@ def read_image(path: Path, *, images: int = 1) -> RGBImage:
     Raises
     ------
     DatasetError
-        If the file is gone, damaged or truncated, or as for `read_size`.
+        If the file is damaged or truncated, or as for `read_size`.
     """
     try:
         with _regular(path) as file:
@@ -112,7 +111,7 @@ def read_image(path: Path, *, images: int = 1) -> RGBImage:
             return np.asarray(imagecodecs.png_decode(file.read()), np.uint8)
     except DatasetError:
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged data
+    except Exception as error:  # decoders raise many kinds of errors for damaged data
         reason = getattr(error, "strerror", None) or str(error)
         raise DatasetError(f"{path} cannot be decoded ({reason:.80}); replace it, or remove the pair") from error
 
@@ -125,7 +124,7 @@ def _regular(path: Path) -> BinaryIO:
 
 
 def _open(file: BinaryIO, path: Path, images: int) -> tuple[str, Image.Image]:
-    """The kind of a file, and its image, of which the header alone has been read."""
+    """Identify a file and parse its header: its format, and the image, not yet decoded."""
     size_bytes = os.fstat(file.fileno()).st_size
     head = file.read(_PNG_DEPTH_AT + 1)
     kind, make = next(((kind, make) for begin, kind, make in _SIGNATURES if head.startswith(begin)), ("", None))
@@ -141,7 +140,7 @@ def _open(file: BinaryIO, path: Path, images: int) -> tuple[str, Image.Image]:
         image = make(file) if not problem else None
     except DatasetError:
         raise
-    except Exception as error:  # Pillow raises whatever it likes on damaged headers
+    except Exception as error:  # Pillow raises many kinds of errors for damaged headers
         if isinstance(error, OSError) and error.errno:  # the disk's
             raise
         raise DatasetError(
@@ -170,14 +169,14 @@ def _check_size(path: Path, width: int, height: int, size_bytes: int, images: in
 
 
 def _problem_of_tiff(file: BinaryIO, path: Path, size_bytes: int, images: int) -> str:
-    """What forbids decoding a TIFF file; "" if nothing does."""
+    """Why a TIFF file cannot be decoded; "" if it can."""
     found = read_tiff_header(file)
     _check_size(path, found.width, found.height, size_bytes, images, found.decoded_px)
     if found.has_more:
         return "holds several images; keep one image in a file"
     if found.bits > 8:  # Pillow opens 16 bits per channel as mode RGB and drops the lower halves
         return f"has {found.bits} bits per channel; convert it to 8-bit RGB"
-    if not found.is_upright:  # Pillow would turn it, and its partner might lie as it is stored
+    if not found.is_upright:  # Pillow would rotate it, but not its partner
         return "states an orientation; save it upright"
     if not found.is_known:
         return "is compressed in a way that is not read here; save it with Deflate or LZW, or as PNG"
@@ -185,7 +184,7 @@ def _problem_of_tiff(file: BinaryIO, path: Path, size_bytes: int, images: int) -
 
 
 def _problem_of(image: Image.Image, head: bytes) -> str:
-    """What is wrong with an image that was opened; "" if nothing is."""
+    """Why an opened image cannot be used; "" if it can."""
     if getattr(image, "is_animated", False):
         return "holds several images; keep one image in a file"
     kind = ""
@@ -199,7 +198,7 @@ def _problem_of(image: Image.Image, head: bytes) -> str:
 
 
 def _check_scans(file: BinaryIO, kind: str) -> None:
-    """Refuse a JPEG file of a few kB that takes hours."""
+    """Refuse a JPEG file with so many scans that a few kB take hours."""
     if kind != "JPEG":
         return
     at = file.tell()

@@ -1,4 +1,4 @@
-"""Do the images that are taken for H&E look like it, or are both stains exchanged?"""
+"""Detect pairs whose H&E and IHC images are exchanged."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .images import pairs_to_open, read_pair
 from .pairs import Pair
 
 LOOKED_AT = 8
-"""Pairs, evenly spread."""
+"""Number of pairs that are checked, evenly spread."""
 
 _LARGEST_PX = 1024
-"""Side of the part of an image that is looked at."""
+"""Side of the part of an image that is measured."""
 
 _AT_MOST, _AT_LEAST = 1.5, 1.6
-"""How many times as much green as red and blue IHC absorbs, and H&E: see `wsi2ihc.tissue.staining` for what was
-measured. On both sides of these the stains are exchanged."""
+"""Largest green absorption of IHC, and smallest of H&E, relative to red and blue; `wsi2ihc.tissue.staining` has the
+measurements. The stains are exchanged if the supposed H&E is below the first and the supposed IHC above the second."""
 
 
 def exchanged(pairs: Sequence[Pair]) -> str:
-    """What speaks for both stains being exchanged, as a clause; "" if nothing does.
+    """Describe, as a clause, why both stains seem exchanged; "" if they do not.
 
     Parameters
     ----------
     pairs
-        Of any role; those of role test are not opened.
+        Pairs of any role; those of role test are not opened.
 
     Raises
     ------

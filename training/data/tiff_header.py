@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 MOST_ENTRIES = 500
-"""Of a directory; patches have some twenty."""
+"""Most entries of a directory; those of patches have about twenty."""
 
 MOST_METADATA_BYTES = 64 << 20
-"""Of all values of a directory. Entries may share bytes, so that the size of the file bounds nothing."""
+"""Most bytes of all values of a directory. Entries may share bytes, so the size of the file is not a bound."""
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 259, 274, 322, 323
 _TAGS = frozenset({_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT})
@@ -27,13 +27,13 @@ _COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946})
 
 @dataclass(frozen=True, slots=True)
 class TiffHeader:
-    """What decides whether a file is decoded.
+    """Facts that decide whether a file is decoded.
 
     width, height:  of the first image, px
-    decoded_px:     of what is decoded at once: a tile, or the image
-    bits:           per channel, at most
-    is_upright:     whether rows lie from top to bottom, and columns from left to right
-    is_known:       whether its compression is one that is decoded here
+    decoded_px:     pixels that are decoded at once: a tile, or the image
+    bits:           most bits per channel
+    is_upright:     whether rows run from top to bottom, and columns from left to right
+    is_known:       whether its compression is supported
     has_more:       whether further images follow
     """
 
@@ -75,7 +75,7 @@ def read_tiff_header(file: BinaryIO) -> TiffHeader:
 
 
 def _begin(file: BinaryIO) -> tuple[str, bool]:
-    """Go to the first directory: byte order, and whether this is BigTIFF."""
+    """Seek to the first directory; return the byte order, and whether this is BigTIFF."""
     file.seek(0)
     head = file.read(4)
     order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
@@ -97,7 +97,7 @@ def _number(file: BinaryIO, order: str, kind: str) -> int:
 
 
 def _values(file: BinaryIO, entries: bytes, order: str, is_big: bool) -> tuple[Mapping[int, int], int]:
-    """The greatest value of each tag that decides something, and the bytes of all values together."""
+    """The largest value of each tag in `_TAGS`, and the total bytes of all values."""
     layout, inline = (f"{order}HHQ", 8) if is_big else (f"{order}HHI", 4)
     step = struct.calcsize(layout) + inline
     values: dict[int, int] = {}

@@ -1,7 +1,7 @@
-"""Loaded by the process that workers are forked from, and by no other: it removes the folder of its socket.
+"""Remove the folder of the fork server's socket when the server exits; only the fork server imports this module.
 
-Python removes it when the training process ends by itself. When that is killed, this process is what is left, and ends
-as soon as all workers have.
+Python removes the folder when the training process exits normally. If that process is killed, the fork server is left,
+and exits when all workers have.
 """
 
 from __future__ import annotations
@@ -10,5 +10,5 @@ import atexit
 import os
 import shutil
 
-if folder := os.environ.pop("WSI2IHC_WORKER_SERVER_FOLDER", ""):  # as `patches` states it
+if folder := os.environ.pop("WSI2IHC_WORKER_SERVER_FOLDER", ""):  # set by `patches`
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

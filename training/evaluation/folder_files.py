@@ -1,4 +1,4 @@
-"""Which image files of the folders of an evaluation belong together, and which role each of them has."""
+"""Match the image files in the folders of an evaluation, and find the role of each."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ..data import Order
 from ..data.files import images_by_stem, same_images
 
 REFERENCE, HE = "", "\0he"
-"""Keys of the files of an image, which no folder is called."""
+"""Keys of the files of an image; a folder cannot have these names."""
 
 SHOWN = 5
-"""Files that a message names, of those without a partner."""
+"""Most files without a partner that a message names."""
 
 _PROGRAMS: Mapping[str, tuple[str, str, str]] = {
     "pix2pix": ("_real_B", "_fake_B", "_real_A"),
     "pix2pixHD": ("_real_image", "_synthesized_image", "_input_label"),
 }
-"""How programs that put all images into one folder end the names of reference, virtual image and H&E image."""
+"""Suffixes of reference, virtual image and H&E image, of programs that write all into one folder."""
 
 _REVERSED = ("_real_A", "_fake_A", "_real_B")
 """The same for CycleGAN trained with the IHC as A."""
 
 _OTHERS = ("_rec_A", "_rec_B", "_idt_A", "_idt_B", "_fake_A", "_fake_B")
-"""Ends of names of further images that these programs write; none of them has a role unless it is named above."""
+"""Suffixes of other images that these programs write; ignored unless named above."""
 
 
 def files_by_image(
@@ -41,13 +41,13 @@ def files_by_image(
     virtual
         Folders of the virtual images, by the names of their methods.
     he
-        Folder of the H&E images; None looks for them among the references, if names as in pix2pix tell them apart.
+        Folder of the H&E images; None to look for them among the references, by the names of pix2pix.
     order
         "BA" if the H&E is CycleGAN's B.
 
     Returns
     -------
-    By image, the files by their keys; and notes, one sentence each.
+    The files of each image by their keys; and notes, one sentence each.
 
     Raises
     ------
@@ -66,14 +66,14 @@ def files_by_image(
 
 
 class _Role:
-    """The files that have a role, by the image's name.
+    """The files of one role, by the name of the image.
 
     Parameters
     ----------
     folder
-        Where they are.
+        Folder of the files.
     place
-        Of the role in a row of `_PROGRAMS`.
+        Index of the role in a row of `_PROGRAMS`.
     order
         As in `files_by_image`.
     """
@@ -121,7 +121,7 @@ def _check_partners(found: Mapping[str, _Role]) -> None:
 
 
 def _check_roles(images: Mapping[str, Mapping[str, Path]], found: Mapping[str, _Role]) -> None:
-    """Refuse two roles that are played by the same files: such a comparison would only look perfect."""
+    """Refuse two roles with the same files: their comparison would look perfect."""
     keys = sorted(found, key=lambda key: (key not in (REFERENCE, HE), key))
     for number, key in enumerate(keys):
         for other in keys[:number]:
@@ -140,7 +140,7 @@ def _named(key: str, found: Mapping[str, _Role]) -> str:
 
 
 def _notes(found: Mapping[str, _Role]) -> list[str]:
-    """Which names were taken for what."""
+    """Describe which names were taken for which role."""
     kinds = {REFERENCE: "references", HE: "H&E images"}
     taken = [f"*{role.suffix} for {kinds.get(key, f'virtual images ({key})')}" for key, role in found.items()
              if role.suffix]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Models on patches of another resolution than theirs: translated at the model's, as slides are, and brought back."""
+"""Resample patches to a model's resolution and its output back, as is done for slides."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from wsi2ihc.slide.grid import MAX_ENLARGEMENT
 from .methods import Method
 
 MPP_TOLERANCE = 0.1
-"""Share by which a model's resolution may differ from the patches' without being resampled."""
+"""Relative difference between the resolutions of model and patches up to which nothing is resampled."""
 
 _MOST_REDUCTION = 16.0
-"""By which patches may be reduced for a model; beyond that next to nothing is left of them."""
+"""Largest factor by which patches are reduced for a model; beyond it, almost no detail is left."""
 
 
 def differs(method: Method, mpp: float | None) -> bool:
-    """Whether a model works at another resolution than the patches have, as far as both are known."""
+    """Whether a model has another resolution than the patches; False if either is unknown."""
     own = method.facts.get("mpp")
     return bool(own and mpp) and abs(own / mpp - 1) > MPP_TOLERANCE  # type: ignore[operator]
 
 
 def at_own_resolution(method: Method, mpp: float | None) -> Method:
-    """A method whose images are brought to the model's µm per px, and whose answers are brought back.
+    """Return a method that resamples images to the model's µm per px, and its output back.
 
     Parameters
     ----------
     method
         A model.
     mpp
-        µm per px of the images; None where nothing states it.
+        µm per px of the images; None if unknown.
 
     Raises
     ------
@@ -57,8 +57,8 @@ def at_own_resolution(method: Method, mpp: float | None) -> Method:
         height, width = images.shape[1:3]
         scaled = max(1, round(width * scale)), max(1, round(height * scale))
         padded = [_padded(_resized(image, scaled), multiple_px) for image in images]
-        answers = translate(np.stack(padded))[:, : scaled[1], : scaled[0]]
-        return np.stack([_resized(answer, (width, height)) for answer in answers])
+        translated = translate(np.stack(padded))[:, : scaled[1], : scaled[0]]
+        return np.stack([_resized(image, (width, height)) for image in translated])
 
     halo_px = None if method.halo_px is None else math.ceil(method.halo_px / scale)
     return dataclasses.replace(method, translate=at_model_mpp, multiple_px=1, halo_px=halo_px)
@@ -71,6 +71,6 @@ def _resized(image: RGBImage, size: tuple[int, int]) -> RGBImage:
 
 
 def _padded(image: RGBImage, multiple_px: int) -> RGBImage:
-    """The image continued by reflection at the right and at the bottom."""
+    """Pad by reflection at the right and bottom."""
     down, right = (-side % multiple_px for side in image.shape[:2])
     return np.asarray(cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REFLECT_101), np.uint8)

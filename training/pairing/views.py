@@ -1,4 +1,4 @@
-"""How a slide is read for its patches: which of it is tissue, in which colors, and where it is damaged."""
+"""How a slide is read for its patches: tissue, colors, and damaged areas."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .options import PairsOptions
 
 
 def seen_as(slide: Slide, options: PairsOptions) -> Slide:
-    """The slide for overviews and registration: damaged places are background, if the options allow damage."""
+    """Return the slide for overviews and registration: damaged areas are background, if the options allow damage."""
     return ForgivingSlide(slide) if options.on_read_error == "glass" else slide
 
 
 def tissue_of(slide: Slide, tissue: Tissue | Path) -> TissueMask:
-    """The tissue of a slide, without a margin around it.
+    """Find the tissue of a slide, without a margin around it.
 
     Raises
     ------
@@ -43,8 +43,8 @@ def tissue_of(slide: Slide, tissue: Tissue | Path) -> TissueMask:
 class Colors:
     """The colors that patches of a slide have.
 
-    convert:    from the slide's pixels; the same as in translation
-    background: of the slide, converted
+    convert:    converts pixels of the slide, as translation does
+    background: color of the slide's background, converted
     notes:      what could not be done, one sentence each
     """
 
@@ -54,7 +54,7 @@ class Colors:
 
 
 def colors_of(slide: Slide, background: RGB, options: PairsOptions) -> Colors:
-    """The slide's own colors, or sRGB by its profile, as ``icc`` asks for."""
+    """Return the slide's own colors, or sRGB by its profile, as the option ``icc`` says."""
     if options.icc == "keep":
         return Colors(_as_it_is, background)
     if slide.info.icc_profile is None:

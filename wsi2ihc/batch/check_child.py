@@ -1,7 +1,7 @@
 """The process that checks the rows of a list: ``python -m wsi2ihc.batch.check_child``.
 
-A slide is opened by decoders that can crash, or ask for more memory than there is. Here that ends this process, and
-not the batch: the process that started it knows which rows it had in hand.
+Decoders that open a slide can crash, or run out of memory. That ends this process, not the batch: its parent knows
+which rows were being checked.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .privacy import told
 from .task import SlideTask, options_from_json, options_to_json
 
 THREADS = 8
-"""Headers are read by so many threads: on network file systems each takes some tenths of a second."""
+"""Threads that read headers: on network file systems, each header takes some tenths of a second."""
 
 _OF_GEOJSON = 12
-"""Bytes of memory that a byte of GeoJSON takes while it is read (measured: 9 to 11)."""
+"""Bytes of memory per byte of GeoJSON while it is read (measured: 9 to 11)."""
 
 _OF_PNG_MASK = 4
 """Bytes of memory per byte of a mask in PNG; its size is bounded where it is read."""
@@ -39,9 +39,9 @@ Answer = Callable[..., None]
 
 
 def main() -> None:
-    """Check what comes through stdin, a row a line after the common facts, until it ends."""
+    """Check the rows on stdin, one JSON line each after a first line of common facts, until it is closed."""
     stream: TextIO = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print does not belong among the results
     common, answering = json.loads(sys.stdin.readline()), threading.Lock()
     limit_memory(common["limit_bytes"])
     check = RowCheck(Path(common["folder"]), frozenset(common["inputs"]), MemoryBudget(common["memory_bytes"]))
@@ -56,18 +56,18 @@ def main() -> None:
             asked = waiting.get()
             try:
                 check(asked["index"], row_from_json(asked["row"]), answer)
-            except BaseException:  # the process that asked must not wait for an answer that never comes
+            except BaseException:  # else the parent would wait forever for a result
                 os._exit(1)
 
     for _ in range(THREADS):
         threading.Thread(target=work, daemon=True).start()
     for line in sys.stdin:
         waiting.put(json.loads(line))
-    os._exit(0)  # the process that asked is gone, or has all answers
+    os._exit(0)  # the parent has exited, or has all results
 
 
 class MemoryBudget:
-    """Bytes that several threads may use together. More than there is counts as all of it, for one thread alone."""
+    """Bytes that threads share. A request for more than the total takes all of it, for one thread alone."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total = self._free = total_bytes
@@ -75,7 +75,7 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def held(self, wanted_bytes: int) -> Iterator[None]:
-        """Wait until so much is free, and keep it while the body runs."""
+        """Wait until so many bytes are free, and reserve them while the body runs."""
         taken = min(wanted_bytes, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= taken)
@@ -90,10 +90,10 @@ class MemoryBudget:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RowCheck:
-    """The check of a row, with its answers.
+    """Check of a row that sends its results.
 
-    folder:  of the outputs
-    inputs:  real paths that no output may replace
+    folder:  folder of the outputs
+    inputs:  real paths that outputs must not replace
     budget:  memory for all rows that are checked at once
     """
 
@@ -102,7 +102,7 @@ class RowCheck:
     budget: MemoryBudget
 
     def __call__(self, index: int, row: Row, answer: Answer) -> None:
-        """Check a row: that the check begins is one answer, and its result another."""
+        """Check a row: send a message when the check begins, and another with its result."""
         with self.budget.held(memory_of(row)):
             answer(index=index, began=True)
             found = check_row(row, self.folder, self.inputs)
@@ -116,17 +116,18 @@ OUT_OF_MEMORY = "out of memory while it was opened; raise --max-memory, or conve
 
 
 def check_row(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
-    """Find out whether a slide can be translated as far as its header and its model tell; whatever is raised is the
-    row's own problem.
+    """Check, by the header of a slide and its model, whether it can be translated.
+
+    Any exception becomes the problem of this row.
 
     Parameters
     ----------
     row
-        To check.
+        The row to check.
     folder
-        Of the outputs.
+        Folder of the outputs.
     inputs
-        Real paths that no output may replace.
+        Real paths that outputs must not replace.
     """
     try:
         return _checked(row, folder, inputs)
@@ -140,7 +141,7 @@ def check_row(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
 
 
 class _RefusedRowError(Wsi2IhcError):
-    """A row that cannot be translated, and why."""
+    """Reason why a row cannot be translated."""
 
 
 def _checked(row: Row, folder: Path, inputs: Set[str]) -> SlideTask:
@@ -165,7 +166,7 @@ def _checked(row: Row, folder: Path, inputs: Set[str]) -> SlideTask:
 
 
 def memory_of(row: Row) -> int:
-    """Bytes that the check of a row takes at most, as far as that follows from its files; 0 where it is little."""
+    """Estimate the most bytes that the check of a row takes, from its files; 0 if few."""
     total, tissue = 0, row.options.tissue
     if "://" not in row.slide:
         total += memory_to_open(Path(row.slide))
@@ -177,7 +178,7 @@ def memory_of(row: Row) -> int:
 
 
 def limit_memory(limit_bytes: int) -> None:
-    """Let this process have no more memory of its own than that, where the system can do so."""
+    """Limit the private memory of this process, if the system supports that."""
     if sys.platform == "win32":
         return
     import resource
@@ -190,7 +191,7 @@ def limit_memory(limit_bytes: int) -> None:
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
-    """For the pipe to the process."""
+    """Convert a row for the pipe to this process."""
     return {
         "line": row.line, "slide": row.slide, "output": row.output, "mpp": row.mpp, "model": row.model,
         "options": options_to_json(row.options), "series": row.series, "page": row.page,
@@ -207,7 +208,7 @@ _versions_lock = threading.Lock()
 
 
 def _model_version(model: str) -> str:
-    """The version of a model, which many rows share and which is read once."""
+    """Version of a model, read once although many rows share it."""
     with _versions_lock:
         if model not in _versions:
             _versions[model] = describe_generator(model).version

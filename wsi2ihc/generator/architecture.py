@@ -16,12 +16,12 @@ _LAYER = re.compile(r"model\.(\d+)\.weight")
 
 
 def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
-    """The fields of a `GeneratorSpec` that say how the network is built.
+    """Find the fields of a `GeneratorSpec` that describe the network.
 
     Raises
     ------
     ModelError
-        If it is a relative of the ResNet and the U-Net of pix2pix that is not supported, which is named.
+        If it is a variant of the ResNet or U-Net of pix2pix that is not supported; the message names it.
     """
     architecture: Architecture = "resnet" if len(shapes.get("model.1.weight", ())) == 4 else "unet"
     first = shapes["model.1.weight" if architecture == "resnet" else "model.model.0.weight"]
@@ -44,7 +44,7 @@ def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
 
 
 def _outputs(shapes: Shapes, architecture: Architecture) -> int:
-    """Channels of the images that it makes; 3 where that cannot be seen, and the comparison of names says more."""
+    """Output channels; 3 if unknown, since the later comparison of names reports more."""
     if architecture == "unet":
         return shapes.get("model.model.3.weight", (0, 3))[1]
     last = [shape[0] for name, shape in shapes.items() if _LAYER.fullmatch(name) and shape[2:] == (7, 7)]
@@ -52,7 +52,7 @@ def _outputs(shapes: Shapes, architecture: Architecture) -> int:
 
 
 def _refuse_relatives(shapes: Shapes, source: str) -> None:
-    """Name the ResNets of other code bases, whose layers have other places or other meanings."""
+    """Refuse ResNets of other code bases, whose layers have other positions or meanings."""
     kind = None
     blocks = [int(match[1]) for name in shapes if (match := _BLOCK.fullmatch(name))]
     if any(name.startswith("model1_1.") for name in shapes):
@@ -98,13 +98,13 @@ def _depth(shapes: Shapes, architecture: Architecture) -> int:
 
 
 def _padding(shapes: Shapes) -> Padding:
-    """Reflection is a layer of its own, before each convolution; zeros are not."""
+    """Find the padding: reflection is a separate layer before each convolution, zero padding is not."""
     first = [name for name in shapes if name.endswith(".conv_block.0.weight") and len(shapes[name]) == 4]
     return "zero" if first else "reflect"
 
 
 def _dropout(shapes: Shapes, architecture: Architecture) -> bool:
-    """With dropout the second convolution of a block stands one place later; a U-Net's names do not tell."""
+    """Find dropout, which shifts the second convolution of a block by one; a U-Net's names do not show it."""
     if architecture == "unet":
         return True
     second = {"zero": "4", "reflect": "6"}[_padding(shapes)]
@@ -112,5 +112,5 @@ def _dropout(shapes: Shapes, architecture: Architecture) -> bool:
 
 
 def _clamped(value: int, bounds: range) -> int:
-    """The value within bounds; where that changes it, the comparison of names and shapes says what is wrong."""
+    """Clamp a value; if that changes it, the later comparison of names and shapes reports the error."""
     return min(max(value, bounds[0]), bounds[-1])

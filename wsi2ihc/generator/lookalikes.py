@@ -1,4 +1,4 @@
-"""Files and networks that are given in place of a generator's weights, and how to tell them."""
+"""Recognize files and networks that are not a generator's weights, to name them in errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TFLITE = slice(4, 8)
 
 
 def describe_content(start: bytes, name: str) -> str | None:
-    """What a file is by its first 512 bytes, and what to do; None for the older format of ``torch.save``."""
+    """Describe a file by its first 512 bytes, and what to do; None for the older format of ``torch.save``."""
     if not start:
         return "empty; download or copy it again"
     for beginning, what in _STARTS:
@@ -68,7 +68,7 @@ _NETWORKS: tuple[tuple[str, str], ...] = (
 
 
 def describe_network(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What a network that is not supported looks like, by the names and shapes of its weights."""
+    """Describe an unsupported network by the names and shapes of its weights; None if it is unknown."""
     for pattern, what in _NETWORKS:
         found = re.compile(pattern)
         if any(found.search(name) for name in shapes):

@@ -1,4 +1,4 @@
-"""One pass over a small synthetic H&E image, which shows weights that are finite but useless."""
+"""One forward pass over a small synthetic H&E image, to find weights that are finite but useless."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .reach import dependency
 
 _SIDE_PX = 64
 _LEAST_SPREAD = 1.0
-"""In gray levels, between the brightest and the darkest pixel of a channel; a constant image is rounded to less."""
+"""Gray levels between the brightest and darkest pixel of a channel; rounding of a constant image gives no more."""
 _MOST_SATURATED = 0.995
 
 _BACKGROUND, _EOSIN, _NUCLEI = (242, 240, 241), (222, 150, 190), (92, 66, 140)
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def check_response(module: nn.Module, name: str) -> None:
-    """Refuse a network that overflows on an ordinary image, and warn of one that ignores it.
+    """Refuse a network that overflows on an ordinary image; warn about a constant or saturated output.
 
     Parameters
     ----------
-    module:
-        in evaluation mode, on the CPU; takes and gives (N, 3, H, W) in [-1, 1]
-    name:
-        of the model, for messages
+    module
+        Network in evaluation mode, on the CPU; maps (N, 3, H, W) in [-1, 1] to the same.
+    name
+        Name of the model, for messages.
 
     Raises
     ------
@@ -48,12 +48,12 @@ def check_response(module: nn.Module, name: str) -> None:
     ]
     try:
         with torch.inference_mode():
-            answer = to_pixels(module(to_network(pixels)))[0].float()
+            output = to_pixels(module(to_network(pixels)))[0].float()
     finally:
         for hook in hooks:
             hook.remove()
-    spread = answer.flatten(0, 1).amax(0) - answer.flatten(0, 1).amin(0)
-    saturated = float(((answer == 0) | (answer == 255)).float().mean())
+    spread = output.flatten(0, 1).amax(0) - output.flatten(0, 1).amin(0)
+    saturated = float(((output == 0) | (output == 255)).float().mean())
     if bool((spread <= _LEAST_SPREAD).all()):
         log.warning("the model %s makes one color of a whole test image; its weights may be untrained", name)
     elif saturated > _MOST_SATURATED:
@@ -61,8 +61,8 @@ def check_response(module: nn.Module, name: str) -> None:
 
 
 def _finite(layer: str, name: str) -> Callable[[nn.Module, object, Tensor], None]:
-    def check(_: nn.Module, __: object, answer: Tensor) -> None:
-        if not bool(torch.isfinite(answer).all()):
+    def check(_: nn.Module, __: object, output: Tensor) -> None:
+        if not bool(torch.isfinite(output).all()):
             raise ModelError(
                 f"the model {name} overflows on an ordinary image: the output of its layer {layer} is not finite; "
                 "its weights are damaged, or its training has failed"
@@ -72,7 +72,7 @@ def _finite(layer: str, name: str) -> Callable[[nn.Module, object, Tensor], None
 
 
 def _synthetic_tissue(side: int) -> RGBImage:
-    """A square of background, eosin and nuclei, the same each time."""
+    """Draw a square of background, eosin and nuclei, always the same."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:side, :side]
     image = np.where((columns > side // 4)[..., None], _EOSIN, _BACKGROUND).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Folding spectral normalization (Miyato et al. 2018) into the weights, as a network computes it in evaluation mode.
+"""Fold spectral normalization (Miyato et al. 2018) into the weights, as networks compute it in evaluation mode.
 
 torch stores the weight before normalization and two vectors, whose product with it is the spectral norm.
 """
@@ -16,16 +16,16 @@ _FORMS = (
     ("weight_orig", "weight_u", "weight_v"),
     ("parametrizations.weight.original", "parametrizations.weight.0._u", "parametrizations.weight.0._v"),
 )
-"""Names of the weight and the two vectors: of ``nn.utils.spectral_norm`` and ``nn.utils.parametrizations``."""
+"""Names of the weight and the two vectors in ``nn.utils.spectral_norm`` and ``nn.utils.parametrizations``."""
 
 
 def plain_names(names: Iterable[str], source: str) -> dict[str, str]:
-    """The names of the weights as they are without spectral normalization, and those that the file has.
+    """Map the names of the weights without spectral normalization to those in the file.
 
     Raises
     ------
     ModelError
-        If they are normalized in another way.
+        If they have weight normalization.
     """
     names = list(names)
     plain = {}
@@ -49,7 +49,7 @@ def fold(state: Mapping[str, Tensor], network: nn.Module, source: str) -> dict[s
     Raises
     ------
     ModelError
-        If a vector is missing, of another size, or the norm is zero.
+        If a vector is missing or has another size.
     """
     folded = dict(state)
     for layer_name, layer in network.named_modules():

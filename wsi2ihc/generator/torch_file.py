@@ -1,8 +1,8 @@
-"""Files that ``torch.save`` wrote, checked before torch sees them.
+"""Files of ``torch.save``, checked before torch reads them.
 
-``torch.load(weights_only=True)`` runs no code, but it trusts a file otherwise: it does not compare the checksums of a
-zip archive, unpacks compressed records of any size, and calls constructors (``bytearray(10**11)``) that take any amount
-of memory. So the archive and the pickle inside are checked first, and torch is given a copy of what was checked.
+``torch.load(weights_only=True)`` does not run code, but otherwise trusts a file: it does not verify the checksums of a
+zip archive, unpacks compressed records of any size, and calls constructors (``bytearray(10**11)``) that allocate any
+amount of memory. So the archive and the pickle in it are checked first, and torch reads a copy of what was checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ZIP_END = b"PK\x05\x06"
 
 _MOST_NESTED_ITEMS = 1_000_000
 _DEEPEST = 100
-"""A tuple that holds itself twice, fifty times over, takes 200 bytes and is never hashed to its end."""
+"""Bounds of nested tuples: fifty levels, each holding the one below twice, take 200 bytes, but 2^50 steps to hash."""
 
 _ALLOWED = {
     "collections.OrderedDict",
@@ -46,7 +46,7 @@ _ALLOWED = {
     "torch.device",
     "_codecs.encode",
 } | {str(kind) for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
-"""Functions and classes that weights need. torch allows more, among it what takes any amount of memory."""
+"""Functions and classes that weights need. torch allows more, some of which allocate any amount of memory."""
 
 
 _SAFE_TORCH = "2.10"
@@ -54,7 +54,7 @@ _SAFE_TORCH = "2.10"
 
 
 class _Ignored:
-    """Stand-in for NumPy's functions and classes: nothing of NumPy is called, and its values are not weights."""
+    """Stand-in for NumPy's functions and classes, which are not called: their values are not weights."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -77,7 +77,7 @@ def check_torch_version() -> None:
     Raises
     ------
     ModelError
-        Saying which version is needed.
+        If torch is too old; the message names the version needed.
     """
     if torch.torch_version.TorchVersion(torch.__version__) < _SAFE_TORCH:
         raise ModelError(
@@ -87,14 +87,14 @@ def check_torch_version() -> None:
 
 
 def load_torch_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> object:
-    """Load what ``torch.save`` wrote, on the CPU, without running code and with memory of about the file's size.
+    """Load a file of ``torch.save`` on the CPU, without running code and in about the memory of the file's size.
 
     Raises
     ------
     ModelNotFoundError
         If there is no such file.
     ModelError
-        If it is another kind of file (which one is said), damaged, or holds anything but plain weights.
+        If it is another kind of file (the message names it), is damaged, or holds anything but plain weights.
     """
     try:
         with open_model_file(path, largest_bytes) as file:
@@ -104,7 +104,7 @@ def load_torch_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> object:
         raise
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read ({error.strerror or error!s:.100})") from error
-    except Exception as error:  # zipfile, the scan and torch let any kind of exception out of a damaged file
+    except Exception as error:  # zipfile, the scan and torch raise many kinds of errors for damaged files
         raise ModelError(
             f"{path.name} is not a file of plain PyTorch weights, or is damaged "
             f"({' '.join(str(error).split())!s:.80}); download or copy it again"
@@ -112,7 +112,7 @@ def load_torch_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> object:
 
 
 def _checked(file: BinaryIO, name: str) -> BinaryIO:
-    """A copy of the archive, or the file itself where it is of the older format; nothing in it is suspicious."""
+    """Check a file; return a copy of the archive, or the file itself if it has the older format."""
     start = file.read(512)
     file.seek(0)
     if start.startswith((_ZIP, _ZIP_END)):
@@ -132,7 +132,7 @@ def _load(file: BinaryIO) -> object:
 
 
 class _BoundedReads(io.RawIOBase):
-    """A file of which no piece larger than ``limit`` bytes may be read at once."""
+    """File that refuses reads of more than ``limit`` bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _BoundedReads(io.RawIOBase):
 
 
 def _checked_archive(file: BinaryIO, name: str) -> BinaryIO:
-    """A copy of a zip archive as torch writes it: nothing compressed, repeated or overlapping, all checksums right."""
+    """Check and copy a zip archive: no compressed, repeated or overlapping records, and valid checksums."""
     size = file.seek(0, io.SEEK_END)
     # Bounded, since zipfile reads the directory as a whole, however many entries it has.
     bounded = _BoundedReads(file)
@@ -183,7 +183,7 @@ def _checked_archive(file: BinaryIO, name: str) -> BinaryIO:
 
 
 def _other_archive(names: list[str]) -> str | None:
-    """What a zip archive is that does not hold weights as ``torch.save`` writes them."""
+    """Describe a zip archive that is not a file of ``torch.save``; None if it is one."""
     if any(name.endswith("/constants.pkl") for name in names):
         return (
             "a TorchScript program, which is not run; save its weights alone: "
@@ -218,9 +218,9 @@ def _check_records(records: list[zipfile.ZipInfo], file_bytes: int) -> None:
 
 
 class _Value(NamedTuple):
-    """What is known of a value on the unpickler's stack.
+    """Facts about a value on the unpickler's stack.
 
-    size, depth:  items of nested tuples, counted each time they are met, and how deep they nest
+    size, depth:  items of nested tuples, counted at each occurrence, and their depth
     word:         a short string or the name of a function or class; "" for others
     """
 
@@ -230,12 +230,12 @@ class _Value(NamedTuple):
 
 
 def _scan(file: BinaryIO) -> set[str]:
-    """The functions and classes that a pickle names; afterwards ``file`` stands behind the pickle.
+    """Collect the functions and classes that a pickle names, and leave ``file`` at the end of the pickle.
 
     Raises
     ------
     ValueError
-        If it is damaged, or could keep the unpickler busy without end.
+        If it is damaged, or would keep the unpickler busy forever.
     """
     stack: list[_Value] = []
     marks: list[int] = []
@@ -268,7 +268,7 @@ def _operations(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, i
 
 
 def _apply(opcode: pickletools.OpcodeInfo, stack: list[_Value], marks: list[int]) -> None:
-    """Do to the stack what an operation does."""
+    """Apply an operation to the stack."""
     before = opcode.stack_before
     marked = pickletools.markobject in before
     start = marks.pop() if marked else len(stack) - len(before)

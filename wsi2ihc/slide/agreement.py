@@ -1,8 +1,8 @@
-"""Do the lower levels of a slide show the same as level 0, in the same place?
+"""Check that the lower levels of a slide show the same as level 0, in the same place.
 
-Overviews, tissue masks and coarse working grids are read from lower levels. A level that is padded, shifted, of another
-image or partly empty puts the mask in the wrong place, and tissue is lost without a word. So windows of level 0 are
-compared with each lower level, and levels that do not agree are left out.
+Overviews, tissue masks and coarse working grids are read from lower levels. A level that is padded, shifted, from
+another image or partly empty would misplace the mask, and tissue would be lost silently. So windows of level 0 are
+compared with each lower level, and levels that disagree are not used.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ WINDOW_PX = 256
 """Side of the windows in level-0 px."""
 
 CELLS = 8
-"""A window is compared in at most this many cells each way, of at least two px of the lower level."""
+"""Most cells per side in which a window is compared; a cell has at least two px of the lower level."""
 
 SHARE_OF_SLIDE, WINDOWS = 0.005, (16, 128)
-"""About this share of level 0 is read, but never fewer or more windows than these."""
+"""Fraction of level 0 that is read, and the fewest and most windows."""
 
 LARGEST_GUIDE_PX = 2_000_000
-"""The coarsest level says where contrast is expected, if it is no larger than this."""
+"""Largest size of the coarsest level for which it is searched for contrast."""
 
 DIFFERENT, ENTIRELY_DIFFERENT = 16.0, 40.0
 """Mean absolute difference of a window's cells, in gray levels. Levels of public slides differ by up to 6, where edges
@@ -45,10 +45,10 @@ fall between px."""
 
 
 def agreeing_levels(slide: Slide) -> Slide:
-    """The slide without the lower levels that do not show what level 0 shows; the same slide where all do.
+    """Return the slide without the lower levels that disagree with level 0; closing it closes the slide.
 
-    `SlideInfo.problems` of what is returned names the levels that were left out. The answer depends on the slide alone.
-    Windows that cannot be read, or of which level 0 holds nothing, say nothing.
+    Its `SlideInfo.problems` names the levels that were left out. The result depends on the slide alone. Windows that
+    cannot be read, or that are partly missing from level 0, are not compared.
     """
     info = slide.info
     if info.levels_checked or len(info.levels) == 1:
@@ -69,7 +69,7 @@ def agreeing_levels(slide: Slide) -> Slide:
 
 
 class _SlideOfLevels:
-    """A slide of which some levels are left out. Thread-safe, as the slide is."""
+    """A slide with some of its levels. Thread-safe, like the slide."""
 
     def __init__(self, slide: Slide, levels: tuple[int, ...], problems: tuple[str, ...]) -> None:
         self._slide = slide
@@ -99,7 +99,7 @@ class _SlideOfLevels:
 
 
 def _regions(slide: Slide) -> list[Region]:
-    """Windows of level 0: one at random in each part of a grid over the scanned area, and as many at contrast."""
+    """Choose windows of level 0: one at random in each cell of a grid over the scanned area, as many at contrast."""
     bounds = slide.info.bounds
     count = int(np.clip(SHARE_OF_SLIDE * bounds.area_px / WINDOW_PX**2, *WINDOWS))
     rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def _regions(slide: Slide) -> list[Region]:
 
 
 def _at_contrast(slide: Slide, count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Places in the scanned area, 0 to 1 each way, where the coarsest level has edges; at random if it has none."""
+    """Draw positions in the scanned area, 0 to 1 per axis, at edges of the coarsest level; at random if it has none."""
     info = slide.info
     number, level = len(info.levels) - 1, info.levels[-1]
     if level.size.area_px <= LARGEST_GUIDE_PX:
@@ -130,7 +130,7 @@ def _at_contrast(slide: Slide, count: int, rng: np.random.Generator) -> list[tup
         if contrast.any():
             drawn = rng.choice(contrast.size, count, p=(contrast / contrast.sum()).ravel())
             rows, columns = np.unravel_index(drawn, contrast.shape)
-            # The place becomes the window's middle, as far as the window stays inside.
+            # The position becomes the center of the window, moved inside the scanned area.
             return [
                 (
                     _corner(column / contrast.shape[1], info.bounds.width),
@@ -142,12 +142,12 @@ def _at_contrast(slide: Slide, count: int, rng: np.random.Generator) -> list[tup
 
 
 def _corner(middle: float, side_px: int) -> float:
-    """The start of a window around ``middle`` (a share of the side), as a share of where windows can start."""
+    """Start of a window around ``middle`` (relative to the side), relative to the range of possible starts."""
     return float(np.clip((middle * side_px - WINDOW_PX / 2) / max(1, side_px - WINDOW_PX), 0, 1))
 
 
 def _differences(slide: Slide, region: Region) -> list[float]:
-    """How far each lower level is from level 0 in a region; NaN where that cannot be known."""
+    """Difference of each lower level from level 0 in a region; NaN if unknown."""
     levels = slide.info.levels
     unknown = [math.nan] * (len(levels) - 1)
     try:
@@ -181,7 +181,7 @@ def _difference(slide: Slide, number: int, region: Region, pixels: RGBImage) -> 
 
 
 def _on_level(region: Region, level: Level) -> Region:
-    """The px of a level that a region of level 0 touches."""
+    """Region of a level that covers a region of level 0."""
     x, y = (math.floor(start / level.downsample) for start in (region.x, region.y))
     right, bottom = (math.ceil(stop / level.downsample) for stop in (region.right, region.bottom))
     return Region(x, y, right - x, bottom - y)
@@ -193,6 +193,6 @@ def _cells(pixels: RGBImage, side: int, box: tuple[float, float, float, float]) 
 
 
 def _disagrees(differences: npt.NDArray[np.float64]) -> bool:
-    """Whether a level is wrong: two windows are clearly different, or one has nothing in common."""
+    """Whether a level is wrong: two windows are clearly different, or one entirely."""
     known = differences[~np.isnan(differences)]
     return bool((known > DIFFERENT).sum() >= 2 or (known > ENTIRELY_DIFFERENT).any())

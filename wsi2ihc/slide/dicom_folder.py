@@ -1,7 +1,7 @@
-"""Which slides lie in a folder of DICOM files.
+"""Find the slides in a folder of DICOM files.
 
-A DICOM slide is a series: several files that share a Series Instance UID. OpenSlide opens it from any one of them. Only
-the start of each file is looked at, and only up to that number.
+A DICOM slide is a series: several files that share a Series Instance UID. OpenSlide opens it from any of them. Only the
+start of each file is read, up to the UID.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MAX_FILES = 2000
-"""In one folder; a slide has some dozens."""
+"""Most files of a folder that are read; a slide has some dozens."""
 
 _HEAD_BYTES = 2**18
 _PREAMBLE = 128
@@ -30,7 +30,7 @@ _SEQUENCE_END = (0xFFFE, 0xE0DD)
 
 
 def dicom_slides(files: Iterable[Path]) -> list[Path]:
-    """The largest file of each whole-slide series among files, by their names; other files are left out."""
+    """Return the largest file of each whole-slide series, sorted by path; other files are ignored."""
     series: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for file in sorted(files):
         with contextlib.suppress(OSError):
@@ -41,13 +41,13 @@ def dicom_slides(files: Iterable[Path]) -> list[Path]:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The files of a folder that are named as DICOM files are: ``.dcm``, or without any suffix."""
+    """List the files of a folder with the suffix ``.dcm`` or none, as DICOM files have."""
     files = (file for file in folder.iterdir() if file.suffix.lower() in (".dcm", "") and file.is_file())
     return list(itertools.islice(files, MAX_FILES))
 
 
 def series_uid(file: Path) -> str | None:
-    """The Series Instance UID of a whole-slide image; None of any other file."""
+    """Read the Series Instance UID of a whole-slide image; None for any other file."""
     with file.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
@@ -57,7 +57,7 @@ def series_uid(file: Path) -> str | None:
 
 
 def _values(data: bytes, at: int) -> dict[tuple[int, int], str]:
-    """The two values that are looked for, of a file in explicit little-endian form (as all compressed ones are)."""
+    """Find the two UIDs in a file with explicit little-endian encoding, which all compressed files have."""
     found: dict[tuple[int, int], str] = {}
     depth = 0  # of sequences of undefined length
     while at + 8 <= len(data) and len(found) < 2:

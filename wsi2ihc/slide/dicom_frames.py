@@ -1,8 +1,8 @@
-"""The frames of DICOM slides, checked before OpenSlide uses them.
+"""Check the frames of DICOM slides before OpenSlide reads them.
 
 libdicom takes the size of a frame from the distance to the next one. Where the offsets of a damaged table do not
-increase, that size is negative, and the process ends with a segmentation fault. And OpenJPEG decodes JPEG 2000 frames
-with holes, as an interrupted copy leaves them, into wrong pixels without a word.
+increase, that size is negative, and the process crashes with a segmentation fault. And OpenJPEG silently decodes JPEG
+2000 frames with holes, as an interrupted copy leaves them, into wrong pixels.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ _SERIES = b"\x20\x00\x0e\x00UI"
 _SYNTAX = b"\x02\x00\x10\x00UI"
 _ENCAPSULATED = (b"1.2.840.10008.1.2.4.", b"1.2.840.10008.1.2.5")
 _FRAMES = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0"
-"""Pixel data of undefined length, and the tag of its first item, which is the table."""
+"""Header of pixel data of undefined length, and tag of its first item, the offset table."""
 
 _END_OF_FRAMES = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 
 _EXTENDED = b"\xe0\x7f\x01\x00OV\x00\x00"
-"""The extended offset table, of offsets of 64 bits."""
+"""Header of the extended offset table, with offsets of 64 bits."""
 
 _JPEG_2000 = (b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.4.91")
 _HOLE_BYTES = 512
-"""Zeros in a row that no JPEG 2000 encoder writes, and the least that a file system loses."""
+"""Run of zeros that JPEG 2000 encoders do not write; the smallest block that a file system loses."""
 
 _ITEM_BYTES = 8
 """Tag and length before each frame."""
 
 _LONGEST_HEADER_BYTES = 256 << 20
-"""A slide of 500,000 frames that states the place of each has some 100 MB before its pixels."""
+"""A slide of 500,000 frames that states the position of each has about 100 MB before its pixels."""
 
 
 def check_frames(file: Path) -> None:
-    """Check the tables of a DICOM file, and of those beside it that belong to its series. Other files pass.
+    """Check a DICOM file, and the files beside it that belong to its series. Other files pass.
 
     Raises
     ------
     UnreadableSlideError
-        If a table does not increase.
+        If the offsets of a table do not increase, or JPEG 2000 frames have holes.
     """
     series = _checked(file, None)
     if not series:
@@ -54,7 +54,7 @@ def check_frames(file: Path) -> None:
 
 
 def _checked(file: Path, only: bytes | None) -> bytes:
-    """The series of a file, its table checked; b"" if it is not DICOM, or (with ``only``) not of that series."""
+    """Check a file and return its series; b"" if it is not DICOM, or not of the series ``only``."""
     try:
         with file.open("rb") as opened:
             start = opened.read(_PREAMBLE_BYTES + 4)
@@ -72,7 +72,7 @@ def _checked(file: Path, only: bytes | None) -> bytes:
                 return series
     except UnreadableSlideError:
         raise
-    except (OSError, ValueError):  # OpenSlide says what is wrong
+    except (OSError, ValueError):  # OpenSlide reports what is wrong
         return b""
 
 
@@ -91,13 +91,13 @@ def _check_table(name: str, content: mmap.mmap) -> None:
 
 
 def _check_holes(name: str, content: mmap.mmap) -> None:
-    """Look for zeros among the frames; this reads the whole file, at the speed of the disk."""
+    """Search the frames for runs of zeros; this reads the whole file, at the speed of the disk."""
     place = content.find(_FRAMES, 0, _LONGEST_HEADER_BYTES)
     if place < 0:
         return
     start = place + len(_FRAMES)
     first = start + 4 + int.from_bytes(content[start : start + 4], "little")
-    end = content.rfind(_END_OF_FRAMES)  # behind it, there may be padding
+    end = content.rfind(_END_OF_FRAMES)  # padding may follow
     if content.find(bytes(_HOLE_BYTES), first, end if end > first else len(content)) >= 0:
         raise UnreadableSlideError(
             f"{name}: it is damaged: its JPEG 2000 frames hold a run of zeros, as an interrupted copy leaves them; "
@@ -106,14 +106,14 @@ def _check_holes(name: str, content: mmap.mmap) -> None:
 
 
 def _long_value(content: mmap.mmap, place: int, unit: int) -> bytes:
-    """A value after its length of 32 bits, cut to whole units."""
+    """Value that follows its length of 32 bits, cut to whole units."""
     size = int.from_bytes(content[place : place + 4], "little")
     value = content[place + 4 : place + 4 + size]
     return value[: len(value) // unit * unit]
 
 
 def _text(content: mmap.mmap, element: bytes) -> bytes:
-    """The value of the first element of this tag and kind, b"" if there is none in the first megabyte."""
+    """Value of the first element with this tag and type; b"" if the first megabyte has none."""
     place = content.find(element, 0, 1 << 20)
     if place < 0:
         return b""

@@ -1,4 +1,4 @@
-"""Damage inside plain images that Pillow passes over: checksums of PNG, and runs of zeros in JPEG and WebP."""
+"""Find damage in plain images that Pillow ignores: checksums of PNG, and runs of zeros in JPEG and WebP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WEBP_PIXELS = (b"VP8 ", b"VP8L")
 
 
 def check_png(path: Path) -> None:
-    """Compare the checksum of each chunk; Pillow leaves out those of pixels.
+    """Verify the checksum of each chunk; Pillow skips those of pixels.
 
     Raises
     ------

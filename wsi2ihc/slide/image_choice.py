@@ -1,6 +1,6 @@
-"""Which of several images is the slide.
+"""Choose the slide among several images.
 
-It is the largest RGB image. Where several are equally plausible, the choice is left to the user.
+It is the largest RGB image. If several are equally plausible, the user has to choose.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from .pixel_kinds import PixelKind, not_rgb
 from .resolution import Mpp
 
 _COMPANIONS = re.compile(r"(macro|label|thumbnail|overview|barcode)( image)?", re.IGNORECASE)
-"""Names that scanners' software gives to images that are not the slide."""
+"""Names that the software of scanners gives to images other than the slide."""
 
 _RIVAL_AREA = 0.5
-"""An image with this share of the largest one's px may be the one that is meant."""
+"""Fraction of the pixels of the largest image from which another one may be the slide."""
 
 _MUCH_LARGER = 2.0
-"""An image with so many times the px of the largest RGB one is what was scanned."""
+"""An image that is not RGB, with more than this many times the pixels of the largest RGB one, is the scan."""
 
 _COARSER = 1.5
-"""An image whose px are so many times larger is an overview."""
+"""An image with this many times the µm per px is an overview."""
 
 _FINER = 4.0
-"""Where another image is so many times finer, the largest may be an overview of a large area."""
+"""If another image is this many times finer, the largest one may be an overview of a large area."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which image of a file a caller wants; None: the slide.
+    """The image of a file that the caller wants; None for the slide.
 
     series:  number of the image, as `ImageEntry.series`
     page:    number of a page, as `ImageEntry.page`
@@ -58,7 +58,7 @@ class Candidate(Protocol):
 
     @property
     def number(self) -> int:
-        """In the file, from 0."""
+        """Number in the file, from 0."""
         ...
 
     @property
@@ -68,12 +68,12 @@ class Candidate(Protocol):
 
     @property
     def mpp(self) -> Mpp | None:
-        """µm per px, as far as the file says."""
+        """µm per px, if the file states it."""
         ...
 
     @property
     def kind(self) -> PixelKind:
-        """Of the pixels of level 0."""
+        """Kind of the pixels of level 0."""
         ...
 
     @property
@@ -86,17 +86,17 @@ C = TypeVar("C", bound=Candidate)
 
 
 def is_companion_name(name: str) -> bool:
-    """Whether a name is one that software gives to a macro, a label or a thumbnail."""
+    """Whether software gives this name to macros, labels or thumbnails."""
     return _COMPANIONS.fullmatch(name.strip()) is not None
 
 
 def the_slide(name: str, images: Sequence[C]) -> C:
-    """The largest RGB image.
+    """Return the largest RGB image.
 
     Raises
     ------
     UnreadableSlideError
-        If there is none, or another one may be meant.
+        If there is none, or another image may be the slide.
     """
     colors = [image for image in images if image.kind.is_rgb]
     if not colors:
@@ -118,7 +118,7 @@ def the_slide(name: str, images: Sequence[C]) -> C:
 
 
 def _check_larger(name: str, slide: Candidate, images: Sequence[Candidate]) -> None:
-    """Refuse a file in which the RGB image is a macro, and what was scanned is of another kind."""
+    """Refuse a file whose RGB image is only a macro, while the scan has another kind of pixels."""
     others = [image for image in images if not image.kind.is_rgb and not image.is_companion]
     largest = max((*others, slide), key=lambda image: image.size.area_px)
     if largest.size.area_px > _MUCH_LARGER * slide.size.area_px:
@@ -137,7 +137,7 @@ def _is_rival(image: Candidate, slide: Candidate) -> bool:
 
 
 def remark_on_others(images: Sequence[Candidate], chosen: Candidate) -> tuple[str, ...]:
-    """What is said of the images that are not used; nothing where there are none."""
+    """Describe the images that are not used; empty if there are none."""
     others = [image for image in images if image.number != chosen.number]
     if not others:
         return ()
@@ -151,7 +151,7 @@ def remark_on_others(images: Sequence[Candidate], chosen: Candidate) -> tuple[st
 
 
 def number_list(pages: Sequence[int]) -> str:
-    """Numbers of pages in few characters."""
+    """Format numbers of pages briefly."""
     if len(pages) > 2 and list(pages) == list(range(pages[0], pages[-1] + 1)):
         return f"{pages[0]} to {pages[-1]}"
     return ", ".join(map(str, pages[:12])) + (", …" if len(pages) > 12 else "")

@@ -14,10 +14,10 @@ _OTHERS_UM = {
 }  # fmt: skip
 
 UNITS_UM = {**{f"{prefix}m": 10.0 ** (power + 6) for prefix, power in _PREFIXES.items()}, **_OTHERS_UM}
-"""Every unit of length that OME defines (UnitsLength), in µm, but for those without a size."""
+"""Every unit of length that OME defines (UnitsLength), in µm, except those without a size."""
 
 NO_LENGTH = frozenset({"pixel", "pixels", "reference frame", ""})
-"""Units that say nothing about a length."""
+"""Units that do not state a length."""
 
 _WORDS = {
     "micron": "µm", "microns": "µm", "micrometer": "µm", "micrometers": "µm", "micrometre": "µm",
@@ -31,9 +31,9 @@ _WORDS = {
 
 
 def unit_um(unit: str) -> float | None:
-    """A unit in µm; None for one that is not a length, or is unknown."""
+    """Return a unit in µm; None if it is not a length, or unknown."""
     text = unit.strip()
-    # ImageJ's escapes, the Greek letter, and UTF-8 that was taken for Latin-1
+    # ImageJ's escapes, the Greek letter, and UTF-8 decoded as Latin-1
     for escape in (
         "\\u00B5",
         "\\u00b5",

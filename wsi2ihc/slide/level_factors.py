@@ -1,4 +1,4 @@
-"""How many level-0 px one px of a level spans, also where levels are padded to whole tiles."""
+"""True downsampling factors of levels, also if these are padded to whole tiles."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..geometry import Size
 from .protocol import Level
 
 _ROUNDING_PX = 2.0
-"""Sides of a level may differ by so much from an exact quotient."""
+"""Largest difference of a side of a level from an exact quotient."""
 
 
 def whole_factor(full: Size, level: Size) -> int | None:
-    """The whole number by which both sides of a level were divided, rounded either way; None where there is none."""
+    """Find the integer by which both sides were divided, rounded up or down; None if there is none."""
     factor = round((full.width / level.width + full.height / level.height) / 2)
     sides = ((full.width, level.width), (full.height, level.height))
     if factor >= 2 and all(small in (large // factor, -(-large // factor)) for large, small in sides):
@@ -22,14 +22,14 @@ def whole_factor(full: Size, level: Size) -> int | None:
 
 
 def fits_as_level(full: Size, level: Size, tile: Size) -> bool:
-    """Whether a smaller image can hold the whole of ``full``, as it is or padded to whole tiles."""
+    """Whether a smaller image can be a level of ``full``, either exact or padded to whole tiles."""
     if level.width > full.width or level.height > full.height or level == full:
         return False
     return has_shape_of(full, level) or factor_range(full, level, tile) is not None
 
 
 def has_shape_of(full: Size, level: Size) -> bool:
-    """Whether a level has the proportions of the slide, but for rounding."""
+    """Whether a level has the aspect ratio of the slide, except for rounding."""
     downsample = (full.width / level.width + full.height / level.height) / 2
     return all(
         abs(small - large / downsample) <= _ROUNDING_PX
@@ -38,9 +38,9 @@ def has_shape_of(full: Size, level: Size) -> bool:
 
 
 def factor_range(full: Size, level: Size, tile: Size) -> tuple[float, float] | None:
-    """The factors, from and to, for which a level padded to whole tiles has its size; None where there are none.
+    """Return the range of factors for which a level padded to whole tiles has its size; None if there is none.
 
-    A side of ``stored`` px, a multiple of the tile's, holds more than ``stored - tile`` px and up to ``stored``.
+    A side of ``stored`` px, a multiple of the tile's, holds more than ``stored - tile`` and at most ``stored`` px.
     """
     low, high = 1.0, math.inf
     for large, stored, side in (
@@ -48,7 +48,7 @@ def factor_range(full: Size, level: Size, tile: Size) -> tuple[float, float] | N
         (full.height, level.height, tile.height),
     ):
         if stored % side:
-            # Not padded on this side, so the quotient itself.
+            # Not padded on this side, so the exact quotient.
             first, last = large / (stored + 1), large / max(stored - 1, 0.5)
         else:
             first, last = large / (stored + 0.5), large / (stored - side) if stored > side else math.inf
@@ -57,24 +57,25 @@ def factor_range(full: Size, level: Size, tile: Size) -> tuple[float, float] | N
 
 
 Agreement = Callable[[int, float], float | None]
-"""How well a level agrees with the one before if it is so many times coarser: -1 to 1; None where both are blank."""
+"""Function of the number of a level and its factor relative to the level before: how well both levels agree, -1 to 1;
+None if both are blank."""
 
 _CERTAIN, _MARGIN = 0.5, 0.03
-"""A factor is believed when its agreement is so large, and so much larger than that of every other one."""
+"""Smallest agreement of a factor that is accepted, and smallest margin over every other one."""
 
 _MAX_CANDIDATES = 40
 _MAX_STEP = 16
-"""A level is at most so many times coarser than the one before, where several factors are possible."""
+"""Largest factor relative to the level before that is considered."""
 
 
 def settled_levels(
     levels: Sequence[Level], tiles: Sequence[Size], tag_factors: Sequence[float | None], agreement: Agreement
 ) -> tuple[Level, ...]:
-    """The levels with their true factors, and without the padding to whole tiles.
+    """Return the levels with their true factors, and without padding to whole tiles.
 
-    Writers pad levels to whole tiles, or do not, and rarely say which. Where the sizes allow both, the pixels decide;
-    where these do not tell either (a blank slide), the resolution in the tags, and the ratio of the levels before. A
-    level whose factor stays open is left out, and those after it.
+    Some writers pad levels to whole tiles, and rarely say so. If the sizes allow several factors, the pixels decide; if
+    the pixels do not (a blank slide), the resolution in the tags, or the ratio of the levels before. A level whose
+    factor cannot be determined is left out, with those after it.
 
     Parameters
     ----------
@@ -83,23 +84,23 @@ def settled_levels(
     tiles
         Size of each level's tiles; 1×1 where they are not known.
     tag_factors
-        What the resolution tags of each level say, or None.
+        The factor of each level by its resolution tags, or None.
     agreement
         Compares a level with the one before it.
     """
     full = levels[0].size
-    settled = [levels[0]]
+    resolved = [levels[0]]
     for number in range(1, len(levels)):
-        options = _possible_factors(full, levels[number], tiles[number], settled[-1].downsample)
-        factor = _decided(number, options, levels[number], tag_factors[number], settled, agreement)
+        options = _possible_factors(full, levels[number], tiles[number], resolved[-1].downsample)
+        factor = _decided(number, options, levels[number], tag_factors[number], resolved, agreement)
         if factor is None:
             break
-        settled.append(Level(_held(full, levels[number].size, factor), factor))
-    return tuple(settled)
+        resolved.append(Level(_held(full, levels[number].size, factor), factor))
+    return tuple(resolved)
 
 
 def _possible_factors(full: Size, level: Level, tile: Size, before: float) -> list[float]:
-    """The factors that explain a level's size, unpadded or padded; what is reported where none does."""
+    """List the factors that explain the size of a level, padded or not; the reported factor if none does."""
     found = {level.downsample} if has_shape_of(full, level.size) else set()
     limits = factor_range(full, level.size, tile)
     if limits is not None:
@@ -118,7 +119,7 @@ def _possible_factors(full: Size, level: Level, tile: Size, before: float) -> li
 
 
 def _pads_to(large: int, factor: int, tile: int, stored: int) -> bool:
-    """Whether a side divided by a factor has the stored length, as it is or padded to whole tiles."""
+    """Whether a side divided by a factor has the stored length, either exact or padded to whole tiles."""
     quotients = (large // factor, -(-large // factor))
     return any(stored in (quotient, -(-quotient // tile) * tile) for quotient in quotients if quotient)
 
@@ -128,12 +129,12 @@ def _decided(
     options: Sequence[float],
     level: Level,
     tag_factor: float | None,
-    settled: Sequence[Level],
+    resolved: Sequence[Level],
     agreement: Agreement,
 ) -> float | None:
     if len(options) == 1:
         return options[0]
-    before = settled[-1].downsample
+    before = resolved[-1].downsample
     scores = [(agreement(number, factor / before), factor) for factor in options]
     known = sorted(((score, factor) for score, factor in scores if score is not None), reverse=True)
     if known and known[0][0] >= _CERTAIN and (len(known) == 1 or known[0][0] - known[1][0] >= _MARGIN):
@@ -144,13 +145,13 @@ def _decided(
                 return factor
     if level.downsample in options and level.downsample.is_integer() and int(level.downsample).bit_count() == 1:
         return level.downsample
-    step = settled[-1].downsample / settled[-2].downsample if len(settled) > 1 else 2.0
-    regular = settled[-1].downsample * step
+    step = before / resolved[-2].downsample if len(resolved) > 1 else 2.0
+    regular = before * step
     return regular if regular in options else None
 
 
 def _held(full: Size, stored: Size, factor: float) -> Size:
-    """What of a level is the slide."""
+    """Size of the part of a level that is not padding."""
     return Size(
         min(stored.width, max(1, math.ceil(full.width / factor - 1e-6))),
         min(stored.height, max(1, math.ceil(full.height / factor - 1e-6))),

@@ -1,7 +1,7 @@
-"""What OME-XML says of the images of a file.
+"""Read the images of a file from its OME-XML.
 
-The text comes from a file, so it is bounded in size and in elements, and entities of its own are refused: a document
-type definition can make a few bytes grow into gigabytes.
+The text is not trusted: its size and number of elements are bounded, and document type definitions are refused, since
+their entities can expand a few bytes to gigabytes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ MAX_TEXT = 16 * 2**20
 """Longest OME-XML that is read, in characters. Slides have some kB, plates some MB."""
 
 MAX_ELEMENTS = 100_000
-"""A parser in Python takes some tenths of a second for so many."""
+"""Most elements, which take some tenths of a second in Python."""
 
 _MAX_NAME = 80
 
 
 class XmlError(ValueError):
-    """A text that is not well-formed XML, or more than is read."""
+    """Text that is not well-formed XML, or exceeds a limit."""
 
 
 @dataclass(slots=True)
@@ -44,8 +44,8 @@ class OmeImage:
     size:           width and height in px, or None
     mpp:            µm per px along (x, y); None where not stated
     magnification:  nominal magnification of its own objective, or None
-    problems:       what it states and cannot be used, one sentence each
-    planes:         where its planes lie
+    problems:       stated values that cannot be used, one sentence each
+    planes:         positions of its planes
     """
 
     name: str = ""
@@ -61,7 +61,7 @@ class OmeImage:
 
 @dataclass(frozen=True, slots=True)
 class OmeXml:
-    """What an OME-XML text says.
+    """The content of an OME-XML text.
 
     uuid:           of the file, or ""
     companion:      name of the file that holds the metadata instead (<BinaryOnly>), or ""
@@ -74,7 +74,7 @@ class OmeXml:
 
 
 def is_ome_xml(text: str) -> bool:
-    """Whether a text is meant as OME-XML."""
+    """Whether a text looks like OME-XML."""
     head = text[:4000].lstrip("\ufeff \t\r\n")
     return head.startswith("<") and ("<OME" in head or ":OME" in head)
 
@@ -120,7 +120,7 @@ def parse_xml(
         raise XmlError("it has a document type definition")
 
     parser = expat.ParserCreate("utf-8")
-    parser.buffer_text = True  # else each line of a long text is a call
+    parser.buffer_text = True  # else the handler is called for each line
     parser.StartElementHandler = counted
     parser.StartDoctypeDeclHandler = refused
     parser.EndElementHandler = lambda name: end(name.rpartition(":")[2])
@@ -132,7 +132,7 @@ def parse_xml(
 
 
 class _OmeReader:
-    """Handlers that collect what is wanted."""
+    """Handlers that collect the images."""
 
     def __init__(self) -> None:
         self._uuid = ""
@@ -184,7 +184,7 @@ class _OmeReader:
     def result(self) -> OmeXml:
         only = len(self._images) == 1 and len(self._objectives) == 1
         for image in self._images:
-            # Without a reference, the objective is the image's only where there is one of each.
+            # Without a reference, the objective belongs to the image only if there is one of each.
             key = image.objective or (next(iter(self._objectives)) if only else "")
             image.magnification = self._objectives.get(key) if key or only else None
         return OmeXml(self._uuid.strip(), self._companion, tuple(self._images))
@@ -211,7 +211,7 @@ def _resolution(attributes: dict[str, str]) -> tuple[Mpp | None, tuple[str, ...]
 
 
 def _count(value: str | None) -> int | None:
-    """A count; None where there is none, or none that fits."""
+    """Parse a count; None if missing or invalid."""
     try:
         number = int(value or "")
     except ValueError:

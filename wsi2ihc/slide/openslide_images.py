@@ -1,4 +1,4 @@
-"""What OpenSlide's properties say of the other images in a file: labels, macros, regions, focal planes."""
+"""Other images of a file in OpenSlide's properties: labels, macros, regions, focal planes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PLANES = {
     "zeiss.Information.Image.SizeT": "times",
     "mirax.HIERARCHICAL.HIER_2_COUNT": "focal planes",
 }
-"""Properties that count what lies on top of each other; OpenSlide shows one of them."""
+"""Properties that count planes of the same area, of which OpenSlide reads one."""
 
 
 def images_in(properties: Mapping[str, str], size: Size) -> tuple[ImageEntry, ...]:
-    """The slide, and the images that OpenSlide has beside it."""
+    """List the slide and OpenSlide's associated images."""
     entries = [ImageEntry("", size, chosen=True)]
     for key in sorted(properties):
         name, _, side = key.removeprefix(_ASSOCIATED).rpartition(".")
@@ -33,7 +33,7 @@ def images_in(properties: Mapping[str, str], size: Size) -> tuple[ImageEntry, ..
 
 
 def remarks_on_planes(properties: Mapping[str, str]) -> tuple[str, ...]:
-    """What is said of planes that are not shown, and of regions that are shown together."""
+    """Describe planes that are not read, and regions that are read together."""
     notes = []
     for key, noun in _PLANES.items():
         count = positive_number(properties.get(key))

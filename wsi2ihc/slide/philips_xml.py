@@ -1,4 +1,4 @@
-"""What the XML of a Philips TIFF says of its resolution."""
+"""Read the resolution from the XML of a Philips TIFF."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ _MAX_VALUE = 1000
 
 
 def philips_mpp(text: str) -> Mpp | None:
-    """µm per level-0 px along (x, y); None where the text does not say it.
+    """Return µm per level-0 px along (x, y); None if the text does not state it.
 
-    Each level states its own (DICOM_PIXEL_SPACING: mm between rows, then between columns); level 0 has the finest.
+    Each level states its own resolution (DICOM_PIXEL_SPACING: mm between rows, then between columns); that of level 0
+    is the finest.
     """
     values: list[str] = []
     inside = False

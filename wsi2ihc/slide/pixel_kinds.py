@@ -1,7 +1,7 @@
 """Which pixels count as 8-bit RGB: one list for all readers.
 
-A brightfield slide is 8-bit RGB. What is stored otherwise is either converted, with a note, or refused: libraries
-show gray levels, inks and unknown extra samples as colors without a warning.
+A brightfield slide is 8-bit RGB. Other pixels are either converted, with a note, or refused: libraries silently show
+gray levels, inks and unknown extra samples as colors.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Alpha = Literal["", "straight", "premultiplied", "unspecified"]
 
 @dataclass(frozen=True, slots=True)
 class PixelKind:
-    """What the samples of an image are.
+    """The kind of the samples of an image.
 
     samples:  samples per pixel
     bits:     bits per sample
-    problem:  why they cannot be taken for 8-bit RGB, to follow "its pixels"; "" if they can
-    alpha:    what the fourth sample is; "" where there is none
+    problem:  why they are not 8-bit RGB, to follow "its pixels"; "" if they are
+    alpha:    what the fourth sample is; "" if there is none
     note:     how they are converted, one sentence, or ""
     """
 
@@ -60,12 +60,12 @@ class PixelKind:
         return not self.problem
 
     def refusal(self, name: str) -> UnreadableSlideError:
-        """The error for a file whose pixels are of this kind."""
+        """Create the error for a file with pixels of this kind."""
         return not_rgb(name, self.problem)
 
 
 def pixel_kind(page: TiffPage) -> PixelKind:
-    """The kind of the pixels of a TIFF page, from its tags."""
+    """Determine the kind of the pixels of a TIFF page from its tags."""
     samples, bits = int(page.samplesperpixel), int(page.bitspersample)
     photometric = int(page.photometric)
 
@@ -95,12 +95,12 @@ def pixel_kind(page: TiffPage) -> PixelKind:
 
 
 def samples_of_bits(samples: int, bits: int) -> str:
-    """What is wrong with pixels that have too few samples, or samples of another depth."""
+    """Describe pixels that have too few samples, or samples of another depth."""
     return f"have {'1 sample' if samples == 1 else f'{samples} samples'} of {bits} bits"
 
 
 def not_rgb(name: str, problem: str) -> UnreadableSlideError:
-    """The error for an image whose pixels are of another kind; ``problem`` follows "its pixels"."""
+    """Create the error for an image with pixels of another kind; ``problem`` follows "its pixels"."""
     return UnreadableSlideError(
         f"{name}: its pixels {problem}, not 8-bit RGB, so it cannot be read as a brightfield slide; "
         "export the H&E image as 8-bit RGB"
@@ -108,7 +108,7 @@ def not_rgb(name: str, problem: str) -> UnreadableSlideError:
 
 
 def _alpha(page: TiffPage) -> Alpha:
-    """What the fourth sample is (ExtraSamples, TIFF tag 338)."""
+    """Determine the kind of the fourth sample (ExtraSamples, TIFF tag 338)."""
     extra = [int(kind) for kind in page.extrasamples]
     if extra[:1] == [1]:
         return "premultiplied"

@@ -1,8 +1,8 @@
-"""A colour profile without what it says beside colours.
+"""Remove everything but colors from a color profile.
 
-A scanner's profile can name the scanner and its serial number, the laboratory, a person, a date. None of that belongs
-into an output, so only the tags that transforms are made of are kept, from a list; descriptions are replaced by neutral
-ones, and what the header says of devices, makers and times is cleared. Transforms stay the same to the bit.
+A scanner's profile can name the scanner and its serial number, the laboratory, a person or a date, which do not belong
+in an output. So only listed tags that define transforms are kept, descriptions are replaced by neutral ones, and the
+header's fields for devices, makers and times are cleared. Transforms stay identical to the bit.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ _HEADER_BYTES = 128
 _MAX_BYTES = 2**24
 _MAX_TAGS = 256
 
-_COLOUR_TAGS = frozenset(
+_COLOR_TAGS = frozenset(
     b"rXYZ gXYZ bXYZ rTRC gTRC bTRC kTRC wtpt bkpt chad cicp A2B0 A2B1 A2B2 B2A0 B2A1 B2A2 D2B0 D2B1 D2B2 D2B3 "
     b"B2D0 B2D1 B2D2 B2D3".split()
 )
-"""ICC.1:2022, 9.2: what transforms are made of. All others, private ones too, are left out."""
+"""Tags that define transforms (ICC.1:2022, 9.2). All others, including private ones, are removed."""
 
 _KEPT_OF_HEADER = (
     slice(8, 12),  # version
-    slice(12, 24),  # class, colour space, connection space
+    slice(12, 24),  # class, color space, connection space
     slice(36, 40),  # signature
     slice(64, 68),  # rendering intent
     slice(68, 80),  # illuminant
 )
-"""ICC.1:2022, 7.2. The rest names programs, platforms and devices, or is a hash of all bytes."""
+"""Fields of the header (ICC.1:2022, 7.2). The others name programs, platforms and devices, or are a hash."""
 
 _DATE = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
 _COPYRIGHT = "No copyright notice is kept"
 
 
 def without_texts(profile: bytes, description: str = "Colors of the slide") -> bytes:
-    """A profile of the same colours that says nothing else.
+    """Return a profile with the same colors and neutral texts.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def without_texts(profile: bytes, description: str = "Colors of the slide") -> b
         If its header or its table of tags is damaged.
     """
     try:
-        tags = _colour_tags(profile)
+        tags = _color_tags(profile)
     except struct.error as error:
         raise ValueError(f"the colour profile is cut off ({error})") from None
     multilingual = profile[8] >= 4
@@ -54,8 +54,8 @@ def without_texts(profile: bytes, description: str = "Colors of the slide") -> b
     return _assembled(header, tags)
 
 
-def _colour_tags(profile: bytes) -> dict[bytes, bytes]:
-    """The tags that transforms are made of."""
+def _color_tags(profile: bytes) -> dict[bytes, bytes]:
+    """Extract the tags that define transforms."""
     if len(profile) > _MAX_BYTES:
         raise ValueError("the colour profile is too large")
     count = struct.unpack_from(">I", profile, _HEADER_BYTES)[0]
@@ -64,7 +64,7 @@ def _colour_tags(profile: bytes) -> dict[bytes, bytes]:
     tags: dict[bytes, bytes] = {}
     for number in range(count):
         name, start, size = struct.unpack_from(">4sII", profile, _HEADER_BYTES + 4 + 12 * number)
-        if name in _COLOUR_TAGS:
+        if name in _COLOR_TAGS:
             if start + size > len(profile):
                 raise ValueError("the colour profile is cut off")
             tags[name] = _exact(profile[start : start + size])
@@ -72,7 +72,7 @@ def _colour_tags(profile: bytes) -> dict[bytes, bytes]:
 
 
 def _exact(element: bytes) -> bytes:
-    """A tag's element without what follows its numbers."""
+    """Cut an element to its numbers."""
     kind = element[:4]
     if kind == b"XYZ ":
         return element[:20]
@@ -87,19 +87,19 @@ def _exact(element: bytes) -> bytes:
 
 
 def _multilingual(text: str) -> bytes:
-    """A text as profiles of version 4 have it (ICC.1:2022, 10.15)."""
+    """Encode a text as in profiles of version 4 (ICC.1:2022, 10.15)."""
     encoded = text.encode("utf-16-be")
     return struct.pack(">4sIII2s2sII", b"mluc", 0, 1, 12, b"en", b"US", len(encoded), 28) + encoded
 
 
 def _described(text: str) -> bytes:
-    """A description as profiles of version 2 have it (ICC.1:2001-04, 6.5.17)."""
+    """Encode a description as in profiles of version 2 (ICC.1:2001-04, 6.5.17)."""
     encoded = text.encode("ascii") + b"\0"
     return struct.pack(">4sII", b"desc", 0, len(encoded)) + encoded + bytes(4 + 4 + 2 + 1 + 67)
 
 
 def _assembled(header: bytearray, tags: dict[bytes, bytes]) -> bytes:
-    """A profile of these tags; equal ones are stored once."""
+    """Assemble a profile from tags; equal elements are stored once."""
     start = _HEADER_BYTES + 4 + 12 * len(tags)
     table, body = bytearray(struct.pack(">I", len(tags))), bytearray()
     places: dict[bytes, int] = {}

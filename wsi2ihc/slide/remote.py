@@ -1,4 +1,4 @@
-"""Opening what lies under an address, with servers that may never answer."""
+"""Open files at URLs, with timeouts for servers that do not respond."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import threading
 from typing import Any
 
 _SILENCE_S = 10
-"""How long a server may send nothing. A slow one that sends something now and then is waited for."""
+"""Longest time without any data from a server. A slow one that keeps sending is waited for."""
 
 SILENT = f"the server has sent nothing for {_SILENCE_S} s"
 
 
 class RemoteFile:
-    """A file under an address that fsspec understands. Thread-safe: reads happen one at a time.
+    """A file at a URL that fsspec supports. Thread-safe: reads happen one at a time.
 
-    After a server was silent once, every read fails at once: waiting for each tile would take days.
+    After the first timeout, every read fails at once: waiting for each tile would take days.
 
     Raises
     ------
     Exception
-        Of nearly any kind, where it cannot be opened.
+        Of nearly any kind, if it cannot be opened.
     """
 
     def __init__(self, name: str, address: str) -> None:
@@ -55,7 +55,7 @@ class RemoteFile:
 
 
 def did_not_answer(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that a server was silent."""
+    """Whether an error, or one of its causes, is a timeout."""
     for _ in range(8):
         if error is None:
             return False
@@ -66,7 +66,7 @@ def did_not_answer(error: BaseException | None) -> bool:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    """How long to wait, in the words of the protocol's package; what the user set up for fsspec stays."""
+    """Timeouts, as options of the protocol's package; the user's configuration of fsspec takes precedence."""
     from fsspec.config import conf
 
     own = conf.get(protocol, {})

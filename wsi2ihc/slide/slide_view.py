@@ -1,4 +1,4 @@
-"""A slide as it is meant to be seen: upright, and without the padding that its levels are stored with."""
+"""View of a slide: upright, and without the padding of its stored levels."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .reader import SlideReader
 _PATCH_PX = 64
 _PATCHES = 12
 _MIN_CONTRAST = 3.0
-"""Standard deviation of gray values from which a place has something to compare."""
+"""Smallest standard deviation of gray values of a patch that is compared."""
 
 _TURNED = frozenset({5, 6, 7, 8})
 _FLIPS = {2: "x", 3: "xy", 4: "y", 6: "x", 7: "xy", 8: "y"}
-"""After the turn: along which axes an orientation (TIFF tag 274, EXIF) mirrors."""
+"""Axes along which an orientation (TIFF tag 274, EXIF) mirrors, after the transposition."""
 
 
 class SlideView:
-    """An open slide, turned upright and cropped. Thread-safe as the slide is.
+    """An open slide, turned upright and cropped. Thread-safe, like the slide.
 
     Parameters
     ----------
     slide
-        The slide as it is stored; closed with this one.
+        The slide as stored; closed with this view.
     levels
         Its levels with their true factors, of the sizes to which they are cropped.
     orientation
-        As TIFF tag 274.
+        Value of TIFF tag 274.
     """
 
     def __init__(self, slide: SlideReader, levels: tuple[Level, ...], orientation: int) -> None:
@@ -56,7 +56,7 @@ class SlideView:
 
     @property
     def info(self) -> SlideInfo:
-        """The facts of the slide, as it is shown."""
+        """Metadata of the slide as viewed."""
         return self._info
 
     @property
@@ -87,7 +87,7 @@ class SlideView:
         )
 
     def _to_stored(self, level: int, region: Region) -> Region:
-        """Where a region of the upright level lies in the stored one."""
+        """Convert a region of the upright level to the stored one."""
         size = self._info.levels[level].size
         x = size.width - region.right if "x" in self._flips else region.x
         y = size.height - region.bottom if "y" in self._flips else region.y
@@ -163,7 +163,7 @@ class SlideView:
 
 
 def as_shown(slide: SlideReader) -> Slide:
-    """The slide itself where it is stored as it is shown, else a view of it."""
+    """Return the slide itself if it is stored upright and unpadded, else a view of it."""
     try:
         levels = slide.info.levels
         if slide.tile_sizes is not None:
@@ -177,14 +177,14 @@ def as_shown(slide: SlideReader) -> Slide:
 
 
 class _Comparison:
-    """Compares levels of a slide, to find out how many px of one a px of the next spans."""
+    """Comparison of successive levels of a slide, to find the factor between them."""
 
     def __init__(self, slide: SlideReader) -> None:
         self._slide = slide
         self._places: dict[int, list[tuple[float, Region, RGBImage]]] = {}
 
     def agreement(self, level: int, times: float) -> float | None:
-        """Correlation of places of a level with what the one before has there if it is ``times`` finer."""
+        """Correlate patches of a level with the level before, which is assumed to be ``times`` finer."""
         try:
             inside = self._inside(level, times)
             if inside is None:
@@ -200,7 +200,7 @@ class _Comparison:
         return float(ours @ theirs) / norm if norm > 0 else 0.0
 
     def _inside(self, level: int, times: float) -> list[tuple[Region, RGBImage]] | None:
-        """The places with the most contrast that the slide covers if this is so; None if the padding has contrast."""
+        """Patches with the most contrast inside the slide at this factor; None if the padding has contrast."""
         finer = self._slide.info.levels[level - 1].size
         width, height = finer.width / times + 1, finer.height / times + 1
         found: list[tuple[Region, RGBImage]] = []
@@ -212,7 +212,7 @@ class _Comparison:
         return found[:_PATCHES]
 
     def _contrasts(self, level: int) -> list[tuple[float, Region, RGBImage]]:
-        """Places of a level that have something to compare, those with the most contrast first."""
+        """Patches of a level with enough contrast, the highest first."""
         if level not in self._places:
             size = self._slide.info.levels[level].size
             side = max(8, min(_PATCH_PX, size.width // 4, size.height // 4))
@@ -226,7 +226,7 @@ class _Comparison:
         return self._places[level]
 
     def _pair(self, level: int, patch: Region, pixels: RGBImage, times: float) -> tuple[RGBImage, RGBImage]:
-        """A place, and what the level before has there."""
+        """A patch, and the same area of the level before."""
         left, top, right, bottom = (side * times for side in (patch.x, patch.y, patch.right, patch.bottom))
         region = Region(int(left), int(top), int(right) + 1 - int(left), int(bottom) + 1 - int(top))
         found = Image.fromarray(self._slide.read_level(level - 1, region))
@@ -235,7 +235,7 @@ class _Comparison:
 
 
 def _lattice(size: Size, side: int) -> list[Region]:
-    """Places spread over a level; all of it where it is small."""
+    """Patches spread over a level; they cover all of a small one."""
     steps_x = min(12, max(1, size.width // side))
     steps_y = min(12, max(1, size.height // side))
     return [

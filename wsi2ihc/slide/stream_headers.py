@@ -1,8 +1,8 @@
-"""What compressed tiles say about themselves, read before anything is decoded: sizes, and signs of damage.
+"""Headers of compressed tiles, read before anything is decoded: sizes, and signs of damage.
 
-A decoder that is given a damaged header may allocate gigabytes, and JPEG 2000 has no check of its data at all. Copies
-that were interrupted leave runs of zeros, which no encoder writes; how long a run can be in an intact stream follows
-from its tables (JPEG) or from the number of its packets (JPEG 2000).
+A decoder may allocate gigabytes for a damaged header, and JPEG 2000 data have no checksum. Interrupted copies leave
+runs of zeros, which encoders do not write; the longest run in an intact stream follows from its tables (JPEG) or from
+the number of its packets (JPEG 2000).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..geometry import Size
 
 _ZERO_RUN = 32
-"""Zero bytes in a row that compressed data do not contain, if nothing said below allows more."""
+"""Run of zero bytes that compressed data do not contain, except as described below."""
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOS, _DHT = 0xDA, 0xC4
@@ -25,7 +25,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 @dataclass(frozen=True, slots=True)
 class JpegFrame:
-    """The frame header of a JPEG stream (ITU-T T.81, B.2.2): where it starts, the image's size, its components."""
+    """The frame header of a JPEG stream (ITU-T T.81, B.2.2): offset, size of the image, number of components."""
 
     start: int
     size: Size
@@ -33,7 +33,7 @@ class JpegFrame:
 
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
-    """The frame header of a JPEG stream, from its first bytes; None where there is none before the scan."""
+    """Find the frame header in the first bytes of a JPEG stream; None if there is none before the scan."""
     for marker, start, _ in _segments(data):
         if marker in _FRAMES and start + 10 <= len(data):
             height, width = (int.from_bytes(data[start + at : start + at + 2], "big") for at in (5, 7))
@@ -42,7 +42,7 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker segments before the scan: marker, where it starts, where it ends."""
+    """Iterate over the marker segments before the scan: marker, start, end."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -57,7 +57,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def jpeg_tables(data: bytes | None) -> bytes:
-    """The segments of an abbreviated stream of tables (TIFF tag 347), to be put before those of a tile."""
+    """Extract the segments of a stream of tables (TIFF tag 347), to be inserted before those of a tile."""
     data = data or b""
     return data[2:-2] if data.startswith(_SOI) and data.endswith(_EOI) else data[2:]
 
@@ -65,17 +65,17 @@ def jpeg_tables(data: bytes | None) -> bytes:
 def has_jpeg_hole(data: bytes, frame: JpegFrame, tables: bytes) -> bool:
     """Whether a JPEG stream holds a run of zeros that cannot be image data; ``tables`` come before its own segments.
 
-    In Huffman codes, a row of zero bits is a row of the shortest code. Data may hold that only where this code means
-    "no difference" (DC) and "end of block" (AC): such a tile has one color.
+    In Huffman codes, a run of zero bits repeats the shortest code. Data may contain that only if this code means "no
+    difference" (DC) and "end of block" (AC), as in a tile of one color.
     """
     found = data.find(bytes(_ZERO_RUN), frame.start)
-    if found < 0 or found > data.find(_EOI, frame.start) > 0:  # behind the end there may be anything
+    if found < 0 or found > data.find(_EOI, frame.start) > 0:  # anything may follow the end
         return False
     return any(symbol != 0 for symbol in _first_symbols(_SOI + tables + data[2:]))
 
 
 def _first_symbols(data: bytes) -> Iterator[int]:
-    """What the shortest code of each Huffman table means (T.81, B.2.4.2)."""
+    """Iterate over the symbols of the shortest code of each Huffman table (T.81, B.2.4.2)."""
     for marker, start, end in _segments(data):
         at = start + 4
         while marker == _DHT and at + 17 < end:
@@ -85,12 +85,12 @@ def _first_symbols(data: bytes) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """What the main header of a JPEG 2000 codestream says (ITU-T T.800, A.5.1 and A.6.1).
+    """The main header of a JPEG 2000 codestream (ITU-T T.800, A.5.1 and A.6.1).
 
     size:        of the image in px
     components:  number of components
     plain:       all components have 8 bits, unsigned, and the image's size
-    packets:     number of packets; a packet has at least one byte, which is 0 where it is empty
+    packets:     number of packets; an empty packet is a single zero byte
     """
 
     size: Size
@@ -100,7 +100,7 @@ class Codestream:
 
 
 def codestream(data: bytes) -> Codestream | None:
-    """The main header of a bare JPEG 2000 codestream, from its first bytes; None where it has none."""
+    """Parse the main header in the first bytes of a bare JPEG 2000 codestream; None if it has none."""
     if len(data) < 42 or data[:4] != b"\xff\x4f\xff\x51":
         return None
     fields = (int.from_bytes(data[at : at + 4], "big") for at in range(8, 32, 4))
@@ -117,7 +117,7 @@ def codestream(data: bytes) -> Codestream | None:
 
 
 def _packets(data: bytes, tile: Size) -> int:
-    """Packets of one component of one tile (T.800, A.6.1 and B.6); 0 where the header does not say."""
+    """Count the packets of one component of one tile (T.800, A.6.1 and B.6); 0 if the header does not state it."""
     at = 2
     while at + 14 <= len(data) and data[at] == 0xFF and data[at + 1] not in (_SOT, _SOD):
         if data[at + 1] == _COD:
@@ -136,10 +136,10 @@ def _packets(data: bytes, tile: Size) -> int:
 
 
 def _precincts(side: int, reduced: int, exponent: int) -> int:
-    """How many precincts lie along one side of a tile, reduced so many times."""
+    """Count the precincts along one side of a tile after ``reduced`` halvings."""
     return math.ceil(math.ceil(side / (1 << reduced)) / (1 << exponent))
 
 
 def has_zero_run(data: bytes, allowed: int = 0) -> bool:
-    """Whether compressed data hold a run of zeros longer than any encoder writes; ``allowed`` more may be intact."""
+    """Whether compressed data have a run of zeros longer than encoders write; up to ``allowed`` more are intact."""
     return bytes(_ZERO_RUN + allowed) in data

@@ -1,4 +1,4 @@
-"""The resolution in the tags of a TIFF page, and in the description that ImageJ writes beside them."""
+"""Read the resolution from the tags of a TIFF page, and from the description that ImageJ writes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 _IMAGEJ_TEXT = 10_000
-"""Characters of a description in which ImageJ's unit is searched for; it comes before the rest."""
+"""Characters at the start of a description that are searched for ImageJ's unit."""
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
 """ResolutionUnit to µm: inch and cm (TIFF 6.0), mm and µm (as tifffile and tiffslide read them)."""
 
 
 def tag_mpp(page: TiffPage) -> Mpp | None:
-    """µm per px from the resolution tags of a page, whatever they say; None where they say nothing."""
+    """Return µm per px by the resolution tags of a page, plausible or not; None if they do not state it."""
     unit_of_tag = _UNIT_UM.get(int(page.tags.valueof("ResolutionUnit", default=2)))
     unit = imagej_unit(page.description or "")
-    # ImageJ itself goes by its own unit, where there is one.
+    # ImageJ itself prefers its own unit.
     scale = unit_of_tag if unit is None else unit_um(unit) or unit_of_tag
     x, y = page.tags.valueof("XResolution"), page.tags.valueof("YResolution")
     if scale is None or x is None or y is None:
@@ -35,7 +35,7 @@ def tag_mpp(page: TiffPage) -> Mpp | None:
 
 
 def unit_problems(page: TiffPage) -> tuple[str, ...]:
-    """What is wrong with the unit of the resolution that ImageJ states."""
+    """Describe a unit in ImageJ's description that is unknown."""
     unit = imagej_unit(page.description or "")
     if unit is None or unit in NO_LENGTH or unit_um(unit) is not None:
         return ()
@@ -43,12 +43,12 @@ def unit_problems(page: TiffPage) -> tuple[str, ...]:
 
 
 def imagej_unit(description: str) -> str | None:
-    """The unit of length in a description by ImageJ; None in any other, and where there is none."""
+    """Return the unit of length in a description by ImageJ; None in any other description, or if missing."""
     return _imagej_facts(description).get("unit")
 
 
 def imagej_images(description: str) -> int:
-    """How many images a description by ImageJ speaks of; 1 in any other."""
+    """Return the number of images in a description by ImageJ; 1 in any other description."""
     text = _imagej_facts(description).get("images", "1")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 1
 
@@ -61,7 +61,7 @@ def _imagej_facts(description: str) -> dict[str, str]:
 
 
 def tag_factors(levels: Sequence[TiffPage]) -> tuple[float | None, ...]:
-    """What the resolution tags say of the levels' factors. Many writers copy those of level 0; that says nothing."""
+    """Return the factors of the levels by their resolution tags; None if these are only copies of level 0's."""
     mpps = [tag_mpp(level) for level in levels]
     first = mpps[0]
     if first is None:

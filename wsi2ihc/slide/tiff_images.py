@@ -1,7 +1,7 @@
 """The images of a TIFF file: which pages belong together, and which image is the slide.
 
-A file may hold a macro, a thumbnail, a label, other sections or focal planes beside the slide, in any order. The slide
-is the largest RGB image. Where several are equally plausible, the choice is left to the user.
+Besides the slide, a file may hold a macro, a thumbnail, a label, other sections or focal planes, in any order. The
+slide is the largest RGB image. If several are equally plausible, the user has to choose.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
 MAX_PAGES = 512
-"""Slides have a dozen; a chain of IFDs longer than this is damage or a large stack, and is not followed."""
+"""Most pages that are read. Slides have a dozen; a longer chain is damaged, or a large stack."""
 
 MAX_SUBIFDS = 64
-"""Levels of one page: each halves the one before, so that a real pyramid has 20 at most."""
+"""Most levels of one page: each halves the one before, so a real pyramid has 20 at most."""
 
 MAX_DESCRIPTION = 16 * 2**20
 """Longest ImageDescription of a Philips file, in characters: it holds images."""
 
 MAX_TAKEN_APART = 2**20
-"""Longest ImageDescription in formats whose libraries make a property of each part; real ones are far shorter."""
+"""Longest ImageDescription in formats whose libraries split it into properties; real ones are far shorter."""
 
 _REDUCED, _MASK = 1, 4
 """Bits of NewSubfileType (tag 254)."""
@@ -46,12 +46,12 @@ class TiffImage:
 
     number:   in the file: the order of the OME-XML, then that of the pages
     levels:   pages, largest first
-    planes:   numbers of the pages that are equal in rank: focal planes, times, channels, or sections without names
-    numbers:  numbers of the levels' pages; None of a SubIFD
-    kind:     of the pixels of level 0
-    mask:     the file calls it a mask
-    ome:      what the OME-XML says of it, or None
-    tag_mpp:  what its tags say, or None
+    planes:   numbers of the pages of the same size: focal planes, times, channels, or unnamed sections
+    numbers:  numbers of the levels' pages; None for a SubIFD
+    kind:     kind of the pixels of level 0
+    mask:     whether the file marks it as a mask
+    ome:      its metadata in the OME-XML, or None
+    tag_mpp:  µm per px by its tags, or None
     """
 
     number: int
@@ -70,7 +70,7 @@ class TiffImage:
 
     @property
     def mpp(self) -> Mpp | None:
-        """µm per px, as far as the file says."""
+        """µm per px, if the file states it."""
         return (self.ome.mpp if self.ome is not None else None) or self.tag_mpp
 
     @property
@@ -79,7 +79,7 @@ class TiffImage:
         return self.mask or (self.ome is not None and is_companion_name(self.ome.name))
 
     def entry(self, *, chosen: bool) -> ImageEntry:
-        """What a listing says of it."""
+        """Create the entry of a listing."""
         return ImageEntry(
             name="" if self.ome is None else self.ome.name,
             size=self.size,
@@ -99,7 +99,7 @@ def size_of(page: TiffPage) -> Size:
 
 
 def top_pages(tiff: TiffFile) -> list[TiffPage]:
-    """The pages of the file's chain, `MAX_PAGES` at most; no SubIFDs."""
+    """List the pages of the file's chain, at most `MAX_PAGES`, without SubIFDs."""
     from tifffile import TiffPage
 
     tiff.pages.useframes = False
@@ -107,12 +107,12 @@ def top_pages(tiff: TiffFile) -> list[TiffPage]:
 
 
 def check_description(name: str, text: str, limit: int) -> None:
-    """Refuse a description that is longer than any slide's.
+    """Refuse a description of more than ``limit`` characters.
 
     Raises
     ------
     UnreadableSlideError
-        If it is.
+        If it is longer.
     """
     if len(text) > limit:
         raise UnreadableSlideError(
@@ -122,7 +122,7 @@ def check_description(name: str, text: str, limit: int) -> None:
 
 
 def sub_pages(tiff: TiffFile, page: TiffPage) -> Iterator[TiffPage]:
-    """The SubIFDs of a page, `MAX_SUBIFDS` at most."""
+    """Iterate over the SubIFDs of a page, at most `MAX_SUBIFDS`."""
     from tifffile import TiffPage
 
     for number, offset in enumerate((page.subifds or ())[:MAX_SUBIFDS]):
@@ -139,18 +139,18 @@ def images_of(
     *,
     pads: bool,
 ) -> list[TiffImage]:
-    """The images of a file, by their numbers.
+    """Group the pages of a file into images, in the order of their numbers.
 
     Parameters
     ----------
     tiff, pages
         The file and the pages of its chain.
     ome
-        What its OME-XML says, where it has one.
+        Its OME-XML, if any.
     tag_mpp
-        For each page, the resolution of its tags.
+        The resolution by the tags of each page.
     pads
-        Levels may be padded to whole tiles even where they are not marked as reduced.
+        Whether levels may be padded to whole tiles even if they are not marked as reduced.
     """
     images: list[TiffImage] = []
     kinds = [pixel_kind(page) for page in pages]
@@ -182,7 +182,7 @@ def images_of(
 def _ome_planes(
     ome: OmeXml | None, pages: Sequence[TiffPage], file_name: str
 ) -> Iterator[tuple[list[int], OmeImage | None]]:
-    """For each image of the OME-XML that lies in this file, the numbers of its pages."""
+    """Iterate over the images of the OME-XML in this file, with the numbers of their pages."""
     if ome is None:
         return
     files = {planes.uuid or planes.file_name for image in ome.images for planes in image.planes}
@@ -195,14 +195,14 @@ def _ome_planes(
             first = planes.first or 0
             count = planes.count if planes.count is not None else (1 if planes.first is not None else len(pages))
             numbers.update(dict.fromkeys(range(first, min(first + count, len(pages)))))
-        # A stale text, or one without numbers of pages, names pages of other sizes.
+        # Stale OME-XML, or one without page numbers, refers to pages of other sizes.
         sizes = [number for number in numbers if image.size in (None, size_of(pages[number]))]
         if sizes:
             yield sizes, image
 
 
 def _join(image: TiffImage, number: int, page: TiffPage, kind: PixelKind, tag_mpp: Mpp | None, *, pads: bool) -> bool:
-    """Make a page a plane or a level of an image, if it is one."""
+    """Add a page to an image as a plane or level, if it is one; return whether it is."""
     base = image.levels[0]
     if image.mask or int(page.subfiletype) & _MASK or not _same_kind(kind, image.kind):
         return False
@@ -213,7 +213,7 @@ def _join(image: TiffImage, number: int, page: TiffPage, kind: PixelKind, tag_mp
         return False
     if not _is_level(image, page, tag_mpp, pads=pads):
         return False
-    if size_of(page) not in map(size_of, image.levels):  # else of another plane
+    if size_of(page) not in map(size_of, image.levels):  # else it is a level of another plane
         image.levels.append(page)
         image.numbers.append(number)
     return True
@@ -224,7 +224,7 @@ def _same_kind(one: PixelKind, other: PixelKind) -> bool:
 
 
 def _is_level(image: TiffImage, page: TiffPage, tag_mpp: Mpp | None, *, pads: bool) -> bool:
-    """Whether a page holds the same picture with fewer px, as far as its tags tell."""
+    """Whether, by its tags, a page is a smaller copy of the image."""
     base, size = image.levels[0], size_of(page)
     if (page.is_tiled, int(page.photometric)) != (base.is_tiled, int(base.photometric)):
         return False
@@ -256,12 +256,12 @@ def _add_sub_pages(tiff: TiffFile, image: TiffImage) -> None:
 def choose(
     name: str, images: Sequence[TiffImage], tiff: TiffFile, pages: Sequence[TiffPage], choice: Choice
 ) -> TiffImage:
-    """The image that is the slide.
+    """Choose the image that is the slide.
 
     Raises
     ------
     OptionError
-        If the caller chose what the file does not have.
+        If the file does not have the image that the caller chose.
     UnreadableSlideError
         If it is not 8-bit RGB, or if several images are equally plausible.
     """
@@ -304,7 +304,7 @@ def _check_planes(name: str, image: TiffImage) -> None:
 
 
 def _of_page(name: str, image: TiffImage, tiff: TiffFile, pages: Sequence[TiffPage], number: int) -> TiffImage:
-    """The image as seen from one of its pages."""
+    """Return the image whose level 0 is another of its planes."""
     if number == image.planes[0]:
         return image
     page = pages[number]
@@ -317,7 +317,7 @@ def _of_page(name: str, image: TiffImage, tiff: TiffFile, pages: Sequence[TiffPa
 
 
 def remarks_on(images: Sequence[TiffImage], chosen: TiffImage, ome: OmeXml | None) -> tuple[str, ...]:
-    """What is said of the images that are not used."""
+    """Describe the images that are not used."""
     planes = next((len(image.planes) for image in images if image.number == chosen.number), 1)
     notes = list(remark_on_others(images, chosen))
     if planes > 1:

@@ -1,4 +1,4 @@
-"""Bounds for the tags of a TIFF, checked before a library reads them: libraries allocate what a tag claims to hold."""
+"""Bounds for the tags of a TIFF, checked before a library reads them and allocates the sizes that they state."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from ..errors import UnreadableSlideError
 
 _TABLES = (273, 279, 288, 289, 324, 325)
-"""Where strips and tiles lie, and how large they are."""
+"""Tags with the offsets and sizes of strips and tiles."""
 
 _MAX_TABLE_BYTES = 2**27
-"""16 million tiles; the largest slides have 3 million."""
+"""Largest of these tags, of 16 million tiles; the largest slides have 3 million."""
 
 _MAX_TAG_BYTES = 2**25
-"""Of any other tag. Colour profiles have up to 2 MB, descriptions of thousands of images 10 MB."""
+"""Largest other tag. Color profiles have up to 2 MB, descriptions of thousands of images 10 MB."""
 
 _MAX_ALL_BYTES = 2**28
-"""Of all tags of a file."""
+"""Most bytes of all tags of a file."""
 
 _MAX_OFFSET = 2**43
 _MAX_DIRECTORIES = 4096
@@ -43,7 +43,7 @@ class _Layout:
 
 
 def check_tags_of(path: Path) -> None:
-    """See `check_tags`; a file that is not a TIFF passes."""
+    """Apply `check_tags` to a file; one that is not a TIFF passes."""
     with path.open("rb") as file:
 
         def read_at(offset: int, count: int) -> bytes:
@@ -54,9 +54,9 @@ def check_tags_of(path: Path) -> None:
 
 
 def check_tags(name: str, read_at: ReadAt) -> None:
-    """Refuse a TIFF whose tags claim more than any slide has.
+    """Refuse a TIFF whose tags state larger sizes than any slide has.
 
-    Damage of other kinds passes: it is for the libraries to find.
+    Other damage passes, and is left to the libraries.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def _layout(head: bytes) -> _Layout | None:
 
 
 def _tags(name: str, layout: _Layout, read_at: ReadAt) -> Iterator[tuple[int, int]]:
-    """The number and size of each tag, of all directories that can be followed."""
+    """Iterate over the number and size of each tag, in all directories that can be reached."""
     offset_bytes = struct.calcsize(layout.offset)
     waiting = [_number(layout, read_at(4 if offset_bytes == 4 else 8, offset_bytes))]
     seen: set[int] = set()
@@ -122,7 +122,7 @@ def _numbers(layout: _Layout, data: bytes, size: int) -> list[int]:
 
 
 def _number(layout: _Layout, data: bytes) -> int:
-    """An offset; 0 where the file ends, or where no file can have it."""
+    """Parse an offset; 0 at the end of the file, or if it is implausibly large."""
     if len(data) != struct.calcsize(layout.offset):
         return 0
     offset = int(struct.unpack(layout.order + layout.offset, data)[0])

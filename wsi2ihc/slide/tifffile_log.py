@@ -1,4 +1,4 @@
-"""What tifffile logs about damage that it survives, kept from the terminal."""
+"""Keep tifffile's log messages about recoverable damage off the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class _ToDebug(logging.Filter):
-    """Passes tifffile's complaints on at debug level, and stops them there."""
+    """Filter that forwards tifffile's records at debug level, and drops the originals."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         logger.debug("tifffile: %s", record.getMessage())
@@ -25,9 +25,9 @@ _filter_users = 0
 
 @contextlib.contextmanager
 def quiet_tifffile() -> Iterator[None]:
-    """While any thread is inside, tifffile's log records go to this module's logger at debug level only.
+    """Forward tifffile's log records to this module's logger at debug level, while any thread is in the body.
 
-    tifffile logs damage that it survives as warnings or errors, which Python prints where logging is not set up.
+    tifffile logs recoverable damage as warnings or errors, which Python prints if logging is not set up.
     """
     global _filter_users
     target = logging.getLogger("tifffile")

@@ -1,7 +1,7 @@
-"""Making tiffslide read one image of a file, and one only.
+"""Make tiffslide read only the chosen image of a file.
 
-tiffslide reads what tifffile calls the first series. Which one that is depends on the order of the pages, and sorting
-thousands of pages into series takes minutes; here the series is made of pages that are already chosen.
+tiffslide reads tifffile's first series, which depends on the order of the pages, and grouping thousands of pages into
+series takes minutes. Here the series is built from pages that are already chosen.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def read_images_as(slide: TiffSlide, levels: Sequence[TiffPage]) -> None:
-    """Make ``levels``, largest first, what ``slide`` reads."""
+    """Make ``slide`` read these ``levels``, largest first."""
     from tifffile import TiffPageSeries
 
     tiff = slide.ts_tifffile
     first, *others = (TiffPageSeries([page], page.shape, page.dtype, page.axes, kind="generic") for page in levels)
     first.levels.extend(others)
-    # Both are cached properties: what is there is not computed.
+    # Both are cached properties: values that are set are not computed.
     tiff.__dict__["series"] = [first]
     slide.__dict__["properties"] = _properties(tiff, levels)
 
@@ -53,7 +53,7 @@ def check_pages(tiff: TiffFile, name: str) -> None:
     Raises
     ------
     UnreadableSlideError
-        If there is too much.
+        If there are too many pages, or the text is too long.
     """
     pages = top_pages(tiff)
     check_description(name, pages[0].description or "", MAX_TAKEN_APART)

@@ -1,6 +1,6 @@
-"""Chunks of a Zarr that are damaged, or would decode into more than a chunk, are noticed before they are decoded.
+"""Refuse damaged chunks of a Zarr, and chunks that would decode to another size, before they are decoded.
 
-numcodecs decodes as much as a stream claims to hold, and a Blosc stream that ends too early into zeros.
+numcodecs allocates the size that a stream states, and decodes a truncated Blosc stream to zeros.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ CODECS = frozenset({"blosc", "zstd", "gzip", "zlib", "lz4"})
 """Compressions that are read, by their names in Zarr."""
 
 MAX_FILE_BYTES = 2**36
-"""Of a chunk or a shard, of which a part is read at a time; smaller limits depend on the codec, see `check_chunk`."""
+"""Largest file of a chunk or shard; shards are read in parts, and chunks have smaller limits, see `check_chunk`."""
 
 _GZIP_OR_ZLIB = 47  # zlib's wbits for either header
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class CheckedStore(WrapperStore["Store"]):
-    """A store whose chunks are checked as they are read.
+    """Store that checks chunks as they are read.
 
-    ``codecs`` says what is known: path of an array → its compression and the bytes of a decoded chunk. Arrays in shards
-    are left out: of those, chunks are read by byte ranges.
+    ``codecs`` maps the path of an array to its compression and the bytes of a decoded chunk. Sharded arrays are left
+    out: their chunks are read by byte ranges.
     """
 
     def __init__(self, store: Store) -> None:
@@ -49,7 +49,7 @@ class CheckedStore(WrapperStore["Store"]):
         Raises
         ------
         ValueError
-            If it is a chunk, and damaged.
+            If it is a damaged chunk.
         """
         self._check_file(key)
         value = await super().get(key, prototype, byte_range)
@@ -62,13 +62,13 @@ class CheckedStore(WrapperStore["Store"]):
         return value
 
     def _check_file(self, key: str) -> None:
-        """Refuse what is not a regular file of a plausible size: a pipe would block, and a device never end."""
+        """Refuse anything but regular files of a plausible size: a pipe would block, and a device never ends."""
         if not isinstance(self._store, LocalStore):
             return
         file = self._store.root / key
         try:
             status = file.stat()
-        except (OSError, ValueError):  # what is missing is missing for zarr, too
+        except (OSError, ValueError):  # zarr handles missing files
             return
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise ValueError(f"{file.name} is not a regular file")
@@ -78,12 +78,12 @@ class CheckedStore(WrapperStore["Store"]):
 
 
 def codec_of(array: Any) -> str:
-    """The one compression of an array, "" where it has none.
+    """Return the compression of an array, "" if it has none.
 
     Raises
     ------
     ValueError
-        If it is not one of `CODECS`.
+        If it is not one of `CODECS`, or there are several.
     """
     names = []
     for codec in array.compressors:
@@ -95,7 +95,7 @@ def codec_of(array: Any) -> str:
 
 
 def check_chunk(codec: str, data: bytes, chunk_bytes: int) -> None:
-    """Raise ValueError for a chunk that is not whole, or would decode into another size."""
+    """Raise ValueError for a chunk that is truncated, or would decode to another size."""
     if len(data) > 2 * chunk_bytes + 65536:
         raise ValueError(f"a chunk of {chunk_bytes:,} bytes takes {len(data):,}")
     decoded: int | None = chunk_bytes
@@ -116,7 +116,7 @@ def check_chunk(codec: str, data: bytes, chunk_bytes: int) -> None:
 
 
 def _zstd_size(data: bytes) -> int | None:
-    """How much the first frame claims to hold (RFC 8878, 3.1.1.1); None where it does not say."""
+    """Size that the first frame states (RFC 8878, 3.1.1.1); None if it does not."""
     if len(data) < 14 or data[:4] != _ZSTD_MAGIC:
         return None
     descriptor = data[4]

@@ -1,7 +1,7 @@
-"""What the metadata of an OME-Zarr say: which arrays are the levels of an image, and how they lie.
+"""Parse the metadata of an OME-Zarr: which arrays are the levels of an image, their axes and scales.
 
-Versions 0.4 and 0.5 are read. What they allow and a brightfield slide does not have (other axes, more than one plane,
-channels that are not red, green and blue) is refused.
+Versions 0.4 and 0.5 are supported. Features that a brightfield slide does not have (other axes, several planes,
+channels other than red, green and blue) are refused.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 """Names of the files that hold metadata, in both formats of Zarr."""
 
 MAX_METADATA_BYTES = 16 * 2**20
-"""Of one file."""
+"""Largest file of metadata."""
 
 VERSIONS = ("0.4", "0.5")
 
 _AXES = frozenset("tczyx")
-_SPACE = "zyx"
 
 _RGB_COLORS = ("FF0000", "00FF00", "0000FF")
 
@@ -32,12 +31,12 @@ MAX_LEVELS = 64
 
 
 class NotAnImageError(ValueError):
-    """The metadata are not those of an image that is read here; the message follows the file's name."""
+    """Metadata that do not describe a supported image; the message follows the name of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZarrLevel:
-    """One dataset of a multiscale image: its path in the group, and µm per px along (x, y) if that is known."""
+    """One dataset of a multiscale image: its path in the group, and µm per px along (x, y) if known."""
 
     path: str
     mpp: Mpp | None
@@ -49,8 +48,8 @@ class Multiscale:
 
     axes:      names of the arrays' axes
     levels:    in the order of the metadata, which has the largest first
-    channels:  what the file says of the channels: "rgb", "other" or "" (nothing)
-    problems:  what is doubtful, one sentence each
+    channels:  kind of the channels: "rgb", "other" or "" (not stated)
+    problems:  warnings, one sentence each
     """
 
     axes: tuple[str, ...]
@@ -60,12 +59,12 @@ class Multiscale:
 
 
 def multiscale_of(attributes: Mapping[str, Any]) -> Multiscale | None:
-    """The image that the attributes of a group describe; None where they describe none.
+    """Parse the image that the attributes of a group describe; None if they do not describe one.
 
     Raises
     ------
     NotAnImageError
-        If they describe one that is not read here.
+        If they describe an unsupported image.
     """
     facts = attributes.get("ome", attributes)
     if not isinstance(facts, Mapping):
@@ -89,7 +88,7 @@ def multiscale_of(attributes: Mapping[str, Any]) -> Multiscale | None:
 
 
 def _axes(stated: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Names of the axes, and the units of those that have one."""
+    """Parse the names of the axes, and their units if stated."""
     if not isinstance(stated, list) or not all(isinstance(axis, Mapping) for axis in stated):
         raise NotAnImageError(f"it does not describe its axes as OME-Zarr {VERSIONS[0]} does")
     names = tuple(str(axis.get("name")) for axis in stated)
@@ -130,7 +129,7 @@ def _levels(
 
 
 def _scale(transformations: Any, count: int) -> list[float]:
-    """The scale of a list of transformations; ones where there is none."""
+    """Return the scale in a list of transformations; ones if there is none."""
     for one in transformations if isinstance(transformations, list) else ():
         if isinstance(one, Mapping) and one.get("type") == "scale":
             values = one.get("scale")
@@ -142,7 +141,7 @@ def _scale(transformations: Any, count: int) -> list[float]:
 
 
 def _channels(omero: Any) -> str:
-    """What the rendering settings say of three channels."""
+    """Determine the kind of the channels from the rendering settings."""
     channels = omero.get("channels") if isinstance(omero, Mapping) else None
     if not isinstance(channels, list) or not channels:
         return ""
@@ -152,7 +151,7 @@ def _channels(omero: Any) -> str:
 
 
 def pixel_kind(image: Multiscale, shape: Sequence[int], dtype: str) -> PixelKind:
-    """The kind of the pixels of level 0."""
+    """Determine the kind of the pixels of level 0."""
     if len(shape) != len(image.axes):
         return PixelKind(0, 0, f"have {len(shape)} axes, while the metadata name {len(image.axes)}")
     sides = dict(zip(image.axes, shape, strict=True))
@@ -171,5 +170,5 @@ def pixel_kind(image: Multiscale, shape: Sequence[int], dtype: str) -> PixelKind
 
 
 def size_in(axes: Sequence[str], shape: Sequence[int]) -> Size:
-    """Size of an array in px."""
+    """Return the size of an array in px."""
     return Size(int(shape[axes.index("x")]), int(shape[axes.index("y")]))

@@ -1,4 +1,4 @@
-"""Slides in OME-Zarr: this program's own output, and what other writers make of RGB images."""
+"""Read slides in OME-Zarr, from this program and other writers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_CHUNK_BYTES = 2**28
-"""Largest chunk, decoded: any window that touches it needs all of it."""
+"""Largest decoded chunk: any window that touches it needs the whole chunk."""
 
 _MAX_SERIES = 256
 _HASHED_PX = 512
@@ -63,7 +63,7 @@ class _ZarrImage:
         return self.multiscale.levels[0].mpp
 
     def entry(self, *, chosen: bool) -> ImageEntry:
-        """What a listing says of it."""
+        """Create the entry of a listing."""
         pixels = "8-bit RGB" if self.kind.is_rgb else self.kind.problem
         return ImageEntry(self.name, self.size, self.number, None, 1, len(self.arrays), self.mpp, pixels, chosen)
 
@@ -71,7 +71,7 @@ class _ZarrImage:
 class ZarrReader(SlideReader):
     """A slide in OME-Zarr 0.4 or 0.5.
 
-    Memory: the chunks that a block of 2048² px touches; none is larger than `MAX_CHUNK_BYTES`.
+    Memory bound: the chunks that a block of 2048² px touches, each at most `MAX_CHUNK_BYTES`.
 
     Parameters
     ----------
@@ -80,14 +80,14 @@ class ZarrReader(SlideReader):
     stated_mpp
         The resolution that the caller states.
     choice
-        Which of several images is wanted.
+        The image that the caller wants.
 
     Raises
     ------
     OptionError
-        If ``choice`` names what is not there.
+        If the file does not have the image of ``choice``.
     SlideNotFoundError
-        If there is nothing under this address.
+        If nothing exists at this path or URL.
     UnreadableSlideError
         If it is not an OME-Zarr of 8-bit RGB, or is damaged.
     """
@@ -109,7 +109,7 @@ class ZarrReader(SlideReader):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what zarr raises, which is of nearly every kind, into errors that name the slide."""
+        """Convert zarr's exceptions, of nearly any kind, to errors that name the slide."""
         try:
             yield
         except (Wsi2IhcError, MemoryError):
@@ -133,7 +133,7 @@ class ZarrReader(SlideReader):
                 )
 
     def _images(self, address: str) -> list[_ZarrImage]:
-        """The image of the group; or those of its numbered groups, as bioformats2raw lays them out."""
+        """Return the image of the group, or those of its numbered groups, as bioformats2raw arranges them."""
         import zarr
         from zarr.storage import FsspecStore, LocalStore
 
@@ -176,7 +176,7 @@ class ZarrReader(SlideReader):
         raise OptionError(f"{self._name}: --series {choice.series}: the file has series {numbers}")
 
     def _check_array(self, array: zarr.Array[Any]) -> None:
-        """Refuse a level that cannot be read within bounds, or is of another kind than level 0."""
+        """Refuse a level with chunks that are too large, or with another kind of pixels than level 0."""
         if math.prod(array.chunks) > MAX_CHUNK_BYTES:
             raise UnreadableSlideError(
                 f"{self._name}: it is stored in chunks of {'×'.join(map(str, array.chunks))}, each of which would have "
@@ -217,7 +217,7 @@ class ZarrReader(SlideReader):
         )
 
     def _missing(self) -> str:
-        """What is said of chunks of level 0 that the file does not hold."""
+        """Describe chunks of level 0 that are missing from the file; "" if there are none."""
         array = self._arrays[0]
         if not isinstance(self._path, Path):
             return ""
@@ -233,7 +233,7 @@ class ZarrReader(SlideReader):
         )
 
     def _hash(self) -> str:
-        """Identity: SHA-256 of the arrays' metadata and of the middle of the smallest level."""
+        """Compute the identity: SHA-256 of the arrays' metadata and of the center of the smallest level."""
         facts = [array.metadata.to_dict() for array in self._arrays]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
         size = size_in(self._axes, self._arrays[-1].shape)
@@ -241,7 +241,7 @@ class ZarrReader(SlideReader):
         middle = Region(x, y, _HASHED_PX, _HASHED_PX).intersection(Region(0, 0, size.width, size.height))
         try:
             digest.update(self._pixels(len(self._arrays) - 1, middle).tobytes())
-        except Exception as error:  # of zarr's many kinds: a slide with a damaged place is still a slide
+        except Exception as error:  # of any kind: damage here must not prevent opening the slide
             logger.debug("%s: the middle cannot be read (%s)", self._name, error)
         return f"sha256:{digest.hexdigest()}"
 
@@ -250,7 +250,7 @@ class ZarrReader(SlideReader):
         return next((changed_at(file) for file in files if file.is_file()), None)
 
     def _pixels(self, level: int, region: Region) -> RGBImage:
-        """The pixels of a region inside a level."""
+        """Read the pixels of a region inside a level."""
         spans = {"x": slice(region.x, region.right), "y": slice(region.y, region.bottom), "c": slice(None)}
         found = np.asarray(self._arrays[level][tuple(spans.get(axis, 0) for axis in self._axes)])
         left = [axis for axis in self._axes if axis in spans]
@@ -262,7 +262,7 @@ class ZarrReader(SlideReader):
                 block = Region(x, y, _BLOCK_PX, _BLOCK_PX).intersection(region)
                 try:
                     out[block.slices_in(region)] = self._pixels(level, block)
-                # zarr and its codecs raise errors of their own kinds for damage.
+                # zarr and its codecs raise various errors for damage.
                 except Exception as error:
                     downsample = self._info.levels[level].downsample
                     raise damaged(self._name, block, downsample, self._reason(error)) from error
@@ -272,7 +272,7 @@ class ZarrReader(SlideReader):
 
 
 def _codec(array: zarr.Array[Any]) -> tuple[str, int]:
-    """Compression of an array, and the bytes of a decoded chunk."""
+    """Return the compression of an array, and the bytes of a decoded chunk."""
     from .zarr_chunks import codec_of
 
     try:
@@ -290,7 +290,7 @@ def _image(number: int, name: str, group: zarr.Group, multiscale: Multiscale) ->
     levels = list(zip(multiscale.levels, cast("list[zarr.Array[Any]]", arrays), strict=True))
     if not all(array.size for _, array in levels):
         raise NotAnImageError("one of its levels has no pixels")
-    # the largest first: the format says so, but not every writer does
+    # The format requires the largest first, but not every writer complies.
     levels.sort(key=lambda pair: -pair[1].size)
     multiscale = dataclasses.replace(multiscale, levels=tuple(level for level, _ in levels))
     known = tuple(array for _, array in levels)

@@ -1,4 +1,4 @@
-"""A glance at what the model makes of a little tissue, before all of the slide is translated."""
+"""Check the model's output on a few places of tissue, before the whole slide is translated."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from ..plan import Plan, Window
 from .machine import Machine
 from .scene import Scene
 
-LOOKS, CORE_PX = 2, 128
-"""How many places are looked at, and how large they are."""
+PLACES, CORE_PX = 2, 128
+"""Number of places that are checked, and their side in px."""
 
 STRUCTURE = 3.0
-"""Standard deviation, in gray levels, of a place that holds tissue."""
+"""Smallest standard deviation, in gray levels, of a place with tissue."""
 
 SATURATED_SHARE = 0.98
-"""Share of values at 0 or 255 above which an answer holds nothing else."""
+"""Fraction of values at 0 or 255 above which an output counts as saturated."""
 
 
 def doubtful_answers(machine: Machine, scene: Scene, plan: Plan, name: str) -> tuple[str, ...]:
-    """Warnings about a model whose answers cannot depend on the tissue: one color, or nothing but 0 and 255.
+    """Warn about a model whose output does not depend on the tissue: one color, or only 0 and 255.
 
     Raises
     ------
     ModelError
-        If an answer is not finite.
+        If an output is not finite.
     """
-    windows = sorted(plan.windows, key=lambda window: -scene.tissue.area_in(window.core))[:LOOKS]
-    answers = [answer for window in windows if (answer := _answer(machine, scene, window)) is not None]
-    if not answers:
+    windows = sorted(plan.windows, key=lambda window: -scene.tissue.area_in(window.core))[:PLACES]
+    outputs = [output for window in windows if (output := _output(machine, scene, window)) is not None]
+    if not outputs:
         return ()
-    values = np.concatenate([answer.reshape(-1, 3) for answer in answers])
+    values = np.concatenate([output.reshape(-1, 3) for output in outputs])
     if (values == values[0]).all():
         return (
             f"model {name} answers tissue with a single color, {tuple(values[0].tolist())}: "
@@ -43,8 +43,8 @@ def doubtful_answers(machine: Machine, scene: Scene, plan: Plan, name: str) -> t
     return ()
 
 
-def _answer(machine: Machine, scene: Scene, window: Window) -> RGBImage | None:
-    """What the model makes of the middle of a window; None where there is no structure."""
+def _output(machine: Machine, scene: Scene, window: Window) -> RGBImage | None:
+    """Translate the middle of a window; None if it has no structure."""
     translator = machine.translators[0]
     lattice, multiple = translator.lattice_px, translator.multiple_px
     side = ceil_to(CORE_PX + 2 * translator.halo_px, multiple)
@@ -56,5 +56,5 @@ def _answer(machine: Machine, scene: Scene, window: Window) -> RGBImage | None:
     pixels = scene.reader(Region(x, y, side, side))
     if float(pixels.std()) < STRUCTURE:
         return None
-    answer: RGBImage = translator(pixels[np.newaxis])[0]
-    return answer
+    output: RGBImage = translator(pixels[np.newaxis])[0]
+    return output

@@ -1,11 +1,11 @@
-"""Do windows differ in shade? The low-frequency part of the seam figures.
+"""The low-frequency part of the seam metrics: differences in shade between windows.
 
-Windows that are translated one by one and blended leave no edges, but each may be a little lighter, darker or bluer
-than the next. The mean colors of two strips that lie apart by the overlap are compared: across the borders between
-cells, and at all places inside cells. What a linear map of the source explains of a difference is taken off, since
-tissue has shades of its own. If windows leave no trace, what remains across borders is as large as what remains inside.
+Windows that are translated separately and blended leave no edges, but each may be a little lighter, darker or bluer
+than the next. The mean colors of two strips, separated by the overlap, are compared: across the borders between cells,
+and everywhere inside cells. The part that a linear map of the source explains is subtracted, since the tissue itself
+varies in shade. If windows leave no trace, the residuals across borders are as large as those inside.
 
-The sums are moments (outer products of differences), so that the map is fitted at the end, over all of the slide.
+The sums are moments (outer products of differences), so that the map can be fitted at the end, over the whole slide.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from ..plan import Plan
 from .stages import FinishedCore
 
 BLOCK_PX = 32
-"""Width of a strip; half of it where cells are small."""
+"""Width of a strip; half of this if cells are small."""
 
 EVERY_ROW = 4
-"""Of the rows, every fourth is looked at: shades vary slowly."""
+"""Step between the rows that are used: shades vary slowly."""
 
 Blocks: TypeAlias = npt.NDArray[np.float64]
 """Mean colors of blocks: (rows, columns, 6), result and source."""
 
 SCATTER = 6.0
-"""Variance of one pair's energy over its squared mean, at least: 2 for normal differences, more for tissue's."""
+"""Smallest assumed ratio of variance to squared mean of a pair's energy: 2 for normal differences, more in tissue."""
 
 LEAST_PLACES = 4
-"""With fewer places inside cells, their spread says nothing."""
+"""Fewest places inside cells for which their spread is meaningful."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShadeFigures:
-    """What the mean colors of neighboring cells say.
+    """Metrics of the mean colors of neighboring cells.
 
-    z:     z-score of the differences across borders among those inside cells, for the axis where it is larger
-    step:  root mean square step in shade across borders beyond what there is inside cells, in gray levels
+    z:     z-score of the differences across borders among those inside cells, the larger of both axes
+    step:  root mean square step in shade across borders in excess of that inside cells, in gray levels
     """
 
     z: float | None
@@ -56,7 +56,7 @@ class ShadeFigures:
 class Moments:
     """Sums over pairs of strips, by place: 0 for borders, n + 1 for pairs whose first strip is the nth of a cell.
 
-    products: (places, 6, 6), of the differences of result and source with themselves, times the pair's weight
+    products: (places, 6, 6), outer products of the differences of result and source, times the pair's weight
     weights:  (places,), blocks along the strips
     pairs:    (places,)
     """
@@ -85,7 +85,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class ShadeSums:
-    """What a `ShadeMeter` has gathered, along x and y; sums of parts with cells of one size can be added up."""
+    """Sums of a `ShadeMeter` along x and y; those of parts with cells of the same size can be added."""
 
     along_x: Moments
     along_y: Moments
@@ -94,7 +94,7 @@ class ShadeSums:
         return ShadeSums(self.along_x + other.along_x, self.along_y + other.along_y)
 
     def figures(self) -> ShadeFigures:
-        """The figures of all that is in the sums."""
+        """Compute the metrics from the sums."""
         axes = (self.along_x, self.along_y)
         inside = sum((axis.products[1:].sum(axis=0) for axis in axes), start=np.zeros((6, 6)))
         explained = np.linalg.lstsq(inside[3:, 3:], inside[3:, :3], rcond=1e-6)[0]
@@ -105,7 +105,7 @@ class ShadeSums:
         return ShadeFigures(max(score[0] for score in scores), math.sqrt(max(0.0, excess) / 3))
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json.dumps` takes as it is; floats stay exact."""
+        """Convert to a dictionary for `json.dumps`; floats stay exact."""
         return {"x": self.along_x.to_json(), "y": self.along_y.to_json()}
 
     @classmethod
@@ -116,7 +116,7 @@ class ShadeSums:
 
 
 def _score(axis: Moments, explained: npt.NDArray[np.float64]) -> tuple[float, float, float] | None:
-    """(z-score, excess energy, weight) of the borders along one axis; None where too little was seen."""
+    """(z-score, excess energy, weight) of the borders along one axis; None if there are too few."""
     residual = np.hstack([np.eye(3), -explained.T])
     energy = np.einsum("ij,pjk,ik->p", residual, axis.products, residual)
     usable = axis.weights > 0
@@ -132,7 +132,7 @@ def _score(axis: Moments, explained: npt.NDArray[np.float64]) -> tuple[float, fl
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """The last strip of a core that borders are compared by: where its blocks begin along it, and their colors."""
+    """The last strip of a core, kept for comparison across the border: first block along it, and the colors."""
 
     first: int
     colors: npt.NDArray[np.float64]
@@ -140,9 +140,9 @@ class _Edge:
 
 @dataclass(slots=True)
 class ShadeMeter:
-    """Gathers the figures while cores pass by: cores of one row of cells left to right, rows top to bottom.
+    """Accumulator of the sums over cores: those of a row of cells from left to right, rows from top to bottom.
 
-    Memory bound: the moments (some kB), and one strip of each core of a row of cells, 48 bytes a block.
+    Memory bound: the moments (some kB), and one strip of each core in a row of cells, 48 bytes per block.
     """
 
     plan: Plan
@@ -157,7 +157,7 @@ class ShadeMeter:
         cell, overlap_px = self.plan.cell, self.plan.layout.overlap_px
         self._block_px = BLOCK_PX if min(cell.width, cell.height) >= 16 * BLOCK_PX else BLOCK_PX // 2
         across, down = cell.width // self._block_px, cell.height // self._block_px
-        # Strips lie apart by the overlap, in which one shade becomes the other; by less where cells are small.
+        # Strips are separated by the overlap, in which one shade fades into the other; by less if cells are small.
         self._gap = min(-(-overlap_px // self._block_px), min(across, down) // 4) // 2 * 2
         self._along_x, self._along_y = Moments.zeros(across + 1), Moments.zeros(down + 1)
 
@@ -179,7 +179,7 @@ class ShadeMeter:
         self._measure(self._along_y, self._above, here, (window.row - 1, window.column), turned, y, x)
 
     def sums(self) -> ShadeSums:
-        """All that was gathered so far."""
+        """The sums so far."""
         return ShadeSums(self._along_x, self._along_y)
 
     def _measure(
@@ -212,7 +212,7 @@ class ShadeMeter:
 
 
 def _blocks(core: FinishedCore, blocks: Region, place: Region, side: int) -> Blocks:
-    """Mean colors of some blocks of a cell, all of which lie in the core's ``place`` in it."""
+    """Mean colors of blocks of a cell, all of them inside the core's ``place`` in it."""
     rows = slice(blocks.y * side - place.y, blocks.bottom * side - place.y, EVERY_ROW)
     columns = slice(blocks.x * side - place.x, blocks.right * side - place.x)
     return np.concatenate(
