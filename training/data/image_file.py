@@ -6,8 +6,8 @@ Pillow alone would try about forty formats.
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +22,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.files import open_regular
 from wsi2ihc.geometry import Size
 
 from .pairs import LARGEST_SIDE_PX
@@ -117,10 +118,13 @@ def read_image(path: Path, *, images: int = 1) -> RGBImage:
 
 
 def _regular(path: Path) -> BinaryIO:
-    """Open a file; a pipe or a device would block, or never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise DatasetError(f"{path} is not a regular file; replace it, or remove the pair")
-    return path.open("rb")
+    """Open a regular file."""
+    try:
+        return open_regular(path)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENXIO):  # ENXIO: a socket
+            raise DatasetError(f"{path} is not a regular file; replace it, or remove the pair") from error
+        raise
 
 
 def _open(file: BinaryIO, path: Path, images: int) -> tuple[str, Image.Image]:

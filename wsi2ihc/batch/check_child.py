@@ -35,27 +35,27 @@ _OF_GEOJSON = 12
 _OF_PNG_MASK = 4
 """Bytes of memory per byte of a mask in PNG; its size is bounded where it is read."""
 
-Answer = Callable[..., None]
+Send = Callable[..., None]
 
 
 def main() -> None:
     """Check the rows on stdin, one JSON line each after a first line of common facts, until it is closed."""
     stream: TextIO = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what libraries print does not belong among the results
-    common, answering = json.loads(sys.stdin.readline()), threading.Lock()
+    common, sending = json.loads(sys.stdin.readline()), threading.Lock()
     limit_memory(common["limit_bytes"])
     check = RowCheck(Path(common["folder"]), frozenset(common["inputs"]), MemoryBudget(common["memory_bytes"]))
     waiting: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
-    def answer(**facts: Any) -> None:
-        with answering, contextlib.suppress(BrokenPipeError):
+    def send(**facts: Any) -> None:
+        with sending, contextlib.suppress(BrokenPipeError):
             stream.write(json.dumps(facts) + "\n")
 
     def work() -> None:
         while True:
             asked = waiting.get()
             try:
-                check(asked["index"], row_from_json(asked["row"]), answer)
+                check(asked["index"], row_from_json(asked["row"]), send)
             except BaseException:  # else the parent would wait forever for a result
                 os._exit(1)
 
@@ -101,15 +101,15 @@ class RowCheck:
     inputs: Set[str]
     budget: MemoryBudget
 
-    def __call__(self, index: int, row: Row, answer: Answer) -> None:
+    def __call__(self, index: int, row: Row, send: Send) -> None:
         """Check a row: send a message when the check begins, and another with its result."""
         with self.budget.held(memory_of(row)):
-            answer(index=index, began=True)
+            send(index=index, began=True)
             found = check_row(row, self.folder, self.inputs)
         if isinstance(found, SlideTask):
-            answer(index=index, task=found.to_json())
+            send(index=index, task=found.to_json())
         else:
-            answer(index=index, problem=found.message, is_memory=found.message == OUT_OF_MEMORY)
+            send(index=index, problem=found.message, is_memory=found.message == OUT_OF_MEMORY)
 
 
 OUT_OF_MEMORY = "out of memory while it was opened; raise --max-memory, or convert it to a tiled TIFF"
