@@ -15,6 +15,7 @@ from wsi2ihc.geometry import Region
 from wsi2ihc.slide import Slide, open_slide
 from wsi2ihc.slide.openslide_reader import OpenSlideReader
 from wsi2ihc.slide.tiff_facts import TileTable, read_tiff_facts
+from wsi2ihc.slide.tiffslide_reader import TiffSlideReader
 
 IMAGE = texture(512, 512)
 
@@ -156,3 +157,24 @@ def test_tiles_of_one_color_are_not_taken_for_holes(tmp_path: Path, compression:
     for address in (path, f"file://{path}"):
         with open_slide(address) as slide:
             assert np.abs(slide.read_level(0, Region(0, 0, 512, 512)).astype(int) - level).max() <= 1
+
+
+def test_a_reader_that_cannot_prove_its_pixels_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that meets many damaged slides must not run out of open files."""
+    path = Damaged(tmp_path / "a.tif", compression="jpeg").path
+    opened: list[TiffSlideReader] = []
+
+    def refuse(*_: object) -> None:
+        raise UnreadableSlideError("refused")
+
+    def prove(slide: TiffSlideReader) -> None:
+        opened.append(slide)
+        raise UnreadableSlideError("damaged")
+
+    monkeypatch.setattr(OpenSlideReader, "__init__", refuse)
+    monkeypatch.setattr(TiffSlideReader, "prove_pixels", prove)
+    with pytest.raises(UnreadableSlideError, match="refused"):
+        open_slide(path)
+    (slide,) = opened
+    with pytest.raises(ValueError, match="closed"):
+        slide.read_level(0, Region(0, 0, 8, 8))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi2ihc.digest import sha256_of_file
 from wsi2ihc.errors import DatasetError, OptionError
 from wsi2ihc.files import read_json
 from wsi2ihc.geometry import Size
@@ -239,7 +239,7 @@ def _look(row: _Row) -> tuple[Size | None, list[str]]:
     problems = []
     for file, expected in dict.fromkeys(zip((row.pair.he, row.pair.ihc), row.sums, strict=True)):
         try:
-            content = _sha256_of(file) if expected else ""
+            content = sha256_of_file(file) if expected else ""
         except OSError as error:
             return None, [f"{row.where}: {file} cannot be read ({reason(error)})"]
         if content != expected.lower():
@@ -251,11 +251,6 @@ def _look(row: _Row) -> tuple[Size | None, list[str]]:
     except DatasetError as error:
         return None, [*problems, f"{row.where}: {error}"]
     return size, problems
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _miscounted(rows: Sequence[_Row], statement: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import open_regular
+from ..digest import sha256_of_file
 from ..geometry import Region
 from ..pyramid import PyramidOptions
 from ..runtime import versions
@@ -63,7 +63,7 @@ class SlideTask:
             if name not in _WITHOUT_EFFECT and value != defaults[name]  # so that a new option changes nothing
         }
         if self.options.tissue not in ("auto", "none"):
-            options["tissue"] = _hash_of(Path(self.options.tissue))
+            options["tissue"] = sha256_of_file(Path(self.options.tissue))
         facts: dict[str, Any] = {
             "source": self.source, "mpp": self.mpp, "model": self.version, "options": options,
             "program": versions()["wsi2ihc"],
@@ -121,8 +121,3 @@ def options_from_json(facts: Mapping[str, Any]) -> TranslateOptions:
         "pyramid": PyramidOptions(**facts["pyramid"]),
         "preview": None if preview is None else Path(preview),
     })  # fmt: skip
-
-
-def _hash_of(file: Path) -> str:
-    with open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -95,7 +95,7 @@ def _open_file(file: Path, stated: Stated, choice: Choice) -> SlideReader:
         try:
             other = _open_with_tiffslide(file, stated, choice)
             if not isinstance(refusal, FormatUnknownError):
-                other.prove_pixels()
+                _prove_pixels(other)
             return other
         except UnreadableSlideError as error:
             # The one that knows the format says what is wrong.
@@ -112,6 +112,15 @@ def _open_file(file: Path, stated: Stated, choice: Choice) -> SlideReader:
         raise
     slide.close()
     return other
+
+
+def _prove_pixels(slide: TiffSlideReader) -> None:
+    """Check pixels of a file that OpenSlide refused; close it if they are damaged."""
+    try:
+        slide.prove_pixels()
+    except BaseException:
+        slide.close()
+        raise
 
 
 def _facts(file: Path, kind: str | None, choice: Choice) -> TiffFacts | None:

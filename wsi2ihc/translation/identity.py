@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from .. import runtime
+from ..digest import sha256_of_file
 from ..errors import MaskError
-from ..files import open_regular
 from ..generator.model import Generator
 from ..slide import Slide
 from .machine import resolved_precision
@@ -87,8 +87,7 @@ def _mask_identity(tissue: str | Path) -> str:
     if tissue in ("auto", "none"):
         return str(tissue)
     try:
-        with open_regular(tissue) as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return f"sha256:{sha256_of_file(Path(tissue))}"
     except OSError as error:
         raise MaskError(f"{tissue}: the mask cannot be read ({error.strerror}); check the path") from error
 
