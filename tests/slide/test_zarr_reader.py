@@ -186,6 +186,28 @@ def test_a_chunk_that_would_decode_into_more_is_not_decoded(tmp_path: Path, comp
         slide.read_level(0, Region(0, 0, 100, 100))
 
 
+def _streamed(data: bytes) -> bytes:
+    """A Zstandard frame that does not state its size, of raw blocks (RFC 8878, 3.1.1)."""
+    blocks = [data[start : start + 65536] for start in range(0, len(data), 65536)]
+    headers = [
+        (len(block) << 3 | (number == len(blocks))).to_bytes(3, "little") for number, block in enumerate(blocks, 1)
+    ]
+    return b"\x28\xb5\x2f\xfd\x00\x58" + b"".join(header + block for header, block in zip(headers, blocks, strict=True))
+
+
+def test_a_zstd_chunk_that_does_not_state_its_size_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", axes="cyx", chunks=(3, 256, 256), compressors=numcodecs.Zstd(), pyramid=[IMAGE])
+    chunk = path / "0" / "0.0.0"
+    stream = _streamed(bytes(numcodecs.Zstd().decode(chunk.read_bytes())))
+    chunk.write_bytes(stream)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 700, 600)), IMAGE)
+    for damaged in (stream[:-1000], _streamed(bytes(50_000_000))):
+        chunk.write_bytes(damaged)
+        with open_slide(path) as slide, pytest.raises(UnreadableSlideError, match=r"^a\.zarr: damaged"):
+            slide.read_level(0, Region(0, 0, 100, 100))
+
+
 def test_a_compression_that_is_not_read_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", axes="cyx", compressors=numcodecs.BZ2(), pyramid=[IMAGE])
     assert "its compression bz2 is not one that is read" in refused(path)

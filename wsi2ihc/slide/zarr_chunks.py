@@ -9,6 +9,7 @@ import stat
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import imagecodecs
 from zarr.storage import LocalStore, WrapperStore
 
 from .zarr_metadata import MAX_METADATA_BYTES, METADATA
@@ -106,7 +107,7 @@ def check_chunk(codec: str, data: bytes, chunk_bytes: int) -> None:
     elif codec == "lz4":
         decoded = int.from_bytes(data[:4], "little")
     elif codec == "zstd":
-        decoded = _zstd_size(data)
+        decoded = _zstd_size(data, chunk_bytes)
     elif codec in ("gzip", "zlib"):
         decoded = len(zlib.decompressobj(_GZIP_OR_ZLIB).decompress(data, chunk_bytes + 1))
     elif not codec:
@@ -115,14 +116,20 @@ def check_chunk(codec: str, data: bytes, chunk_bytes: int) -> None:
         raise ValueError(f"a chunk of {chunk_bytes:,} bytes holds {decoded:,}" if decoded else "a chunk is damaged")
 
 
-def _zstd_size(data: bytes) -> int | None:
-    """Size that the first frame states (RFC 8878, 3.1.1.1); None if it does not."""
-    if len(data) < 14 or data[:4] != _ZSTD_MAGIC:
+def _zstd_size(data: bytes, chunk_bytes: int) -> int | None:
+    """Size that the first frame states (RFC 8878, 3.1.1.1); None if it is not a frame of this size.
+
+    Streaming writers do not state it; such a frame is decoded into the space of a chunk.
+    """
+    if len(data) < 6 or data[:4] != _ZSTD_MAGIC:
         return None
     descriptor = data[4]
     single, size_flag, dictionary = descriptor >> 5 & 1, descriptor >> 6, descriptor & 3
     start = 5 + (0 if single else 1) + (0, 1, 2, 4)[dictionary]
     length = (1 if single else 0, 2, 4, 8)[size_flag]
     if not length:
-        return None
+        try:
+            return len(imagecodecs.zstd_decode(data, out=chunk_bytes))
+        except RuntimeError:  # of the codec
+            return None
     return int.from_bytes(data[start : start + length], "little") + (256 if length == 2 else 0)
