@@ -323,3 +323,14 @@ def test_levels_of_another_kind_are_left_out(tmp_path: Path) -> None:
         tiff.write(pyramid[2], subfiletype=1, **TILED)
     with open_slide(path) as slide:
         assert [level.downsample for level in slide.info.levels] == [1, 4]
+
+
+def test_a_slide_in_a_subifd_of_its_thumbnail_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(MACRO, subifds=1, **TILED)
+        tiff.write(SLIDE, **TILED)
+    with pytest.raises(UnreadableSlideError, match="larger image of 800×640 px in a SubIFD"):
+        open_slide(path)
+    with open_slide(path, series=0) as slide:
+        assert slide.info.size == Size(150, 120)

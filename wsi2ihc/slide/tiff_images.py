@@ -52,6 +52,7 @@ class TiffImage:
     mask:     whether the file marks it as a mask
     ome:      its metadata in the OME-XML, or None
     tag_mpp:  µm per px by its tags, or None
+    larger:   size of an image in its SubIFDs that is larger than level 0, and so not a level; or None
     """
 
     number: int
@@ -62,6 +63,7 @@ class TiffImage:
     mask: bool
     ome: OmeImage | None
     tag_mpp: Mpp | None
+    larger: Size | None = None
 
     @property
     def size(self) -> Size:
@@ -245,6 +247,8 @@ def _add_sub_pages(tiff: TiffFile, image: TiffImage) -> None:
     found: list[tuple[TiffPage, int | None]] = list(zip(image.levels, image.numbers, strict=True))
     for page in sub_pages(tiff, base):
         kind, sizes = pixel_kind(page), [size_of(level) for level, _ in found]
+        if size_of(page).area_px > (image.larger or image.size).area_px:
+            image.larger = size_of(page)
         tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(1, 1)
         fits = fits_as_level(image.size, size_of(page), tile)
         if fits and size_of(page) not in sizes and _same_kind(kind, image.kind):
@@ -272,6 +276,8 @@ def choose(
         raise image.kind.refusal(name)
     if choice.page is None:
         _check_planes(name, image)
+        if choice.series is None:
+            _check_larger(name, images, image)
     return image
 
 
@@ -293,6 +299,16 @@ def _wanted(name: str, images: Sequence[TiffImage], choice: Choice) -> TiffImage
         pages = sorted({page for image in images for page in (*image.planes, *image.numbers) if page is not None})
         raise OptionError(f"{name}: --page {choice.page}: the file has pages {number_list(pages)}")
     return the_slide(name, images)
+
+
+def _check_larger(name: str, images: Sequence[TiffImage], image: TiffImage) -> None:
+    """Refuse a thumbnail whose SubIFDs hold the slide, as cameras write them: the slide is not guessed."""
+    for other in images:
+        if other.larger is not None and other.larger.area_px > image.size.area_px:
+            raise UnreadableSlideError(
+                f"{name}: series {other.number} ({other.size} px) holds a larger image of {other.larger} px in a "
+                "SubIFD, which is not read; convert the file to a tiled, pyramidal TIFF, or choose with --series N"
+            )
 
 
 def _check_planes(name: str, image: TiffImage) -> None:
