@@ -90,7 +90,9 @@ def command(
     set_up_logging(verbose, quiet)
     if status is not None:
         if source is not None:
-            raise click.UsageError("--status tells of a batch that was begun; name nothing else")
+            raise click.UsageError(
+                "--status takes the folder of a batch, and nothing else: wsi2ihc batch --status OUT_DIR [--verify]"
+            )
         return _tell_status(status, verify=verify, json=json)
     if source is None or out_dir is None:
         raise click.UsageError("name the slides and the folder of the outputs, or a folder to --status")

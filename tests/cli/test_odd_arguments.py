@@ -50,6 +50,15 @@ def test_an_odd_name_is_one_clear_line(
     assert "unexpected" not in err
 
 
+def test_batch_status_with_its_options_in_another_order_shows_how_it_is_called(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["batch", "--status", "--verify", "OUT"])
+    assert ended.value.code == 2
+    assert "wsi2ihc batch --status OUT_DIR [--verify]" in capsys.readouterr().err
+
+
 NUMBERS = [one.name for one in fields(TrainOptions) if type(one.default) in (int, float)]
 
 

@@ -33,6 +33,7 @@ def addresses(path: Path) -> tuple[Path | str, ...]:
         (RGB, {"photometric": "miniswhite", "planarconfig": "contig"}, "gray levels"),
         (RGB.transpose(2, 0, 1), {"photometric": "minisblack", "planarconfig": "separate"}, "gray levels"),
         (GRAY, {"photometric": "minisblack"}, "1 sample of 8 bits"),
+        (GRAY > 128, {"photometric": "minisblack"}, "1 sample of 1 bit,"),
         (np.dstack([GRAY, GRAY]), {"photometric": "minisblack", "planarconfig": "contig"}, "2 samples of 8 bits"),
         (np.dstack([RGB, GRAY]), {"photometric": "separated"}, "CMYK"),
         (RGB, {"photometric": "cielab"}, "L*a*b*"),

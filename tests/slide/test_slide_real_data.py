@@ -121,7 +121,7 @@ def test_one_tile_of_32705(dev_data: Path, seen_by) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("broken.svs", "no slide in a format"),
+        ("broken.svs", "not a slide in a format"),
         ("unopenable.tiff", "compressed with TIFF compression 52479, which is not read"),
         ("unreadable.svs", "its pixels cannot"),
         ("uint16_1ch_aperio.tif", "not 8-bit RGB"),

@@ -112,7 +112,7 @@ class OpenSlideReader(SlideReader):
             return openslide.OpenSlide(self._file)
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise FormatUnknownError(
-                f"{self._name}: this is no slide in a format that OpenSlide or tiffslide reads, or its copy is "
+                f"{self._name}: this is not a slide in a format that OpenSlide or tiffslide reads, or its copy is "
                 "incomplete; check the file, or convert it to a tiled, pyramidal TIFF"
             ) from error
         except openslide.OpenSlideError as error:

@@ -96,7 +96,7 @@ def pixel_kind(page: TiffPage) -> PixelKind:
 
 def samples_of_bits(samples: int, bits: int) -> str:
     """Describe pixels that have too few samples, or samples of another depth."""
-    return f"have {'1 sample' if samples == 1 else f'{samples} samples'} of {bits} bits"
+    return f"have {'1 sample' if samples == 1 else f'{samples} samples'} of {'1 bit' if bits == 1 else f'{bits} bits'}"
 
 
 def not_rgb(name: str, problem: str) -> UnreadableSlideError:
