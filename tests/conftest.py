@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,19 @@ import pytest
 # Whoever starts the tests in the background may have made them deaf to it, and with them the commands that they
 # interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _process_state() -> Iterator[None]:
+    """Restore what a command changes in the process: log levels and handlers, and the handler of SIGTERM."""
+    loggers = [logging.getLogger(name) for name in ("", "wsi2ihc")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    terminate = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, terminate)
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -151,7 +151,7 @@ def test_slides_are_opened_and_all_that_is_wrong_is_told(tmp_path: Path) -> None
     assert [problem.name for problem in problems] == ["broken.tif"]
     rows, _ = read_rows(str(slides / "good.tif"), "no-such-model", OPTIONS)
     _, (problem,) = check_rows(rows, tmp_path, rows)
-    assert "no model or model file" in problem.message
+    assert "no model or file" in problem.message
 
 
 def test_an_output_that_is_the_slide_itself_is_refused(tmp_path: Path) -> None:

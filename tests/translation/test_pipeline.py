@@ -87,6 +87,18 @@ def test_pixels_stored_beside_missing_tiles_are_kept(picture: RGBImage, tmp_path
     assert glass[0] <= glass[1]
 
 
+def test_an_output_of_a_slide_with_missing_edges_says_where_it_begins(picture: RGBImage, tmp_path: Path) -> None:
+    missing = {(0, row, column) for row in range(5) for column in range(6) if row == 0 or column == 0}
+    path = write_slide(tmp_path / "edge.tif", picture, compression="deflate", tile=256, missing=frozenset(missing))
+    with wsi2ihc.open_slide(path) as slide:
+        bounds, notes = slide.info.bounds, slide.info.problems
+        report = wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", EVERYTHING)
+    assert (bounds.x, bounds.y, bounds.right, bounds.bottom) == (256, 256, 1500, 1100)
+    assert any("at (256, 256) of it are scanned; outputs cover this area" in note for note in notes)
+    assert report.source["bounds"] == [256, 256, 1244, 844]
+    np.testing.assert_array_equal(level0(tmp_path / "out.ome.tiff"), picture[256:, 256:])
+
+
 @pytest.mark.parametrize("suffix", ["png", "geojson"])
 def test_everything_inside_a_tight_mask_is_translated_in_full(
     slide_file: Path, picture: RGBImage, tmp_path: Path, suffix: str

@@ -81,6 +81,16 @@ def checked_bounds(values: Sequence[Any], size: Size) -> Region:
     return whole if bounds.is_empty else bounds
 
 
+def remarks_on_bounds(bounds: Region, size: Size) -> tuple[str, ...]:
+    """Where an output begins that does not cover the whole slide: an overlay has to be moved by as much."""
+    if (bounds.width, bounds.height) == (size.width, size.height):
+        return ()
+    return (
+        f"Only {bounds.width}×{bounds.height} px at ({bounds.x}, {bounds.y}) of it are scanned; outputs cover this "
+        "area, as they do in QuPath.",
+    )
+
+
 def colour_from_hex(text: str | None) -> RGB:
     """A background colour such as "FFFFFF"; white where there is none."""
     try:

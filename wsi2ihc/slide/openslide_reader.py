@@ -23,6 +23,7 @@ from .facts import (
     hash_of_file,
     identity,
     remarks,
+    remarks_on_bounds,
     table_of_size,
 )
 from .jpeg_tiles import damaged
@@ -152,7 +153,8 @@ class OpenSlideReader(SlideReader):
         if magnification is None and ome is not None:
             magnification = ome.magnification
         resolution = resolve(stated_mpp, own, tags, magnification)
-        bounds = [properties.get(f"openslide.bounds-{key}") for key in ("x", "y", "width", "height")]
+        stated = [properties.get(f"openslide.bounds-{key}") for key in ("x", "y", "width", "height")]
+        bounds = checked_bounds(stated, levels[0].size)
         return SlideInfo(
             name=self._name,
             reader="openslide",
@@ -162,7 +164,7 @@ class OpenSlideReader(SlideReader):
             mpp_source=resolution.source,
             mpp_option=resolution.option,
             magnification=magnification,
-            bounds=checked_bounds(bounds, levels[0].size),
+            bounds=bounds,
             background=colour_from_hex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),
             icc_profile=profile,
             quickhash=identity(properties.get(openslide.PROPERTY_NAME_QUICKHASH1) or hash_of_file(self._file), facts),
@@ -172,6 +174,7 @@ class OpenSlideReader(SlideReader):
                 *profile_remarks,
                 *remarks(levels, magnification, facts),
                 *remarks_on_planes(properties),
+                *remarks_on_bounds(bounds, levels[0].size),
             ),
             images=(None if facts is None else facts.images) or images_in(properties, levels[0].size),
         )

@@ -102,6 +102,7 @@ class SlideInfo:
             "vendor": self.vendor,
             "width": self.size.width,
             "height": self.size.height,
+            "bounds": [self.bounds.x, self.bounds.y, self.bounds.width, self.bounds.height],
             "mpp": self.mpp,
             "mpp_source": self.mpp_source,
             "magnification": self.magnification,

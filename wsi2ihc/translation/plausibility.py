@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import RGBImage
+from ..errors import UnreadableSlideError
 from ..geometry import Region, ceil_to
 from ..plan import Plan, Window
 from .machine import Machine
@@ -44,7 +45,7 @@ def doubtful_answers(machine: Machine, scene: Scene, plan: Plan, name: str) -> t
 
 
 def _output(machine: Machine, scene: Scene, window: Window) -> RGBImage | None:
-    """Translate the middle of a window; None if it has no structure."""
+    """Translate the middle of a window; None if it has no structure, or is damaged, which reading it later reports."""
     translator = machine.translators[0]
     lattice, multiple = translator.lattice_px, translator.multiple_px
     side = ceil_to(CORE_PX + 2 * translator.halo_px, multiple)
@@ -53,7 +54,10 @@ def _output(machine: Machine, scene: Scene, window: Window) -> RGBImage | None:
         start + max(0, length - side) // 2 // lattice * lattice
         for start, length in ((region.x, region.width), (region.y, region.height))
     )
-    pixels = scene.reader(Region(x, y, side, side))
+    try:
+        pixels = scene.reader(Region(x, y, side, side))
+    except UnreadableSlideError:
+        return None
     if float(pixels.std()) < STRUCTURE:
         return None
     output: RGBImage = translator(pixels[np.newaxis])[0]
