@@ -335,3 +335,18 @@ def test_folders_do_not_reach_messages(tmp_path: Path, folder: str) -> None:
 def test_an_address_that_cannot_be_parsed_is_refused(address: str) -> None:
     with pytest.raises(UnreadableSlideError, match="address is not valid"):
         open_slide(address)
+
+
+def test_a_property_name_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
+    pyramid = halves(texture(200, 150), 1)
+    good = write_slide(tmp_path / "good.svs", pyramid, style="aperio", compression="deflate")
+    damaged = tmp_path / "damaged.svs"
+    content = good.read_bytes()
+    assert b"|AppMag = " in content
+    damaged.write_bytes(content.replace(b"|MPP = ", b"|M\xff\x80 = ", 1))
+    with open_slide(damaged) as slide, open_slide(good) as intact:
+        assert slide.info.reader == "openslide"
+        assert slide.info.magnification == intact.info.magnification == 20
+        assert (slide.info.mpp, intact.info.mpp) == (None, (0.5, 0.5))
+        region = Region(0, 0, 200, 150)
+        assert np.array_equal(slide.read_level(0, region), intact.read_level(0, region))

@@ -139,7 +139,8 @@ class OpenSlideReader(SlideReader):
                 )
 
     def _describe(self, handle: openslide.OpenSlide, facts: TiffFacts | None, stated_mpp: Stated | None) -> SlideInfo:
-        properties = dict(handle.properties)
+        # a name with bytes that are not UTF-8 is listed, and then not found: such a property is left out
+        properties = {name: value for name in handle.properties if (value := handle.properties.get(name)) is not None}
         levels = checked_levels(self._name, handle.level_dimensions, self._downsamples)
         vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         # An empty region carries the profile too, and decodes nothing.
