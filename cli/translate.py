@@ -183,7 +183,7 @@ def _seams(figures: SeamFigures | None) -> str:
     edges = f"z = {figures.z:+.2f} over {figures.borders} borders between windows (within ±3: no seams)"
     if figures.shade_z is None or figures.shade_step is None:
         return edges
-    return f"{edges}; shade z = {figures.shade_z:+.2f}, steps of {figures.shade_step:.1f} gray levels (up to 3: even)"
+    return f"{edges}; shade z = {figures.shade_z:+.2f} (up to 3: even), steps of {figures.shade_step:.1f} gray levels"
 
 
 def _describe_forecast(outlook: Forecast, kept: int | None) -> list[str]:

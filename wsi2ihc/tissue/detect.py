@@ -54,6 +54,9 @@ CLOSE_UM, MARGIN_UM = 30.0, 26.0
 """Gaps up to twice the first are closed; the second is added all around. (The translation fades into the fill outside
 of that, so that 50 µm and more around the tissue are shown.)"""
 
+INK_MARGIN_UM = 24.0
+"""Width of the band around ink that is left out: the translation fades outside the mask, and must not show the ink."""
+
 FINEST_UM = 8.0
 """Overviews are reduced to about this many µm per px."""
 
@@ -200,11 +203,11 @@ def _select(candidates: BoolImage, certain: BoolImage, mpp: float) -> BoolImage:
 
 
 def _tidy(tissue: BoolImage, strokes: BoolImage, mpp: float) -> BoolImage:
-    """Close gaps, add the margin, fill small holes, and take the ink out again."""
+    """Close gaps, add the margin, fill small holes, and take out the ink and a band around it."""
     if not tissue.any():
         return tissue
     tissue |= shrunk(grown(tissue, (CLOSE_UM + MARGIN_UM) / mpp), CLOSE_UM / mpp)
-    return without_holes(tissue, HOLE_UM2 / mpp**2) & ~strokes
+    return without_holes(tissue, HOLE_UM2 / mpp**2) & ~grown(strokes, INK_MARGIN_UM / mpp)
 
 
 def _warnings(glass: Glass, strokes: BoolImage) -> tuple[str, ...]:
