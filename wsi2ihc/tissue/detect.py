@@ -54,7 +54,7 @@ CLOSE_UM, MARGIN_UM = 30.0, 26.0
 """Gaps up to twice the first are closed; the second is added all around. (The translation fades into the fill outside
 of that, so that 50 µm and more around the tissue are shown.)"""
 
-INK_MARGIN_UM = 24.0
+INK_MARGIN_UM = 48.0
 """Width of the band around ink that is left out: the translation fades outside the mask, and must not show the ink."""
 
 FINEST_UM = 8.0
