@@ -19,6 +19,10 @@ import numpy.typing as npt
 import PIL.Image
 import tifffile
 
+from wsi2ihc.slide import Slide
+from wsi2ihc.slide.reader import SlideReader
+from wsi2ihc.slide.slide_view import SlideView
+
 Image = npt.NDArray[np.uint8]
 
 
@@ -99,6 +103,13 @@ class TiffSlide:
     subifds: bool = False
     bigtiff: bool = False
     description: str | None = None
+
+
+def direct_levels(slide: Slide) -> frozenset[int]:
+    """Levels whose tiles are decoded straight from the file."""
+    reader = slide._slide if isinstance(slide, SlideView) else slide
+    assert isinstance(reader, SlideReader)
+    return frozenset() if reader._direct is None else reader._direct.levels & frozenset(range(len(slide.info.levels)))
 
 
 def write_slide(path: Path, pyramid: Image | Sequence[Image], how: TiffSlide | None = None, **changes: Any) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_slides import texture, write_slide
+from make_slides import direct_levels, texture, write_slide
 
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region
@@ -145,7 +145,7 @@ def test_zeros_behind_the_end_of_a_tile_are_padding(tmp_path: Path, compression:
     path = write_slide(tmp_path / "a.tif", IMAGE, compression=compression, style="aperio", padding=500)
     for address in (path, f"file://{path}"):
         with open_slide(address) as slide:
-            assert slide.direct_levels == {0}
+            assert direct_levels(slide) == {0}
             assert slide.read_level(0, Region(0, 0, 512, 512)).std() > 5
 
 

@@ -16,9 +16,11 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.geometry import Region
 from wsi2ihc.pyramid import PyramidOptions
-from wsi2ihc.slide import agreeing_levels
-from wsi2ihc.tissue import detect_tissue
+from wsi2ihc.registration.report import write_registration
+from wsi2ihc.slide import agreeing_levels, agreement, level_problems
+from wsi2ihc.tissue import detect_tissue, load_mask, save_mask, whole_slide
 from wsi2ihc.translation.options import TranslateOptions
+from wsi2ihc.translation.reading import ForgivingSlide
 
 GLASS = (243, 241, 240)
 
@@ -74,6 +76,8 @@ def test_levels_that_do_not_show_the_slide_are_left_out(
         kept = agreeing_levels(slide)
         assert [level.size for level in kept.info.levels] == [level.size for level in slide.info.levels[:first_wrong]]
         assert "do not show what level 0 shows" in kept.info.problems[-1]
+        assert level_problems(slide) == kept.info.problems[-1:]
+        assert level_problems(kept) == level_problems(true_slide) == ()
         mask, expected = detect_tissue(slide), detect_tissue(true_slide)
     assert "do not show what level 0 shows" in mask.warnings[0]
     assert mask.pixels.shape == expected.pixels.shape
@@ -97,6 +101,56 @@ def test_tiles_missing_from_level_0_say_nothing_of_the_lower_levels(tmp_path: Pa
     path = write_slide(tmp_path / "slide.tif", halves(slide_picture(), 3), missing=missing)
     with wsi2ihc.open_slide(path) as slide:
         assert agreeing_levels(slide).info.levels == slide.info.levels
+
+
+def test_levels_are_compared_once_per_open_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    find = agreement._find_disagreeing
+    monkeypatch.setattr(agreement, "_find_disagreeing", lambda slide: compared.append(slide) or find(slide))
+    path = write_slide(tmp_path / "slide.tif", halves(slide_picture(), 4), mpp=0.5)
+    with wsi2ihc.open_slide(path) as slide:
+        assert compared == []
+        detect_tissue(slide)
+        whole_slide(ForgivingSlide(slide))
+        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff")
+        assert compared == [slide]
+
+
+def test_damage_that_reads_as_missing_says_nothing_of_the_lower_levels(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "slide.tif", halves(slide_picture(), 4), compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        offsets = np.reshape(tiff.pages[0].dataoffsets, (10, 12))
+    with path.open("r+b") as file:
+        for offset in offsets[1:3, 1:4].ravel().tolist():
+            file.seek(offset)
+            file.write(bytes(16))
+    with wsi2ihc.open_slide(path) as slide:
+        assert ForgivingSlide(slide).info.levels == slide.info.levels
+
+
+@pytest.mark.parametrize("kind", ["none", "file"])
+def test_background_is_measured_on_levels_that_agree(tmp_path: Path, kind: str) -> None:
+    levels = halves(slide_picture(), 4)
+    gray = [np.full_like(level, 200) for level in levels[1:]]
+    path = write_slide(tmp_path / "slide.tif", [levels[0], *gray], mpp=0.5, compression="deflate")
+    with wsi2ihc.open_slide(path) as slide:
+        if kind == "file":
+            save_mask(detect_tissue(slide), tmp_path / "mask.png")
+        mask = whole_slide(slide) if kind == "none" else load_mask(tmp_path / "mask.png", slide)
+    assert mask.glass == GLASS
+    assert "do not show what level 0 shows" in mask.warnings[0]
+
+
+def test_figures_of_a_registration_show_levels_that_agree(tmp_path: Path) -> None:
+    levels = halves(slide_picture(), 4)
+    wrong = write_slide(tmp_path / "slide.tif", [levels[0], *map(mirrored, levels[1:])], mpp=0.5, compression="deflate")
+    (tmp_path / "true").mkdir()
+    true = write_slide(tmp_path / "true" / "slide.tif", levels[0], mpp=0.5, compression="deflate")
+    for path in (wrong, true):
+        with wsi2ihc.open_slide(path) as slide:
+            write_registration(path.parent / "out", slide, slide, None, {})
+    figures = [(path.parent / "out" / "before.png").read_bytes() for path in (wrong, true)]
+    assert figures[0] == figures[1]
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from make_slides import direct_levels
 
 from wsi2ihc.errors import MissingResolutionError, OptionError, UnreadableSlideError
 from wsi2ihc.geometry import Region, Size
@@ -30,7 +31,7 @@ def test_cmu_1_small_region(dev_data: Path) -> None:
         assert (info.mpp, info.mpp_source, info.magnification) == ((0.499, 0.499), "slide", 20)
         assert info.quickhash == "6335ea0e6cc54c2cba64bb265d3c713a50cd84484924e3a9c109558c13521d5c"
         assert info.problems == ()
-        assert slide.direct_levels == {0}
+        assert direct_levels(slide) == {0}
         pixels = slide.read_level(0, whole(info.size))
     for other in (OpenSlideReader(path, None, None), TiffSlideReader(path, None), TiffSlideReader(str(path), None)):
         with other:
@@ -43,7 +44,7 @@ def test_jpeg_2000_without_resolution(dev_data: Path) -> None:
         info = slide.info
         assert (info.mpp, info.mpp_source, info.magnification) == (None, "", None)
         assert [level.downsample for level in info.levels] == [1.0, 2.0]  # OpenSlide says 2.0005
-        assert slide.direct_levels == {0, 1}
+        assert direct_levels(slide) == {0, 1}
         assert info.icc_profile is not None
         with pytest.raises(MissingResolutionError, match="--mpp"):
             working_grid(info, 0.5)

@@ -20,7 +20,17 @@ from wsi2ihc.registration.transform import Transform, identity
 from wsi2ihc.registration.views import COARSEST_MPP
 from wsi2ihc.registration.warp_plan import check_slide, is_comparable
 from wsi2ihc.registration.warping import read_warped
-from wsi2ihc.slide import Slide, SlideInfo, WorkingGrid, is_same_slide, open_slide, overview_grid, read_overview
+from wsi2ihc.slide import (
+    Slide,
+    SlideInfo,
+    WorkingGrid,
+    agreeing_levels,
+    is_same_slide,
+    level_problems,
+    open_slide,
+    overview_grid,
+    read_overview,
+)
 
 from ..moments import correlation
 from .calibration import Calibration, density_counts, otsu_threshold
@@ -122,8 +132,12 @@ def evaluate_slides(
         _check_roles(ours.info, theirs.info, None if source is None else source.info)
         check_source(origin, found.fixed, None if source is None else source.info, ours.info.name)
         check_slide(found.moving, theirs.info)
-        pair = SlidePair(ours, theirs, found, origin.position_um, source)
         progress(Progress("finding the tissue of both"))
+        slides = [slide for slide in (ours, theirs, source) if slide is not None]
+        doubts = [f"{slide.info.name}: {problem}" for slide in slides for problem in level_problems(slide)]
+        ours, theirs = agreeing_levels(ours), agreeing_levels(theirs)
+        source = None if source is None else agreeing_levels(source)
+        pair = SlidePair(ours, theirs, found, origin.position_um, source)
         squares = plan_squares(pair, square_um)
         calibration = _calibration(pair, squares, options, progress)
         methods = [Method("virtual slide", "given", None, facts={"description": ours.info.name})]
@@ -140,7 +154,7 @@ def evaluate_slides(
             calibration=calibration,
             inception={"reason": "two slides are not a set of images"},
             examples=choose_examples(_source(pair, squares), results, 1, options.pictures, options.seed),
-            notes=tuple(_notes(transform, he, origin, theirs.info)),
+            notes=(*doubts, *_notes(transform, he, origin, theirs.info)),
             facts={
                 "options": options.stated("stained_from", "mpp", "resamples", "seed"),
                 "square_um": squares.side_px * squares.mpp,

@@ -137,6 +137,7 @@ def plan_cuts(
     UnreadableSlideError
         If a file is damaged.
     """
+    he, ihc = agreeing_levels(he), agreeing_levels(ihc)
     grid = working_grid(he.info, options.mpp)
     working_grid(ihc.info, options.mpp)  # says what is wrong with it before anything is read
     seen = seen_as(he, options), seen_as(ihc, options)
@@ -305,7 +306,6 @@ def _holds(mask: TissueMask, slide: Slide, places_um: npt.NDArray[np.float64]) -
 def _fold_density(slide: Slide, mask: TissueMask, is_detected: bool, colors: Colors, stain: str) -> float:
     """From which density on tissue of a slide is a fold, from an overview. A mask that was drawn has another grid."""
     found = mask if is_detected else tissue_of(slide, "auto")
-    slide = agreeing_levels(slide)
     grid = mask_grid(slide.info)  # on which the mask was found
     overview = colors.convert(read_overview(slide, grid, mask.glass))
     return fold_density(overview, _mean(grid.mpp), found.pixels, stain)

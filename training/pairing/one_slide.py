@@ -20,7 +20,7 @@ from wsi2ihc.registration.pictures import PatchMark, kept_and_rejected, picture_
 from wsi2ihc.registration.report import write_picture, write_registration
 from wsi2ihc.registration.transform import Transform, frame_of
 from wsi2ihc.runtime import versions
-from wsi2ihc.slide import Slide
+from wsi2ihc.slide import Slide, agreeing_levels, level_problems
 
 from .aligning import Alignment, align, as_given, given_transform, landmarks_of
 from .alone import alone
@@ -60,10 +60,12 @@ def make_pair_patches(job: SlideJob, threads: int, tell: Tell) -> None:
     store = PairsStore(job.dataset, job.options.of_patches)
     cv2.setNumThreads(threads)
     with opened(pair) as (he, ihc), alone(store.slide_folder(pair.slide)):
-        notes = check_pair(pair, he, ihc, job.options)
+        notes = list(check_pair(pair, he, ihc, job.options))
         transform = given_transform(pair, he, ihc)
         check_not_same(he, ihc)
         landmarks = landmarks_of(pair, he, ihc)
+        notes += [f"{slide.info.name}: {problem}" for slide in (he, ihc) for problem in level_problems(slide)]
+        he, ihc = agreeing_levels(he), agreeing_levels(ihc)
         writer = store.begin(pair.slide)
         seen = seen_as(he, job.options), seen_as(ihc, job.options)
         alignment = _aligned(job, *seen, transform, landmarks, threads, say)

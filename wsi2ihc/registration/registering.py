@@ -12,7 +12,7 @@ import logging
 import time
 
 from ..progress import Progress, ProgressCallback, silent
-from ..slide import Slide, agreeing_levels
+from ..slide import Slide, agreeing_levels, level_problems
 from .coarse import find_candidates
 from .options import RegistrationOptions
 from .placement import Placement, find_placement
@@ -66,7 +66,10 @@ def register(
     options = options or RegistrationOptions()
     steps, clock = _Steps(progress), _Clock()
     steps.begin("looking at both slides")
-    fixed, moving = _with_agreeing_levels(fixed), _with_agreeing_levels(moving)
+    for slide in (fixed, moving):
+        for problem in level_problems(slide):
+            _log.warning("%s: %s", slide.info.name, problem)
+    fixed, moving = agreeing_levels(fixed), agreeing_levels(moving)
     pair = OverviewPair(look_at(fixed), look_at(moving))
     log = _StageLog(pair, frame_of(fixed.info), frame_of(moving.info))
     for overview, what in ((pair.fixed, "H&E"), (pair.moving, "IHC")):
@@ -92,13 +95,6 @@ def register(
             residual_um = step.error_um
             steps.begin(f"local field, left-out error {residual_um:.1f} µm")
     return _registered(placement, residual_um, log)
-
-
-def _with_agreeing_levels(slide: Slide) -> Slide:
-    checked = agreeing_levels(slide)
-    for problem in checked.info.problems[len(slide.info.problems) :]:
-        _log.warning("%s: %s", slide.info.name, problem)
-    return checked
 
 
 class _Steps:

@@ -22,7 +22,7 @@ from PIL import Image
 from ..arrays import RGBImage
 from ..errors import OutputError
 from ..runtime import versions
-from ..slide import Slide
+from ..slide import Slide, agreeing_levels
 from .files import save_transform, write_file
 from .folder import AFTER_NAME, BEFORE_NAME, DEFORMATION_NAME, FORMAT, OWN_NAMES, REPORT_NAME, VERSION
 from .landmarks import LandmarkErrors, MatchedLandmarks, contradiction, diagonal_um, landmark_errors
@@ -158,6 +158,7 @@ def write_registration(
     UnreadableSlideError
         If a slide is damaged where a picture needs it; the folder is then as it was.
     """
+    fixed, moving = agreeing_levels(fixed), agreeing_levels(moving)
     pictures = {BEFORE_NAME: checkerboard(fixed, moving, None)}
     if transform is not None:
         mpp = picture_mpp((frame_of(fixed.info),))

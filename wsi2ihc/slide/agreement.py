@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region
 from ..runtime import cores
-from .protocol import Level, Slide, SlideInfo
+from .protocol import Level, Slide, SlideWrapper
 
 Cells: TypeAlias = npt.NDArray[np.float32]
 """Mean colors of the cells of a window: (side, side, 3)."""
@@ -44,58 +44,60 @@ DIFFERENT, ENTIRELY_DIFFERENT = 16.0, 40.0
 fall between px."""
 
 
+_disagreeing: WeakKeyDictionary[Slide, frozenset[int]] = WeakKeyDictionary()
+"""The lower levels of open slides that disagree with level 0."""
+
+
 def agreeing_levels(slide: Slide) -> Slide:
     """Return the slide without the lower levels that disagree with level 0; closing it closes the slide.
 
-    Its `SlideInfo.problems` names the levels that were left out. The result depends on the slide alone. Windows that
-    cannot be read, or that are partly missing from level 0, are not compared.
+    Its `SlideInfo.problems` names the levels that were left out. The result depends on the slide alone, and is
+    determined once per open slide. Windows that cannot be read, or that are partly missing from level 0, are not
+    compared.
     """
     info = slide.info
     if info.levels_checked or len(info.levels) == 1:
         return slide
-    regions = _regions(slide)
-    numbers = range(1, len(info.levels))
+    if slide not in _disagreeing:
+        _disagreeing[slide] = _find_disagreeing(slide)
+    bad = _disagreeing[slide]
+    return _SlideOfLevels(slide, tuple(number for number in range(len(info.levels)) if number not in bad))
+
+
+def level_problems(slide: Slide) -> tuple[str, ...]:
+    """Return what `agreeing_levels` adds to the problems of a slide: a sentence, or nothing."""
+    return agreeing_levels(slide).info.problems[len(slide.info.problems) :]
+
+
+def _find_disagreeing(slide: Slide) -> frozenset[int]:
     with ThreadPoolExecutor(min(8, 2 * cores()), thread_name_prefix="levels") as executor:
-        differences = np.array(list(executor.map(lambda region: _differences(slide, region), regions)))
-    bad = [number for number in numbers if _disagrees(differences[:, number - 1])]
-    if not bad:
-        return _SlideOfLevels(slide, tuple(range(len(info.levels))), ())
-    names = ", ".join(f"{number} ({info.levels[number].downsample:.4g}x)" for number in bad)
-    problem = (
-        f"The lower levels {names} do not show what level 0 shows in the same place and are not used; "
-        "the tissue is looked for on the levels that do."
-    )
-    return _SlideOfLevels(slide, tuple(n for n in range(len(info.levels)) if n not in bad), (problem,))
+        differences = np.array(list(executor.map(lambda region: _differences(slide, region), _regions(slide))))
+    return frozenset(number for number in range(1, len(slide.info.levels)) if _disagrees(differences[:, number - 1]))
 
 
-class _SlideOfLevels:
-    """A slide with some of its levels. Thread-safe, like the slide."""
+class _SlideOfLevels(SlideWrapper):
+    """A slide with some of its levels."""
 
-    def __init__(self, slide: Slide, levels: tuple[int, ...], problems: tuple[str, ...]) -> None:
-        self._slide = slide
+    def __init__(self, slide: Slide, levels: tuple[int, ...]) -> None:
         self._levels = levels
-        self.path = slide.path
-        self.info: SlideInfo = dataclasses.replace(
-            slide.info,
-            levels=tuple(slide.info.levels[number] for number in levels),
-            problems=(*slide.info.problems, *problems),
-            levels_checked=True,
-        )
-        self.close = slide.close
+        stored, problems = slide.info.levels, slide.info.problems
+        bad = sorted(set(range(len(stored))).difference(levels))
+        if bad:
+            left_out = ", ".join(f"{number} ({stored[number].downsample:.4g}x)" for number in bad)
+            problems += (
+                f"The lower levels {left_out} do not show what level 0 shows in the same place and are not "
+                "used; the tissue is looked for on the levels that do.",
+            )
+        kept = tuple(stored[number] for number in levels)
+        super().__init__(slide, dataclasses.replace(slide.info, levels=kept, problems=problems, levels_checked=True))
 
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
-        return self._slide.read_level(self._levels[level], region, fill)
+        """See `Slide.read_level`."""
+        return super().read_level(self._levels[level], region, fill)
 
     def is_blank(self, level: int, region: Region) -> bool:
-        return self._slide.is_blank(self._levels[level], region)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        """See `Slide.is_blank`."""
+        return super().is_blank(self._levels[level], region)
 
 
 def _regions(slide: Slide) -> list[Region]:

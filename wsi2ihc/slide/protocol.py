@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from ..arrays import RGB, RGBImage
 from ..geometry import Region, Size
@@ -149,3 +149,44 @@ class Slide(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class SlideWrapper:
+    """A slide that is read through another, and closed with it. Thread-safe, like the slide."""
+
+    def __init__(self, slide: Slide, info: SlideInfo) -> None:
+        self._slide = slide
+        self._info = info
+
+    @property
+    def path(self) -> str | Path:
+        """Path or URL that it was opened from."""
+        return self._slide.path
+
+    @property
+    def info(self) -> SlideInfo:
+        """Metadata of the slide as it is shown."""
+        return self._info
+
+    def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
+        """See `Slide.read_level`."""
+        return self._slide.read_level(level, region, fill)
+
+    def is_blank(self, level: int, region: Region) -> bool:
+        """See `Slide.is_blank`."""
+        return self._slide.is_blank(level, region)
+
+    def close(self) -> None:
+        """Close the slide."""
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...] | str:
+        return self._slide.__reduce__()

@@ -81,11 +81,6 @@ class SlideReader(ABC):
         """The facts of the slide."""
         return self._info
 
-    @property
-    def direct_levels(self) -> frozenset[int]:
-        """The levels whose tiles are decoded straight from the file (see `jpeg_tiles`)."""
-        return frozenset() if self._direct is None else self._direct.levels
-
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
         """See `Slide.read_level`.
 

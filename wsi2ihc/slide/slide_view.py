@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +13,7 @@ from ..errors import UnreadableSlideError
 from ..geometry import Region, Size
 from .level_factors import settled_levels
 from .pixels import fill_with
-from .protocol import Level, Slide, SlideInfo
+from .protocol import Level, Slide, SlideInfo, SlideWrapper
 from .reader import SlideReader
 
 _PATCH_PX = 64
@@ -29,7 +26,7 @@ _FLIPS = {2: "x", 3: "xy", 4: "y", 6: "x", 7: "xy", 8: "y"}
 """Axes along which an orientation (TIFF tag 274, EXIF) mirrors, after the transposition."""
 
 
-class SlideView:
+class SlideView(SlideWrapper):
     """An open slide, turned upright and cropped. Thread-safe, like the slide.
 
     Parameters
@@ -43,26 +40,10 @@ class SlideView:
     """
 
     def __init__(self, slide: SlideReader, levels: tuple[Level, ...], orientation: int) -> None:
-        self._slide = slide
         self._stored = levels
         self._turned = orientation in _TURNED
         self._flips = _FLIPS.get(orientation, "")
-        self._info = self._described(slide.info, orientation)
-
-    @property
-    def path(self) -> str | Path:
-        """Path or URL that it was opened from."""
-        return self._slide.path
-
-    @property
-    def info(self) -> SlideInfo:
-        """Metadata of the slide as viewed."""
-        return self._info
-
-    @property
-    def direct_levels(self) -> frozenset[int]:
-        """See `SlideReader.direct_levels`."""
-        return frozenset(level for level in self._slide.direct_levels if level < len(self._stored))
+        super().__init__(slide, self._described(slide.info, orientation))
 
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
         """See `Slide.read_level`."""
@@ -145,21 +126,6 @@ class SlideView:
                 f"{len(info.levels) - len(self._stored)} of its levels are not used: their scale cannot be determined."
             )
         return notes
-
-    def close(self) -> None:
-        """Close the slide."""
-        self._slide.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return self._slide.__reduce__()
 
 
 def as_shown(slide: SlideReader) -> Slide:

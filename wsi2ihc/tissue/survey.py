@@ -10,7 +10,16 @@ import numpy as np
 
 from ..arrays import RGB, WHITE, BoolImage, RGBImage
 from ..geometry import Region
-from ..slide import Slide, SlideInfo, WorkingGrid, agreeing_levels, known_mpp, overview_grid, read_overview
+from ..slide import (
+    Slide,
+    SlideInfo,
+    WorkingGrid,
+    agreeing_levels,
+    known_mpp,
+    level_problems,
+    overview_grid,
+    read_overview,
+)
 from .detect import find_tissue
 from .glass import find_glass
 from .mask import TissueMask
@@ -59,10 +68,8 @@ def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
         If the file is damaged.
     """
     known_mpp(slide.info)  # raises where it is not
-    checked = agreeing_levels(slide)
-    doubts = checked.info.problems[len(slide.info.problems) :]
-    slide, info = checked, checked.info
-    grid = mask_grid(info, mpp)
+    doubts, slide = level_problems(slide), agreeing_levels(slide)
+    info, grid = slide.info, mask_grid(slide.info, mpp)
     overview = _look(slide, grid)
     tissue, glass, warnings = find_tissue(overview, math.sqrt(grid.mpp[0] * grid.mpp[1]))
     logger.info("%s: %.1f %% is tissue, glass is %s (overview %s)", info.name, 100 * tissue.mean(), glass, grid.size)
@@ -121,9 +128,10 @@ def measure_glass(slide: Slide) -> tuple[RGB, tuple[str, ...]]:
     UnreadableSlideError
         If the file is damaged.
     """
+    doubts, slide = level_problems(slide), agreeing_levels(slide)
     overview = _look(slide, overview_grid(slide.info, _coarse_enough(slide.info, 1.0, GLANCE_PX)))
     glass = find_glass(overview).colour
-    return glass, _doubts(overview, np.ones(overview.shape[:2], np.bool_), glass)
+    return glass, (*doubts, *_doubts(overview, np.ones(overview.shape[:2], np.bool_), glass))
 
 
 def mask_grid(info: SlideInfo, mpp: float = DETECTION_MPP) -> WorkingGrid:

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from ..errors import UnreadableSlideError
 from ..geometry import Region, floor_to
 from ..ordered import ordered_map
 from ..plan import Window
-from ..slide import Slide, WorkingGrid, read_region
+from ..slide import Slide, SlideWrapper, WorkingGrid, agreeing_levels, read_region
 from .stages import WindowPixels
 
 logger = logging.getLogger(__name__)
@@ -27,26 +25,24 @@ PIECE_PX = 256
 """Around a damaged place, pieces of this side are tried one by one: about a storage tile, which is lost as a whole."""
 
 
-class ForgivingSlide:
+class ForgivingSlide(SlideWrapper):
     """A slide whose damaged places read as missing. Thread-safe.
 
     ``damaged`` holds the pieces (level, region) that could not be read. Pieces lie on a fixed lattice of the level, so
-    that what is lost does not depend on the region that is read.
+    that what is lost does not depend on the region that is read. Levels are compared before: the fill of a damaged
+    place would pass for a difference.
     """
 
     def __init__(self, slide: Slide) -> None:
-        self._slide = slide
+        slide = agreeing_levels(slide)
+        super().__init__(slide, slide.info)
         self._lock = threading.Lock()
-        self.path = slide.path
-        self.info = slide.info
-        self.is_blank = slide.is_blank
-        self.close = slide.close
         self.damaged: set[tuple[int, Region]] = set()
 
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
         """As `Slide.read_level`, but damaged places are ``fill``."""
         try:
-            return self._slide.read_level(level, region, fill)
+            return super().read_level(level, region, fill)
         except UnreadableSlideError as error:
             with self._lock:
                 if not self.damaged:
@@ -60,21 +56,13 @@ class ForgivingSlide:
             if (level, part) in self.damaged:
                 continue
             try:
-                read = self._slide.read_level(level, part, fill)
+                read = super().read_level(level, part, fill)
             except UnreadableSlideError:
                 with self._lock:
                     self.damaged.add((level, part))
             else:
                 pixels[shared.slices_in(region)] = read[shared.slices_in(part)]
         return pixels
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _pieces(region: Region) -> Iterator[Region]:

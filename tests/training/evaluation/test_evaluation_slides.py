@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from make_slides import halves, write_slide
 
 from wsi2ihc.arrays import RGBImage
@@ -68,6 +69,28 @@ def test_the_right_transform_finds_the_same_pixels(slides: Path) -> None:
     unplaced = evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), None, QUICK, square_um=50)
     assert unplaced.evaluation.methods[0].scores.subset().values()["stain_r"] < 0.6
     assert any("no transform" in note for note in unplaced.evaluation.notes)
+
+
+@pytest.mark.parametrize("role", ["virtual", "reference"])
+def test_levels_that_do_not_show_the_slide_are_not_used(slides: Path, tmp_path: Path, role: str) -> None:
+    images = {name: tifffile.imread(slides / f"{name}.tif") for name in ("virtual", "reference")}
+    (tmp_path / "true").mkdir()
+    for name, image in images.items():
+        write_slide(tmp_path / "true" / f"{name}.tif", image, compression="deflate")
+        lower = [np.ascontiguousarray(level[::-1, ::-1]) for level in halves(image, 4)[1:]]
+        write_slide(tmp_path / f"{name}.tif", [image, *(lower if name == role else [])], compression="deflate")
+    wrong, true = (
+        evaluate_slides(
+            str(folder / "reference.tif"), str(folder / "virtual.tif"), slides / "transform.json", QUICK, square_um=50
+        )
+        for folder in (tmp_path, tmp_path / "true")
+    )
+    np.testing.assert_array_equal(wrong.squares.chosen, true.squares.chosen)
+    for ours, theirs in zip(wrong.overviews, true.overviews, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    (note,) = set(wrong.evaluation.notes) - set(true.evaluation.notes)
+    assert note.startswith(f"{role}.tif: ")
+    assert "do not show what level 0 shows" in note
 
 
 @pytest.mark.parametrize("role", ["virtual", "reference", "he"])
