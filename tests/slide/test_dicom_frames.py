@@ -6,13 +6,16 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+from make_slides import texture
 
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import open_slide
 from wsi2ihc.slide.dicom_frames import check_frames
+from wsi2ihc.slide.openslide_reader import OpenSlideReader
 
 SLIDE = Path(__file__).parents[1] / "fuzz" / "corpus" / "dicom" / "slide.dcm"
 """96×96 px in four frames of 64×64 px."""
@@ -98,22 +101,97 @@ def test_a_header_that_is_cut_short_is_refused(tmp_path: Path) -> None:
             open_slide(path)
 
 
-def as_jpeg_2000(content: bytes) -> bytes:
-    syntax = b"1.2.840.10008.1.2.4."
-    place = content.index(syntax) + len(syntax)
-    return content[:place] + b"90" + content[place + 2 :]
+def jpeg_2000_file(path: Path, damage: int | None = None, *, table: bool = True, sparse: bool = False) -> Path:
+    """A slide of four frames, with a hole in the middle of one."""
+    content = SLIDE.read_bytes()
+    header = content[: content.index(TABLE)]
+    header = header.replace(b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.90")
+    header = header.replace(b"\x0c\x00YBR_FULL_422", b"\x04\x00RGB ")
+    if sparse:
+        header = header.replace(b"TILED_FULL", b"UNKNOWN   ")
+    image = texture(128, 128)
+    frames = []
+    for number in range(4):
+        row, column = divmod(number, 2)
+        frame = imagecodecs.jpeg2k_encode(
+            np.ascontiguousarray(image[row * 64 :, column * 64 :][:64, :64]), reversible=True, codecformat="j2k"
+        )
+        if number == damage:
+            frame = frame[:1000] + bytes(600) + frame[1600:]
+        frames.append(frame + b"\0" * (len(frame) % 2))
+    items = [b"\xfe\xff\x00\xe0" + struct.pack("<I", len(frame)) + frame for frame in frames]
+    offsets = np.cumsum([0, *(len(item) for item in items[:-1])]) if table else []
+    path.write_bytes(
+        header + TABLE + struct.pack(f"<I{len(offsets)}I", 4 * len(offsets), *offsets) + b"".join(items)
+        + b"\xfe\xff\xdd\xe0\0\0\0\0" + struct.pack("<HH2sHI", 0xFFFC, 0xFFFC, b"OB", 0, 2000) + bytes(2000)
+    )  # fmt: skip
+    return path
 
 
-def test_a_hole_among_jpeg_2000_frames_is_refused(tmp_path: Path) -> None:
-    """OpenJPEG, and so OpenSlide, would decode it into wrong pixels."""
-    content = as_jpeg_2000(SLIDE.read_bytes())
-    (tmp_path / "a.dcm").write_bytes(content[:-1200] + bytes(600) + content[-600:])
-    with pytest.raises(UnreadableSlideError, match="hold a run of zeros"):
-        open_slide(tmp_path / "a.dcm")
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("damage", [None, 0, 1, 2, 3])
+def test_a_hole_in_a_jpeg_2000_frame_is_damage_where_it_is_read(
+    tmp_path: Path, damage: int | None, table: bool
+) -> None:
+    """OpenJPEG, and so OpenSlide, would decode it into wrong pixels. What follows the frames is padding."""
+    with open_slide(jpeg_2000_file(tmp_path / "a.dcm", damage, table=table)) as slide:
+        for number in range(4):
+            row, column = divmod(number, 2)
+            region = Region(column * 64, row * 64, 32, 32)
+            if number == damage:
+                with pytest.raises(UnreadableSlideError, match=f"px x {region.x}, y {region.y} .* run of zeros"):
+                    slide.read_level(0, region)
+            else:
+                np.testing.assert_array_equal(
+                    slide.read_level(0, region), texture(128, 128)[region.slices_in(Region(0, 0, 128, 128))]
+                )
 
 
-def test_zeros_behind_the_frames_are_padding(tmp_path: Path) -> None:
-    content = as_jpeg_2000(SLIDE.read_bytes())
-    padding = struct.pack("<HH2sHI", 0xFFFC, 0xFFFC, b"OB", 0, 2000) + bytes(2000)
-    (tmp_path / "a.dcm").write_bytes(content + padding)
-    check_frames(tmp_path / "a.dcm")
+@pytest.mark.parametrize("table", [True, False])
+def test_a_hole_in_frames_of_unknown_place_is_damage_of_the_level(tmp_path: Path, table: bool) -> None:
+    region = Region(0, 0, 32, 32)
+    for damage, hole in ((None, None), (3, region)):
+        (frames,) = check_frames(jpeg_2000_file(tmp_path / "a.dcm", damage, table=table, sparse=True))
+        assert frames.hole(region) == hole
+
+
+def test_a_hole_across_frames_is_found_from_both(tmp_path: Path) -> None:
+    path = jpeg_2000_file(tmp_path / "a.dcm")
+    content = bytearray(path.read_bytes())
+    (frames,) = check_frames(path)
+    assert frames.hole(Region(0, 0, 96, 96)) is None
+    (frames,) = check_frames(path)
+    second = offsets_of(bytes(content))[1] + content.index(TABLE) + len(TABLE) + 20
+    content[second - 300 : second + 300] = bytes(600)
+    path.write_bytes(content)
+    assert frames.hole(Region(0, 0, 64, 64)) == Region(0, 0, 64, 64)
+    assert frames.hole(Region(64, 0, 32, 64)) == Region(64, 0, 64, 64)
+    assert frames.hole(Region(64, 64, 32, 32)) is None
+
+
+def test_opening_reads_no_frames_but_those_that_are_probed(tmp_path: Path) -> None:
+    path = jpeg_2000_file(tmp_path / "a.dcm")
+    with open_slide(path) as slide:
+        assert isinstance(slide, OpenSlideReader)
+        (frames,) = slide._jpeg_2000
+        assert frames._intact.sum() == 1
+        slide.read_level(0, Region(0, 0, 96, 96))
+        assert frames._intact.all()
+
+
+def undefined(tag: tuple[int, int], kind: bytes, value: bytes) -> bytes:
+    """A sequence of undefined length with one item."""
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff" + value + b"\xfe\xff\x0d\xe0" + bytes(4)
+    return struct.pack("<HH2sHI", *tag, kind, 0, 2**32 - 1) + item + b"\xfe\xff\xdd\xe0" + bytes(4)
+
+
+@pytest.mark.parametrize("tag", [(0x0029, 0x1010), (0x5200, 0x9230)])
+@pytest.mark.parametrize("kind", [b"SQ", b"UN"])
+def test_tables_behind_long_sequences_are_checked(tmp_path: Path, tag: tuple[int, int], kind: bytes) -> None:
+    content = with_offsets(changed(1, 7))
+    inner = struct.pack("<HHI", 0x0018, 0x0050, 4) if kind == b"UN" else struct.pack("<HH2sH", 0x18, 0x50, b"DS", 4)
+    place = content.index(b"\x48\x00\x06\x00UL") if tag[0] < 0x48 else content.index(TABLE)
+    path = tmp_path / "slide.dcm"
+    path.write_bytes(content[:place] + undefined(tag, kind, inner + b"0.01") + content[place:])
+    with pytest.raises(UnreadableSlideError, match="offsets of its frames"):
+        check_frames(path)

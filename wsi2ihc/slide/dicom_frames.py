@@ -8,114 +8,223 @@ increase, that size is negative, and the process crashes with a segmentation fau
 from __future__ import annotations
 
 import mmap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import UnreadableSlideError
+from ..geometry import Region, Size
+from .dicom_header import PIXELS, SERIES_UID, TRANSFER_SYNTAX, find_elements, text_of
 
-_PREAMBLE_BYTES = 128
-_SERIES = b"\x20\x00\x0e\x00UI"
-_SYNTAX = b"\x02\x00\x10\x00UI"
-_ENCAPSULATED = (b"1.2.840.10008.1.2.4.", b"1.2.840.10008.1.2.5")
-_FRAMES = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0"
-"""Header of pixel data of undefined length, and tag of its first item, the offset table."""
+_ENCAPSULATED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")
+_JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+_FRAME_COUNT, _ORGANIZATION, _EXTENDED_OFFSETS = (0x0028, 0x0008), (0x0020, 0x9311), (0x7FE0, 0x0001)
+_TILE_HEIGHT, _TILE_WIDTH, _WIDTH, _HEIGHT = (0x0028, 0x0010), (0x0028, 0x0011), (0x0048, 0x0006), (0x0048, 0x0007)
+_SIDES = (_TILE_HEIGHT, _TILE_WIDTH, _WIDTH, _HEIGHT)
+_WANTED = frozenset({TRANSFER_SYNTAX, SERIES_UID, PIXELS, _FRAME_COUNT, _ORGANIZATION, _EXTENDED_OFFSETS, *_SIDES})
 
-_END_OF_FRAMES = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
-
-_EXTENDED = b"\xe0\x7f\x01\x00OV\x00\x00"
-"""Header of the extended offset table, with offsets of 64 bits."""
-
-_JPEG_2000 = (b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.4.91")
-_HOLE_BYTES = 512
-"""Run of zeros that JPEG 2000 encoders do not write; the smallest block that a file system loses."""
-
+_ITEM, _END_OF_FRAMES = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _ITEM_BYTES = 8
 """Tag and length before each frame."""
 
-_LONGEST_HEADER_BYTES = 256 << 20
-"""A slide of 500,000 frames that states the position of each has about 100 MB before its pixels."""
+_HOLE_BYTES = 512
+"""Run of zeros that JPEG 2000 encoders do not write; the smallest block that a file system loses."""
+
+HOLE = "its JPEG 2000 frame holds a run of zeros, as an interrupted copy leaves it"
 
 
-def check_frames(file: Path) -> None:
-    """Check a DICOM file, and the files beside it that belong to its series. Other files pass.
+class Jpeg2000Frames:
+    """The JPEG 2000 frames of a DICOM file, each of which is checked once. Thread-safe.
+
+    Parameters
+    ----------
+    file
+        The file.
+    size
+        Of the level; None if it is not stated.
+    tile
+        Size of a frame; None if it is not stated.
+    in_order
+        Whether the frames are stated to be the tiles of the level, row by row.
+    count
+        How many frames are stated.
+    table
+        Place of the offset table, the item before the frames.
+    offsets
+        Of the frames, from the end of the table; empty if the file does not state them.
+    """
+
+    def __init__(
+        self, file: Path, size: Size | None, tile: Size | None, in_order: bool, count: int, table: int,
+        offsets: npt.NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        self.size = size
+        self._file, self._table, self._offsets = file, table, offsets
+        self._tile, self._across, self._count = tile or Size(1, 1), 1, 0
+        if size is not None and tile is not None and in_order:
+            self._across = -(-size.width // tile.width)
+            self._count = count if count == self._across * -(-size.height // tile.height) else 0
+        self._lock = threading.Lock()
+        self._starts: npt.NDArray[np.int64] | None = None
+        self._intact = np.zeros(0, np.bool_)
+
+    def hole(self, region: Region) -> Region | None:
+        """Return a tile with a hole in a region of the level, both in px; the region if it is not known in which tile.
+
+        Frames that were checked before are not read again.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        """
+        with self._lock:
+            if self._starts is None:
+                with _mapped(self._file) as content:
+                    self._starts = self._find_frames(content)
+                self._intact = np.zeros(len(self._starts) - 1, np.bool_)
+        starts, tile = self._starts, self._tile
+        is_tiled = len(self._intact) == self._count
+        numbers = [0]
+        if is_tiled:
+            rows = range(region.y // tile.height, -(-region.bottom // tile.height))
+            columns = range(region.x // tile.width, -(-region.right // tile.width))
+            numbers = [row * self._across + column for row in rows for column in columns]
+        unknown = [number for number in numbers if not self._intact[number]]
+        if not unknown:
+            return None
+        with _mapped(self._file) as content:
+            for number in unknown:
+                # A run that begins or ends in a neighbor counts; padding may follow the last frame.
+                first = max(int(starts[number]) - _HOLE_BYTES + 1, int(starts[0]))
+                last = min(int(starts[number + 1]) + _HOLE_BYTES - 1, int(starts[-1]))
+                if content.find(bytes(_HOLE_BYTES), first, last) < 0:
+                    self._intact[number] = True
+                elif is_tiled:
+                    row, column = divmod(number, self._across)
+                    return Region(column * tile.width, row * tile.height, tile.width, tile.height)
+                else:
+                    return region
+        return None
+
+    def _find_frames(self, content: mmap.mmap) -> npt.NDArray[np.int64]:
+        """Return where each frame starts, and where the last one ends; all as one if that is not known."""
+        first = self._table + _ITEM_BYTES + _length(content, self._table)
+        if self._count and len(self._offsets) == self._count:
+            starts = (first + self._offsets).tolist()
+            return np.array([*starts, max(_items(content, starts[-1]), default=len(content))], np.int64)
+        ends = list(_items(content, first)) if self._count else []
+        if self._count and len(ends) == self._count:
+            return np.array([first, *ends], np.int64)
+        end = content.rfind(_END_OF_FRAMES)
+        return np.array([first, end if end > first else len(content)], np.int64)
+
+
+def check_frames(file: Path) -> tuple[Jpeg2000Frames, ...]:
+    """Check the headers of a DICOM file, and of the files beside it that belong to its series. Other files pass.
+
+    Returns
+    -------
+    tuple
+        The JPEG 2000 frames of these files, which are to be checked before they are read.
 
     Raises
     ------
     UnreadableSlideError
-        If the offsets of a table do not increase, or JPEG 2000 frames have holes.
+        If the offsets of a table do not increase, or compressed pixels are not found.
     """
-    series = _checked(file, None)
-    if not series:
-        return
-    for other in sorted(file.parent.iterdir()):
-        if other != file and other.is_file():
-            _checked(other, series)
+    found = _checked(file, None)
+    if not found.series:
+        return ()
+    others = [_checked(other, found.series) for other in sorted(file.parent.iterdir()) if other != file]
+    return tuple(one.frames for one in (found, *others) if one.frames is not None)
 
 
-def _checked(file: Path, only: bytes | None) -> bytes:
-    """Check a file and return its series; b"" if it is not DICOM, or not of the series ``only``."""
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """Series of a file, "" if it is not DICOM or of another series; and its frames, if they are JPEG 2000."""
+
+    series: str = ""
+    frames: Jpeg2000Frames | None = None
+
+
+def _checked(file: Path, only: str | None) -> _Checked:
     try:
-        with file.open("rb") as opened:
-            start = opened.read(_PREAMBLE_BYTES + 4)
-            if start[_PREAMBLE_BYTES:] != b"DICM":
-                return b""
-            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                series = _text(content, _SERIES)
-                if only is not None and series != only:
-                    return b""
-                syntax = _text(content, _SYNTAX)
-                if syntax.startswith(_ENCAPSULATED):
-                    _check_table(file.name, content)
-                if syntax in _JPEG_2000:
-                    _check_holes(file.name, content)
-                return series
+        if not file.is_file():
+            return _Checked()
+        with _mapped(file) as content:
+            found = find_elements(content, _WANTED)
+            series = text_of(content, found.get(SERIES_UID))
+            if not series or only not in (None, series):
+                return _Checked()
+            syntax = text_of(content, found.get(TRANSFER_SYNTAX))
+            if not syntax.startswith(_ENCAPSULATED):
+                return _Checked(series)
+            pixels = found.get(PIXELS)
+            if pixels is None or content[pixels.start : pixels.start + 4] != _ITEM:
+                raise UnreadableSlideError(
+                    f"{file.name}: it is damaged: its header leads to no frames; copy it again from its source"
+                )
+            offsets = _offsets(file.name, content, pixels.start, found.get(_EXTENDED_OFFSETS))
+            if syntax not in _JPEG_2000:
+                return _Checked(series)
+            sides = {tag: int.from_bytes(content[found[tag]][:4], "little") for tag in _SIDES if tag in found}
+            size, tile = (
+                Size(sides[width], sides[height]) if sides.get(width) and sides.get(height) else None
+                for width, height in ((_WIDTH, _HEIGHT), (_TILE_WIDTH, _TILE_HEIGHT))
+            )
+            count = text_of(content, found.get(_FRAME_COUNT)).strip()[:12]
+            frames = Jpeg2000Frames(
+                file,
+                size,
+                tile,
+                text_of(content, found.get(_ORGANIZATION)).strip() == "TILED_FULL",
+                int(count) if count.isdecimal() else 0,
+                pixels.start,
+                offsets,
+            )
+            return _Checked(series, frames)
     except UnreadableSlideError:
         raise
     except (OSError, ValueError):  # OpenSlide reports what is wrong
-        return b""
+        return _Checked()
 
 
-def _check_table(name: str, content: mmap.mmap) -> None:
-    place = content.find(_FRAMES, 0, _LONGEST_HEADER_BYTES)
-    if place < 0:
-        return
-    basic = np.frombuffer(_long_value(content, place + len(_FRAMES), 4), "<u4").astype(np.int64)
-    extended = content.find(_EXTENDED, 0, place)
-    wide = b"" if extended < 0 else _long_value(content, extended + len(_EXTENDED), 8)
-    for offsets in (basic, np.frombuffer(wide, "<i8")):
+def _offsets(name: str, content: mmap.mmap, table: int, extended: slice | None) -> npt.NDArray[np.int64]:
+    """Check the tables of offsets, and return one that has some."""
+    place = slice(table + _ITEM_BYTES, table + _ITEM_BYTES + _length(content, table))
+    basic = np.frombuffer(_whole(content[place], 4), "<u4").astype(np.int64)
+    wide = np.frombuffer(b"" if extended is None else _whole(content[extended], 8), "<i8")
+    for offsets in (basic, wide):
         if len(offsets) and (offsets[0] != 0 or (np.diff(offsets) < _ITEM_BYTES).any()):
             raise UnreadableSlideError(
                 f"{name}: it is damaged: the offsets of its frames do not increase; copy it again from its source"
             )
+    return basic if len(basic) else wide
 
 
-def _check_holes(name: str, content: mmap.mmap) -> None:
-    """Search the frames for runs of zeros; this reads the whole file, at the speed of the disk."""
-    place = content.find(_FRAMES, 0, _LONGEST_HEADER_BYTES)
-    if place < 0:
-        return
-    start = place + len(_FRAMES)
-    first = start + 4 + int.from_bytes(content[start : start + 4], "little")
-    end = content.rfind(_END_OF_FRAMES)  # padding may follow
-    if content.find(bytes(_HOLE_BYTES), first, end if end > first else len(content)) >= 0:
-        raise UnreadableSlideError(
-            f"{name}: it is damaged: its JPEG 2000 frames hold a run of zeros, as an interrupted copy leaves them; "
-            "copy it again from its source"
-        )
+def _items(content: mmap.mmap, at: int) -> Iterator[int]:
+    """Yield where each item ends, from the one that starts at a place."""
+    while content[at : at + 4] == _ITEM:
+        at = min(at + _ITEM_BYTES + _length(content, at), len(content))
+        yield at
 
 
-def _long_value(content: mmap.mmap, place: int, unit: int) -> bytes:
-    """Value that follows its length of 32 bits, cut to whole units."""
-    size = int.from_bytes(content[place : place + 4], "little")
-    value = content[place + 4 : place + 4 + size]
+def _length(content: mmap.mmap, item: int) -> int:
+    return int.from_bytes(content[item + 4 : item + _ITEM_BYTES], "little")
+
+
+def _whole(value: bytes, unit: int) -> bytes:
+    """Cut a value to whole units."""
     return value[: len(value) // unit * unit]
 
 
-def _text(content: mmap.mmap, element: bytes) -> bytes:
-    """Value of the first element with this tag and type; b"" if the first megabyte has none."""
-    place = content.find(element, 0, 1 << 20)
-    if place < 0:
-        return b""
-    start = place + len(element) + 2
-    return content[start : start + int.from_bytes(content[start - 2 : start], "little")].rstrip(b"\0 ")
+@contextmanager
+def _mapped(file: Path) -> Iterator[mmap.mmap]:
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content

@@ -12,7 +12,7 @@ from PIL import Image
 from ..arrays import RGB, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region, Size, floor_to
-from .dicom_frames import check_frames
+from .dicom_frames import HOLE, check_frames
 from .facts import (
     both,
     changed_at,
@@ -86,7 +86,7 @@ class OpenSlideReader(SlideReader):
         super().__init__(path, path.name)
         self._file = path
         self._lock = threading.Lock()
-        check_frames(path)
+        self._jpeg_2000 = check_frames(path)
         self._handle: openslide.OpenSlide | None = self._open()
         try:
             self._check_tiles(self._handle)
@@ -189,10 +189,24 @@ class OpenSlideReader(SlideReader):
             self.tag_factors = facts.tag_factors if facts is not None and known else (None,) * count
 
     def _read_into(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
+        self._check_holes(level, region)
         for block, part in self._blocks(level, region):
             image = self._read_block(level, block)
             rows, columns = part.slices_in(block)
             out[part.slices_in(region)] = composited(image, fill)[rows, columns]
+
+    def _check_holes(self, level: int, region: Region) -> None:
+        """Refuse JPEG 2000 frames of DICOM files that OpenSlide would decode into wrong pixels."""
+        size, downsample = self._info.levels[level].size, self._info.levels[level].downsample
+        for frames in self._jpeg_2000:
+            if frames.size not in (size, None):
+                continue
+            try:
+                hole = frames.hole(region)
+            except OSError as error:
+                raise damaged(self._name, region, downsample, self._reason(error)) from error
+            if hole is not None:
+                raise damaged(self._name, hole, downsample, HOLE)
 
     def _blocks(self, level: int, region: Region) -> Iterator[tuple[Region, Region]]:
         """Pieces to ask for, in px of the level, and what of each belongs to ``region``.
