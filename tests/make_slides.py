@@ -19,6 +19,7 @@ import numpy.typing as npt
 import PIL.Image
 import tifffile
 
+from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.slide import Slide
 from wsi2ihc.slide.reader import SlideReader
 from wsi2ihc.slide.slide_view import SlideView
@@ -34,6 +35,15 @@ def texture(width: int, height: int, seed: int = 0) -> Image:
         coarse = rng.normal(size=(-(-height // cell) + 1, -(-width // cell) + 1, 3)).astype(np.float32)
         image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR) * (12 + 2 * cell**0.5)
     return np.clip(image + np.float32([190, 130, 180]), 0, 255).astype(np.uint8)
+
+
+def tissue_on_glass(width: int, height: int, tissue: tuple[int, int, int, int]) -> Image:
+    """(height, width, 3) uint8 of background, with one piece of tissue at (x, y, width, height)."""
+    picture = np.empty((height, width, 3), np.uint8)
+    picture[:] = 243, 241, 240
+    left, top, across, down = tissue
+    picture[top : top + down, left : left + across] = synthetic_tissue(across, down, seed=3)
+    return picture
 
 
 def halves(image: Image, levels: int, factor: int = 2) -> list[Image]:
@@ -167,6 +177,11 @@ def _layout(level: Image, how: TiffSlide) -> dict[str, Any]:
         options["compression"] = _CODES[how.compression]
         options["predictor"] = how.predictor
     return options
+
+
+def write_exact(path: Path, image: Image) -> Path:
+    """Write an image as an Aperio slide of two levels, whose pixels come back exactly."""
+    return write_slide(path, halves(image, 2), style="aperio", compression="deflate", tile=256, mpp=0.5)
 
 
 def _tiles(level: Image, number: int, how: TiffSlide) -> Iterator[bytes]:

@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from make_slides import halves, write_slide
+from make_slides import tissue_on_glass, write_exact
 
+import wsi2ihc
 from wsi2ihc.arrays import RGBImage
-from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
 from wsi2ihc.generator.spec import GeneratorSpec
 from wsi2ihc.pyramid import PyramidOptions
+from wsi2ihc.slide import Slide
 from wsi2ihc.translation.options import TranslateOptions
-
-GLASS = (243, 241, 240)
 
 LOSSLESS = PyramidOptions(compression="deflate", tile_px=64)
 
@@ -41,17 +39,19 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def picture() -> RGBImage:
     """460×430 px, tissue in the middle 300×290."""
-    picture = np.empty((430, 460, 3), dtype=np.uint8)
-    picture[:] = GLASS
-    picture[83:373, 81:381] = synthetic_tissue(300, 290, seed=3)
-    return picture
+    return tissue_on_glass(460, 430, (81, 83, 300, 290))
 
 
 @pytest.fixture(scope="session")
 def slide_file(picture: RGBImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The picture as a slide whose pixels come back exactly."""
-    path = tmp_path_factory.mktemp("slides") / "tissue.svs"
-    return write_slide(path, halves(picture, 2), style="aperio", compression="deflate", tile=256, mpp=0.5)
+    return write_exact(tmp_path_factory.mktemp("slides") / "tissue.svs", picture)
+
+
+@pytest.fixture
+def slide(slide_file: Path) -> Iterator[Slide]:
+    with wsi2ihc.open_slide(slide_file) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

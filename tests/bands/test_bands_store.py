@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,6 @@ from wsi2ihc.translation.identity import identity
 from wsi2ihc.translation.options import TranslateOptions
 
 IDENTITY = wsi2ihc.load_generator("identity")
-
-
-@pytest.fixture
-def slide(slide_file: Path) -> Iterator[Slide]:
-    with wsi2ihc.open_slide(slide_file) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +24,6 @@ from wsi2ihc.slide import Slide
 from wsi2ihc.translation.options import TranslateOptions
 
 IDENTITY = wsi2ihc.load_generator("identity")
-
-
-@pytest.fixture
-def slide(slide_file: Path) -> Iterator[Slide]:
-    with wsi2ihc.open_slide(slide_file) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi2ihc.arrays import WHITE
 from wsi2ihc.errors import MissingResolutionError, TransformError
 from wsi2ihc.geometry import Region, Size
 from wsi2ihc.registration.transform import (
@@ -220,8 +219,8 @@ def test_points_have_two_coordinates() -> None:
 def test_frame_of_a_slide() -> None:
     size = Size(30, 20)
     info = SlideInfo(
-        "a.svs", "openslide", "aperio", (Level(size, 1.0),), (0.5, 0.25), "slide", 20.0, Region(0, 0, 30, 20), WHITE,
-        None, "abc",
+        name="a.svs", reader="openslide", vendor="aperio", levels=(Level(size, 1.0),), mpp=(0.5, 0.25),
+        mpp_source="slide", bounds=Region(0, 0, 30, 20), quickhash="abc",
     )  # fmt: skip
     frame = frame_of(info)
     assert (frame.name, frame.size, frame.mpp, frame.quickhash) == ("a.svs", size, (0.5, 0.25), "abc")

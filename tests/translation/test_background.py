@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from make_slides import halves, write_slide
+from make_slides import tissue_on_glass, write_exact, write_slide
 from torch import nn
 
 import wsi2ihc
@@ -19,23 +19,18 @@ from wsi2ihc.generator.networks import ResnetGenerator, UnetGenerator
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.translation.options import TranslateOptions
 
-GLASS = (243, 241, 240)
 LOSSLESS = PyramidOptions(compression="deflate", tile_px=128)
 
 
 @pytest.fixture(scope="module")
 def picture() -> RGBImage:
     """640×576 px, tissue in the middle 300×260."""
-    picture = np.empty((576, 640, 3), np.uint8)
-    picture[:] = GLASS
-    picture[150:410, 160:460] = synthetic_tissue(300, 260, seed=3)
-    return picture
+    return tissue_on_glass(640, 576, (160, 150, 300, 260))
 
 
 @pytest.fixture(scope="module")
 def slide_file(picture: RGBImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("slides") / "tissue.svs"
-    return write_slide(path, halves(picture, 2), style="aperio", compression="deflate", tile=256, mpp=0.5)
+    return write_exact(tmp_path_factory.mktemp("slides") / "tissue.svs", picture)
 
 
 def with_norms(module: nn.Module, kind: str) -> nn.Module:

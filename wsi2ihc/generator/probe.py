@@ -1,27 +1,38 @@
-"""One forward pass over a small synthetic H&E image, to find weights that are finite but useless."""
+"""Find weights that are finite but useless, by what a network makes of an image."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from ..arrays import RGBImage
 from ..errors import ModelError
-from .pixels import to_network, to_pixels
-from .reach import dependency
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _SIDE_PX = 64
 _LEAST_SPREAD = 1.0
 """Gray levels between the brightest and darkest pixel of a channel; rounding of a constant image gives no more."""
-_MOST_SATURATED = 0.995
+_MOST_SATURATED = 0.98
+"""Fraction of values at 0 or 255."""
 
 _BACKGROUND, _EOSIN, _NUCLEI = (242, 240, 241), (222, 150, 190), (92, 66, 140)
 
 log = logging.getLogger(__name__)
+
+
+def describe_fault(output: RGBImage) -> str:
+    """Say what is wrong with the output for an image with structure: one color, or only 0 and 255; "" if neither."""
+    values = output.reshape(-1, 3)
+    if (np.ptp(values, axis=0) <= _LEAST_SPREAD).all():
+        return f"a single color, {tuple(values[0].tolist())}"
+    if np.isin(values, (0, 255)).mean() > _MOST_SATURATED:
+        return "nothing but 0 and 255"
+    return ""
 
 
 def check_response(module: nn.Module, name: str) -> None:
@@ -39,6 +50,11 @@ def check_response(module: nn.Module, name: str) -> None:
     ModelError
         If a layer's output is not finite, naming the layer.
     """
+    import torch
+
+    from .pixels import to_network, to_pixels
+    from .reach import dependency
+
     side = max(_SIDE_PX, dependency(module).lattice_px)
     pixels = torch.from_numpy(_synthetic_tissue(side))[None]
     hooks = [
@@ -48,19 +64,17 @@ def check_response(module: nn.Module, name: str) -> None:
     ]
     try:
         with torch.inference_mode():
-            output = to_pixels(module(to_network(pixels)))[0].float()
+            output = to_pixels(module(to_network(pixels)))[0].numpy()
     finally:
         for hook in hooks:
             hook.remove()
-    spread = output.flatten(0, 1).amax(0) - output.flatten(0, 1).amin(0)
-    saturated = float(((output == 0) | (output == 255)).float().mean())
-    if bool((spread <= _LEAST_SPREAD).all()):
-        log.warning("the model %s makes one color of a whole test image; its weights may be untrained", name)
-    elif saturated > _MOST_SATURATED:
-        log.warning("the model %s makes a test image almost wholly black or white; its weights may be damaged", name)
+    if fault := describe_fault(output):
+        log.warning("the model %s answers a test image with %s: its weights may be damaged or untrained", name, fault)
 
 
 def _finite(layer: str, name: str) -> Callable[[nn.Module, object, Tensor], None]:
+    import torch
+
     def check(_: nn.Module, __: object, output: Tensor) -> None:
         if not bool(torch.isfinite(output).all()):
             raise ModelError(

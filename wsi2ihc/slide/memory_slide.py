@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..arrays import RGB, WHITE, RGBImage
+from ..arrays import RGB, RGBImage
 from ..geometry import Region, Size
 from .pixels import fill_with
 from .protocol import Level, SlideInfo
@@ -35,10 +35,7 @@ class MemorySlide:
             levels=(Level(size, 1.0),),
             mpp=mpp,
             mpp_source="stated",
-            magnification=None,
             bounds=Region(0, 0, size.width, size.height),
-            background=WHITE,
-            icc_profile=None,
             quickhash="",
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from ..arrays import RGB, RGBImage
+from ..arrays import RGB, WHITE, RGBImage
 from ..geometry import Region, Size
 
 
@@ -48,7 +48,7 @@ class ImageEntry:
     chosen: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlideInfo:
     """The facts of an open slide.
 
@@ -77,10 +77,10 @@ class SlideInfo:
     levels: tuple[Level, ...]
     mpp: tuple[float, float] | None
     mpp_source: str
-    magnification: float | None
+    magnification: float | None = None
     bounds: Region
-    background: RGB
-    icc_profile: bytes | None
+    background: RGB = WHITE
+    icc_profile: bytes | None = None
     quickhash: str
     changed_at: int | None = None
     problems: tuple[str, ...] = ()

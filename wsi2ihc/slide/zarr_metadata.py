@@ -150,7 +150,7 @@ def _channels(omero: Any) -> str:
     return "rgb" if colors == _RGB_COLORS else "other"
 
 
-def pixel_kind(image: Multiscale, shape: Sequence[int], dtype: str) -> PixelKind:
+def multiscale_kind(image: Multiscale, shape: Sequence[int], dtype: str) -> PixelKind:
     """Determine the kind of the pixels of level 0."""
     if len(shape) != len(image.axes):
         return PixelKind(0, 0, f"have {len(shape)} axes, while the metadata name {len(image.axes)}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from ..arrays import RGB, WHITE, RGBImage
+from ..arrays import RGB, RGBImage
 from ..errors import OptionError, SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
 from .facts import changed_at, checked_levels, identity_of_choice, remarks
@@ -26,7 +26,15 @@ from .pixel_kinds import PixelKind
 from .protocol import ImageEntry, SlideInfo
 from .reader import SlideReader
 from .resolution import Mpp, Stated, resolve
-from .zarr_metadata import MAX_METADATA_BYTES, METADATA, Multiscale, NotAnImageError, multiscale_of, pixel_kind, size_in
+from .zarr_metadata import (
+    MAX_METADATA_BYTES,
+    METADATA,
+    Multiscale,
+    NotAnImageError,
+    multiscale_kind,
+    multiscale_of,
+    size_in,
+)
 
 if TYPE_CHECKING:
     import zarr
@@ -206,10 +214,7 @@ class ZarrReader(SlideReader):
             mpp=resolution.mpp,
             mpp_source=resolution.source,
             mpp_option=resolution.option,
-            magnification=None,
             bounds=Region(0, 0, full.width, full.height),
-            background=WHITE,
-            icc_profile=None,
             quickhash=identity_of_choice(self._hash(), choice),
             changed_at=self._changed_at(),
             problems=(*resolution.problems, *remarks(levels, None, None), *filter(None, notes)),
@@ -294,4 +299,4 @@ def _image(number: int, name: str, group: zarr.Group, multiscale: Multiscale) ->
     levels.sort(key=lambda pair: -pair[1].size)
     multiscale = dataclasses.replace(multiscale, levels=tuple(level for level, _ in levels))
     known = tuple(array for _, array in levels)
-    return _ZarrImage(number, name, multiscale, known, pixel_kind(multiscale, known[0].shape, str(known[0].dtype)))
+    return _ZarrImage(number, name, multiscale, known, multiscale_kind(multiscale, known[0].shape, str(known[0].dtype)))

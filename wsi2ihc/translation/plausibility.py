@@ -6,6 +6,7 @@ import numpy as np
 
 from ..arrays import RGBImage
 from ..errors import UnreadableSlideError
+from ..generator.probe import describe_fault
 from ..geometry import Region, ceil_to
 from ..plan import Plan, Window
 from .machine import Machine
@@ -16,9 +17,6 @@ PLACES, CORE_PX = 2, 128
 
 STRUCTURE = 3.0
 """Smallest standard deviation, in gray levels, of a place with tissue."""
-
-SATURATED_SHARE = 0.98
-"""Fraction of values at 0 or 255 above which an output counts as saturated."""
 
 
 def doubtful_answers(machine: Machine, scene: Scene, plan: Plan, name: str) -> tuple[str, ...]:
@@ -33,15 +31,8 @@ def doubtful_answers(machine: Machine, scene: Scene, plan: Plan, name: str) -> t
     outputs = [output for window in windows if (output := _output(machine, scene, window)) is not None]
     if not outputs:
         return ()
-    values = np.concatenate([output.reshape(-1, 3) for output in outputs])
-    if (values == values[0]).all():
-        return (
-            f"model {name} answers tissue with a single color, {tuple(values[0].tolist())}: "
-            "its weights are unusable, or it needs more training",
-        )
-    if float(np.isin(values, (0, 255)).mean()) > SATURATED_SHARE:
-        return (f"model {name} answers tissue with nothing but 0 and 255: its weights are unusable",)
-    return ()
+    fault = describe_fault(np.concatenate(outputs))
+    return (f"model {name} answers tissue with {fault}: its weights are unusable or untrained",) if fault else ()
 
 
 def _output(machine: Machine, scene: Scene, window: Window) -> RGBImage | None:
