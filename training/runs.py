@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OutputError, OutputExistsError, TrainingError
+from wsi2ihc.files import json_bytes
 from wsi2ihc.locks import LOCK, locked
 
 from .files import write_whole
@@ -127,4 +127,4 @@ def write_json(path: Path, value: Any) -> None:
     OutputError
         If it cannot be written.
     """
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_whole(path, json_bytes(value))

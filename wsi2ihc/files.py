@@ -1,4 +1,4 @@
-"""Open regular files only: not pipes or devices, which block or never end, and only up to a bounded size."""
+"""Open regular files of a bounded size, never pipes or devices, which block or never end; JSON files."""
 
 from __future__ import annotations
 
@@ -78,6 +78,15 @@ def read_json(path: str | Path, largest_bytes: int = LARGEST_JSON_BYTES) -> Any:
         return json.loads(read_regular(path, largest_bytes))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def json_bytes(value: object, indent: int = 2) -> bytes:
+    r"""Encode a value as the content of a JSON file.
+
+    Bytes of file names that are not UTF-8 are escaped (``\\udcff``), and `read_json` restores them.
+    """
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def open_without_following(path: Path, flags: int) -> int:

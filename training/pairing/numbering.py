@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OutputError
+from wsi2ihc.files import json_bytes
 
 from ..data.pairs import Role
 from ..data.table import STATEMENT_NAME, TABLE_NAME
@@ -73,7 +73,7 @@ def place_patches(
         REJECTED_NAME: rejected_csv(slides, statement.mpp),
     }
     facts = dataset_facts(slides, splits, statement)
-    final = (json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    final = json_bytes(facts)
     files = {PLACES_NAME: journal, **tables, STATEMENT_NAME: final}
     try:
         if any(_content(store.folder / name) != content for name, content in files.items()):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsi2ihc.files import read_json
+from wsi2ihc.files import json_bytes, read_json
 
 from ..files import write_whole
 
@@ -87,8 +87,8 @@ def write_record(folder: Path, record: SlideRecord) -> None:
     }
     # One line per patch: there are thousands, and people look at these files.
     patches = ",\n".join(json.dumps(dataclasses.asdict(patch), allow_nan=False) for patch in record.patches)
-    text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    write_whole(folder / RECORD_NAME, f'{text},\n "patches": [\n{patches}\n]\n}}\n'.encode())
+    text = json_bytes(head, indent=1).removesuffix(b"\n}\n")
+    write_whole(folder / RECORD_NAME, text + f',\n "patches": [\n{patches}\n]\n}}\n'.encode())
 
 
 def read_record(folder: Path) -> SlideRecord | None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.files import read_json
+from wsi2ihc.files import json_bytes, read_json
 from wsi2ihc.locks import LOCK, locked
 
 from ..files import cannot_write, write_whole
@@ -157,13 +157,13 @@ def open_store(folder: Path, options: Mapping[str, Any]) -> Iterator[PairsStore]
     OutputError
         If it is a file, cannot be written, or another run is writing it.
     """
-    content = json.dumps(FORMAT | {"options": options}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    content = json_bytes(FORMAT | {"options": options}, indent=1)
     _check_folder(folder, json.loads(content)["options"])
     with locked(folder, f"another run is writing the data set {folder}; wait for it, or choose another folder"):
         _check_folder(folder, json.loads(content)["options"])  # again, now that nobody else can begin one
         _remove_leftovers(folder)
         if not (folder / STORE_NAME).exists():
-            write_whole(folder / STORE_NAME, content.encode())
+            write_whole(folder / STORE_NAME, content)
         store = PairsStore(folder, options)
         for record in sorted(folder.glob(f"slides/*/{places.ATTEMPT_NAME}/{RECORD_NAME}")):  # a run was killed then
             slide = record.parent.parent

@@ -7,13 +7,12 @@ other runs, and takes the folder's place at the end. What a killed run left ther
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.files import read_json
+from wsi2ihc.files import json_bytes, read_json
 from wsi2ihc.locks import locked
 
 from ..files import cannot_write, make_folder, write_whole
@@ -161,8 +160,7 @@ def _rendered(report: Report) -> dict[str, bytes]:
     head = {"format": FORMAT, "version": VERSION, FILES_KEY: list(files)}
     if clash := head.keys() & report.data.keys():
         raise ValueError(f"the data of a report may not be named {', '.join(sorted(clash))}")
-    text = json.dumps(head | dict(report.data), indent=2, allow_nan=False, ensure_ascii=False)
-    return files | {JSON_NAME: encoded_text(text + "\n")}
+    return files | {JSON_NAME: json_bytes(head | dict(report.data))}
 
 
 def _clear(partial: Path, place: Path) -> None:

@@ -95,7 +95,7 @@ def ome_xml(image: OmeImage) -> str:
 
 def _add_image(root: ET.Element, image: OmeImage, has_annotation: bool) -> None:
     element = ET.SubElement(root, "Image", ID="Image:0", Name=_clean(image.name))
-    ET.SubElement(element, "Description").text = f"{image.notice} {_clean(image.description)}".strip()
+    ET.SubElement(element, "Description").text = _clean(f"{image.notice} {image.description}".strip())
     ET.SubElement(element, "InstrumentRef", ID="Instrument:0")
     ET.SubElement(element, "ObjectiveSettings", ID="Objective:0:0")
     pixels = ET.SubElement(element, "Pixels", {

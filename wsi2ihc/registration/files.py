@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import OutputError, TransformError
-from ..files import read_regular
+from ..files import json_bytes, read_regular
 from ..geometry import Size
 from ..pyramid import published
 from ..slide.facts import MAX_SIDE_PX
@@ -71,12 +71,11 @@ def save_transform(
     if taken := [name for name in extra or {} if name in _RESERVED]:
         raise ValueError(f"a transform has its own {', '.join(taken)}")
     content = None if transform.field is None else _packed(transform.field)
-    text = json.dumps(_as_json(transform, path.with_suffix(".npz").name, content) | dict(extra or {}),
-                      indent=2, allow_nan=False, ensure_ascii=False)  # fmt: skip
+    facts = json_bytes(_as_json(transform, path.with_suffix(".npz").name, content) | dict(extra or {}))
     make_folder(path.parent)
     if content is not None:
         write_file(path.with_suffix(".npz"), content)
-    write_file(path, (text + "\n").encode())
+    write_file(path, facts)
     return path
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from PIL import Image
 
 from ..arrays import RGBImage
 from ..errors import OutputError
+from ..files import json_bytes
 from ..runtime import versions
 from ..slide import Slide, agreeing_levels
 from .files import save_transform, write_file
@@ -164,7 +164,7 @@ def write_registration(
         mpp = picture_mpp((frame_of(fixed.info),))
         pictures[AFTER_NAME] = checkerboard(fixed, moving, transform)
         pictures[DEFORMATION_NAME] = deformation_picture(transform, thumbnail(fixed, mpp), mpp)
-    text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    content = json_bytes(facts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OWN_NAMES:
@@ -176,7 +176,7 @@ def write_registration(
     if transform is not None:
         repeated = ("status", "score", "residual_um")
         save_transform(folder, transform, {name: facts[name] for name in repeated if name in facts})
-    write_file(folder / REPORT_NAME, text.encode())
+    write_file(folder / REPORT_NAME, content)
 
 
 def write_picture(path: Path, image: RGBImage) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..arrays import RGB, BoolImage
 from ..errors import OptionError, OutputError
-from ..files import read_json
+from ..files import json_bytes, read_json
 from ..geometry import Size
 from ..ordered import ordered_map
 from ..progress import Progress, ProgressCallback, silent
@@ -188,10 +188,10 @@ def warp_slide(
             versions=versions(),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
-        text = json.dumps(report.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        content = json_bytes(report.to_json())
         sync_file(partial)
         # Before the image gets its name: a run that is killed in between leaves no output, and can be repeated.
-        write_file(report_path(path), text.encode())
+        write_file(report_path(path), content)
     return report
 
 
