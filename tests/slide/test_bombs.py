@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,6 +142,18 @@ def test_a_tag_that_claims_gigabytes(tmp_path: Path, bounded: Callable[[], None]
     for address in (path, f"file://{path}"):
         with pytest.raises(UnreadableSlideError, match=r"a\.tif: its TIFF tag \d+ claims"):
             open_slide(address)
+
+
+def test_directories_that_share_their_tags(tmp_path: Path) -> None:
+    """They would have 16 million tags, in a file of 200 kB."""
+    path, first, count = tmp_path / "a.tif", 1 << 16, 4000
+    header = b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 330, 4, count, 100, 0)
+    offsets = struct.pack(f"<{count}I", *range(first, first + 12 * count, 12))
+    path.write_bytes((header.ljust(100, b"\0") + offsets).ljust(first, b"\0") + (b"\0\x10" + bytes(10)) * 9000)
+    started = time.process_time()
+    with pytest.raises(UnreadableSlideError, match="TIFF tags"):
+        open_slide(path)
+    assert time.process_time() - started < 10
 
 
 def test_a_chain_of_directories_without_end(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
+
+from wsi2ihc.slide.tiff_directory import ReadAt, TiffDirectory, TiffLayout, read_directory, read_layout
 
 MOST_ENTRIES = 500
 """Most entries of a directory; those of patches have about twenty."""
@@ -16,8 +17,8 @@ MOST_METADATA_BYTES = 64 << 20
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 259, 274, 322, 323
 _TAGS = frozenset({_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT})
 
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of a value by its type (TIFF 6.0, section 2; 16 to 18 are BigTIFF's)."""
+_FARTHEST_OFFSET = 1 << 43
+"""File systems refuse to seek much farther."""
 
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
@@ -54,15 +55,24 @@ def read_tiff_header(file: BinaryIO) -> TiffHeader:
     ValueError
         If the file is not a TIFF file, is damaged, or has more metadata than a patch.
     """
-    order, is_big = _begin(file)
-    count = _number(file, order, "Q" if is_big else "H")
-    if not 0 < count <= MOST_ENTRIES:
-        raise ValueError(f"its directory has {count} entries")
-    entries = file.read(count * (20 if is_big else 12))
-    following = _number(file, order, "Q" if is_big else "I")
-    values, metadata_bytes = _values(file, entries, order, is_big)
+
+    def read_at(offset: int, count: int) -> bytes:
+        file.seek(min(offset, _FARTHEST_OFFSET))
+        return file.read(count)
+
+    found = read_layout(read_at)
+    if found is None:
+        raise ValueError("it is not a TIFF file")
+    layout, first = found
+    directory = read_directory(layout, read_at, first, MOST_ENTRIES)
+    if not 0 < directory.stated <= MOST_ENTRIES:
+        raise ValueError(f"its directory has {directory.stated} entries")
+    if directory.following is None:
+        raise ValueError("it is truncated")
+    metadata_bytes = sum(entry.size for entry in directory.entries)
     if metadata_bytes > MOST_METADATA_BYTES:
         raise ValueError(f"it has {metadata_bytes:,} bytes of metadata")
+    values = _values(layout, directory, read_at)
     try:
         width, height = values[_WIDTH], values[_HEIGHT]
     except KeyError as error:
@@ -71,51 +81,23 @@ def read_tiff_header(file: BinaryIO) -> TiffHeader:
     decoded_px = max(width * height, tile[0] * tile[1])
     is_known = values.get(_COMPRESSION, 1) in _COMPRESSIONS
     is_upright = values.get(_ORIENTATION, 1) in (0, 1)
-    return TiffHeader(width, height, decoded_px, values.get(_BITS, 1), is_upright, is_known, bool(following))
+    return TiffHeader(width, height, decoded_px, values.get(_BITS, 1), is_upright, is_known, bool(directory.following))
 
 
-def _begin(file: BinaryIO) -> tuple[str, bool]:
-    """Seek to the first directory; return the byte order, and whether this is BigTIFF."""
-    file.seek(0)
-    head = file.read(4)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
-    magic = struct.unpack(f"{order}H", head[2:])[0] if order and len(head) == 4 else 0
-    if magic not in (42, 43):
-        raise ValueError("it is not a TIFF file")
-    if magic == 43 and file.read(4) != struct.pack(f"{order}HH", 8, 0):
-        raise ValueError("its BigTIFF header is damaged")
-    file.seek(_number(file, order, "Q" if magic == 43 else "I"))
-    return order, magic == 43
-
-
-def _number(file: BinaryIO, order: str, kind: str) -> int:
-    content = file.read(struct.calcsize(order + kind))
-    try:
-        return int(struct.unpack(order + kind, content)[0])
-    except struct.error as error:
-        raise ValueError("it is truncated") from error
-
-
-def _values(file: BinaryIO, entries: bytes, order: str, is_big: bool) -> tuple[Mapping[int, int], int]:
-    """The largest value of each tag in `_TAGS`, and the total bytes of all values."""
-    layout, inline = (f"{order}HHQ", 8) if is_big else (f"{order}HHI", 4)
-    step = struct.calcsize(layout) + inline
+def _values(layout: TiffLayout, directory: TiffDirectory, read_at: ReadAt) -> dict[int, int]:
+    """Return the largest value of each tag in `_TAGS`."""
     values: dict[int, int] = {}
-    total = 0
-    for at in range(0, len(entries) - step + 1, step):
-        tag, kind, count = struct.unpack_from(layout, entries, at)
-        size = _SIZES.get(kind, 1) * count
-        total += size
-        if tag not in _TAGS:
+    for entry in directory.entries:
+        if entry.code not in _TAGS:
             continue
-        if kind not in _INTEGERS or not 0 < count <= 16 or tag in values:
-            raise ValueError(f"its tag {tag} is damaged")
-        content = entries[at + step - inline : at + step]
-        if size > inline:
-            file.seek(struct.unpack(f"{order}{'Q' if is_big else 'I'}", content)[0])
-            content = file.read(size)
+        if entry.kind not in _INTEGERS or not 0 < entry.items <= 16 or entry.code in values:
+            raise ValueError(f"its tag {entry.code} is damaged")
+        content = entry.field
+        if entry.size > len(content):
+            content = read_at(layout.offset(content) or 0, entry.size)
         try:
-            values[tag] = max(struct.unpack(f"{order}{count}{_INTEGERS[kind]}", content[:size]))
+            found = struct.unpack(f"{layout.order}{entry.items}{_INTEGERS[entry.kind]}", content[: entry.size])
         except struct.error as error:
             raise ValueError("it is truncated") from error
-    return values, total
+        values[entry.code] = max(found)
+    return values
