@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -23,11 +24,11 @@ from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region
 from .facts import UNCOMPRESSED, changed_at, checked_levels, checked_profile, hash_of_file, remarks
-from .image_checks import check_jpeg, check_png, check_webp
 from .pixels import composited, transparent
 from .protocol import SlideInfo
 from .reader import SlideReader
 from .resolution import Stated, resolve
+from .stream_headers import has_jpeg_hole, has_zero_run, jpeg_frame
 
 LARGEST_PX = 400_000_000
 """Decoded, 1.2 GB are held as long as the slide is open, 3 bytes a px. While it is opened there are 7 a px, 2.8 GB; 10
@@ -39,6 +40,11 @@ _BYTES_TO_OPEN = {"JPEG": 10, "WebP": 16}
 _STRIP_PX = 1 << 20
 """Px that are converted at once."""
 
+_PIECE_BYTES = 2**22
+"""Bytes of a PNG chunk that are read at once."""
+
+_PNG_SIGNATURE_BYTES = 8
+_WEBP_PIXELS = (b"VP8 ", b"VP8L")
 _ORIENTATION = 0x0112
 
 _SIGNATURES: tuple[tuple[str, int, bytes, Callable[..., ImageFile.ImageFile]], ...] = (
@@ -198,12 +204,12 @@ def _orientation(image: Image.Image) -> int:
 def _decoded(image: Image.Image, path: Path, kind: str, has_alpha: bool) -> RGBImage:
     """The pixels; an error where they are damaged, as far as the format can tell."""
     if kind == "PNG":
-        check_png(path)
+        _check_png(path)
     elif kind == "WebP":
-        check_webp(path, image.width * image.height)
+        _check_webp(path, image.width * image.height)
     elif kind == "JPEG":
         data = path.read_bytes()
-        check_jpeg(data)
+        _check_jpeg(data)
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)  # unlike Pillow's decoder, it reports damage
         return pixels
@@ -234,3 +240,52 @@ def _rgb(image: Image.Image, has_alpha: bool, name: str) -> RGBImage:
     if not visible:
         raise UnreadableSlideError(transparent(name))
     return pixels
+
+
+def _check_png(path: Path) -> None:
+    """Verify the checksum of each chunk; Pillow skips those of pixels.
+
+    Raises
+    ------
+    ValueError
+        If one is wrong, or the file ends within a chunk.
+    """
+    with path.open("rb") as file:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        while head := file.read(8):
+            kind = head[4:]
+            checksum = zlib.crc32(kind)
+            for piece in _pieces(file, int.from_bytes(head[:4], "big")):
+                checksum = zlib.crc32(piece, checksum)
+            stated = file.read(4)
+            if len(stated) < 4:
+                raise ValueError("it ends within a chunk")
+            if int.from_bytes(stated, "big") != checksum:
+                raise ValueError(f"the checksum of a chunk {kind.decode('ascii', 'replace')!r} is wrong")
+            if kind == b"IEND":
+                return
+    raise ValueError("its end is missing")
+
+
+def _pieces(file: BinaryIO, count: int) -> Iterator[bytes]:
+    while count > 0 and (piece := file.read(min(count, _PIECE_BYTES))):
+        count -= len(piece)
+        yield piece
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Raise ValueError for a run of zeros in the scan."""
+    frame = jpeg_frame(data)
+    if frame is not None and has_jpeg_hole(data, frame, b""):
+        raise ValueError("it holds a run of zeros")
+
+
+def _check_webp(path: Path, area_px: int) -> None:
+    """Raise ValueError for a run of zeros in the chunks of pixels."""
+    data = path.read_bytes()
+    at = 12
+    while at + 8 <= len(data):
+        kind, count = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind in _WEBP_PIXELS and has_zero_run(data[at + 8 : at + 8 + count], area_px // 1024):
+            raise ValueError("it holds a run of zeros")
+        at += 8 + count + count % 2

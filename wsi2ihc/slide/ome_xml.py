@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from xml.parsers import expat
 
 from ..geometry import Size
-from .lengths import NO_LENGTH, unit_um
-from .resolution import Mpp, positive_number
+from .resolution import NO_LENGTH, Mpp, positive_number, unit_um
 
 MAX_TEXT = 16 * 2**20
 """Longest OME-XML that is read, in characters. Slides have some kB, plates some MB."""

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .lengths import NO_LENGTH, unit_um
-from .resolution import Mpp
+from .resolution import NO_LENGTH, Mpp, unit_um
 
 if TYPE_CHECKING:
     from tifffile import TiffPage

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnreadableSlideError
-from .philips_xml import philips_mpp
+from .ome_xml import XmlError, parse_xml
+from .resolution import Mpp, positive_number
 from .tiff_images import MAX_PAGES, MAX_SUBIFDS, MAX_TAKEN_APART, check_description, top_pages
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
     from tiffslide import TiffSlide
+
+_MAX_SPACING_CHARACTERS = 1000
 
 
 def read_images_as(slide: TiffSlide, levels: Sequence[TiffPage]) -> None:
@@ -35,7 +38,7 @@ def _properties(tiff: TiffFile, levels: Sequence[TiffPage]) -> dict[str, Any]:
     found: dict[str, Any] = {"tiffslide.series-index": 0, "tiffslide.series-axes": axes}
     if tiff.is_philips:
         found["tiffslide.vendor"] = "philips-tiff"
-        mpp = philips_mpp(tiff.pages.first.description or "")
+        mpp = _philips_mpp(tiff.pages.first.description or "")
         if mpp is not None:
             found["tiffslide.mpp-x"], found["tiffslide.mpp-y"] = mpp
     full = levels[0]
@@ -62,3 +65,41 @@ def check_pages(tiff: TiffFile, name: str) -> None:
             f"{name}: it has more pages than any slide ({MAX_PAGES} and {MAX_SUBIFDS} of one page at most); the file "
             "is damaged: copy it again from its source"
         )
+
+
+def _philips_mpp(text: str) -> Mpp | None:
+    """Return µm per level-0 px along (x, y) by the XML of a Philips TIFF; None if it does not state it.
+
+    Each level states its own resolution (DICOM_PIXEL_SPACING: mm between rows, then between columns); that of level 0
+    is the finest.
+    """
+    values: list[str] = []
+    inside = False
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal inside
+        inside = name == "Attribute" and attributes.get("Name") == "DICOM_PIXEL_SPACING"
+        if inside:
+            values.append("")
+
+    def end(_name: str) -> None:
+        nonlocal inside
+        inside = False
+
+    def characters(data: str) -> None:
+        if inside and len(values[-1]) < _MAX_SPACING_CHARACTERS:
+            values[-1] += data
+
+    try:
+        parse_xml(text, start, end, characters)
+    except XmlError:
+        return None
+    pairs = [_spacing(value) for value in values]
+    return min((pair for pair in pairs if pair is not None), default=None)
+
+
+def _spacing(value: str) -> Mpp | None:
+    sides = [positive_number(side.strip('"')) for side in value.split()]
+    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+        return None
+    return sides[1] * 1000, sides[0] * 1000

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..geometry import Size
-from .lengths import unit_um
 from .pixel_kinds import PixelKind
-from .resolution import Mpp, positive_number
+from .resolution import Mpp, positive_number, unit_um
 
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 """Names of the files that hold metadata, in both formats of Zarr."""
