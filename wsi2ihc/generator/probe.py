@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def describe_fault(output: RGBImage) -> str:
-    """Say what is wrong with the output for an image with structure: one color, or only 0 and 255; "" if neither."""
+    """Describe the fault of an output for an image with structure: one color, or only 0 and 255; "" if neither."""
     values = output.reshape(-1, 3)
     if (np.ptp(values, axis=0) <= _LEAST_SPREAD).all():
         return f"a single color, {tuple(values[0].tolist())}"

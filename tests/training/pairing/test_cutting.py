@@ -331,3 +331,20 @@ def test_bounds_of_patches(slides: tuple[Slide, Slide], truth: Transform) -> Non
     whole = Region(0, 0, plan.grid.size.width, plan.grid.size.height)
     assert all(whole.contains(region) for region in plan.regions)
     assert len(plan.regions) == len(plan.shares)
+
+
+def test_levels_that_do_not_show_the_slide_are_not_used(
+    slides: tuple[Slide, Slide], truth: Transform, tmp_path: Path
+) -> None:
+    size = slides[0].info.size
+    he = slides[0].read_level(0, Region(0, 0, size.width, size.height))
+    lower = [np.ascontiguousarray(level[::-1, ::-1]) for level in halves(he, 3)[1:]]
+    wrong = write_slide(tmp_path / "wrong.tiff", [he, *lower], mpp=MPP, compression="deflate")
+    true = write_slide(tmp_path / "true.tiff", he, mpp=MPP, compression="deflate")
+    how = options(mpp=2 * MPP, patch_size=128, limits=ANYTHING)
+    with open_slide(wrong) as one, open_slide(true) as other:
+        ours, theirs = (list(cut_patches(slide, slides[1], truth, how)) for slide in (one, other))
+    assert len(ours) > 10
+    assert corners(ours) == corners(theirs)
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(our.he, their.he)
