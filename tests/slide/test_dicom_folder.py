@@ -87,8 +87,27 @@ def test_a_batch_lists_dicom_slides(tmp_path: Path) -> None:
     rows, _ = read_rows(str(tmp_path / "cases"), "identity", OPTIONS)
     assert [(row.name, row.output) for row in rows] == [("case7", "case7.ome.tiff")]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README").write_text("no slide here")
     with pytest.raises(ManifestError, match="holds no slide"):
         read_rows(str(tmp_path / "empty"), "identity", OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["IM_0001", "1.2.840.113619"])
+@pytest.mark.parametrize("recursive", [False, True])
+def test_a_batch_lists_dicom_slides_without_a_suffix(tmp_path: Path, name: str, recursive: bool) -> None:
+    """Files that make a folder a slide for `open_slide` do so for a batch, too."""
+    write(tmp_path / "flat" / name, "1.2.3", size=100)
+    write(tmp_path / "flat" / "IM_0002", "1.2.3")
+    write(tmp_path / "flat" / "DICOMDIR", "1.2.3", kind="1.2.840.10008.1.3.10")
+    (tmp_path / "flat" / "README").write_text("text")
+    assert dicom_slides(dicom_files(tmp_path / "flat")) == [tmp_path / "flat" / name]
+    rows, problems = read_rows(str(tmp_path / "flat"), "identity", OPTIONS, recursive=recursive)
+    assert not problems
+    assert [row.name for row in rows] == [name]
+    rows, _ = read_rows(str(tmp_path), "identity", OPTIONS, recursive=recursive)
+    assert [row.name for row in rows] == [name if recursive else "flat"]
+    rows, _ = read_rows(str(tmp_path / "fl*"), "identity", OPTIONS)
+    assert [row.name for row in rows] == ["flat"]
 
 
 def test_a_real_folder_is_opened(dev_data: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import BatchError, ManifestError
 from ..files import open_regular
 from ..notation import listed
-from ..slide import dicom_slides, is_zarr
+from ..slide import dicom_files, dicom_slides, is_dicom, is_zarr
 from ..translation.options import TranslateOptions
 from .cells import option_cells
 from .places import marker_path
@@ -172,7 +172,7 @@ def _files(source: str, recursive: bool) -> list[Path]:
     if folder.is_dir() and not is_zarr(folder):
         every = list(_below(folder) if recursive else folder.iterdir())
         found = [file for file in every if _is_slide(file) or (not recursive and _holds_dicom(file))]
-        found += dicom_slides(file for file in every if _is_dicom(file))
+        found += dicom_slides(file for file in every if is_dicom(file))
         found = sorted(file for file in found if not marker_path(file).exists())
         if not found:
             endings = ", ".join(sorted(SLIDE_SUFFIXES))
@@ -182,7 +182,7 @@ def _files(source: str, recursive: bool) -> list[Path]:
     found = [file for file in found if file.is_symlink() or _is_file(file) or is_zarr(file) or _holds_dicom(file)]
     if not found:
         raise ManifestError(f"{source} is no CSV, no folder, and no file matches it")
-    dicom = [file for file in found if _is_dicom(file)]
+    dicom = [file for file in found if is_dicom(file)]
     return sorted([*(file for file in found if file not in dicom), *(dicom_slides(dicom) or dicom)])
 
 
@@ -194,14 +194,10 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in (*names, *zarrs))
 
 
-def _is_dicom(file: Path) -> bool:
-    return file.suffix.lower() == ".dcm" and not file.name.startswith(".") and _is_file(file)
-
-
 def _holds_dicom(path: Path) -> bool:
     """Whether it is a folder with DICOM files."""
     try:
-        return path.is_dir() and not path.name.startswith(".") and any(map(_is_dicom, path.iterdir()))
+        return path.is_dir() and not path.name.startswith(".") and bool(dicom_files(path))
     except OSError:
         return False
 

@@ -2,7 +2,7 @@
 
 from .agreement import agreeing_levels, level_problems
 from .colour import srgb_profile, to_srgb_transform
-from .dicom_folder import dicom_files, dicom_slides
+from .dicom_folder import dicom_files, dicom_slides, is_dicom
 from .grid import WorkingGrid, overview_grid, working_grid
 from .image_choice import NO_CHOICE, Choice
 from .opening import is_zarr, open_slide
@@ -22,6 +22,7 @@ __all__ = [
     "agreeing_levels",
     "dicom_files",
     "dicom_slides",
+    "is_dicom",
     "is_same_slide",
     "is_zarr",
     "known_mpp",

@@ -33,9 +33,22 @@ def dicom_slides(files: Iterable[Path]) -> list[Path]:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """List the files of a folder with the suffix ``.dcm`` or none, as DICOM files have."""
-    files = (file for file in folder.iterdir() if file.suffix.lower() in (".dcm", "") and file.is_file())
-    return list(itertools.islice(files, MAX_FILES))
+    """List the DICOM files of a folder, by `is_dicom`."""
+    return list(itertools.islice(filter(is_dicom, folder.iterdir()), MAX_FILES))
+
+
+def is_dicom(file: Path) -> bool:
+    """Whether a file that is not hidden has the suffix ``.dcm``, or no suffix and the header of a whole-slide image.
+
+    A number is not a suffix: exported files are often named by their UID, such as ``1.2.840.113619``.
+    """
+    suffix = file.suffix.lower()
+    if file.name.startswith(".") or not (suffix in (".dcm", "") or suffix[1:].isdecimal()):
+        return False
+    try:
+        return file.is_file() and (suffix == ".dcm" or series_uid(file) is not None)
+    except OSError:  # opening it reports why
+        return suffix == ".dcm"
 
 
 def series_uid(file: Path) -> str | None:
