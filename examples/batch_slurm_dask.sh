@@ -38,6 +38,9 @@ scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 # Children read it; a variable, since the folder is each node's own.
 export WSI2IHC_CHILD_CACHE=$scratch
 
+# Files such as json.py in the current folder are not executed in place of Python's own.
+export PYTHONSAFEPATH=1
+
 dask scheduler --scheduler-file "$file" --interface "$interface" --port 0 --dashboard-address 127.0.0.1:0 &
 scheduler=$!
 

@@ -26,21 +26,31 @@ def environment(tmp_path: Path) -> dict[str, str]:
     programs = tmp_path / "programs"
     programs.mkdir()
     srun = '#!/bin/bash\nshift\n"$@" &\n"$@" &\ntrap \'kill $(jobs -p)\' TERM\nwait\n'
-    console = f'#!/bin/bash\nexec {sys.executable} -m wsi2ihc.cli.main "$@"\n'
-    dask = f'#!/bin/bash\nexec {sys.executable} -m dask "$@"\n'
+    # as pip installs them: the folder of the script, and not the current one, is searched for modules
+    script = f"#!{sys.executable}\nfrom {{}} import main\nif __name__ == '__main__':\n    main()\n"
+    console, dask = script.format("wsi2ihc.cli.main"), script.format("dask.__main__")
     python = f'#!/bin/bash\nexec {sys.executable} "$@"\n'
     for name, text in {"srun": srun, "wsi2ihc": console, "dask": dask, "python": python}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     return {
-        **os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(tmp_path),
+        **{name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(tmp_path),
         "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "1", "WSI2IHC_INTERFACE": "lo",
     }  # fmt: skip
 
 
-def bash(name: str, *arguments: str, env: dict[str, str]) -> set[str]:
+def make_hostile(folder: Path) -> Path:
+    """Add modules to a folder that end any process which executes them."""
+    folder.mkdir(exist_ok=True)
+    for name in ("distributed", "json", "numpy", "pickle", "sitecustomize", "socket", "torch", "wsi2ihc"):
+        (folder / f"{name}.py").write_text("import os; open('executed', 'a').write(__file__); os._exit(77)\n")
+    return folder
+
+
+def bash(name: str, *arguments: str, env: dict[str, str], cwd: Path = EXAMPLES) -> set[str]:
     """Run an example to its end; the addresses at which its processes listened meanwhile."""
-    with Listening(["bash", str(EXAMPLES / name), *arguments], env=env, cwd=EXAMPLES) as run:
+    with Listening(["bash", str(EXAMPLES / name), *arguments], env=env, cwd=cwd) as run:
         assert run.wait() == 0, run.printed
     return run.addresses
 
@@ -53,8 +63,9 @@ def test_the_array_job_does_its_shard(tmp_path: Path, environment: dict[str, str
 
 
 def test_the_job_with_dask_does_all(tmp_path: Path, environment: dict[str, str]) -> None:
-    slides = write_slides(tmp_path / "slides", [*"abc"])
-    addresses = bash("batch_slurm_dask.sh", str(slides), str(tmp_path / "out"), "identity", env=environment)
+    slides, here = write_slides(tmp_path / "slides", [*"abc"]), make_hostile(tmp_path / "here")
+    addresses = bash("batch_slurm_dask.sh", str(slides), str(tmp_path / "out"), "identity", env=environment, cwd=here)
+    assert not (here / "executed").exists(), (here / "executed").read_text()
     assert addresses == {"127.0.0.1"}
     assert [one.status for one in read_results(tmp_path / "out")[0]] == ["done"] * 3
     assert not list((tmp_path / "out").glob("scheduler-*.json"))
@@ -115,8 +126,9 @@ def test_certificates_work_as_documented(tmp_path: Path, environment: dict[str, 
         cp s.json kept.json
         kill %1 %2
         """
-    with Listening(["bash", "-c", script], env=environment, cwd=tmp_path) as run:
+    with Listening(["bash", "-c", script], env=environment, cwd=make_hostile(tmp_path)) as run:
         assert run.wait() == 0, run.printed
+    assert not (tmp_path / "executed").exists(), (tmp_path / "executed").read_text()
     assert run.addresses == {"127.0.0.1"}
     assert [one.status for one in read_results(tmp_path / "out")[0]] == ["done"] * 2
     assert '"tls://127.0.0.1:' in (tmp_path / "kept.json").read_text()

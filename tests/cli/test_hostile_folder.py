@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from make_slides import halves, write_slide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -16,15 +20,20 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairing"))
 from make_slide_pairs import SMALL, row, write_manifest, write_pairs
 from tiny_runs import TINY, tiny_pairs
 
+from wsi2ihc.cli.main import COMMANDS
 from wsi2ihc.demo import synthetic_tissue
+from wsi2ihc.generator.networks import ResnetGenerator
+from wsi2ihc.registration.files import save_transform
+from wsi2ihc.registration.transform import Transform, frame_of
+from wsi2ihc.slide import open_slide
+from wsi2ihc.training.history import RunRecord
 from wsi2ihc.training.options import config_text, resolve_options
 
-NAMES = (
-    "PIL", "_pickle", "cli", "click", "concurrent", "copyreg", "cv2", "imagecodecs", "importlib", "io", "json",
-    "lightning_fabric", "linecache", "logging", "matplotlib", "multiprocessing", "numpy", "openslide", "pickle",
-    "random", "runpy", "scipy", "selectors", "site", "sitecustomize", "socket", "struct", "subprocess", "tempfile",
-    "threading", "tifffile", "tiffslide", "torch", "traceback", "training", "usercustomize", "warnings", "zarr",
-)  # fmt: skip
+NAMES = sorted(
+    {"cli", "sitecustomize", "training", "usercustomize", *sys.stdlib_module_names}
+    | {name for name in packages_distributions() if name.isidentifier() and name != "wsi2ihc"}
+)
+"""Every module of the standard library and of every package that is installed."""
 
 PROGRAM = "import sys; from wsi2ihc.cli.main import main; sys.exit(main())"
 
@@ -41,14 +50,12 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: object, search_path: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command as its script does, whose folder (and not the current one) is searched for modules."""
     script = folder.parent / "bin" / "wsi2ihc"
     script.parent.mkdir(exist_ok=True)
-    script.write_text(f"if __name__ == '__main__':\n    {PROGRAM}\n")
+    script.write_text(f"if __name__ == '__main__':\n    {before}\n    {PROGRAM}\n")
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
-    if search_path is not None:
-        environment["PYTHONPATH"] = search_path
     finished = subprocess.run(
         [sys.executable, str(script), *map(str, arguments)],
         cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
@@ -73,6 +80,49 @@ def test_pairs_executes_nothing_of_the_current_folder(hostile: Path, tmp_path: P
     manifest = write_manifest(write_pairs(tmp_path / "in", 1) / "manifest.csv", [row(0, split="train")])
     run(hostile, "pairs", manifest, tmp_path / "data", *SMALL, "-q")
     assert list((tmp_path / "data").glob("HE/train/*.png"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands read: a pair of slides, a transform, weights, paired patches, a training run."""
+    folder = write_pairs(tmp_path_factory.mktemp("inputs"), 1)
+    with open_slide(folder / "he0.tif") as he, open_slide(folder / "ihc0.tif") as ihc:
+        save_transform(folder / "placed", Transform(np.eye(2, 3), None, frame_of(he.info), frame_of(ihc.info)))
+    torch.save(ResnetGenerator(1, 2).state_dict(), folder / "net.pth")
+    tiny_pairs(folder / "patches")
+    for path in (folder / "patches" / "test").iterdir():
+        shutil.copyfile(folder / "patches" / "val" / "v0.png", path)
+    with RunRecord(folder / "run", 0, 0, False, step_names=("generator",), validation_names=("psnr",)) as record:
+        for step in range(1, 9):
+            record.step(step, 1, {"generator": 1 / step})
+        record.validation(1, 8, {"psnr": 20.0})
+    return folder
+
+
+SMALLER_DEMO = (
+    "import wsi2ihc.demo as demo; demo.make_demo_slide.__kwdefaults__['size'] = (600, 600); "
+    "demo.make_demo_study.__kwdefaults__['sizes'] = ((400, 300), (300, 256))"
+)
+IN_ONE_PROCESS = (
+    "curves {run}", "dataset {patches} --out {out}", "demo {out}", "demo {out} --pair", "doctor",
+    "evaluate {patches} --model identity --out {out} --resamples 100 --device cpu", "info {he0.tif}",
+    "models import {net.pth} {out}.safetensors --mpp 0.5", "models list", "models show pan-ck-demo",
+    "register {he0.tif} {ihc0.tif} {out}", "tissue {he0.tif} {out}.png",
+    "translate {he0.tif} {out}.ome.tiff --device cpu --max-memory 1G", "warp {ihc0.tif} {placed} {out}.ome.tiff",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", IN_ONE_PROCESS)
+def test_a_command_executes_nothing_of_the_current_folder(
+    line: str, hostile: Path, tmp_path: Path, inputs: Path
+) -> None:
+    paths = {path.name: str(path) for path in inputs.iterdir()} | {"out": str(tmp_path / "out")}
+    arguments = [re.sub(r"\{(.*?)\}", lambda name: paths[name[1]], word) for word in line.split()]
+    run(hostile, *arguments, before=SMALLER_DEMO if line.startswith("demo") else "")
+
+
+def test_no_command_is_left_out() -> None:
+    assert {line.split()[0] for line in IN_ONE_PROCESS} | {"batch", "pairs", "train"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("changes", [{"workers": 1}, {"processes": 2}])
