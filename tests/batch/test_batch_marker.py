@@ -19,6 +19,7 @@ from wsi2ihc.batch.runner import states_at_first
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.main import EXIT_SOME_FAILED, main
 from wsi2ihc.digest import sha256_of_file
+from wsi2ihc.errors import OutputError
 from wsi2ihc.translation.finishing import report_path
 
 FACTS = {"seconds": 1.0}
@@ -127,6 +128,29 @@ def test_status_names_damaged_outputs(task: SlideTask, capsys: pytest.CaptureFix
     overwrite_middle(task.output)
     assert status() == EXIT_SOME_FAILED
     assert "a.svs: its output is gone or was changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("moment", ["before", "while it is read"])
+def test_an_output_that_changes_before_it_is_marked_gets_no_marker(
+    task: SlideTask, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the times of the changed bytes would stand beside the SHA-256 of the others, and the change be accepted."""
+    digest = sha256_of_file(task.output)
+    marker_path(task.output).unlink()
+
+    def read(path: Path) -> str:
+        found = sha256_of_file(path)
+        if path == task.output:
+            overwrite_middle(path)
+        return found
+
+    if moment == "before":
+        overwrite_middle(task.output)
+    else:
+        monkeypatch.setattr(marker, "sha256_of_file", read)
+    with pytest.raises(OutputError, match="another program changed the output"):
+        write_marker(task, FACTS, digest)
+    assert not marker_path(task.output).exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"output": "5 hash"}', "[" * 100_000, "null"])

@@ -13,6 +13,7 @@ from wsi2ihc.batch.marker import write_marker
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.runner import MOST_RETURNS, SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.digest import sha256_of_file
 from wsi2ihc.errors import OptionError
 from wsi2ihc.translation.finishing import report_path
 
@@ -112,7 +113,7 @@ def test_an_output_that_another_batch_has_replaced_is_not_done(tmp_path: Path) -
         other = dataclasses.replace(task, model="counterstain" if task.number == 1 else task.model, version="another")
         task.output.touch()
         report_path(task.output).touch()
-        write_marker(other if task.number == 1 else task, {}, "")
+        write_marker(other if task.number == 1 else task, {}, sha256_of_file(task.output))
         return succeed(task, alone, before)
 
     states, _ = run(tmp_path, 2, succeed_with_marker)

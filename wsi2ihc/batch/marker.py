@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..digest import sha256_of_file
+from ..errors import OutputError
 from ..files import read_json
 from ..storage import published
 from ..translation.finishing import report_path
@@ -28,6 +29,8 @@ _LARGEST_BYTES = 16 << 20
 def write_marker(task: SlideTask, facts: Mapping[str, Any], sha256: str) -> None:
     """Say that a task is done: to be called when its output is complete under its name.
 
+    The output is read once more, so that the times that are noted are those of the bytes that were written.
+
     Parameters
     ----------
     task
@@ -40,9 +43,14 @@ def write_marker(task: SlideTask, facts: Mapping[str, Any], sha256: str) -> None
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If it cannot be written, or the output was changed since it was written.
+    OSError
+        If the output or its report cannot be read.
     """
-    output, report = {**_times_of(task.output), "sha256": sha256}, sha256_of_file(report_path(task.output))
+    output = _identity_of(task.output)
+    if output is None or output["sha256"] != sha256:
+        raise OutputError(f"{task.output}: another program changed the output after it was written; try again")
+    report = sha256_of_file(report_path(task.output))
     _write(task.output, {"fingerprint": task.fingerprint, "output": output, "report": report, "facts": dict(facts)})
 
 
