@@ -13,7 +13,7 @@ from wsi2ihc.cli.parameters import set_up_logging, verbosity_options
 @click.command("curves")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", default="curves.png", show_default=True, type=click.Path(path_type=Path), help="The picture.")
-@click.option("--smooth", type=click.IntRange(0), default=0, show_default="an epoch",
+@click.option("--smooth", type=click.IntRange(0, 10**9), default=0, show_default="an epoch",
               help="Rows of steps.csv that the running mean of losses goes over; 1 for none.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the picture if it is there.")
 @verbosity_options

@@ -73,7 +73,7 @@ from wsi2ihc.translation.seams import SeamFigures
               help="Rows of pixels that are done at a time with --resume: what a killed run loses.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn at random.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn at random.")
 @json_option
 @verbosity_options
 def command(

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from wsi2ihc.errors import OptionError
 from wsi2ihc.files import read_regular
 from wsi2ihc.generator.spec import MPP_RANGE, Architecture, GeneratorSpec, Norm, Upsampling
+from wsi2ihc.notation import MOST_SEED, check_bounds, flag
 
 from .data import Augmentation, Order
 from .data.stain_jitter import STRONGEST
@@ -49,17 +50,12 @@ MINIMUM_CROP_PX = 32
 """The discriminator halves three times and then loses 2 px: below this its answer is empty, or its batch norm has
 next to nothing to normalise."""
 
-_LEAST: Mapping[str, float] = {
-    "depth": 0, "ngf": 1, "ndf": 1, "l1_weight": 0, "octaves": 1, "variance_weight": 0, "stain_jitter": 0, "epochs": 1,
-    "batch_size": 1, "seed": 0, "overfit": 0, "validate_every": 1, "validation_patches": 0, "checkpoint_every": 1,
-    "log_every": 1, "pictures": 0, "processes": 1, "nodes": 1, "workers": -1,
-}  # fmt: skip
-
-_MOST: Mapping[str, float] = {
-    "depth": 64, "ngf": 1024, "ndf": 1024, "l1_weight": 1e9, "variance_weight": 1e9, "epochs": 10**6,
-    "batch_size": 65_536, "crop_size": 16_384, "seed": 2**63 - 1, "overfit": 10**6, "validate_every": 10**6,
-    "validation_patches": 10**9, "checkpoint_every": 10**9, "log_every": 10**6, "pictures": 1000, "processes": 1024,
-    "nodes": 10_000, "workers": 256,
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "depth": (0, 64), "ngf": (1, 1024), "ndf": (1, 1024), "l1_weight": (0, 10**9), "octaves": (1, 64),
+    "variance_weight": (0, 10**9), "epochs": (1, 10**6), "batch_size": (1, 65_536), "seed": (0, MOST_SEED),
+    "crop_size": (0, 16_384), "stain_jitter": (0, STRONGEST), "overfit": (0, 10**6), "validate_every": (1, 10**6),
+    "validation_patches": (0, 10**9), "checkpoint_every": (1, 10**9), "log_every": (1, 10**6), "pictures": (0, 1000),
+    "processes": (1, 1024), "nodes": (1, 10_000), "workers": (-1, 256),
 }  # fmt: skip
 """Far more than anybody needs, and so slips of the keyboard: they would end in a lack of memory, or never."""
 
@@ -152,17 +148,10 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(TrainOptions).items():
             _check_type(name, getattr(self, name), hint)
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise OptionError(f"{flag(name)} must be at least {least}, not {getattr(self, name)}")
-        for name, most in _MOST.items():
-            if not getattr(self, name) <= most:
-                raise OptionError(f"{flag(name)} must be at most {most:,.0f}, not {getattr(self, name)}")
+        check_bounds(self, _BOUNDS)
         for name in ("learning_rate", "validation_share"):
             if not 0 < getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")
-        if self.stain_jitter > STRONGEST:
-            raise OptionError(f"--stain-jitter must be at most {STRONGEST:g}, not {self.stain_jitter}")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
@@ -215,11 +204,6 @@ class TrainOptions:
             architecture=self.architecture, depth=self.network_depth, width=self.ngf, norm=self.norm,
             dropout=self.dropout, upsampling=self.upsampling, **provenance,
         )  # fmt: skip
-
-
-def flag(name: str) -> str:
-    """The command-line option of a field."""
-    return f"--{name.replace('_', '-')}"
 
 
 def resolve_options(explicit: Mapping[str, Any] | None = None, *, config: Path | None = None) -> TrainOptions:

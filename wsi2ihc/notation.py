@@ -1,11 +1,16 @@
-"""How regions, amounts of memory and counts are written on the command line and in manifests, and lists in messages."""
+"""How options are written on the command line and in manifests, which numbers they take, and lists in messages."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from .errors import OptionError
 from .geometry import Region
+
+MOST_SEED = 2**63 - 1
+MOST_WORKERS = 1024
+"""Far more than anybody needs, and so a slip of the keyboard: what threads work on is held in memory."""
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
@@ -54,6 +59,27 @@ def parse_auto(text: str) -> int:
     if re.fullmatch(r"\d{1,6}", text) is None or int(text) < 1:
         raise ValueError("is neither auto nor a whole number of at least 1")
     return int(text)
+
+
+def flag(name: str) -> str:
+    """Return the command-line option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_bounds(options: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse numbers of an options object that are not between their bounds, both included; None is not checked.
+
+    Raises
+    ------
+    OptionError
+        If there is one.
+    """
+    for name, (least, most) in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not value >= least:
+            raise OptionError(f"{flag(name)} must be at least {least:,}, not {value}")
+        if value is not None and not value <= most:
+            raise OptionError(f"{flag(name)} must be at most {most:,}, not {value}")
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

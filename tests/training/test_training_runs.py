@@ -27,6 +27,7 @@ import wsi2ihc
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import DatasetError, DeviceMemoryError, OutputError, OutputExistsError, TrainingError
 from wsi2ihc.generator.checkpoint import build_network, load_checkpoint
+from wsi2ihc.notation import flag
 from wsi2ihc.progress import Progress
 from wsi2ihc.training import checkpoints, loop, trainer
 from wsi2ihc.training import step as step_module
@@ -35,7 +36,7 @@ from wsi2ihc.training.data import Pair
 from wsi2ihc.training.frozen_statistics import uses_running_statistics, with_estimated_statistics
 from wsi2ihc.training.history import read_steps, read_validation
 from wsi2ihc.training.job import prepare
-from wsi2ihc.training.options import TrainOptions, config_text, flag, read_config
+from wsi2ihc.training.options import TrainOptions, config_text, read_config
 from wsi2ihc.training.runs import RunFolder
 from wsi2ihc.training.step import Networks
 from wsi2ihc.training.trainer import train

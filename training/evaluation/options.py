@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.notation import MOST_SEED, check_bounds
 from wsi2ihc.slide.resolution import MPP_RANGE
 
 from ..data import Order, Role
@@ -52,18 +53,8 @@ class EvaluateOptions:
     batch_size: int = _option(8, "Patches per call of a network.")
 
     def __post_init__(self) -> None:
-        least = {"pictures": 0, "resamples": 100, "seed": 0, "batch_size": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} must be at least {value}, not {getattr(self, name)}"
-                )  # fmt: skip
-        most = {"pictures": 1000, "seed": 2**63 - 1, "batch_size": 65_536}
-        for name, value in most.items():
-            if getattr(self, name) > value:
-                raise OptionError(f"--{name.replace('_', '-')} must be at most {value:,}, not {getattr(self, name)}")
-        if self.resamples > MOST_RESAMPLES:
-            raise OptionError(f"--resamples must be at most {MOST_RESAMPLES:,}, not {self.resamples:,}")
+        check_bounds(self, {"pictures": (0, 1000), "resamples": (100, MOST_RESAMPLES), "seed": (0, MOST_SEED),
+                            "batch_size": (1, 65_536)})  # fmt: skip
         low, high = STAINED_FROM_RANGE
         if self.stained_from is not None and not low <= self.stained_from <= high:
             raise OptionError(f"--stained-from must lie between {low} and {high} OD, not {self.stained_from:g}")

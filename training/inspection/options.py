@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.notation import MOST_WORKERS, check_bounds
 from wsi2ihc.slide.resolution import MPP_RANGE
 
 from ..data import Order
@@ -47,8 +48,7 @@ class InspectOptions:
         if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
             low, high = MPP_RANGE
             raise OptionError(f"--mpp must lie between {low:g} and {high:g} µm per px, not {self.mpp:g}")
-        if self.workers < 0:
-            raise OptionError(f"--workers must be at least 0 (0: chosen here), not {self.workers}")
+        check_bounds(self, {"workers": (0, MOST_WORKERS)})
 
     def stated(self) -> dict[str, Any]:
         """All that can change a figure, as JSON values; of files the base names, since folders may name people."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.notation import flag
 
 Reason = Literal["tissue", "outside", "residual", "correlation", "blur", "fold", "pen"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -77,14 +78,12 @@ class Limits:
             value = getattr(self, one.name)
             least, most = _RANGES[one.name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                upper = f" to {most:g}" if most < math.inf else " or more"
-                flag = f"--{one.name.replace('_', '-')}"
-                raise OptionError(f"{flag} must be a number, {least:g}{upper}, not {value!r:.40}")
+                raise OptionError(f"{flag(one.name)} must be a number, {least:g} to {most:g}, not {value!r:.40}")
 
 
 _RANGES = {
-    "min_tissue": (0, 1), "min_valid": (0, 1), "max_residual_um": (0, math.inf), "min_correlation": (-1, 1),
-    "min_sharpness": (0, math.inf), "max_folds": (0, 1), "max_pen": (0, 1),
+    "min_tissue": (0, 1), "min_valid": (0, 1), "max_residual_um": (0, 1e6), "min_correlation": (-1, 1),
+    "min_sharpness": (0, 1e6), "max_folds": (0, 1), "max_pen": (0, 1),
 }  # fmt: skip
 
 LIMIT_OF: dict[Reason, tuple[str, str]] = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.notation import MOST_SEED, MOST_WORKERS, check_bounds
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.slide.resolution import MPP_RANGE
 from wsi2ihc.translation.options import ColourPolicy, ReadErrorPolicy
@@ -23,6 +24,8 @@ LEAST_PATCH_PX = 64
 
 LEAST_STRIDE_PX = 64
 """A slide of 100,000² px has two million places then."""
+
+MOST_STRIDE_PX = 1_000_000
 
 
 def _option(default: Any, text: str) -> Any:
@@ -65,9 +68,10 @@ class PairsOptions:
             raise OptionError(
                 f"--patch-size must lie between {LEAST_PATCH_PX} and {LARGEST_SIDE_PX} px, not {self.patch_size}"
             )
-        if self.stride and self.stride < LEAST_STRIDE_PX:
+        if self.stride and not LEAST_STRIDE_PX <= self.stride <= MOST_STRIDE_PX:
             raise OptionError(
-                f"--stride must be at least {LEAST_STRIDE_PX} px, or 0 (the side of a patch), not {self.stride}"
+                f"--stride must lie between {LEAST_STRIDE_PX} and {MOST_STRIDE_PX:,} px, or be 0 (the patches' side), "
+                f"not {self.stride}"
             )
         if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
             raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
@@ -81,10 +85,7 @@ class PairsOptions:
             if getattr(self, name) not in get_args(kind):
                 flag = f"--{name.replace('_', '-')}"
                 raise OptionError(f"{flag} is {' or '.join(get_args(kind))}, not {getattr(self, name)!r:.40}")
-        if self.seed < 0:
-            raise OptionError(f"--seed must be at least 0, not {self.seed}")
-        if self.workers < 0:
-            raise OptionError(f"--workers must be at least 0 (0: chosen here), not {self.workers}")
+        check_bounds(self, {"seed": (0, MOST_SEED), "workers": (0, MOST_WORKERS)})
 
     @property
     def shares(self) -> Shares:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
+from ..notation import check_bounds
 
 
 def _option(default: Any, text: str) -> Any:
@@ -32,14 +33,10 @@ class BatchOptions:
     cache: Path | None = _option(None, "Folder on a local disk: slides are copied there before they are read.")
 
     def __post_init__(self) -> None:
-        least = {"attempts": 1, "timeout_min": 0, "children": 0, "restart_every": 1}
-        for name, value in least.items():
-            if not getattr(self, name) >= value:
-                raise OptionError(f"--{name.replace('_', '-')} must be at least {value}, not {getattr(self, name)}")
-        most = {"attempts": 100, "timeout_min": 10**6, "children": 4096, "restart_every": 10**9}
-        for name, value in most.items():
-            if not getattr(self, name) <= value:
-                raise OptionError(f"--{name.replace('_', '-')} must be at most {value:,.0f}, not {getattr(self, name)}")
+        check_bounds(
+            self,
+            {"attempts": (1, 100), "timeout_min": (0, 10**6), "children": (0, 4096), "restart_every": (1, 10**9)},
+        )
         if self.cache is not None and not self.cache.is_dir():
             raise OptionError(f"--cache {self.cache} is no folder; make it, or name another one")
         if self.cache is not None and not os.access(self.cache, os.W_OK):

@@ -22,6 +22,7 @@ from ..arrays import RGB, BoolImage
 from ..errors import OptionError, OutputError
 from ..files import json_bytes, read_json
 from ..geometry import Size
+from ..notation import MOST_WORKERS, check_bounds
 from ..ordered import ordered_map
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidOptions, Tile, check_output, published, validate, write_pyramid
@@ -60,8 +61,7 @@ class WarpOptions:
             raise OptionError(f"--mpp {self.mpp} is not between 0.02 and 50 µm per pixel")
         if self.tissue not in ("auto", "none"):
             raise OptionError(f"--tissue {self.tissue!r} is not one of auto, none")
-        if self.workers < 0:
-            raise OptionError(f"--workers cannot be negative ({self.workers})")
+        check_bounds(self, {"workers": (0, MOST_WORKERS)})
 
 
 @dataclass(frozen=True, slots=True)

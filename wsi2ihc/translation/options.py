@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..geometry import Region
+from ..notation import MOST_SEED, MOST_WORKERS, check_bounds
 from ..pyramid import PyramidOptions
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -75,9 +76,9 @@ class TranslateOptions:
         _one_of("--blend", self.blend, ("auto", "exact", "overlap"))
         _one_of("--icc", self.icc, ("keep", "srgb"))
         _one_of("--on-read-error", self.on_read_error, ("fail", "glass"))
-        for name in ("batch_size", "workers", "overlap_px", "core_px", "seed"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"--{name.replace('_', '-')} cannot be negative ({getattr(self, name)})")
+        check_bounds(self, {"batch_size": (0, 65_536), "workers": (0, MOST_WORKERS), "seed": (0, MOST_SEED)})
+        if not 0 <= self.overlap_px <= 8192:
+            raise OptionError(f"--overlap {self.overlap_px} is not between 0 and 8192 px")
         if self.core_px and not 16 <= self.core_px <= 8192:
             raise OptionError(f"--core-size {self.core_px} is not between 16 and 8192 px")
         if self.band_px and not 16 <= self.band_px <= 65536:
