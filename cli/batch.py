@@ -46,6 +46,7 @@ from wsi2ihc.cli.translate import translate_options
 from wsi2ihc.errors import ManifestError
 from wsi2ihc.generator.registry import describe_generator
 from wsi2ihc.notation import listed
+from wsi2ihc.text import pluralize
 from wsi2ihc.translation.options import TranslateOptions
 
 _OWN = frozenset({
@@ -112,8 +113,8 @@ def command(
         return _tell_dry_run(tasks, texts, models, verify=verify, keep_going=keep_going, json=json)
     if problems and not keep_going:
         raise ManifestError(
-            f"{len(problems)} of {len(problems) + len(tasks)} slides cannot be translated, and nothing was begun; "
-            f"correct the list, or translate the other {len(tasks)} with --keep-going"
+            f"{len(problems)} of {pluralize(len(problems) + len(tasks), 'slide')} cannot be translated, and nothing "
+            f"was begun; correct the list{f', or translate the other {len(tasks)} with --keep-going' if tasks else ''}"
         )
     check_folder(out_dir)
     if shard and (others := record_shard(out_dir, shard, rows)):
@@ -174,8 +175,9 @@ def _tell_dry_run(
     if json:
         echo_json({"slides": len(tasks), "done": done, "replaced": replaced, "problems": problems, "models": models})
     else:
-        say(f"{len(tasks)} slides can be translated ({done} are done, {len(replaced)} outputs would be "
-                   f"replaced), {len(problems)} cannot")  # fmt: skip
+        outputs = pluralize(len(replaced), "output")
+        say(f"{pluralize(len(tasks), 'slide')} can be translated ({done} done before, {outputs} to be replaced), "
+            f"{len(problems)} cannot")  # fmt: skip
         for model, description in models.items():
             say(f"  model {model}: {description}")
     return (EXIT_SOME_FAILED if keep_going else 1) if problems else 0

@@ -8,6 +8,7 @@ import click
 
 from wsi2ihc.cli.output import say
 from wsi2ihc.cli.parameters import set_up_logging, verbosity_options
+from wsi2ihc.text import pluralize
 
 
 @click.command("curves")
@@ -26,4 +27,4 @@ def command(runs: tuple[Path, ...], out: Path, smooth: int, overwrite: bool, ver
     check_output(out, overwrite, suffixes=(".png",))
     panels = draw_curves(runs, out, smooth)
     if not quiet:
-        say(f"{out}: {panels} panels, {len(runs)} {'run' if len(runs) == 1 else 'runs'}")
+        say(f"{out}: {pluralize(panels, 'panel')}, {pluralize(len(runs), 'run')}")

@@ -10,6 +10,7 @@ import click
 from wsi2ihc.cli.output import echo_json, say, tell
 from wsi2ihc.cli.parameters import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
+from wsi2ihc.text import pluralize
 from wsi2ihc.training.inspection.options import InspectOptions
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def _summary(report: Report) -> list[str]:
         if one["group"]:
             continue
         name = one["split"] if one["her2"] == "all" else f"{one['split']}, HER2 {one['her2']}"
-        more = [f"{one[what]:,} {what}" for what in ("groups", "slides", "patients") if one[what] is not None]
-        lines.append(f"  {name:20} " + ", ".join([f"{one['pairs']:,} pairs", *more]))
+        more = [
+            pluralize(one[f"{what}s"], what) for what in ("group", "slide", "patient") if one[f"{what}s"] is not None
+        ]
+        lines.append(f"  {name:20} " + ", ".join([pluralize(one["pairs"], "pair"), *more]))
     return [*lines, *report.lead[1:]]

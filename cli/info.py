@@ -10,6 +10,7 @@ import click
 from wsi2ihc.cli.output import echo_json, say
 from wsi2ihc.cli.parameters import image_options, json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.slide import ImageEntry, SlideInfo, open_slide
+from wsi2ihc.text import pluralize
 
 
 @click.command("info")
@@ -53,7 +54,7 @@ def _as_text(info: SlideInfo) -> list[str]:
         f"  vendor         {info.vendor} (read by {info.reader})",
         f"  bounds         {info.bounds}",
         f"  background     rgb{info.background}",
-        f"  colour profile {'none' if info.icc_profile is None else f'{len(info.icc_profile)} bytes'}",
+        f"  colour profile {'none' if info.icc_profile is None else pluralize(len(info.icc_profile), 'byte')}",
         f"  quickhash      {info.quickhash}",
         "  levels",
         *(

@@ -12,6 +12,7 @@ from wsi2ihc.cli.output import echo_json, say
 from wsi2ihc.cli.parameters import PositiveFloat, json_option, set_up_logging, verbosity_options
 from wsi2ihc.generator.registry import DEFAULT_MODEL, describe_generator, list_models, load_generator
 from wsi2ihc.pyramid import check_output
+from wsi2ihc.text import pluralize
 from wsi2ihc.translation.pipeline import check_not_inputs
 from wsi2ihc.translation.report import describe_model
 
@@ -64,7 +65,7 @@ def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator
     """Lines of nested facts: how deep, the name, and the value; what is not known is empty."""
     for name, value in facts.items():
         if isinstance(value, Mapping) and depth >= deepest:
-            yield depth, name, f"{len(value)} entries (-v shows them)"
+            yield depth, name, f"{pluralize(len(value), 'entry', 'entries')} (shown with -v)"
         elif isinstance(value, Mapping):
             yield depth, name, ""
             yield from _outline(value, deepest, depth + 1)

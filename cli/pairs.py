@@ -14,9 +14,10 @@ from wsi2ihc.cli.output import echo_json, say, tell
 from wsi2ihc.cli.parameters import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.registration.options import RegistrationOptions
+from wsi2ihc.text import pluralize
 from wsi2ihc.training.pairing.filters import Limits
 from wsi2ihc.training.pairing.options import PairsOptions
-from wsi2ihc.training.pairing.words import counted, pairs_of_slides
+from wsi2ihc.training.pairing.words import pairs_of_slides
 
 if TYPE_CHECKING:
     from wsi2ihc.training.pairing.checking import CheckReport
@@ -88,7 +89,7 @@ def _tell_check(dataset: Path, report: CheckReport, *, quiet: bool) -> None:
     for advice in report.advice if not quiet else ():
         tell(f"To mend it: {advice}")
     if not quiet and not report.problems:
-        say(f"{dataset}: {counted(report.patches, 'pair')}, nothing wrong")
+        say(f"{dataset}: {pluralize(report.patches, 'pair')}, nothing wrong")
 
 
 def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
@@ -140,7 +141,7 @@ def _describe(preview: Preview) -> list[str]:
         patients = len({slide.patient for slide in own})
         done = sum(not slide.is_new for slide in own)
         lines.append(
-            f"  {role}: {len(own)} of {counted(patients, 'patient')}{_levels(own)}{f', {done} done' if done else ''}"
+            f"  {role}: {len(own)} of {pluralize(patients, 'patient')}{_levels(own)}{f', {done} done' if done else ''}"
         )
         lines.append(f"    {', '.join(slide.slide for slide in own)}")
     return [*lines, *(f"  note: {warning}" for warning in preview.warnings)]
@@ -166,16 +167,16 @@ def summary(report: BuildReport, dataset: Path) -> list[str]:
     if not report.slides:
         return [f"{dataset}: no pair of slides can be used", *notes]
     if report.unchanged:
-        same = f"{dataset}: complete already, {counted(report.kept, 'pair')}; nothing was done"
+        same = f"{dataset}: complete already, {pluralize(report.kept, 'pair')}; nothing was done"
         return [same, *notes]
     new = [slide for slide in report.slides if slide.is_new]
     lines = [
-        f"{dataset}: {counted(report.kept, 'pair')} of patches from {pairs_of_slides(len(report.slides))}, "
+        f"{dataset}: {pluralize(report.kept, 'pair')} of patches from {pairs_of_slides(len(report.slides))}, "
         f"{len(new)} of them cut now, in {duration(report.seconds)}"
     ]
     for split, counts in report.counts.items():
         levels = ", ".join(f"{level}: {number:,}" for level, number in counts.get("her2", {}).items())
-        amounts = ", ".join(counted(counts[f"{noun}s"], noun) for noun in ("pair", "slide", "patient"))
+        amounts = ", ".join(pluralize(counts[f"{noun}s"], noun) for noun in ("pair", "slide", "patient"))
         lines.append(f"  {split:8} {amounts}" + (f" (HER2 {levels})" if levels else ""))
     lines += [*_rejection_table(report), *notes]
     if report.failed:

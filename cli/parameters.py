@@ -121,11 +121,13 @@ mpp_option = click.option(
 def image_options(command: Command) -> Command:
     """``--series`` and ``--page``: which image of the slide's file is wanted."""
     command = click.option(
-        "--page", type=click.IntRange(0), help="Read this page of a TIFF file, from 0: one plane of a focus stack, say."
+        "--page",
+        type=click.IntRange(0),
+        help="Number of the page in a TIFF file, from 0 (a plane of a focus stack).",
     )(command)
     return click.option(
         "--series", type=click.IntRange(0),
-        help="Read this image of a TIFF file, from 0 (see `info`).  [default: the largest RGB image]",
+        help="Number of the image in a TIFF file, from 0.  [default: the largest RGB image]",
     )(command)  # fmt: skip
 
 

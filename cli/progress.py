@@ -60,11 +60,6 @@ class ProgressBar:
         return f"{text} ({progress.note})" if progress.note else text
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things: 1 level, 2 levels."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)

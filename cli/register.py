@@ -21,6 +21,7 @@ from wsi2ihc.errors import RegistrationError
 from wsi2ihc.registration.options import RegistrationOptions
 from wsi2ihc.registration.result import numbered
 from wsi2ihc.slide import open_slide
+from wsi2ihc.text import pluralize
 
 if TYPE_CHECKING:
     from wsi2ihc.registration.landmarks import LandmarkErrors, MatchedLandmarks
@@ -126,7 +127,8 @@ def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, befor
     names = numbered(report.registration.stages)
     rows = [("before", before), *zip(names, report.after, strict=True)]
     return [
-        f"  landmarks      {len(matched.ids)} pairs{f', {alone} without a partner' if alone else ''}; errors in µm",
+        f"  landmarks      {pluralize(len(matched.ids), 'pair')}{f', {alone} without a partner' if alone else ''}; "
+        "errors in µm",
         f"    {'':10}{'median':>9}{'90 %':>9}{'most':>9}{'median rTRE':>14}",
         *(
             f"    {name:10}{errors.median_um:9.1f}{errors.p90_um:9.1f}{errors.max_um:9.1f}{errors.median_rtre:14.3%}"

@@ -13,6 +13,7 @@ from wsi2ihc.cli.output import echo_json, say, tell
 from wsi2ihc.cli.parameters import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.progress import Progress
+from wsi2ihc.text import pluralize
 from wsi2ihc.training.options import RECIPES, TrainOptions, config_text, resolve_options
 from wsi2ihc.translation.report import DISCLAIMER
 
@@ -137,17 +138,13 @@ def _amount(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.0f} MB"
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _describe_data(job: TrainingJob) -> str:
     counts = job.data.counts()
     roles = []
     for role, of in counts.items():
-        groups = f" in {_counted(of['groups'], 'group')}" if of["groups"] else ""
+        groups = f" in {pluralize(of['groups'], 'group')}" if of["groups"] else ""
         levels = ", ".join(f"{level}: {number}" for level, number in of.get("her2", {}).items())
-        roles.append(f"{role}: {_counted(of['pairs'], 'pair')}{groups}" + (f" (HER2 {levels})" if levels else ""))
+        roles.append(f"{role}: {pluralize(of['pairs'], 'pair')}{groups}" + (f" (HER2 {levels})" if levels else ""))
     grouped = f", grouped by {job.data.grouped_by}" if job.data.grouped_by else ""
     return f"data: {job.data.layout}, patches of {job.sizes}{grouped}; " + "; ".join(roles)
 

@@ -22,10 +22,11 @@ from wsi2ihc.cli.parameters import (
     set_up_logging,
     verbosity_options,
 )
-from wsi2ihc.cli.progress import ProgressBar, counted, duration
+from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.generator.registry import load_generator
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.slide import open_slide
+from wsi2ihc.text import pluralize
 from wsi2ihc.translation.finishing import report_path
 from wsi2ihc.translation.forecast import Forecast, forecast
 from wsi2ihc.translation.options import TranslateOptions
@@ -150,12 +151,12 @@ def summary(report: TranslateReport) -> list[str]:
     total_s = sum(seconds[stage] for stage in ("tissue", "model", "run"))
     return [
         f"{report.output_name}: {size} px at {report.output_mpp[0]:.4g} µm/px, "
-        f"{counted(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
+        f"{pluralize(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
         f"  source   {report.source['name']}, {report.source['width']}×{report.source['height']} px at "
         f"{report.source['mpp'][0]:.4g} µm/px",
         *_model_lines(report.model, report.device, report.precision),
         f"  tissue   {report.tissue_share:.1%} of {_shown(report)}; "
-        f"{counted(report.plan['windows'], 'window')}, {report.blend}, "
+        f"{pluralize(report.plan['windows'], 'window')}, {report.blend}, "
         f"{window_px / kept_px:.2f} px of work per px kept",
         f"  seams    {_seams(report.seams)}",
         f"  time     {duration(total_s)}: {kept_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s",

@@ -16,7 +16,7 @@ from wsi2ihc.cli.parameters import (
     set_up_logging,
     verbosity_options,
 )
-from wsi2ihc.cli.progress import ProgressBar, counted, duration
+from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.files import load_transform
 from wsi2ihc.registration.transform import Transform
@@ -24,6 +24,7 @@ from wsi2ihc.registration.warp_plan import MPP_TOLERANCE, doubt_of_slide
 from wsi2ihc.registration.warp_provenance import NOTICE
 from wsi2ihc.registration.warped_slide import WarpOptions, WarpReport, warp_slide
 from wsi2ihc.slide import Slide, open_slide
+from wsi2ihc.text import pluralize
 
 
 @click.command("warp")
@@ -113,7 +114,7 @@ def summary(report: WarpReport) -> list[str]:
     source = report.source
     return [
         f"{report.output_name}: {report.output_size} px at {report.output_mpp[0]:.4g} µm/px, "
-        f"{counted(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
+        f"{pluralize(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
         f"  source   {source['name']}, {source['width']}×{source['height']} px at {source['mpp'][0]:.4g} µm/px",
         f"  onto     {report.fixed['name']}",
         f"  time     {duration(report.seconds)}: {report.written_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s",

@@ -64,7 +64,7 @@ def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES
         raise OutputError(f"output {path} is a folder: name a file")
     if os.path.lexists(path):
         if not path.is_file():
-            raise OutputError(f"output {path} is there and is not a regular file: choose another name")
+            raise OutputError(f"output {path} exists and is not a regular file: choose another name")
         if not overwrite:
             raise exists(path)
     check_writable(path.parent)

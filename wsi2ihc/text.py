@@ -1,4 +1,4 @@
-"""Text of files, models, tables and names, made safe to print."""
+"""Text to print: numbers with nouns, and text of files, models, tables and names, made safe."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ def printable(text: str) -> str:
     if text.isprintable() and not any(one in text for one in _INVISIBLE):
         return text
     return "".join(one if _is_visible(one) else _escaped(one) for one in text)
+
+
+def pluralize(number: int, noun: str, plural: str = "") -> str:
+    """Format a number with its noun: "1 patient", "2 patients", "1,000 patches".
+
+    Parameters
+    ----------
+    plural
+        Of the noun, if it is not the noun with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def columns(text: str) -> int:

@@ -72,7 +72,7 @@ def test_a_finished_output_that_was_overwritten_is_not_taken_for_finished(
     assert wsi2ihc.translate(slide, IDENTITY, out, options).created == report.created, "it is finished"
     before = pixels_of(out)
     overwrite_middle(a_file_of(out))
-    with pytest.raises(OutputExistsError, match="already there"):
+    with pytest.raises(OutputExistsError, match=r"already there, and is not what .* it was changed"):
         wsi2ihc.translate(slide, IDENTITY, out, options)
     again = wsi2ihc.translate(slide, IDENTITY, out, replace(options, overwrite=True))
     assert again.output_sha256 == report.output_sha256 == sha256_of(out)

@@ -305,7 +305,7 @@ def test_the_command_tells_what_failed_and_how_it_stands(
     tried = subprocess.run([*changed, "--dry-run"], capture_output=True, check=False, text=True)
     assert tried.returncode == 3
     told, model = tried.stdout.splitlines()
-    assert told == "1 slides can be translated (0 are done, 1 outputs would be replaced), 1 cannot"
+    assert told == "1 slide can be translated (0 done before, 1 output to be replaced), 1 cannot"
     assert model.startswith("  model counterstain: Takes the eosin out")
     other = subprocess.run(changed, capture_output=True, check=False, text=True)
     assert "outputs that are there and were made otherwise are replaced: a.ome.tiff" in other.stderr

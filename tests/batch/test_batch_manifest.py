@@ -220,11 +220,11 @@ def test_an_output_that_is_a_folder_is_a_problem(tmp_path: Path) -> None:
     output.mkdir(parents=True)
     _, (problem,) = check_rows(rows, tmp_path / "out", rows)
     assert problem.output == "a.ome.tiff"
-    assert "its output a.ome.tiff is there and is no file" in problem.message
+    assert "its output a.ome.tiff exists and is not a file" in problem.message
     output.rmdir()
     output.symlink_to("nowhere")
     _, (problem,) = check_rows(rows, tmp_path / "out", rows)
-    assert "is there and is no file" in problem.message
+    assert "exists and is not a file" in problem.message
 
 
 def test_masks_and_regions_are_tried_before_anything_starts(tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ from wsi2ihc.cli import output
 from wsi2ihc.cli.main import main
 from wsi2ihc.cli.output import LineFormatter, Screen, ScreenHandler, say, standard_streams, tell
 from wsi2ihc.cli.parameters import set_up_logging
-from wsi2ihc.cli.progress import ProgressBar, counted
+from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.cli.signals import cleaned_up_when_ended
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.progress import Progress
-from wsi2ihc.text import columns, cut, printable
+from wsi2ihc.text import columns, cut, pluralize, printable
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[31m\nError: forged\u202egnp.\u200b\udcff\x9b2J\r"
 
@@ -309,7 +309,7 @@ def test_a_command_started_by_nohup_survives_its_terminal() -> None:
 
 
 def test_one_of_a_thing_is_not_several() -> None:
-    assert [counted(number, "level") for number in (0, 1, 2, 1234)] == [
+    assert [pluralize(number, "level") for number in (0, 1, 2, 1234)] == [
         "0 levels",
         "1 level",
         "2 levels",

@@ -145,10 +145,10 @@ def test_other_things_are_refused_and_named(tmp_path: Path) -> None:
     cases: list[tuple[Any, str]] = [
         (torch.zeros(3), "Tensor instead of"),
         ([1, 2], "list instead of"),
-        ({"epoch": 3}, "holds no weights, only 1 entries such as epoch"),
+        ({"epoch": 3}, "holds no weights, only 1 entry such as epoch"),
         ({}, "holds no weights, only nothing"),
         ({"encoder.weight": torch.zeros(3)}, r"neither a ResNet nor a U-Net of pix2pix, but .*encoder\.weight"),
-        (grey, "images of 1 channels instead of 3"),
+        (grey, "images of 1 channel instead of 3"),
         (no_norm, "without normalization"),
         (affine, "BatchNorm follows convolutions with biases"),
         (filters, "anti-aliasing filters in some places only"),

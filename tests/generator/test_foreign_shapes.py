@@ -383,5 +383,5 @@ def test_gray_outputs_are_named(tmp_path: Path) -> None:
     state = Resnet().state_dict()
     last = max(name for name, value in state.items() if value.ndim == 4 and value.shape[2] == 7 and value.shape[0] == 3)
     state[last] = torch.zeros(1, 4, 7, 7)
-    with pytest.raises(ModelError, match="makes images of 1 channels"):
+    with pytest.raises(ModelError, match="makes images of 1 channel instead"):
         imported(state, tmp_path)

@@ -284,7 +284,7 @@ def test_a_stale_text_does_not_state_the_resolution(tmp_path: Path) -> None:
     tifffile.imwrite(path, SLIDE, description=about, resolutionunit="NONE", **TILED)
     with open_slide(path) as slide:
         assert slide.info.mpp is None
-        assert any("other sizes" in problem for problem in slide.info.problems)
+        assert any("another size" in problem for problem in slide.info.problems)
 
 
 def test_a_choice_where_there_is_none(tmp_path: Path) -> None:

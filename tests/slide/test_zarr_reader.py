@@ -216,7 +216,7 @@ def test_a_compression_that_is_not_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"pyramid": [IMAGE[..., :1]]}, "have 1 channels"),
+        ({"pyramid": [IMAGE[..., :1]]}, "have 1 channel"),
         ({"pyramid": [np.dstack([IMAGE, IMAGE[..., :1]])]}, "have 4 channels"),
         ({"pyramid": [IMAGE.astype(np.uint16)]}, "are of the type uint16"),
         ({"channels": [{"color": color} for color in ("0000FF", "00FF00", "FF0000")]}, "not red, green and blue"),

@@ -115,8 +115,8 @@ def test_a_pair_counts_once(tmp_path: Path) -> None:
         copy(tmp_path, kind, "train/c", "val/w")
         copy(tmp_path, kind, "train/c", "train/d")
     shared, repeated = decode_pairs(find_pairs(tmp_path).pairs)
-    assert "images of 1 validation pairs" in shared
-    assert repeated == "1 pairs of train have an image with the same pixels as that of another pair there"
+    assert "images of 1 validation pair " in shared
+    assert repeated == "1 pair of train with an image that has the pixels of another pair there"
 
 
 def test_images_repeated_on_one_side(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_images_repeated_on_one_side(tmp_path: Path) -> None:
     copy(tmp_path, "IHC", "train/c", "train/d")
     copy(tmp_path, "IHC", "val/v", "val/w")
     assert decode_pairs(find_pairs(tmp_path).pairs) == (
-        "2 pairs of train have an image with the same pixels as that of another pair there",
-        "1 pairs of validation have an image with the same pixels as that of another pair there",
+        "2 pairs of train with an image that has the pixels of another pair there",
+        "1 pair of validation with an image that has the pixels of another pair there",
     )
 
 
@@ -144,7 +144,7 @@ def test_halves_of_one_file_are_compared(tmp_path: Path) -> None:
     side_by_side(tmp_path, NAMES)
     shutil.copy(tmp_path / "train" / "a.png", tmp_path / "val" / "v.png")
     (warning,) = decode_pairs(find_pairs(tmp_path).pairs)
-    assert "images of 1 validation pairs" in warning
+    assert "images of 1 validation pair " in warning
 
 
 def test_same_bytes_in_another_shape_are_other_pixels(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.text import pluralize
 
 from .images import THREADS, pairs_to_open, read_pair, room_for
 from .pairs import Pair
@@ -114,8 +115,8 @@ def _shared(alike: _Alike) -> Iterator[str]:
             shared.update(validation)
     if shared:
         yield (
-            f"{examples[0]} have the same pixels, and images of {len(shared)} validation pairs in all are also in "
-            "train: that flatters every figure; remove them, or keep them in one group"
+            f"{examples[0]} have the same pixels, and images of {pluralize(len(shared), 'validation pair')} in all are "
+            "also in train: that flatters every figure; remove them, or keep them in one group"
         )
 
 
@@ -124,7 +125,7 @@ def _repeated(alike: _Alike) -> Iterator[str]:
     for role in ("train", "validation"):
         again = {pair for _, members in alike for pair in _of(members, role)[1:]}
         if again:
-            yield f"{len(again)} pairs of {role} have an image with the same pixels as that of another pair there"
+            yield f"{pluralize(len(again), 'pair')} of {role} with an image that has the pixels of another pair there"
 
 
 def _of(pairs: Iterable[Pair], role: str) -> list[Pair]:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError, TrainingError
 from wsi2ihc.processes import starting_processes, uninterrupted
+from wsi2ihc.text import pluralize
 
 from .images import read_pair
 from .pairs import Augmentation, Pair
@@ -83,7 +84,7 @@ def steps_per_epoch(pairs: Sequence[Pair], global_batch: int) -> int:
     """
     if global_batch > len(pairs):
         raise DatasetError(
-            f"a batch of {global_batch} is larger than the {len(pairs)} training pairs; lower --batch-size"
+            f"a batch of {global_batch} is larger than the {pluralize(len(pairs), 'training pair')}; lower --batch-size"
         )
     return len(pairs) // global_batch
 

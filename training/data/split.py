@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.text import pluralize
 
 from .groups import assign_groups
 from .layouts import find_pairs
@@ -133,7 +134,7 @@ def _check_groups(data: PairedData, tolerated: bool) -> None:
     if not parted:
         return
     named = " and ".join(role for role in ROLES if role in roles[parted[0]])
-    more = f", and {len(parted) - 1} more groups are parted" if len(parted) > 1 else ""
+    more = f", and {pluralize(len(parted) - 1, 'more group is', 'more groups are')} parted" if len(parted) > 1 else ""
     if not tolerated:
         raise DatasetError(
             f"the group {parted[0]!r} is in {named}{more}; keep groups whole, or ask for --split-by-patch"

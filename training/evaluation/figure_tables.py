@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+from wsi2ihc.text import pluralize
+
 from ..reporting.document import Cell, Column, Estimate, Table
 from .figures import FIGURES
 from .intervals import Subset
@@ -59,9 +61,9 @@ def summary_table(evaluation: Evaluation, estimator: Estimator) -> Table:
     if 1 < len(images.units) < FEW_UNITS:
         notes.append(f"{over} are few: such an interval is rough, and most likely too narrow.")
     notes += [
-        f"{result.method.name}: {result.scores.subset().identical:,} images equal their references; they have no PSNR."
+        f"{result.method.name}: {pluralize(number, 'image')} without a PSNR, since the reference has the same pixels."
         for result in evaluation.methods
-        if result.scores.subset().identical
+        if (number := result.scores.subset().identical)
     ]
     estimates = {result.method.name: estimator(result) for result in evaluation.methods}
     counts: tuple[Cell, ...] = ("images", *(result.scores.subset().images for result in evaluation.methods))

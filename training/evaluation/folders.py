@@ -12,6 +12,7 @@ import numpy as np
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.ordered import ordered_map
 from wsi2ihc.progress import Progress, ProgressCallback, silent
+from wsi2ihc.text import pluralize
 
 from ..data import Pair, PairedData, assign_groups, read_image, read_sizes
 from ..data.layouts import level_in_name
@@ -77,7 +78,7 @@ def evaluate_folders(
     )  # fmt: skip
     _check_not_references(results, len(pairs))
     return Evaluation(
-        subject=f"{len(pairs):,} images of {', '.join(_named(virtual))} against {reference.resolve().name}",
+        subject=f"{pluralize(len(pairs), 'image')} of {', '.join(_named(virtual))} against {reference.resolve().name}",
         unit=unit,
         levels=tuple(sorted({pair.her2 for pair in pairs if pair.her2})),
         methods=tuple(results),

@@ -12,6 +12,7 @@ from pathlib import Path
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.progress import Progress, ProgressCallback, silent
+from wsi2ihc.text import pluralize
 
 from ..data import Pair, PairedData, PatchSizes, assign_groups, assign_roles, find_pairs, read_pair, read_sizes
 from .calibration import Calibration, calibrate
@@ -75,7 +76,7 @@ def evaluate_patches(
     progress(Progress("choosing pictures"))
     multiple_px = math.lcm(*(method.multiple_px for method in methods))
     return Evaluation(
-        subject=f"{data.folder.resolve().name}: {len(pairs):,} {options.split} patches",
+        subject=f"{data.folder.resolve().name}: {options.split}, {pluralize(len(pairs), 'patch', 'patches')}",
         unit=unit,
         levels=tuple(sorted({pair.her2 for pair in data.pairs if pair.her2})),
         methods=tuple(called),
@@ -204,7 +205,7 @@ def _notes(data: PairedData, options: EvaluateOptions, unit: str) -> Iterator[st
     scored = {pair.group for pair in data.of(options.split)} - {None}
     shared = {pair.group for pair in data.of("train")} & scored
     if shared and options.split != "train":
-        yield f"{len(shared)} groups are in training and in {options.split}: the figures are flattered"
+        yield f"in training and in {options.split}: {pluralize(len(shared), 'group')}; the figures are flattered"
     if options.split != "test":
         yield f"these are {options.split} patches: what was chosen on them looks better than it is"
 

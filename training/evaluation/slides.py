@@ -31,6 +31,7 @@ from wsi2ihc.slide import (
     overview_grid,
     read_overview,
 )
+from wsi2ihc.text import pluralize
 
 from ..moments import correlation
 from .calibration import Calibration, density_counts, otsu_threshold
@@ -146,7 +147,7 @@ def evaluate_slides(
         progress(Progress("looking for seams"))
         results = tuple(map(MethodResult, methods, scores))
         evaluation = Evaluation(
-            subject=f"{ours.info.name} against {theirs.info.name}: {len(squares.chosen):,} squares of "
+            subject=f"{ours.info.name} against {theirs.info.name}: {pluralize(len(squares.chosen), 'square')} of "
             f"{squares.side_px * squares.mpp:.0f} µm at {squares.mpp:.3g} µm per px",
             unit="squares",
             levels=(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from wsi2ihc.text import pluralize
+
 from ..reporting.document import Picture, Report, Section, Table
 from .describing import Spread
 from .fingerprints import LONGEST_PX
@@ -47,8 +49,8 @@ def _subject(inspection: Inspection) -> str:
     resolution = "µm per px unknown" if data.mpp is None else f"{data.mpp:g} µm per px"
     grouped = f", grouped by {data.grouped_by}" if data.grouped_by else ""
     return (
-        f"{_folder(inspection)}: {len(data.pairs):,} pairs of {inspection.sizes} px, {resolution}; {data.layout}"
-        f"{grouped}."
+        f"{_folder(inspection)}: {pluralize(len(data.pairs), 'pair')} of {inspection.sizes} px, {resolution}; "
+        f"{data.layout}{grouped}."
     )
 
 
@@ -61,7 +63,7 @@ def _findings(inspection: Inspection) -> tuple[str, str]:
     return (
         f"Pairs of patches with the same tissue: {counts['splits']:,} between splits, {counts['groups']:,} between "
         f"groups, {counts['']:,} {within}.",
-        f"Misaligned: {len(alignment.misaligned):,} of {pairs:,} pairs{median}.",
+        f"Misaligned: {len(alignment.misaligned):,} of {pluralize(pairs, 'pair')}{median}.",
     )
 
 
@@ -100,7 +102,7 @@ def _alignment(inspection: Inspection, options: InspectOptions) -> Section:
             f"µm per px is unknown; {ASSUMED_MPP:g} was assumed, and residuals are told in px. Give it with --mpp."
         )
     if alignment.unknown:
-        text.append(f"{alignment.unknown:,} pairs have too little in them to be compared.")
+        text.append(f"Too little in them to be compared: {pluralize(alignment.unknown, 'pair')}.")
     contents: list[Table | Picture] = [*misaligned_picture(inspection)] if options.pictures else []
     if table := misaligned_table(inspection):
         contents.append(table)

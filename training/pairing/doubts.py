@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from wsi2ihc.notation import listed
 from wsi2ihc.runtime import versions
+from wsi2ihc.text import pluralize
 
 from .manifest import Manifest, SlidePair
 from .options import PairsOptions
@@ -16,7 +17,7 @@ from .splitting import Splits, split_warnings
 from .store import PairsStore
 from .strays import strays
 from .table import rejections
-from .words import counted, pairs_of_slides, patches
+from .words import pairs_of_slides, patches
 
 Slides: TypeAlias = Sequence[tuple[SlidePair, SlideRecord]]
 """Pairs that are in a data set, with their records."""
@@ -57,7 +58,7 @@ def dataset_doubts(store: PairsStore, splits: Splits, slides: Slides, options: P
     own = frozenset(store.placed.values())
     if found := [path.as_posix() for path in strays(store.folder, own)]:
         yield (
-            f"{counted(len(found), 'image')} in the folders of the data set that pairs.csv does not name "
+            f"{pluralize(len(found), 'image')} in the folders of the data set that pairs.csv does not name "
             f"({listed(found)}): left alone, and not read by training; move away what does not belong there"
         )
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.text import pluralize
 
 from ..data.pairs import ROLES, Role
 from .cells import LEVELS
 from .manifest import Member, SlidePair
-from .words import counted
 
 Shares: TypeAlias = tuple[float, float, float]
 """Of training, validation and test, in the order of `ROLES`; they add up to 1."""
@@ -71,7 +71,7 @@ def assign_splits(members: Iterable[_Row], shares: Shares = (0.8, 0.1, 0.1), see
     for patient in sorted(patients.keys() - roles.keys(), key=lambda name: _rank(name, seed)):
         free[levels[patient]].append(patient)
     stated = {
-        level: _counted(roles[patient] for patient in roles if levels[patient] == level)
+        level: _pluralize(roles[patient] for patient in roles if levels[patient] == level)
         for level in set(levels.values())
     }
     for level, counts in _quotas({level: len(own) for level, own in free.items()}, stated, shares).items():
@@ -112,7 +112,7 @@ def _rank(patient: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
 
 
-def _counted(roles: Iterable[Role]) -> _Counts:
+def _pluralize(roles: Iterable[Role]) -> _Counts:
     counts = Counter(roles)
     return tuple(counts[role] for role in ROLES)
 
@@ -174,7 +174,7 @@ def _warnings(splits: Splits, roles: Mapping[str, Role], levels: Mapping[str, st
         if not own and role in splits.roles.values():
             yield f"no patient is for {role}: none of those who were chosen for it can be used"
         elif not own:
-            few = f"{counted(len(roles), 'patient')} {'is' if len(roles) == 1 else 'are'} too few"
+            few = f"{pluralize(len(roles), 'patient')} {'is' if len(roles) == 1 else 'are'} too few"
             yield f"no patient is for {role}: {few} for a share of {share:g}"
         elif lacking := sorted(set(present) - {levels[patient] for patient in own}):
             yield f"no patient of level {', '.join(lacking)} is for {role}; there are too few of them"

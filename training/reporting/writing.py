@@ -49,7 +49,7 @@ def check_report_folder(folder: Path, overwrite: bool) -> None:
         If it is a file, cannot be replaced by another folder, or the folder it is in cannot be written to.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"output {folder} is there and is no folder: name a folder")
+        raise OutputError(f"output {folder} exists and is not a folder: name a folder")
     place = folder.resolve()
     if place.is_dir():
         if os.path.ismount(place) or place == Path.cwd():

@@ -106,7 +106,10 @@ def _resume(
     except OutputExistsError:
         report = finished_report(path, options, known_identity)
         if report is None:
-            raise
+            raise OutputExistsError(
+                f"output {path} is already there, and is not what this run would have written: it was changed, "
+                "or comes from another slide, model or option; choose another name, or allow it with --overwrite"
+            ) from None
         _log.info("%s is complete already", path)
     report = report or finished_report(path, options, known_identity)
     if report is None:

@@ -149,7 +149,7 @@ def _checked(row: Row, folder: Path, inputs: Set[str]) -> SlideTask:
     if os.path.realpath(output) in inputs:
         raise _RefusedRowError("its output is a slide of this list; name another output, or folder")
     if (output.exists() or output.is_symlink()) and not output.is_file():
-        raise _RefusedRowError(f"its output {row.output} is there and is no file; remove it, or name another output")
+        raise _RefusedRowError(f"its output {row.output} exists and is not a file; remove it, or name another output")
     version = _model_version(row.model)
     with open_slide(
         row.slide, mpp=row.mpp, mpp_option="--mpp or the column mpp", series=row.series, page=row.page

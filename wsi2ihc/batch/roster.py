@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BatchError
 from ..runtime import versions
+from ..text import pluralize
 from .child import IN_HAND
 from .worker_slot import WorkerFacts, describe
 
@@ -138,7 +139,7 @@ class Roster:
         if unfit := [one for one in self._remotes.values() if one.unfit]:
             first = next((one for one in unfit if one.facts and one.facts.offers_gpu), unfit[0])
             return first.unfit if len(unfit) == 1 else f"{first.unfit} (and {len(unfit) - 1} more cannot be used)"
-        return f"{self.unanswered()} workers are there, and none says what it is; are they busy with other work?"
+        return f"none of {pluralize(self.unanswered(), 'worker')} says what it is; is there other work for it?"
 
     def _ask(self, remote: Remote) -> None:
         """Put the question to a worker, or take its answer."""

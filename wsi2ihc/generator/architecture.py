@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ModelError
+from ..text import pluralize
 from .spec import DEPTHS, WIDTHS, Architecture, Norm, Padding
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -26,10 +27,14 @@ def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
     architecture: Architecture = "resnet" if len(shapes.get("model.1.weight", ())) == 4 else "unet"
     first = shapes["model.1.weight" if architecture == "resnet" else "model.model.0.weight"]
     if first[1] != 3:
-        raise ModelError(f"{source} holds a generator for images of {first[1]} channels instead of 3 (RGB)")
+        raise ModelError(
+            f"{source} holds a generator for images of {pluralize(first[1], 'channel')} instead of 3 (RGB)"
+        )
     outputs = _outputs(shapes, architecture)
     if outputs != 3:
-        raise ModelError(f"{source} holds a generator that makes images of {outputs} channels instead of 3 (RGB)")
+        raise ModelError(
+            f"{source} holds a generator that makes images of {pluralize(outputs, 'channel')} instead of 3 (RGB)"
+        )
     if architecture == "resnet":
         _refuse_relatives(shapes, source)
     return {
@@ -69,7 +74,7 @@ def _refuse_relatives(shapes: Shapes, source: str) -> None:
         if halvings == 4:
             kind = "pix2pixHD's global generator, or another ResNet that halves its input four times"
         elif halvings != 2:
-            kind = f"a ResNet that halves its input {halvings} times instead of twice"
+            kind = f"a ResNet that halves its input {pluralize(halvings, 'time')} instead of twice"
     if kind is not None:
         raise ModelError(f"{source} holds {kind}; that kind is not supported")
 

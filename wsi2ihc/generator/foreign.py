@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import ModelError
+from ..text import pluralize
 from .architecture import recognize
 from .checkpoint import COUNTER, build_network, check_state, check_values
 from .header import FORMAT, check_header, file_sha256, open_model_file
@@ -220,4 +221,4 @@ def _without_old_statistics(state: State) -> State:
 
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
-    return f"{len(names)} entries such as {', '.join(names[:4])!s:.160}" if names else "nothing"
+    return f"{pluralize(len(names), 'entry', 'entries')} such as {', '.join(names[:4])!s:.160}" if names else "nothing"

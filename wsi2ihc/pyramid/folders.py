@@ -41,7 +41,7 @@ def check_folder_output(path: Path, overwrite: bool) -> None:
     check_folder(path.parent)
     if os.path.lexists(path):
         if path.is_symlink() or not any((path / name).is_file() for name in _METADATA):
-            raise OutputError(f"output {path} is there and is no Zarr image: choose another name")
+            raise OutputError(f"output {path} exists and is not a Zarr image: choose another name")
         if not overwrite:
             raise exists(path)
     check_writable(path.parent)

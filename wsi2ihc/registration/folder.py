@@ -80,7 +80,7 @@ def check_folder(folder: Path, overwrite: bool, was_locked: bool | None = None) 
         If it is a file, or cannot be written to.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"output {folder} is there and is no folder: name a folder")
+        raise OutputError(f"output {folder} exists and is not a folder: name a folder")
     existing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     try:
         names = sorted(entry.name for entry in folder.iterdir()) if existing == folder else []

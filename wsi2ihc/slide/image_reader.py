@@ -23,6 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
 from ..geometry import Region
+from ..text import pluralize
 from .facts import UNCOMPRESSED, changed_at, checked_levels, checked_profile, hash_of_file, remarks
 from .pixels import composited, transparent
 from .protocol import SlideInfo
@@ -119,10 +120,9 @@ class ImageReader(SlideReader):
             with path.open("rb") as file:  # Pillow reduces 16 bits to 8, and says nothing
                 bits = max(bits, file.read(25)[24])
         if bits > 8 or image.mode not in ("RGB", "RGBA", "P", "PA", "RGBa", "RGBX"):
-            count = "1 sample" if samples == 1 else f"{samples} samples"
             raise UnreadableSlideError(
-                f"{self._name}: its pixels have {count} of {bits} bits, not 8-bit RGB, so it is no brightfield slide; "
-                "export the image as 8-bit RGB"
+                f"{self._name}: its pixels have {pluralize(samples, 'sample')} of {pluralize(bits, 'bit')}, not 8-bit "
+                "RGB, so it is no brightfield slide; export the image as 8-bit RGB"
             )
 
     def _describe(

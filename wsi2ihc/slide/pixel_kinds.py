@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UnreadableSlideError
+from ..text import pluralize
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -90,13 +91,13 @@ def pixel_kind(page: TiffPage) -> PixelKind:
     if samples == 3:
         return PixelKind(samples, bits)
     if samples > 4 or photometric == _YCBCR:
-        return bad(f"have {samples} samples, of which {samples - 3} are not colors")
+        return bad(f"have {samples} samples, of which only 3 are colors")
     return PixelKind(samples, bits, alpha=_alpha(page))
 
 
 def samples_of_bits(samples: int, bits: int) -> str:
     """Describe pixels that have too few samples, or samples of another depth."""
-    return f"have {'1 sample' if samples == 1 else f'{samples} samples'} of {'1 bit' if bits == 1 else f'{bits} bits'}"
+    return f"have {pluralize(samples, 'sample')} of {pluralize(bits, 'bit')}"
 
 
 def not_rgb(name: str, problem: str) -> UnreadableSlideError:

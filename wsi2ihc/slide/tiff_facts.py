@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..errors import OptionError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
+from ..text import pluralize
 from .image_choice import NO_CHOICE, Choice
 from .ome_xml import MAX_TEXT, OmeImage, OmeXml, XmlError, is_ome_xml, parse_ome_xml
 from .pixel_kinds import PixelKind, pixel_kind
@@ -275,7 +276,7 @@ def _check_stack(name: str, image: TiffImage, choice: Choice) -> None:
     if count > len(image.planes) and not choice:
         raise UnreadableSlideError(
             f"{name}: its description says that it holds {count} images (an ImageJ stack), of which the file has "
-            f"{len(image.planes)} pages; export the plane that is wanted, or read the first with --page 0"
+            f"{pluralize(len(image.planes), 'page')}; export the plane that is wanted, or read the first with --page 0"
         )
 
 

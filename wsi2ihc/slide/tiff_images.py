@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OptionError, UnreadableSlideError
 from ..geometry import Size
+from ..text import pluralize
 from .image_choice import Choice, is_companion_name, number_list, remark_on_others, the_slide
 from .level_factors import fits_as_level, whole_factor
 from .ome_xml import OmeImage, OmeXml
@@ -344,5 +345,5 @@ def remarks_on(images: Sequence[TiffImage], chosen: TiffImage, ome: OmeXml | Non
         )
     absent = 0 if ome is None else len(ome.images) - sum(image.ome is not None for image in images)
     if absent:
-        notes.append(f"Its OME-XML describes {absent} images that are not in this file, or have other sizes here.")
+        notes.append(f"Its OME-XML describes {pluralize(absent, 'image')} not in this file, or in another size.")
     return tuple(notes)

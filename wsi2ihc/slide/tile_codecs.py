@@ -15,6 +15,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from ..arrays import RGBImage
+from ..text import pluralize
 from .stream_headers import codestream, has_jpeg_hole, has_zero_run, jpeg_frame, jpeg_tables
 from .tiff_facts import TileTable
 
@@ -94,8 +95,8 @@ def unreadable_kind(table: TileTable) -> str | None:
         )
     if tile_decoder(table.planes[0] if table.planes else table) is None:
         return (
-            f"its {COMPRESSIONS[table.compression]} tiles of {table.tile} px, {table.samples} samples, are of a kind "
-            "that is not read here; copy it to a local disk, or convert it to a tiled, pyramidal TIFF"
+            f"its {COMPRESSIONS[table.compression]} tiles of {table.tile} px, {pluralize(table.samples, 'sample')}, "
+            "are of a kind that is not read here; copy it to a local disk, or convert it to a tiled, pyramidal TIFF"
         )
     return None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..geometry import Size
+from ..text import pluralize
 from .pixel_kinds import PixelKind
 from .resolution import Mpp, positive_number, unit_um
 
@@ -161,7 +162,7 @@ def multiscale_kind(image: Multiscale, shape: Sequence[int], dtype: str) -> Pixe
     if planes != 1:
         return PixelKind(samples, 8, f"lie in {planes} planes (a focus stack or a time series)")
     if samples != 3:
-        return PixelKind(samples, 8, f"have {samples} channels")
+        return PixelKind(samples, 8, f"have {pluralize(samples, 'channel')}")
     if image.channels == "other":
         return PixelKind(samples, 8, "have three channels that are not red, green and blue (omero, color)")
     unsaid = "It does not say what its three channels are; they are taken for red, green and blue."

@@ -19,6 +19,7 @@ from ..plan import Plan
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidReport, Tile, check_output, ome_xml, write_pyramid
 from ..slide import SlideInfo, srgb_profile
+from ..text import pluralize
 from .identity import fingerprint
 from .job import Job
 from .options import TranslateOptions
@@ -119,7 +120,7 @@ def make_report(job: Job, name: str, written: PyramidReport, work: Work) -> Tran
     """The facts of a finished translation."""
     plan, warnings = job.plan, job.warnings + work.warnings
     if work.unreadable:
-        warnings += (f"{work.unreadable} places could not be read and were taken for glass",)
+        warnings += (f"{pluralize(work.unreadable, 'place')} could not be read: glass was assumed there",)
     return TranslateReport(
         source=job.slide.info.described(),
         model=describe_model(job.generator),
