@@ -6,21 +6,26 @@ Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 done but for some of sever
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
 import io
 import logging
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+import weakref
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
-from wsi2ihc.cli.failures import one_line
-from wsi2ihc.cli.names import refuse_empty_names
 from wsi2ihc.cli.output import say, standard_streams, tell
-from wsi2ihc.cli.signals import cleaned_up_when_ended
 from wsi2ihc.processes import safe_path
+from wsi2ihc.text import describe_error
 
 COMMANDS = {
     "translate": "Turn an H&E slide into a virtual IHC slide.",
@@ -54,7 +59,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"wsi2ihc.cli.{cmd_name}").command
-        refuse_empty_names(command)
+        _refuse_empty_names(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -109,11 +114,102 @@ def _run(arguments: list[str]) -> int:
         tell("", "Interrupted; no half-written file is left.")
         return EXIT_INTERRUPTED
     except Exception as error:
-        tell(f"Error: {one_line(error)}")
+        tell(f"Error: {describe_error(error)}")
         if logging.getLogger("wsi2ihc").isEnabledFor(logging.DEBUG):
             tell(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"))
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _refuse_empty_names(command: click.Command) -> None:
+    """Make a command and its subcommands refuse empty names, which would stand for the current folder.
+
+    An empty name usually comes from a shell variable that is not set.
+    """
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _refuse_empty_names(below)
+    for param in command.params:
+        is_name = isinstance(param, click.Argument) or isinstance(param.type, click.Path)
+        if is_name and "convert" not in vars(param.type):
+            param.type = _not_empty(param.type)
+
+
+def _not_empty(kind: click.ParamType[Any]) -> click.ParamType[Any]:
+    convert = kind.convert
+
+    def checked(value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            raise click.BadParameter("the name is empty", ctx, param)
+        return convert(value, param, ctx)
+
+    own = copy.copy(kind)
+    setattr(own, "convert", checked)  # noqa: B010  # of this instance, not of its class
+    return own
+
+
+_ENDING = ("SIGTERM", "SIGHUP")
+"""Signals that end the program. SIGINT is an exception already. Windows has no SIGHUP."""
+
+_AGAIN_S = 0.1
+
+
+@contextlib.contextmanager
+def cleaned_up_when_ended() -> Iterator[None]:
+    """Raise SystemExit (128 + the signal) in the body when the process is terminated or its terminal is closed.
+
+    The previous handlers are restored afterwards. Outside the main thread, which alone can set handlers, this does
+    nothing. Signals that the process was started to ignore, as `nohup` does, stay ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, leaving = {}, _Leaving()
+    for name in _ENDING:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, leaving.begin)
+    try:
+        yield
+    finally:
+        leaving.is_over = True
+        for number, handler in before.items():
+            # None: it was set by a library in C, and cannot be restored
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class _Ended(SystemExit):
+    """SystemExit that supports weak references."""
+
+
+class _Leaving:
+    """Signal handler that raises the exception, and raises it again if it was dropped.
+
+    Destructors and callbacks of C libraries drop exceptions; the program would then continue, and ignore further
+    signals. While the exception exists, further signals are ignored, so that the cleanup is not interrupted.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._error: weakref.ref[_Ended] | None = None
+
+    def begin(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._error is None or self._error() is None:
+            raise self._new(number)  # not through a variable: its own traceback would keep it alive
+
+    def _new(self, number: int) -> _Ended:
+        error = _Ended(128 + number)
+        self._error = weakref.ref(error, lambda _: self._lost(number))
+        return error
+
+    def _lost(self, number: int) -> None:
+        if not self.is_over:  # later, and by a signal: an exception raised here would be dropped, too
+            again = threading.Timer(_AGAIN_S, self._send, (number,))
+            again.daemon = True
+            again.start()
+
+    def _send(self, number: int) -> None:
+        if not self.is_over:
+            os.kill(os.getpid(), number)
 
 
 if __name__ == "__main__":

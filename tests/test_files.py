@@ -1,7 +1,8 @@
-"""Files are regular and of a bounded size; anything else is refused at once, by every reader."""
+"""Files are regular and of a bounded size; anything else is refused at once, by every reader. SHA-256 of outputs."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import sys
@@ -17,7 +18,7 @@ from wsi2ihc.batch.connecting import address_of
 from wsi2ihc.batch.manifest import read_rows
 from wsi2ihc.batch.results import read_results
 from wsi2ihc.errors import Wsi2IhcError
-from wsi2ihc.files import open_regular, read_json, read_regular
+from wsi2ihc.files import open_regular, read_json, read_regular, sha256_of
 from wsi2ihc.generator.foreign import import_checkpoint
 from wsi2ihc.generator.registry import describe_generator, load_generator
 from wsi2ihc.registration.files import load_transform
@@ -134,3 +135,34 @@ def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path, name: str) ->
 def test_a_marker_that_is_nested_too_deeply_is_no_marker(tmp_path: Path) -> None:
     (tmp_path / "0000.json").write_text("[" * 100_000)
     assert read_marker(tmp_path / "0000.json") is None
+
+
+def test_a_file_has_the_sum_that_other_programs_give(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_sum_of_a_folder_follows_from_names_and_contents_only(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "c").mkdir(parents=True)
+        (tmp_path / name / "zarr.json").write_text("{}")
+        (tmp_path / name / "c" / "0").write_text("pixels")
+    one, two = tmp_path / "one", tmp_path / "two"
+    os.utime(two / "zarr.json", (1, 1))
+    listed = "".join(
+        f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in (("c/0", b"pixels"), ("zarr.json", b"{}"))
+    )
+    assert sha256_of(one) == sha256_of(two) == hashlib.sha256(listed.encode()).hexdigest()
+    (two / "c" / "0").rename(two / "c" / "1")
+    assert sha256_of(one) != sha256_of(two)
+    (two / "c" / "1").rename(two / "c" / "0")
+    (two / "c" / "0").write_text("Pixels")
+    assert sha256_of(one) != sha256_of(two)
+
+
+def test_a_pipe_in_a_folder_is_refused(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no such files here")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        sha256_of(tmp_path)

@@ -1,8 +1,9 @@
-"""Open regular files of a bounded size, never pipes or devices, which block or never end; JSON files."""
+"""Open regular files of a bounded size, never pipes or devices, which block or never end; JSON files; SHA-256."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -87,6 +88,37 @@ def json_bytes(value: object, indent: int = 2) -> bytes:
     """
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as ``sha256sum`` prints it; of a folder, that of a list of its files.
+
+    The list has one line for each file, sorted by name: its SHA-256, two spaces, and its path in the folder.
+
+    Raises
+    ------
+    OSError
+        If something cannot be read, or is neither a file nor a folder.
+    """
+    if not path.is_dir():
+        return sha256_of_file(path)
+    files = sorted(
+        Path(place, name).relative_to(path).as_posix() for place, _, names in os.walk(path) for name in names
+    )
+    lines = (f"{sha256_of_file(path / name)}  {name}\n" for name in files)
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a regular file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or is not a regular file.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_without_following(path: Path, flags: int) -> int:

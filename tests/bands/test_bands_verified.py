@@ -16,8 +16,8 @@ import wsi2ihc
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.bands import assembling, open_store, translate_band
 from wsi2ihc.bands.places import store_path
-from wsi2ihc.digest import sha256_of
 from wsi2ihc.errors import OutputError, OutputExistsError
+from wsi2ihc.files import sha256_of
 from wsi2ihc.geometry import Region
 from wsi2ihc.pyramid.omezarr import open_level
 from wsi2ihc.slide import Slide

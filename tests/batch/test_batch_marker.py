@@ -18,8 +18,8 @@ from wsi2ihc.batch.results import Result, write_table
 from wsi2ihc.batch.runner import states_at_first
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli.main import EXIT_SOME_FAILED, main
-from wsi2ihc.digest import sha256_of_file
 from wsi2ihc.errors import OutputError
+from wsi2ihc.files import sha256_of_file
 from wsi2ihc.translation.finishing import report_path
 
 FACTS = {"seconds": 1.0}

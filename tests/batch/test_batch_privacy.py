@@ -44,7 +44,8 @@ def test_text_of_libraries_is_kept_without_folders_and_names(text: str, expected
 
 
 def test_an_unexpected_error_names_no_folders() -> None:
-    assert told(RuntimeError("no /scratch/jsmith/x.tif")) == "unexpected RuntimeError: no x.tif"
+    assert told(RuntimeError("no /scratch/jsmith/x.tif")).startswith("unexpected RuntimeError: no x.tif (run again")
+    assert told(PermissionError(13, "Permission denied", "/scratch/jsmith/x.tif")) == "Permission denied"
 
 
 def test_the_log_of_a_child_names_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

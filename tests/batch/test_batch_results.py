@@ -244,7 +244,7 @@ def test_a_table_that_cannot_be_written_does_not_end_a_batch(
     writer = recording.ResultsWriter(tmp_path)
     writer.update(lambda: [row("a")])
     assert writer.finish([row("a")]) == []
-    assert "results.csv was not written: No space left on device" in caplog.text
+    assert "results.csv was not written: the disk is full" in caplog.text
 
 
 def test_names_that_look_like_formulas_come_back_as_they_were(tmp_path: Path) -> None:

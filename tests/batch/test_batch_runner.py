@@ -13,8 +13,8 @@ from wsi2ihc.batch.marker import write_marker
 from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.runner import MOST_RETURNS, SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
-from wsi2ihc.digest import sha256_of_file
 from wsi2ihc.errors import OptionError
+from wsi2ihc.files import sha256_of_file
 from wsi2ihc.translation.finishing import report_path
 
 

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.cli.failures import one_line
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import OptionError
-from wsi2ihc.training.evaluation.options import EvaluateOptions
 from wsi2ihc.training.options import TrainOptions, resolve_options
 
 
@@ -68,20 +65,3 @@ def test_an_absurd_number_is_refused(name: str) -> None:
     for number in (10**30, -(10**30)):
         with pytest.raises(OptionError, match=f"--{name.replace('_', '-')}"):
             resolve_options({name: kind(number)})
-
-
-def test_a_lack_of_threads_is_named() -> None:
-    for error in (RuntimeError("can't start new thread"), BlockingIOError(11, "Resource temporarily unavailable")):
-        assert "no further thread or process" in one_line(error)
-
-
-@pytest.mark.parametrize("name", ["attempts", "timeout_min", "children", "restart_every"])
-def test_an_absurd_number_of_a_batch_is_refused(name: str) -> None:
-    with pytest.raises(OptionError, match="at most"):
-        BatchOptions(**{name: 10**12})
-
-
-@pytest.mark.parametrize("name", ["pictures", "resamples", "seed", "batch_size"])
-def test_an_absurd_number_of_an_evaluation_is_refused(name: str) -> None:
-    with pytest.raises(OptionError, match="at most"):
-        EvaluateOptions(**{name: 10**30})

@@ -25,11 +25,10 @@ import pytest
 from make_slides import halves, write_slide
 
 from wsi2ihc.cli import output
-from wsi2ihc.cli.main import main
+from wsi2ihc.cli.main import cleaned_up_when_ended, main
 from wsi2ihc.cli.output import LineFormatter, Screen, ScreenHandler, say, standard_streams, tell
 from wsi2ihc.cli.parameters import set_up_logging
 from wsi2ihc.cli.progress import ProgressBar
-from wsi2ihc.cli.signals import cleaned_up_when_ended
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.progress import Progress
 from wsi2ihc.text import columns, cut, pluralize, printable

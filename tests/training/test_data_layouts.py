@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from make_pairs import SPLITS, he_pixels, ihc_pixels, kinds_first, rows, side_by_side, splits_first, table, write_csv
 
-from wsi2ihc.cells import csv_table
 from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.text import csv_table
 from wsi2ihc.training.data import LAYOUTS, Order, PairedData, Role, find_pairs, read_pair
 from wsi2ihc.training.data.table import read_table
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from wsi2ihc.cells import original
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.files import read_json
 from wsi2ihc.slide.resolution import MPP_RANGE
+from wsi2ihc.text import original
 
 from .files import Table, read_lines
 from .pairs import ROLE_NAMES, Pair, PairedData, Role

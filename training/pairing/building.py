@@ -14,10 +14,10 @@ from wsi2ihc.errors import DatasetError
 from wsi2ihc.locks import LOCK
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 from wsi2ihc.runtime import versions
+from wsi2ihc.text import describe_error
 
 from ..data.table import STATEMENT_NAME
 from .anonymous import Folders
-from .children import told
 from .doubts import Slides, dataset_doubts, gone, left_out, manifest_doubts, unreached
 from .fingerprints import fingerprint_of, row_print_of
 from .jobs import SlideJob
@@ -185,7 +185,7 @@ def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Fo
         try:
             fingerprint = fingerprint_of(pair, options.reading)
         except Exception as error:  # whatever it is, it belongs to this row
-            failed.append(FailedPair(pair.row, pair.slide, told(error)))
+            failed.append(FailedPair(pair.row, pair.slide, describe_error(error)))
             continue
         if record := store.completed(pair.slide, fingerprint):
             complete[pair.slide] = record

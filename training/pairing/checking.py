@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi2ihc.digest import sha256_of_file
 from wsi2ihc.errors import DatasetError, OptionError
-from wsi2ihc.files import read_json
+from wsi2ihc.files import read_json, sha256_of_file
 from wsi2ihc.geometry import Size
 from wsi2ihc.progress import Progress, ProgressCallback, silent
 

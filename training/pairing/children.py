@@ -19,9 +19,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
-from wsi2ihc.errors import OutputError, Wsi2IhcError
+from wsi2ihc.errors import OutputError
 from wsi2ihc.processes import how_it_ended, starting_processes
 from wsi2ihc.runtime import cores
+from wsi2ihc.text import describe_error
 
 Job = TypeVar("Job")
 
@@ -168,7 +169,7 @@ def _child(work: Work, job: object, threads: int, level: int, connection: Connec
         work(job, threads, tell)
     except Exception as error:
         _log.debug("%s", "".join(traceback.format_exception(error)))
-        tell(Ended(told(error), _is_fatal(error)))
+        tell(Ended(describe_error(error), _is_fatal(error)))
     else:
         tell(Ended())
 
@@ -194,15 +195,3 @@ def _forward_logs(tell: Tell, level: int) -> None:
 def _is_fatal(error: Exception) -> bool:
     """Whether it would meet all jobs: the output cannot be written."""
     return isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-
-
-def told(error: Exception) -> str:
-    """One line for people, whether an error was raised on purpose or not; it can be encoded."""
-    text = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
-    if isinstance(error, Wsi2IhcError):
-        return text
-    if isinstance(error, MemoryError):
-        return "out of memory; run again with fewer --workers"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"unexpected {type(error).__name__}: {text} (run again with -v for details, and please report it)"

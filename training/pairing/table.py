@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wsi2ihc.cells import csv_table
+from wsi2ihc.text import csv_table
 
 from .manifest import SlidePair
 from .places import SPLIT_NAMES, Place, relative_files

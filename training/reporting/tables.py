@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsi2ihc.cells import csv_table
+from wsi2ihc.text import csv_table
 
 from .document import Cell, Estimate, Table
 

@@ -15,8 +15,8 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-from ..digest import sha256_of, sha256_of_file
 from ..errors import OutputBusyError, OutputError
+from ..files import sha256_of, sha256_of_file
 from ..locks import locked
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidReport, is_zarr, publish_folder, published, validate

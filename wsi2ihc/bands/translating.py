@@ -6,9 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from ..digest import sha256_of
 from ..errors import OutputError, OutputExistsError
-from ..files import read_json
+from ..files import read_json, sha256_of
 from ..generator.model import Generator
 from ..progress import ProgressCallback, silent
 from ..pyramid import check_output, is_zarr

@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from ..digest import sha256_of_file
 from ..errors import OutputBusyError, OutputError
+from ..files import sha256_of_file
 from ..progress import ProgressCallback, silent
 from ..pyramid import Tile
 from ..pyramid.folders import remove_tree, sync_file

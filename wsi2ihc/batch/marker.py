@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..digest import sha256_of_file
 from ..errors import OutputError
-from ..files import read_json
+from ..files import read_json, sha256_of_file
 from ..storage import published
 from ..translation.finishing import report_path
 from .places import marker_path

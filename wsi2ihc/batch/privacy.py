@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import Wsi2IhcError
-from ..text import printable
+from ..text import describe_error
 
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,9}://[^\s\"'<>]+", re.IGNORECASE)
 _PATH = re.compile(r"(?<![\w.:/\\-])(?:[A-Za-z]:|~)?(?:[\\/][^\\/\s\"'<>|:;,()]+){2,}[\\/]?")
@@ -62,14 +62,7 @@ def _local_names() -> list[tuple[str, str]]:
 
 
 def told(error: BaseException, *paths: str | Path) -> str:
-    """One line for people of an error, without the folders of these paths."""
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) and not isinstance(error, Wsi2IhcError):
-        return "out of memory"
-    if isinstance(error, OSError) and not isinstance(error, Wsi2IhcError) and error.strerror:
-        return error.strerror
-    if isinstance(error, Wsi2IhcError):
-        text = without_folders(text, *paths)
-    else:
-        text = f"unexpected {type(error).__name__}: {anonymous(text, *paths):.200}"
-    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    """Describe an error in one line of bounded length, without the folders of these paths."""
+    redact = without_folders if isinstance(error, Wsi2IhcError) else anonymous
+    text = describe_error(error, lambda text: redact(text, *paths))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -13,12 +13,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ..cells import csv_table, original
 from ..errors import ManifestError
 from ..files import open_regular
 from ..generator.registry import list_models
 from ..notation import listed
 from ..pyramid import published
+from ..text import csv_table, original
 from .manifest import Problem
 from .marker import has_size
 from .places import marker_path

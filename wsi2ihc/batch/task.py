@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..digest import sha256_of_file
+from ..files import sha256_of_file
 from ..geometry import Region
 from ..pyramid import PyramidOptions
 from ..runtime import versions

@@ -39,7 +39,7 @@ CONTAINER: dict[str, Any] = {"bigtiff": True, "byteorder": "<", "ome": False, "s
 @dataclass(frozen=True, slots=True)
 class PyramidReport:
     """What was written: sizes of all levels in px, largest first; bytes of the file; tiles of all levels together; and
-    the SHA-256 of the file or folder, once it is known (`digest.sha256_of`).
+    the SHA-256 of the file or folder, once it is known (`files.sha256_of`).
 
     ``blank_tiles`` of the ``tiles`` are nothing but the fill colour and share their bytes.
     """

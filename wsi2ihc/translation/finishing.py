@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import BoolImage
-from ..digest import sha256_of
 from ..errors import OutputError
+from ..files import sha256_of
 from ..plan import Plan
 from ..progress import Progress, ProgressCallback, silent
 from ..pyramid import PyramidReport, Tile, check_output, ome_xml, write_pyramid

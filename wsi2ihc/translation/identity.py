@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from .. import runtime
-from ..digest import sha256_of_file
 from ..errors import MaskError
+from ..files import sha256_of_file
 from ..generator.model import Generator
 from ..slide import Slide
 from .machine import resolved_precision

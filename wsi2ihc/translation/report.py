@@ -28,7 +28,7 @@ DISCLAIMER = "Computed from H&E by a neural network or colour model: research us
 class TranslateReport:
     """The facts of one finished translation; lengths in px of level 0 of source or output, times in seconds.
 
-    ``output_sha256`` is that of the OME-TIFF's bytes, or of an OME-Zarr's files (`wsi2ihc.digest`).
+    ``output_sha256`` is that of the OME-TIFF's bytes, or of an OME-Zarr's files (`wsi2ihc.files.sha256_of`).
     ``position_um`` is where the output's corner lies, from the corner of the slide's level 0.
     ``annotations`` are the classes and names in the mask file, if it has some: "class", "name", "areas", "ignored".
     ``seams`` is None where there can be none, since the model looks at one pixel at a time. ``fingerprint`` is that of

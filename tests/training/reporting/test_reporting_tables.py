@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi2ihc.cells import original
+from wsi2ihc.text import original
 from wsi2ihc.training.reporting.document import Cell, Column, Estimate, Table
 from wsi2ihc.training.reporting.tables import Wording, csv_text, number, numeric_columns, reason_marks, worded
 
