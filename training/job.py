@@ -13,7 +13,6 @@ from wsi2ihc.errors import DatasetError
 from wsi2ihc.generator.spec import GeneratorSpec
 
 from .data import Pair, PairedData, PatchSizes, assign_groups, assign_roles, check_images, find_pairs
-from .data.layouts import is_lettered
 from .data.orientation import exchanged
 from .data.patches import steps_per_epoch
 from .data_facts import facts_of, splits_by_patch
@@ -96,7 +95,7 @@ def _orientation_doubt(data: PairedData) -> tuple[str, ...]:
     """A note where both stains look exchanged; letters in names are no reason to believe otherwise."""
     if not (clause := exchanged(data.pairs)):
         return ()
-    if is_lettered(data):
+    if data.is_lettered:
         raise DatasetError(
             f"{data.folder}: {clause}; give the other --order, or call the folders HE and IHC if it is right"
         )

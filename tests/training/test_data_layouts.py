@@ -80,6 +80,7 @@ def test_a_is_the_he_unless_the_order_says_otherwise(
     data = find_pairs(make(tmp_path / "data"), order=order)
     said = {"AB": "the H&E in A; --order BA takes it from B", "BA": "the H&E in B; --order AB takes it from A"}
     assert data.layout == layout.format(said[order])
+    assert data.is_lettered
     if order == "AB":
         check_all(data)
     else:
@@ -89,7 +90,8 @@ def test_a_is_the_he_unless_the_order_says_otherwise(
 
 @pytest.mark.parametrize(("he", "ihc"), [("HE", "IHC"), ("_h&e", "_ihc")])
 def test_splits_and_stains_in_one_name(tmp_path: Path, he: str, ihc: str) -> None:
-    check_all(find_pairs(cyclegan(tmp_path, he, ihc)))
+    check_all(data := find_pairs(cyclegan(tmp_path, he, ihc)))
+    assert not data.is_lettered
     with pytest.raises(OptionError, match="an order BA is for side-by-side images"):
         find_pairs(tmp_path, order="BA")
 

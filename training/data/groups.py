@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import re
-import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,8 +16,6 @@ from .pairs import Pair, PairedData, Role
 from .table import role_in_table
 
 LONGEST_EXPRESSION = 2000
-MATCHING_S = 10.0
-"""Time for matching all names; a good expression takes microseconds for each."""
 
 _KEY_COLUMNS = ("name", "patch", "region", "slide", "patient")
 _GROUP_COLUMNS = ("group", "patient", "slide", "region")
@@ -95,8 +89,7 @@ def _by_own_columns(data: PairedData) -> PairedData:
 def _by_expression(data: PairedData, expression: str) -> PairedData:
     pattern = _compiled(expression)
     (name,) = pattern.groupindex
-    with _limited(expression):
-        groups = [(match := pattern.search(pair.name)) and match[name] for pair in data.pairs]
+    groups = [(match := pattern.search(pair.name)) and match[name] for pair in data.pairs]
     _check_matched(data.pairs, groups, f"the regular expression {expression!r}")
     if len(set(groups)) == len(groups) > 1:
         _log.warning(
@@ -124,37 +117,6 @@ def _compiled(expression: str) -> re.Pattern[str]:
             f"group by a regular expression with one named group, as in (?P<patient>…), not {expression!r:.200}"
         )
     return pattern
-
-
-@contextlib.contextmanager
-def _limited(expression: str) -> Iterator[None]:
-    """End what takes too long: such as (a+)+ takes time that doubles with every letter of a name.
-
-    Python cannot stop a match but by a signal, so this needs the main thread, and a system that has them.
-    """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def too_long(*_: object) -> None:
-        raise OptionError(
-            f"the regular expression {expression!r:.200} takes longer than {MATCHING_S:g} s; write it without a repeat "
-            "inside of a repeat"
-        )
-
-    before, (rest_s, every_s), began = (
-        signal.signal(signal.SIGALRM, too_long),
-        signal.getitimer(signal.ITIMER_REAL),
-        time.monotonic(),
-    )
-    signal.setitimer(signal.ITIMER_REAL, min(MATCHING_S, rest_s or MATCHING_S))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if rest_s:  # somebody else's timer
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, rest_s - (time.monotonic() - began)), every_s)
 
 
 def _with_facts(pair: Pair, facts: Mapping[str, str | None]) -> Pair:

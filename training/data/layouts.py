@@ -86,7 +86,7 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
     except OSError as error:
         where = str(error.filename or folder)
         raise DatasetError(f"{where:.300} cannot be read ({error.strerror or error!s:.80})") from error
-    if order != "AB" and not any(pair.half for pair in data.pairs) and not is_lettered(data):
+    if order != "AB" and not any(pair.half for pair in data.pairs) and not data.is_lettered:
         raise OptionError(f"an order {order} is for side-by-side images; {folder} has {data.layout}")
     if same := linked_files((pair.he, pair.ihc) for pair in data.pairs if not pair.half):
         raise DatasetError(f"{same[0]} and {same[1]} are one file, but given as H&E and as IHC; name the IHC's folder")
@@ -159,14 +159,6 @@ class _Kinds:
     said: str = ""
 
 
-_LETTERED = "the H&E in"
-
-
-def is_lettered(data: PairedData) -> bool:
-    """Whether A and B in names of folders say which stain is which."""
-    return _LETTERED in data.layout
-
-
 def _kinds_first(folder: Path, kinds: _Kinds) -> PairedData:
     """HE/ and IHC/, with splits in them or not."""
     he, ihc = kinds.he, kinds.ihc
@@ -174,7 +166,7 @@ def _kinds_first(folder: Path, kinds: _Kinds) -> PairedData:
     stated = " and ".join(f"{name}/" for name in sorted((he.name, ihc.name), key=str.lower)) + kinds.said
     if not he_splits and not ihc_splits:
         pairs = _two_folders(he, ihc, _role_of(folder))
-        return PairedData(folder, stated, pairs)
+        return PairedData(folder, stated, pairs, is_lettered=bool(kinds.said))
     partners = {split.name.lower(): split for split in ihc_splits}
     names = {split.name.lower() for split in he_splits}
     for splits, others, other in ((he_splits, partners.keys(), ihc), (ihc_splits, names, he)):
@@ -183,7 +175,7 @@ def _kinds_first(folder: Path, kinds: _Kinds) -> PairedData:
     pairs = tuple(
         pair for split in he_splits for pair in _two_folders(split, partners[split.name.lower()], _role_of(split))
     )
-    return PairedData(folder, f"{stated}, each with {_names(he_splits)}", pairs)
+    return PairedData(folder, f"{stated}, each with {_names(he_splits)}", pairs, is_lettered=bool(kinds.said))
 
 
 def _splits_first(folder: Path, splits: list[Path], order: Order) -> PairedData:
@@ -194,7 +186,7 @@ def _splits_first(folder: Path, splits: list[Path], order: Order) -> PairedData:
     pairs = tuple(pair for split, one in found if one for pair in _two_folders(one.he, one.ihc, _role_of(split)))
     said = {one.said for _, one in found if one}
     names = "A/ and B/" if said == {_letters(order)} else "HE/ and IHC/"
-    return PairedData(folder, f"{_names(splits)}, each with {names}{min(said)}", pairs)
+    return PairedData(folder, f"{_names(splits)}, each with {names}{min(said)}", pairs, is_lettered=any(said))
 
 
 def _splits_of_stains(folder: Path, order: Order) -> PairedData | None:
@@ -228,7 +220,8 @@ def _splits_of_stains(folder: Path, order: Order) -> PairedData | None:
             )
         pairs += _two_folders(both.he, both.ihc, ROLE_NAMES[split])
         said.add(both.said)
-    return PairedData(folder, f"{_names(folder / name for name in sorted(matches))}{min(said)}", tuple(pairs))
+    names = _names(folder / name for name in sorted(matches))
+    return PairedData(folder, f"{names}{min(said)}", tuple(pairs), is_lettered=any(said))
 
 
 def _he_and_ihc(folder: Path, folders: Mapping[str, Path], order: Order) -> _Kinds | None:
@@ -247,7 +240,7 @@ def _he_and_ihc(folder: Path, folders: Mapping[str, Path], order: Order) -> _Kin
 
 
 def _letters(order: Order) -> str:
-    return f" ({_LETTERED} {order[0]}; --order {order[::-1]} takes it from {order[1]})"
+    return f" (the H&E in {order[0]}; --order {order[::-1]} takes it from {order[1]})"
 
 
 def _splits(folders: Mapping[str, Path]) -> list[Path]:

@@ -71,6 +71,7 @@ class PairedData:
     mpp:         µm per px, as the table or dataset.json states it; None where nothing does
     stain, licence, name:
                  as dataset.json states them
+    is_lettered: whether A and B in names of folders say which stain is which
     icc:         how colors were read from the slides, as dataset.json states it: "keep" or "srgb"
     grouped_by:  "patient", "slide", "group" (columns of the table), "regular expression …", the name of a CSV file
                  (and in brackets which of patient and slide it filled in), "patch" (no groups: asked for), "" (no
@@ -86,6 +87,7 @@ class PairedData:
     grouped_by: str = ""
     name: str | None = None
     icc: str | None = None
+    is_lettered: bool = False
 
     def of(self, role: Role) -> tuple[Pair, ...]:
         """The pairs of one role, in order."""
