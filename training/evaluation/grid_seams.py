@@ -1,7 +1,8 @@
 """Whether a slide's own pixels step at the borders of a grid: of its tiles, or of the cores it was made of.
 
 As in `wsi2ihc.translation.seams`, but of a finished file and without the slide that it was made from: the mean
-difference of neighbouring pixels across the borders, among those at other places of the grid.
+difference of neighbouring pixels across the borders, among those at other places of the grid; and the differences in
+shade, as in `wsi2ihc.translation.shades`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import read_region, working_grid
+from wsi2ihc.translation.shades import BLOCK_PX as STRIP_PX
+from wsi2ihc.translation.shades import Moments, ShadeFigures, ShadeSums
 
 from .origin import CellGrid
 from .squares import SlidePair, read_he
@@ -29,6 +32,9 @@ REACH_PX = 128
 BLOCK_PX = 8
 """JPEG's blocks."""
 
+INSIDE_PAIRS = 4
+"""Pairs of strips on either side of a border that its own pair is compared with."""
+
 PLAIN = 2.0
 """Mean difference of neighbouring pixels, in grey levels, below which a window lies on glass or fill."""
 
@@ -42,6 +48,7 @@ class GridSeams:
     z:         how many standard deviations of the other phases it is off
     borders:   windows with tissue at a border that were looked at
     is_relative: whether steps of the source were divided out
+    shade_z, shade_step: of the differences in shade, see `ShadeFigures`; None without the source
     """
 
     what: str
@@ -49,6 +56,8 @@ class GridSeams:
     z: float | None
     borders: int
     is_relative: bool = False
+    shade_z: float | None = None
+    shade_step: float | None = None
 
 
 def measure_grid(pair: SlidePair, cells: CellGrid) -> GridSeams:
@@ -65,7 +74,9 @@ def measure_grid(pair: SlidePair, cells: CellGrid) -> GridSeams:
     borders = sum(count for _, _, count in found)
     known = [(contrast, z) for contrast, z, _ in found if contrast is not None and z is not None]
     contrast, z = max(known, key=lambda one: abs(one[1]), default=(None, None))
-    return GridSeams(cells.what, contrast, z, borders, pair.he is not None)
+    # the shades of the tissue itself cannot be told from those of windows without the source
+    shades = ShadeFigures(None, None) if pair.he is None else _measure_shades(pair, cells)
+    return GridSeams(cells.what, contrast, z, borders, pair.he is not None, shades.z, shades.step)
 
 
 def _measure_axis(pair: SlidePair, axis: int, period: int, origin: int) -> tuple[float | None, float | None, int]:
@@ -88,6 +99,35 @@ def _measure_axis(pair: SlidePair, axis: int, period: int, origin: int) -> tuple
     others = np.delete(profile, middle)
     contrast = float(profile[middle] / others.mean())
     return contrast, float((profile[middle] - others.mean()) / max(float(others.std()), 1e-6)), len(profiles)
+
+
+def _measure_shades(pair: SlidePair, cells: CellGrid) -> ShadeFigures:
+    sums = (
+        _sum_shades(pair, axis, period, origin % period, cells.overlap_px)
+        for axis, (period, origin) in enumerate(zip(cells.cell_px, cells.origin_px, strict=True))
+    )
+    return ShadeSums(*sums).figures()
+
+
+def _sum_shades(pair: SlidePair, axis: int, period: int, origin: int, overlap_px: int) -> Moments:
+    """Sum the differences between strips, whose distance is the overlap, across borders and on either side of them."""
+    grid, moments = working_grid(pair.virtual.info, None), Moments.zeros(1 + 2 * INSIDE_PAIRS)
+    side = STRIP_PX if period >= 16 * STRIP_PX else STRIP_PX // 2
+    half = min(-(-overlap_px // side), period // side // 4) // 2
+    count = INSIDE_PAIRS + half + (apart := 1 + 2 * half)  # strips on either side
+    if count + half > period // side:
+        return moments
+    for region in _windows(grid.size.width, grid.size.height, axis, range(origin, 10**7, period), count * side):
+        pixels = read_region(pair.virtual, grid, region)
+        he = read_he(pair, grid, region)
+        if he is None or _steps(pixels, axis).mean() <= PLAIN:
+            continue
+        strips = np.hstack([image.mean(axis=axis).reshape(2 * count, side, 3).mean(axis=1) for image in (pixels, he)])
+        differences = strips[apart:] - strips[:-apart]
+        moments.add(0, differences[[count - 1 - half]], count)
+        moments.add(1, differences[:INSIDE_PAIRS], count)
+        moments.add(1 + INSIDE_PAIRS, differences[-INSIDE_PAIRS:], count)
+    return moments
 
 
 def _windows(width: int, height: int, axis: int, borders: range, reach: int) -> list[Region]:

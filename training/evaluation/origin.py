@@ -24,11 +24,15 @@ TILE_PX = 512
 
 @dataclass(frozen=True, slots=True)
 class CellGrid:
-    """A grid on which seams can lie: what it is of, width and height of a cell, where the first one begins; px."""
+    """A grid on which seams can lie: what it is of, width and height of a cell, where the first one begins; px.
+
+    ``overlap_px`` is how wide one cell fades into the next.
+    """
 
     what: str
     cell_px: tuple[int, int]
     origin_px: tuple[int, int] = (0, 0)
+    overlap_px: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def _position(report: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _grids(report: Mapping[str, Any]) -> Iterator[CellGrid]:
-    """Tiles; and cores, where windows were not blended: then they have no borders."""
+    """Tiles; and the cells that were translated, unless each pixel was translated by itself."""
     try:
         tile_px = int(report["options"]["pyramid"]["tile_px"])
     except (KeyError, TypeError, ValueError):
@@ -112,8 +116,10 @@ def _grids(report: Mapping[str, Any]) -> Iterator[CellGrid]:
     try:
         plan = report["plan"]
         (width, height), (x, y) = plan["cell"], plan["cell_origin"]
-        if plan["overlap_px"] == 0 and plan["halo_px"] > 0:
-            yield CellGrid(f"cores of {width}×{height} px", (int(width), int(height)), (int(x), int(y)))
+        overlap_px = int(plan["overlap_px"])
+        if overlap_px > 0 or plan["halo_px"] > 0:
+            what = "blended windows" if overlap_px else "cores"
+            yield CellGrid(f"{what} of {width}×{height} px", (int(width), int(height)), (int(x), int(y)), overlap_px)
     except (KeyError, TypeError, ValueError):
         return
 

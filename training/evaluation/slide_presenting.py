@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..reporting.document import Column, Estimate, Picture, Report, Section, Table
+from ..reporting.document import Cell, Column, Estimate, Picture, Report, Section, Table
 from ..reporting.plots import heat_map
 from .origin import Origin
 from .presenting import number, present
@@ -65,17 +65,20 @@ def _overviews(result: SlideEvaluation) -> Section:
 
 
 def _seams(result: SlideEvaluation) -> Section:
-    rows = tuple(
-        (one.what, _or_none(one.contrast), _or_none(one.z), one.borders) for one in result.seams
-    )  # fmt: skip
-    heads = (Column("borders of"), Column("contrast"), Column("z", 2), Column("windows", 0))
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (one.what, *(_or_none(value) for value in (one.contrast, one.z, one.shade_z, one.shade_step)), one.borders)
+        for one in result.seams
+    )
+    heads = (Column("borders of"), Column("contrast"), Column("z", 2), Column("shade z", 2),
+             Column("shade step, gray levels", 1), Column("windows", 0))  # fmt: skip
     source = (
         "Steps that the H&E slide has there are divided out."
         if result.evaluation.facts.get("he")
-        else "Without --he, steps that come from the H&E slide's own tiles cannot be told apart."
+        else "Without --he, steps of the H&E slide's own tiles cannot be told apart, and shades are unknown."
     )
     how = (
-        f"Steps at the borders of a grid over those at other multiples of 8 px; within ±3 nothing stands out. {source}"
+        "Steps at the borders of a grid over those at other multiples of 8 px, and differences in shade over those on "
+        f"either side; within ±3, and up to 3 of the shade, nothing stands out. {source}"
     )
     table = Table("seams", "Steps at borders", heads, rows, (how, _reported(result.origin)))
     return Section("Seams", contents=(table,))
@@ -86,8 +89,9 @@ def _reported(origin: Origin) -> str:
         return "There is no report of the translation beside the slide."
     if origin.seams is None:
         return "The translation reported that there can be no seams: its model looks at one pixel at a time."
-    z = origin.seams.get("z")
+    z, shade_z = origin.seams.get("z"), origin.seams.get("shade_z")
     told = "too few borders to tell" if z is None else f"z = {z:.2f}"
+    told += "" if shade_z is None else f", shade z = {shade_z:.2f}"
     return f"The translation itself reported of the borders of its cores, before compression: {told}."
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from make_slides import halves, write_slide
+from scipy.ndimage import uniform_filter
 
 from wsi2ihc.arrays import RGBImage
 from wsi2ihc.demo import synthetic_tissue
@@ -221,16 +222,20 @@ def test_slides_without_tissue_in_the_same_place_are_refused(slides: Path, tmp_p
         evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), None, QUICK, square_um=2000)
 
 
-def seams(image: RGBImage, origin: tuple[int, int] = (0, 0), he: RGBImage | None = None) -> GridSeams:
+def seams(
+    image: RGBImage, origin: tuple[int, int] = (0, 0), he: RGBImage | None = None, overlap_px: int = 0
+) -> GridSeams:
     slide = MemorySlide(image, "virtual", (0.5, 0.5))
     source = None if he is None else MemorySlide(he, "he", (0.5, 0.5))
-    return measure_grid(SlidePair(slide, slide, identity(), he=source), CellGrid("cells", (256, 256), origin))
+    return measure_grid(
+        SlidePair(slide, slide, identity(), he=source), CellGrid("cells", (256, 256), origin, overlap_px)
+    )
 
 
-def checked(image: RGBImage) -> RGBImage:
-    """With every second square of 256 px brighter."""
+def checked(image: RGBImage, fade_px: int = 1) -> RGBImage:
+    """With every second square of 256 px brighter, and borders that fade over some px."""
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
-    steps = np.where((rows // 256 + columns // 256) % 2, 12, 0)[..., np.newaxis]
+    steps = uniform_filter(np.where((rows // 256 + columns // 256) % 2, 12.0, 0.0), fade_px)[..., np.newaxis]
     return np.clip(image.astype(int) + steps, 0, 255).astype(np.uint8)
 
 
@@ -251,9 +256,24 @@ def test_a_grid_of_steps_stands_out_and_plain_tissue_does_not(ihc: RGBImage) -> 
     assert seams(np.full_like(tissue, 240)).z is None
 
 
+def test_blended_windows_of_another_shade_stand_out_though_they_leave_no_edges(ihc: RGBImage) -> None:
+    he = np.tile(ihc, (2, 2, 1))
+    virtual = (220 * (he / 255) ** 2).astype(np.uint8)
+    smooth, found = (seams(image, he=he, overlap_px=32) for image in (virtual, checked(virtual, 32)))
+    assert found.z is not None
+    assert abs(found.z) < 3, "no edges"
+    assert seams(virtual, overlap_px=32).shade_z is None, "without its source, tissue is not told from windows"
+    assert smooth.shade_z is not None
+    assert found.shade_z is not None
+    assert smooth.shade_z < 3 < 100 < found.shade_z
+    assert found.shade_step == pytest.approx(12, abs=2)
+
+
 def test_steps_that_the_source_has_are_not_the_virtual_slides(ihc: RGBImage) -> None:
     seamed = checked(np.tile(ihc, (2, 2, 1)))
     relative = seams(seamed, he=seamed)
     assert relative.is_relative
+    assert relative.shade_z is not None
+    assert relative.shade_z < 3
     assert relative.z is not None
     assert abs(relative.z) < 3
