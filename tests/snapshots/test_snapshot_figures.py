@@ -1,0 +1,52 @@
+"""Figures: losses and metrics of short training runs, metrics of an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from snapshot_commands import RECIPES, Ended
+from snapshot_compare import Snapshot
+
+Made = tuple[Path, Ended]
+
+TIMES = frozenset({"seconds", "images_per_s"})
+
+
+def rows(path: Path) -> list[dict[str, float | None]]:
+    """Return the rows of a table of numbers, without times."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: float(value) if value else None for name, value in row.items() if name not in TIMES}
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "augmented"])
+def test_losses_and_metrics_of_a_run(snapshot: Snapshot, trained: dict[str, Made], name: str) -> None:
+    folder, ended = trained[name]
+    assert len(rows(folder / "steps.csv")) == 2
+    snapshot.numbers(f"training/{name}", {
+        "steps": rows(folder / "steps.csv"), "validation": rows(folder / "validation.csv"),
+        "summary": without_times(ended.json),
+    })  # fmt: skip
+
+
+def test_metrics_of_an_evaluation(snapshot: Snapshot, evaluated: Made) -> None:
+    folder, _ = evaluated
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    snapshot.numbers("evaluation", without_times(report))
+
+
+def without_times(value: Any) -> Any:
+    """Return the numbers of a JSON value, as they are nested; no texts, times or versions."""
+    if isinstance(value, dict):
+        kept = {name: without_times(below) for name, below in value.items() if name not in TIMES | {"versions"}}
+        return {name: below for name, below in kept.items() if below is not None and below != {}}
+    if isinstance(value, list):
+        kept_list = [without_times(below) for below in value]
+        return [below for below in kept_list if below is not None and below != {}]
+    return value if isinstance(value, int | float) else None
