@@ -152,12 +152,28 @@ def evaluated(succeed: Run, patches: Path, networks: dict[str, Path], folder: Pa
 
 
 @pytest.fixture(scope="session")
+def evaluated_slides(
+    succeed: Run, slide: Path, ihc_slide: Path, translated: dict[str, tuple[Path, Ended]], folder: Path
+) -> tuple[Path, Ended]:
+    out = folder / "evaluation-slides"
+    slides = ("--reference-slide", ihc_slide, "--virtual-slide", translated["counterstain"][0], "--he", slide)
+    return out, succeed("evaluate", *slides, "--square-um", 160, "--resamples", 100, "--out", out, "--json", "-q")
+
+
+@pytest.fixture(scope="session")
 def pair_dataset(run: Run, slide_pairs: Path, folder: Path) -> tuple[Path, Ended]:
     """A dataset of two pairs of slides; a third one failed."""
     out = folder / "pair-dataset"
     ended = run("pairs", slide_pairs / "partial.csv", out, *SMALL_PAIRS, "--json", "-q")
     assert ended.code == 3, ended.err
     return out, ended
+
+
+@pytest.fixture(scope="session")
+def inspected(succeed: Run, pair_dataset: tuple[Path, Ended], folder: Path) -> tuple[Path, Ended]:
+    """A report about the dataset."""
+    out = folder / "dataset-report"
+    return out, succeed("dataset", pair_dataset[0], "--out", out, "--workers", 1, "--json", "-q")
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,20 @@ Made = tuple[Path, Ended]
 TIMES = frozenset({"seconds", "images_per_s"})
 
 
-def rows(path: Path) -> list[dict[str, float | None]]:
-    """Return the rows of a table of numbers, without times."""
+def rows(path: Path) -> list[dict[str, float | str]]:
+    """Return the rows of a table, without times and hashes."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            {name: float(value) if value else None for name, value in row.items() if name not in TIMES}
+            {name: _cell(value) for name, value in row.items() if name not in TIMES and "sha256" not in name}
             for row in csv.DictReader(file)
         ]
+
+
+def _cell(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @pytest.mark.parametrize("name", [*RECIPES, "augmented"])
@@ -35,10 +42,15 @@ def test_losses_and_metrics_of_a_run(snapshot: Snapshot, trained: dict[str, Made
     })  # fmt: skip
 
 
-def test_metrics_of_an_evaluation(snapshot: Snapshot, evaluated: Made) -> None:
-    folder, _ = evaluated
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    snapshot.numbers("evaluation", without_times(report))
+@pytest.mark.parametrize("report", ["evaluated", "evaluated_slides", "inspected"])
+def test_metrics_of_reports(snapshot: Snapshot, request: pytest.FixtureRequest, report: str) -> None:
+    folder, _ = request.getfixturevalue(report)
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    snapshot.numbers(f"metrics/{report}", without_times(found))
+
+
+def test_metrics_of_patches(snapshot: Snapshot, pair_dataset: Made) -> None:
+    snapshot.numbers("metrics/patches", {"patches": rows(pair_dataset[0] / "pairs.csv")})
 
 
 def without_times(value: Any) -> Any:

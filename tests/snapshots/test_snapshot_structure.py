@@ -190,20 +190,14 @@ def test_evaluation_of_folders(snapshot: Snapshot, succeed: Run, patches: Path, 
     snapshot.lines("evaluate_folders", [*beside("evaluate", ended, output / "report.json"), *folder_structure(output)])
 
 
-def test_evaluation_of_slides(
-    snapshot: Snapshot, succeed: Run, slide: Path, ihc_slide: Path, translated: dict[str, Made], folder: Path
-) -> None:
-    output = folder / "evaluation-slides"
-    slides = ("--reference-slide", ihc_slide, "--virtual-slide", translated["counterstain"][0], "--he", slide)
-    options = ("--square-um", 160, "--resamples", 100, "--out", output)
-    ended = succeed("evaluate", *slides, *options, "--json", "-q")
+def test_evaluation_of_slides(snapshot: Snapshot, evaluated_slides: Made) -> None:
+    output, ended = evaluated_slides
     snapshot.lines("evaluate_slides", [*beside("evaluate", ended, output / "report.json"), *folder_structure(output)])
 
 
-def test_dataset(snapshot: Snapshot, succeed: Run, pair_dataset: Made, folder: Path) -> None:
-    report = folder / "dataset-report"
-    ended = succeed("dataset", pair_dataset[0], "--out", report, "--workers", 1, "--json", "-q")
-    snapshot.lines("dataset", [*beside("dataset", ended, report / "report.json"), *folder_structure(report)])
+def test_dataset(snapshot: Snapshot, inspected: Made) -> None:
+    output, ended = inspected
+    snapshot.lines("dataset", [*beside("dataset", ended, output / "report.json"), *folder_structure(output)])
 
 
 def test_pairs(snapshot: Snapshot, run: Run, pair_dataset: Made, slide_pairs: Path, folder: Path) -> None:
