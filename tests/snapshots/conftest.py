@@ -129,11 +129,11 @@ def warped(succeed: Run, ihc_slide: Path, transform: Path, folder: Path) -> tupl
 
 @pytest.fixture(scope="session")
 def trained(succeed: Run, patches: Path, folder: Path) -> dict[str, tuple[Path, Ended]]:
-    """A run of two steps of each recipe, and one with stain augmentation."""
+    """A run of two steps of each recipe, and a longer one with stain augmentation."""
     runs: dict[str, list[object]] = {
         recipe: ["--recipe", recipe, "--depth", 5 if recipe == "pix2pix" else 1] for recipe in RECIPES
     }
-    runs["augmented"] = [*runs["variance"], "--stain-jitter", 0.3, "--ema-decay", 0.5, "--seed", 3]
+    runs["augmented"] = [*runs["variance"], "--stain-jitter", 0.3, "--ema-decay", 0.5, "--seed", 3, "--epochs", 2]
     return {
         name: (
             folder / "runs" / name,

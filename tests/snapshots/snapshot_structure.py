@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import tifffile
+import torch
 from PIL import Image
 from safetensors import safe_open
 
@@ -83,6 +84,8 @@ def _file_structure(path: Path) -> list[str]:
             return [f"{name}: {arrays[name].dtype}, {arrays[name].ndim} axes" for name in sorted(arrays)]
     if suffix == ".safetensors":
         return _safetensors_structure(path)
+    if suffix == ".pt":
+        return structure(_without_tensors(torch.load(path, "cpu", weights_only=True)))
     if suffix == ".tiff":
         return tiff_structure(path)
     return []
@@ -93,6 +96,17 @@ def _safetensors_structure(path: Path) -> list[str]:
         metadata = {name: _decoded(text) for name, text in (file.metadata() or {}).items()}
         tensors = [f"{name}: {file.get_slice(name).get_dtype()}" for name in sorted(file.keys())]
     return [*structure(metadata), *tensors]
+
+
+def _without_tensors(value: Any) -> Any:
+    """Return a value of a checkpoint with the states of networks and optimizers as one word each."""
+    if not isinstance(value, dict):
+        return value
+    if any(isinstance(below, torch.Tensor) for below in value.values()):
+        return "tensors"
+    if "param_groups" in value:
+        return "optimizer"
+    return {str(name): _without_tensors(below) for name, below in value.items()}
 
 
 def _decoded(text: str) -> Any:

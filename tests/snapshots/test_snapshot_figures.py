@@ -32,7 +32,7 @@ def _cell(text: str) -> float | str:
         return text
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "augmented"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_losses_and_metrics_of_a_run(snapshot: Snapshot, trained: dict[str, Made], name: str) -> None:
     folder, ended = trained[name]
     assert len(rows(folder / "steps.csv")) == 2
@@ -42,11 +42,18 @@ def test_losses_and_metrics_of_a_run(snapshot: Snapshot, trained: dict[str, Made
     })  # fmt: skip
 
 
+def test_losses_of_a_longer_run_with_stain_augmentation(snapshot: Snapshot, trained: dict[str, Made]) -> None:
+    """Without metrics: after four steps they depend on the CPU, by up to 5e-4."""
+    steps = rows(trained["augmented"][0] / "steps.csv")
+    assert len(steps) == 4
+    snapshot.numbers("training/augmented", {"steps": steps})
+
+
 @pytest.mark.parametrize("report", ["evaluated", "evaluated_slides", "inspected"])
 def test_metrics_of_reports(snapshot: Snapshot, request: pytest.FixtureRequest, report: str) -> None:
     folder, _ = request.getfixturevalue(report)
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    snapshot.numbers(f"metrics/{report}", without_times(found))
+    snapshot.numbers(f"metrics/{report}", without_times(found), relative=1e-6, absolute=1e-6)
 
 
 def test_metrics_of_patches(snapshot: Snapshot, pair_dataset: Made) -> None:
