@@ -17,9 +17,17 @@ from wsi2ihc.arrays import RGBImage
 from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
 from wsi2ihc.generator.spec import GeneratorSpec, Norm
 from wsi2ihc.geometry import Size
+from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.files import save_transform
 from wsi2ihc.registration.transform import LocalField, SlideFrame, Transform
 from wsi2ihc.training.data.stain_jitter import DRAWS, recoloured
+from wsi2ihc.translation.options import TranslateOptions
+
+BANDED = TranslateOptions(
+    device="cpu", precision="fp32", workers=1, tissue="none", resume=True, band_px=64,
+    pyramid=PyramidOptions(tile_px=64, compression="deflate"),
+)  # fmt: skip
+"""Options that resume, in several bands."""
 
 BACKGROUND = (243, 241, 240)
 WIDTH, HEIGHT = 460, 430

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-_VALUES = frozenset({"format"})
-"""Keys whose values say which kind of file it is, and are part of its structure."""
+_VALUES = frozenset({"format", "type"})
+"""Keys whose values name a kind of file or object, and are part of its structure."""
 
 
 def structure(value: Any) -> list[str]:

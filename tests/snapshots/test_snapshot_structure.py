@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from snapshot_commands import CPU, LOSSLESS, RECIPES, SMALL_PAIRS, TINY, Ended, Run
 from snapshot_compare import Snapshot
-from snapshot_inputs import write_patches
+from snapshot_inputs import BANDED, write_patches
 from snapshot_structure import folder_structure, normalized_xml, structure, tiff_structure
 
 import wsi2ihc
@@ -121,12 +121,8 @@ def test_checkpoint_folder_of_bands(snapshot: Snapshot, slide: Path, tmp_path: P
         if list(tmp_path.glob(".out*/done/*.json")):
             raise KeyboardInterrupt
 
-    options = wsi2ihc.TranslateOptions(
-        device="cpu", precision="fp32", workers=1, tissue="none", resume=True, band_px=64,
-        pyramid=wsi2ihc.pyramid.PyramidOptions(tile_px=64, compression="deflate"),
-    )  # fmt: skip
     with wsi2ihc.open_slide(slide) as opened, pytest.raises(KeyboardInterrupt):
-        wsi2ihc.translate(opened, wsi2ihc.load_generator("identity"), output, options, progress=interrupted)
+        wsi2ihc.translate(opened, wsi2ihc.load_generator("identity"), output, BANDED, progress=interrupted)
     lines = folder_structure(tmp_path, lambda name: "/image.ome.zarr/" in name)
     first = [line for line in lines if not re.search(r"done/(?!0000)\d+\.json$", line)]
     snapshot.lines("bands", first)
