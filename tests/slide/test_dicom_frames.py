@@ -179,6 +179,14 @@ def test_opening_reads_no_frames_but_those_that_are_probed(tmp_path: Path) -> No
         assert frames._intact.all()
 
 
+def test_tables_behind_tags_out_of_order_are_checked(tmp_path: Path) -> None:
+    content = with_offsets(changed(1, 7)).replace(b"\x08\x00\x16\x00UI", b"\x08\x80\x16\x00UI")
+    path = tmp_path / "slide.dcm"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableSlideError, match="offsets of its frames"):
+        check_frames(path)
+
+
 def undefined(tag: tuple[int, int], kind: bytes, value: bytes) -> bytes:
     """A sequence of undefined length with one item."""
     item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff" + value + b"\xfe\xff\x0d\xe0" + bytes(4)

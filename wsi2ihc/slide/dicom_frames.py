@@ -160,7 +160,7 @@ def _checked(file: Path, only: str | None) -> _Checked:
         with _mapped(file) as content:
             found = find_elements(content, _WANTED)
             series = text_of(content, found.get(SERIES_UID))
-            if not series or only not in (None, series):
+            if only not in (None, series):
                 return _Checked()
             syntax = text_of(content, found.get(TRANSFER_SYNTAX))
             if not syntax.startswith(_ENCAPSULATED):

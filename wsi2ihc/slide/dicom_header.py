@@ -63,7 +63,7 @@ def find_elements(content: Content, wanted: Set[Tag]) -> dict[Tag, slice]:
             continue
         if depth <= 0 and tag in wanted:
             found[tag] = slice(start, None if length == _UNDEFINED else start + length)
-        if depth <= 0 and tag >= PIXELS:
+        if depth <= 0 and tag == PIXELS:  # libdicom does not insist on ascending tags
             break
         if length != _UNDEFINED:
             at = start + length
