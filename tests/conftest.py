@@ -28,6 +28,19 @@ def _process_state() -> Iterator[None]:
         logger.handlers[:] = handlers
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of a small network, as ``torch.save`` writes them."""
+    import torch
+
+    from wsi2ihc.generator.networks import ResnetGenerator
+
+    torch.manual_seed(0)
+    path = tmp_path / "net.pth"
+    torch.save(ResnetGenerator(1, 2).state_dict(), path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def dev_data() -> Path:
     """The folder of optional development data (real slides, bad files), or a skip where it is absent.

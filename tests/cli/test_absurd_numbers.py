@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairing"))
-from make_slide_pairs import row, write_pairs
-from tiny_runs import tiny_pairs
 
 from wsi2ihc.cli.main import COMMANDS, cli, main
 from wsi2ihc.cli.parameters import REGION, PositiveFloat, _Notation
-from wsi2ihc.generator.networks import ResnetGenerator
-from wsi2ihc.registration.files import save_transform
-from wsi2ihc.registration.transform import Transform, frame_of
-from wsi2ihc.slide import open_slide
-from wsi2ihc.training.history import RunRecord
 
 ABSURD = ("-1", "0", "1e308", str(10**30), "nan", "inf")
 
@@ -67,26 +53,6 @@ def is_numeric(param: click.Parameter) -> bool:
 
 
 CASES = [(name, param.opts[0]) for name, command in commands() for param in command.params if is_numeric(param)]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_pairs(tmp_path_factory.mktemp("inputs"), 2)
-    with open_slide(folder / "he0.tif") as he, open_slide(folder / "ihc0.tif") as ihc:
-        save_transform(folder / "placed", Transform(np.eye(2, 3), None, frame_of(he.info), frame_of(ihc.info)))
-    torch.save(ResnetGenerator(1, 2).state_dict(), folder / "net.pth")
-    (folder / "empty.csv").write_text(",".join(row(0)) + "\n")
-    tiny_pairs(folder / "patches")
-    for name in ("real", "virtual"):
-        (folder / name).mkdir()
-        pixels = np.random.default_rng(len(name)).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name / "0.png")
-    (folder / "slides").mkdir()
-    (folder / "slides" / "a.tif").symlink_to(folder / "he0.tif")
-    with RunRecord(folder / "run", 0, 0, False, step_names=("generator",), validation_names=("psnr",)) as record:
-        record.step(1, 1, {"generator": 1.0})
-        record.validation(1, 1, {"psnr": 20.0})
-    return folder
 
 
 def test_every_command_with_numbers_is_here() -> None:

@@ -10,9 +10,7 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from make_slides import halves, write_slide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -22,11 +20,6 @@ from tiny_runs import TINY, tiny_pairs
 
 from wsi2ihc.cli.main import COMMANDS
 from wsi2ihc.demo import synthetic_tissue
-from wsi2ihc.generator.networks import ResnetGenerator
-from wsi2ihc.registration.files import save_transform
-from wsi2ihc.registration.transform import Transform, frame_of
-from wsi2ihc.slide import open_slide
-from wsi2ihc.training.history import RunRecord
 from wsi2ihc.training.options import config_text, resolve_options
 
 NAMES = sorted(
@@ -80,23 +73,6 @@ def test_pairs_executes_nothing_of_the_current_folder(hostile: Path, tmp_path: P
     manifest = write_manifest(write_pairs(tmp_path / "in", 1) / "manifest.csv", [row(0, split="train")])
     run(hostile, "pairs", manifest, tmp_path / "data", *SMALL, "-q")
     assert list((tmp_path / "data").glob("HE/train/*.png"))
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the commands read: a pair of slides, a transform, weights, paired patches, a training run."""
-    folder = write_pairs(tmp_path_factory.mktemp("inputs"), 1)
-    with open_slide(folder / "he0.tif") as he, open_slide(folder / "ihc0.tif") as ihc:
-        save_transform(folder / "placed", Transform(np.eye(2, 3), None, frame_of(he.info), frame_of(ihc.info)))
-    torch.save(ResnetGenerator(1, 2).state_dict(), folder / "net.pth")
-    tiny_pairs(folder / "patches")
-    for path in (folder / "patches" / "test").iterdir():
-        shutil.copyfile(folder / "patches" / "val" / "v0.png", path)
-    with RunRecord(folder / "run", 0, 0, False, step_names=("generator",), validation_names=("psnr",)) as record:
-        for step in range(1, 9):
-            record.step(step, 1, {"generator": 1 / step})
-        record.validation(1, 8, {"psnr": 20.0})
-    return folder
 
 
 SMALLER_DEMO = (

@@ -23,14 +23,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
     return int(ended.value.code or 0), captured.out, captured.err
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "net.pth"
-    torch.save(ResnetGenerator(1, 2).state_dict(), path)
-    return path
-
-
 def test_an_import_removes_what_a_killed_one_left(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

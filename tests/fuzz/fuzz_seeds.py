@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 import torch
-from fuzz_targets import TARGETS, chunk_of, tissue
+from fuzz_targets import TARGETS, TRANSFORM, chunk_of, tissue
 from make_slides import halves, texture, write_slide
 from PIL import Image, ImageCms
 
@@ -253,15 +253,6 @@ def _models(folder: Path, weights: Path) -> None:
     torch.save(state, weights / "legacy.pth", _use_new_zipfile_serialization=False)
 
 
-FRAME = {"name": "a.tif", "width": 96, "height": 96, "mpp": [0.5, 0.5], "quickhash": None}
-TRANSFORM = {
-    "format": "wsi2ihc transform",
-    "version": 1,
-    "fixed": FRAME,
-    "moving": FRAME | {"name": "b.tif"},
-    "matrix": [[1.0, 0.01, 3.0], [-0.01, 1.0, -2.0]],
-    "field": None,
-}
 LIST = """path,output,mpp,model,tissue
 a.tif,one.ome.tiff,0.5,identity,auto
 b.tif,,,counterstain,none

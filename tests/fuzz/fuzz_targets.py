@@ -155,21 +155,23 @@ def _lay_zarr(folder: Path, source: Path) -> Commands:
 # --- masks, tables, transforms, configurations
 
 
+_FRAME = {"name": "a.tif", "width": 96, "height": 96, "mpp": [0.5, 0.5], "quickhash": None}
+TRANSFORM = {
+    "format": "wsi2ihc transform",
+    "version": 1,
+    "fixed": _FRAME,
+    "moving": _FRAME | {"name": "b.tif"},
+    "matrix": [[1.0, 0.01, 3.0], [-0.01, 1.0, -2.0]],
+    "field": None,
+}
+
+
 def _scene_slides(folder: Path) -> None:
     folder.mkdir()
     slide(folder / "a.tif")
     slide(folder / "b.tif")
     (folder / "b.csv").write_text("id,X,Y\n1,20,20\n2,70,20\n3,20,70\n4,70,75\n", encoding="utf-8")
-    frame = {"name": "a.tif", "width": 96, "height": 96, "mpp": [0.5, 0.5], "quickhash": None}
-    facts = {
-        "format": "wsi2ihc transform",
-        "version": 1,
-        "fixed": frame,
-        "moving": frame | {"name": "b.tif"},
-        "matrix": [[1, 0, 0], [0, 1, 0]],
-        "field": None,
-    }
-    (folder / "t.json").write_text(json.dumps(facts), encoding="utf-8")
+    (folder / "t.json").write_text(json.dumps(TRANSFORM), encoding="utf-8")
 
 
 def _lay_mask(folder: Path, source: Path) -> Commands:

@@ -21,14 +21,6 @@ from wsi2ihc.generator.networks import ResnetGenerator
 from wsi2ihc.generator.torch_file import load_torch_file
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "net.pth"
-    torch.save(ResnetGenerator(1, 2).state_dict(), path)
-    return path
-
-
 def rewritten(path: Path, change: Callable[[str, bytes], bytes] | None = None, compression: int = 0) -> Path:
     """The archive again, with its records changed and compressed in some way."""
     content = path.read_bytes()
@@ -50,51 +42,51 @@ def refused(path: Path, words: str) -> None:
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
-def test_a_flipped_bit_is_noticed_by_the_checksum(saved: Path, place: float) -> None:
-    content = bytearray(saved.read_bytes())
-    with zipfile.ZipFile(saved) as archive:
+def test_a_flipped_bit_is_noticed_by_the_checksum(weights: Path, place: float) -> None:
+    content = bytearray(weights.read_bytes())
+    with zipfile.ZipFile(weights) as archive:
         record = max(archive.infolist(), key=lambda one: one.file_size)
     start = content.index(record.filename.encode()) + len(record.filename) + 64
     content[start + int(place * (record.file_size - 64))] ^= 1
-    saved.write_bytes(content)
-    refused(saved, "CRC-32")
+    weights.write_bytes(content)
+    refused(weights, "CRC-32")
 
 
-def test_a_stored_archive_loads_as_torch_loads_it(saved: Path) -> None:
-    loaded = load_torch_file(saved)
-    expected = torch.load(saved, weights_only=True)
+def test_a_stored_archive_loads_as_torch_loads_it(weights: Path) -> None:
+    loaded = load_torch_file(weights)
+    expected = torch.load(weights, weights_only=True)
     assert isinstance(loaded, dict)
     torch.testing.assert_close(dict(loaded), dict(expected), rtol=0, atol=0)
 
 
-def test_compressed_records_are_refused_before_they_are_unpacked(saved: Path) -> None:
-    path = rewritten(saved, lambda name, content: bytes(50_000_000) if name.endswith("/0") else content, 8)
+def test_compressed_records_are_refused_before_they_are_unpacked(weights: Path) -> None:
+    path = rewritten(weights, lambda name, content: bytes(50_000_000) if name.endswith("/0") else content, 8)
     assert path.stat().st_size < 1_000_000
     refused(path, "compressed records")
 
 
-def test_records_of_the_same_name_are_refused(saved: Path) -> None:
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(saved, "a") as archive:
+def test_records_of_the_same_name_are_refused(weights: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(weights, "a") as archive:
         archive.writestr(archive.namelist()[1], b"again")
-    refused(saved, "same name")
+    refused(weights, "same name")
 
 
-def test_overlapping_records_are_refused(saved: Path) -> None:
-    content = bytearray(saved.read_bytes())
+def test_overlapping_records_are_refused(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
     directory = content.index(b"PK\x01\x02")
     second = content.index(b"PK\x01\x02", directory + 4)
     third = content.index(b"PK\x01\x02", second + 4)
     content[third + 42 : third + 46] = content[second + 42 : second + 46]  # the offset of its local header
-    saved.write_bytes(content)
-    refused(saved, "overlapping records|differ|overlap")
+    weights.write_bytes(content)
+    refused(weights, "overlapping records|differ|overlap")
 
 
-def test_a_claim_of_a_huge_record_is_refused(saved: Path) -> None:
-    content = bytearray(saved.read_bytes())
+def test_a_claim_of_a_huge_record_is_refused(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
     directory = content.index(b"PK\x01\x02")
     content[directory + 20 : directory + 28] = struct.pack("<II", 0xF0000000, 0xF0000000)
-    saved.write_bytes(content)
-    refused(saved, "damaged")
+    weights.write_bytes(content)
+    refused(weights, "damaged")
 
 
 def test_too_many_records_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +132,9 @@ def _nested(width: int, times: int) -> bytes:
         (b"", "damaged"),
     ],
 )  # fmt: skip
-def test_pickles_that_would_take_memory_or_time_without_end(saved: Path, pickled: bytes, words: str) -> None:
+def test_pickles_that_would_take_memory_or_time_without_end(weights: Path, pickled: bytes, words: str) -> None:
     began = time.monotonic()
-    refused(with_pickle(saved, pickled), words)
+    refused(with_pickle(weights, pickled), words)
     assert time.monotonic() - began < 5
 
 
@@ -176,10 +168,10 @@ def test_the_older_format_is_checked_too(tmp_path: Path) -> None:
         refused(path, r"bytearray|damaged|not a file")
 
 
-def test_a_torch_with_known_holes_does_not_import(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_with_known_holes_does_not_import(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(ModelError, match=r"import with torch 2\.10 or later"):
-        import_checkpoint(saved, mpp=0.5, stain="")
+        import_checkpoint(weights, mpp=0.5, stain="")
 
 
 @pytest.mark.parametrize(
@@ -234,15 +226,15 @@ def test_the_file_must_be_regular_and_not_huge(tmp_path: Path) -> None:
     refused(tmp_path / "huge.pth", "larger than 2048 MB")
 
 
-def test_damage_anywhere_is_refused_or_harmless(saved: Path) -> None:
-    content = saved.read_bytes()
-    expected: Any = load_torch_file(saved)
+def test_damage_anywhere_is_refused_or_harmless(weights: Path) -> None:
+    content = weights.read_bytes()
+    expected: Any = load_torch_file(weights)
     generator = torch.Generator().manual_seed(1)
     for _ in range(40):
         place = int(torch.randint(len(content), (), generator=generator))
-        saved.write_bytes(content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :])
+        weights.write_bytes(content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :])
         try:
-            loaded: Any = load_torch_file(saved)
+            loaded: Any = load_torch_file(weights)
         except ModelError:
             continue
         torch.testing.assert_close(dict(loaded), dict(expected), rtol=0, atol=0)
