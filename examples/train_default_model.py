@@ -179,7 +179,7 @@ def compare(models: Sequence[Path], pairs: Path, report: Path) -> Path:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "wsi2ihc.cli.main", *map(str, arguments)]
+    return [sys.executable, "-P", "-m", "wsi2ihc.cli.main", *map(str, arguments)]
 
 
 if __name__ == "__main__":
