@@ -5,30 +5,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import snapshot_inputs as inputs
-import torch
 from snapshot_commands import CPU, LOSSLESS, RECIPES, SMALL_PAIRS, TINY, Ended, Run, run_command
-from snapshot_compare import UPDATE, Snapshot
+from snapshot_compare import Snapshot
 
 from wsi2ihc.demo import make_demo_pair
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quick() -> Iterator[None]:
-    """One thread, no options from the environment, and no waiting for the disk."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WSI2IHC_") and name != UPDATE]:
-            patch.delenv(name)
-        patch.setattr("os.fsync", lambda _: None)
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

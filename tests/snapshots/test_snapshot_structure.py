@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tifffile
-from snapshot_commands import CPU, LOSSLESS, RECIPES, SMALL_PAIRS, TINY, Ended, Run
+from snapshot_commands import CPU, LOSSLESS, RECIPES, SMALL_PAIRS, TINY, Ended, Run, isolated
 from snapshot_compare import Snapshot
 from snapshot_inputs import BANDED, write_patches
 from snapshot_structure import folder_structure, normalized_xml, structure, tiff_structure
@@ -121,7 +121,7 @@ def test_checkpoint_folder_of_bands(snapshot: Snapshot, slide: Path, tmp_path: P
         if list(tmp_path.glob(".out*/done/*.json")):
             raise KeyboardInterrupt
 
-    with wsi2ihc.open_slide(slide) as opened, pytest.raises(KeyboardInterrupt):
+    with isolated(), wsi2ihc.open_slide(slide) as opened, pytest.raises(KeyboardInterrupt):
         wsi2ihc.translate(opened, wsi2ihc.load_generator("identity"), output, BANDED, progress=interrupted)
     lines = folder_structure(tmp_path, lambda name: "/image.ome.zarr/" in name)
     first = [line for line in lines if not re.search(r"done/(?!0000)\d+\.json$", line)]
