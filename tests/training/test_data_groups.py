@@ -102,7 +102,7 @@ def test_a_key_does_not_match_inside_a_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["10868_485360", "10868_4853", "x10868_48536", "10868_48536x", "10868-48536"])
 def test_keys_are_delimited(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="matches none of 1 pairs; the first"):
+    with pytest.raises(DatasetError, match="matches none of 1 pair; the first"):
         by_table(tmp_path, "region\n10868_48536\n", data_of(name))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.text import pluralize
 
 from .files import is_image, read_csv
 from .pairs import Pair, PairedData, Role
@@ -208,4 +209,6 @@ def _check_matched(pairs: Sequence[Pair], found: Sequence[object], what: str) ->
     if unmatched:
         matched = len(pairs) - len(unmatched)
         some = f"only {matched}" if matched else "none"
-        raise DatasetError(f"{what} matches {some} of {len(pairs)} pairs; the first without a match is {unmatched[0]}")
+        raise DatasetError(
+            f"{what} matches {some} of {pluralize(len(pairs), 'pair')}; the first without a match is {unmatched[0]}"
+        )
