@@ -13,6 +13,8 @@ import pytest
 # Whoever starts the tests in the background may have made them deaf to it, and with them the commands that they
 # interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # nohup ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,7 @@ def test_only_an_image_is_replaced_and_only_if_asked(
     out, options = tmp_path / "out.ome.zarr", make_options()
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="no Zarr image"):
+    with pytest.raises(OutputError, match="not a Zarr image"):
         translated(slide_file, out, replace(options, overwrite=True))
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
     (out / "thesis.txt").rename(out / "zarr.json")

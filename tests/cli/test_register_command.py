@@ -372,7 +372,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(
     size = slides[1].stat().st_size
     code, _, stderr = run(capsys, "register", *slides, slides[1], "--overwrite")
     assert code == 1
-    assert "no folder" in stderr
+    assert "not a folder" in stderr
     assert slides[1].stat().st_size == size
 
 

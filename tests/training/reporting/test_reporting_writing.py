@@ -165,7 +165,7 @@ def test_a_report_file_that_cannot_be_understood_is_no_report(tmp_path: Path, te
 def test_places_that_cannot_be_used_are_told_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
-    for name, line in (("file", "is no folder"), ("broken", "is no folder"), ("file/report", "is no folder")):
+    for name, line in (("file", "is not a folder"), ("broken", "is not a folder"), ("file/report", "is no folder")):
         with pytest.raises(OutputError, match=line):
             check_report_folder(tmp_path / name, True)
     (tmp_path / "here").mkdir()
