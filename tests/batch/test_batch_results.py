@@ -103,7 +103,15 @@ def test_slides_of_one_output_are_all_told(tmp_path: Path) -> None:
     assert [one.slide for one in read_results(tmp_path)[0]] == ["a.svs", "a.svs", "b.svs"]
 
 
-@pytest.mark.parametrize("odd", ["a.svs,a.ome.tiff,,\n", "a.svs,a.ome.tiff,done,1 s\n", "a.svs,a.ome.tiff,done,nan\n"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "a.svs,a.ome.tiff,,\n",
+        "a.svs,a.ome.tiff,done,1 s\n",
+        "a.svs,a.ome.tiff,done,nan\n",
+        f"a.svs,a.ome.tiff,done,1{'9' * 400}\n",
+    ],
+)
 def test_odd_cells_are_one_line(tmp_path: Path, odd: str) -> None:
     (tmp_path / "results.csv").write_text(f"slide,output,status,seconds\n{odd}")
     with pytest.raises(ManifestError, match=r"cannot be read as a table of results"):

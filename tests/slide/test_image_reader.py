@@ -180,6 +180,13 @@ def test_opening_takes_seven_bytes_a_px(tmp_path: Path) -> None:
     assert int(ended.stdout) < 8 * side**2
 
 
+def test_a_webp_larger_than_pillow_decodes_is_refused(tmp_path: Path) -> None:
+    header = bytes.fromhex("5249 4646 f600 0000 5745 4250 5650 3820 ea00 0000 f006 009d 012a 28ff ffff")
+    (tmp_path / "a.webp").write_bytes(header)
+    with pytest.raises(UnreadableSlideError, match=r"a\.webp: the WebP image has more pixels than Pillow decodes"):
+        open_slide(tmp_path / "a.webp")
+
+
 def test_larger_than_pillow_allows_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

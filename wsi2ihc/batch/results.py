@@ -225,7 +225,7 @@ def _result(state: SlideState) -> Result:
 def _number(text: str) -> float | int | None:
     if not text:
         return None
-    number = int(text) if text.isdecimal() else float(text)
+    number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text!r:.40} is no figure")
-    return number
+        raise ValueError(f"{text!r:.40} is not a finite number")
+    return int(text) if text.isdecimal() else number

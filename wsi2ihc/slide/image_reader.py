@@ -93,6 +93,11 @@ class ImageReader(SlideReader):
                 self._pixels: RGBImage | None = _decoded(image, path, kind, has_alpha)
                 profile = image.info.get("icc_profile")
                 frames = int(getattr(image, "n_frames", 1))
+        except Image.DecompressionBombError as error:  # raised by the plugin for WebP itself
+            raise UnreadableSlideError(
+                f"{path.name}: the {kind} image has more pixels than Pillow decodes; convert it to a "
+                "tiled, pyramidal TIFF"
+            ) from error
         # What Pillow raises on damaged headers, chunks and streams.
         except (
             OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
