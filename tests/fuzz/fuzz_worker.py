@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LARGEST_OUTPUT_BYTES = 1 << 20
+LARGEST_OUTPUT_BYTES = 64 << 20
 _ADDRESS_SPACE_BYTES = 12 << 30
 """Ends an allocation that is too large for the watching process to see in time."""
 
