@@ -1,1 +1,1 @@
-"""What measures speed, memory and exactness; ``python -m benchmarks`` runs it. Never part of the tests."""
+"""Benchmarks of speed, memory and exactness, run by ``python -m benchmarks``; not part of the tests."""

@@ -18,7 +18,7 @@ from benchmarks.harness import Context, Row, machine
 
 MEASUREMENTS = {
     "exactness": "tiled against whole, seams and their positive control",
-    "generator_cpu": "the network on this CPU: speed, half precision in grey levels, exactness, memory",
+    "generator_cpu": "the network on this CPU: speed, half precision in gray levels, exactness, memory",
     "end_to_end": "the pipeline around the network",
     "stub_rates": "how fast a generator the pipeline can feed",
     "against_libvips": "identity through the whole path against libvips",
@@ -27,7 +27,7 @@ MEASUREMENTS = {
     "registration": "registered slides against landmarks, against known truth, and against strangers",
     "pairs": "two slides of 20,000² px to a data set: time and memory",
     "batch": "what a batch takes beside the translations themselves",
-    "evaluation": "the figures of an evaluation: time and memory",
+    "evaluation": "the metrics of an evaluation: time and memory",
     "training_step": "a training step against the same written plainly",
     "training_study": "the three recipes under one budget, λ, and another task (some hours)",
 }

@@ -1,4 +1,4 @@
-"""`identity` through the whole path against libvips on the same file: same tiles, pyramid, quality and subsampling.
+"""Pipeline with the `identity` model compared with libvips: equal tiles, pyramid, quality and subsampling.
 
 Each run is a process of its own; it times the work alone and reports start-up apart.
 """
@@ -47,17 +47,18 @@ def measure(context: Context) -> list[Row]:
 
 def _ours(slide: Path, output: Path) -> dict[str, float]:
     started = time.perf_counter()
-    from wsi2ihc.generator.registry import load_generator
+    from wsi2ihc.models.registry import load_model
     from wsi2ihc.pyramid import PyramidOptions
     from wsi2ihc.slide import open_slide
+    from wsi2ihc.translation.job import prepare
     from wsi2ihc.translation.options import TranslateOptions
-    from wsi2ihc.translation.pipeline import prepare, run
+    from wsi2ihc.translation.translate import translate_job
 
     options = TranslateOptions(tissue="none", overwrite=True, pyramid=PyramidOptions(subsampling="420"))
     with open_slide(slide) as opened:
-        job = prepare(opened, load_generator("identity"), options)
+        job = prepare(opened, load_model("identity"), options)
         ready = time.perf_counter()
-        run(job, output)
+        translate_job(job, output)
     return {"start_up_s": ready - started, "seconds": time.perf_counter() - ready, "bytes": output.stat().st_size}
 
 
@@ -67,7 +68,7 @@ def _theirs(slide: Path, output: Path) -> dict[str, float]:
 
     pyvips.Image.black(16, 16).avg()
     ready = time.perf_counter()
-    # Below quality 90 libvips halves the colours both ways, as we are told to.
+    # Below quality 90 libvips halves the colors both ways, as we are told to.
     pyvips.Image.new_from_file(str(slide), access="sequential").tiffsave(
         str(output), compression="jpeg", Q=85, tile=True, tile_width=512, tile_height=512, pyramid=True, subifd=True,
         bigtiff=True,

@@ -1,4 +1,4 @@
-"""What a batch takes beside the translations themselves."""
+"""Overhead of a batch over the translations themselves."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.harness import Context, Row
-from wsi2ihc.bands import translate
 from wsi2ihc.demo import make_demo_slide, synthetic_tissue
-from wsi2ihc.demo.slide_file import write_slide_file
-from wsi2ihc.generator.registry import load_generator
+from wsi2ihc.demo.demo_slide import write_slide_file
 from wsi2ihc.geometry import Size
+from wsi2ihc.models.registry import load_model
 from wsi2ihc.slide import open_slide
+from wsi2ihc.translation.job import prepare
 from wsi2ihc.translation.options import TranslateOptions
-from wsi2ihc.translation.pipeline import prepare, run
+from wsi2ihc.translation.translate import translate, translate_job
 
 SIDE_PX = 1000
 SLIDES = 20
@@ -51,7 +51,7 @@ def _slides(folder: Path, count: int) -> Path:
 
 
 def _once(slides: Path, out: Path, count: int) -> tuple[float, float]:
-    """Seconds a slide of the command beyond its first, and of the same slides translated one after the other here."""
+    """Return seconds per slide of the batch command after the first, and of sequential translation in this process."""
     files = sorted(slides.iterdir())[: count + 1]
     seconds = {}
     for many in (1, count + 1):
@@ -67,21 +67,21 @@ def _once(slides: Path, out: Path, count: int) -> tuple[float, float]:
         seconds[many] = time.perf_counter() - started
     shutil.rmtree(out)
     out.mkdir()
-    generator, options = load_generator("identity"), TranslateOptions(device="cpu")
+    generator, options = load_model("identity"), TranslateOptions(device="cpu")
     started = time.perf_counter()
     for file in files[1:]:
         with open_slide(file) as slide:
-            run(prepare(slide, generator, options), out / f"{file.stem}.ome.tiff")
+            translate_job(prepare(slide, generator, options), out / f"{file.stem}.ome.tiff")
     alone_s = (time.perf_counter() - started) / count
     return (seconds[count + 1] - seconds[1]) / count, alone_s
 
 
 def _in_bands(context: Context) -> Row:
-    """What bands that can be gone on with cost, with a model that costs next to nothing."""
+    """Measure the overhead of resumable bands with an almost free model."""
     slide_path, out = context.work / "bands.tiff", context.work / "bands.ome.tiff"
     if not slide_path.exists():
         make_demo_slide(slide_path)
-    generator = load_generator("identity")
+    generator = load_model("identity")
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(1 if context.quick else 5):
         for resume, one in seconds.items():

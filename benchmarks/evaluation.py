@@ -1,4 +1,4 @@
-"""What the figures of an evaluation take: time against scikit-image's PSNR and SSIM alone, and memory."""
+"""Time of an evaluation relative to scikit-image's PSNR and SSIM alone, and its memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import imagecodecs
 import numpy as np
 
 from benchmarks.harness import Context, Row, child, interleaved
-from wsi2ihc.arrays import RGBImage
 from wsi2ihc.demo import synthetic_tissue
-from wsi2ihc.demo.restained import restain
+from wsi2ihc.demo.ihc_pair import restain
+from wsi2ihc.geometry import RGBImage
 
 SIDE_PX = 256
 IMAGES = 1000
@@ -33,7 +33,7 @@ def measure(context: Context) -> list[Row]:
 
 
 def _images(folder: Path, count: int) -> Path:
-    """References, and virtual images that are blurred and noisy; made once, of pieces of a few synthetic slides."""
+    """Create references and blurred, noisy virtual images from pieces of synthetic slides, once."""
     if (folder / "done").exists():
         return folder
     pieces = list(_pieces())
@@ -62,16 +62,16 @@ def _pieces() -> Iterator[RGBImage]:
 
 
 def _time(folder: Path, count: int) -> Row:
-    """On images in memory, hundred at a time, in turn."""
+    """Measure images in memory, alternating in groups of one hundred."""
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
     from wsi2ihc.training.data import read_image
-    from wsi2ihc.training.evaluation.scores import ImageFacts, Scores
-    from wsi2ihc.training.evaluation.sums import Scale
+    from wsi2ihc.training.metrics.bootstrap import ImageMetadata, Scores
+    from wsi2ihc.training.metrics.pair_statistics import Scale
 
     files = sorted((folder / "reference").iterdir(), key=lambda file: file.stem[::-1])[:100]  # of all units
     pairs = [(read_image(folder / "virtual" / file.name), read_image(file)) for file in files]
-    images = [ImageFacts(file.stem, file.stem.split("_")[0]) for file in files]
+    images = [ImageMetadata(file.stem, file.stem.split("_")[0]) for file in files]
 
     def plain() -> float:
         started = time.perf_counter()
@@ -94,12 +94,14 @@ def _time(folder: Path, count: int) -> Row:
     )  # fmt: skip
     each = {name: 1000 * statistics.median(values) / len(pairs) for name, values in seconds.items()}
     measured = f"{ratio:.2f}× ({each['own']:.1f} ms a pair against {each['plain']:.1f} ms)"
-    return Row("all figures but FID and KID, over scikit-image's PSNR and SSIM alone, 256² px", "≤ 2×", measured,
+    return Row("all metrics except FID and KID, over scikit-image's PSNR and SSIM alone, 256² px", "≤ 2×", measured,
                ratio <= 2, seconds)  # fmt: skip
 
 
 def _memory(folder: Path, count: int, how: str) -> Row:
-    """``folders``: one method over 50 units. ``models``: a model and both floors, and every image a unit by itself."""
+    """Return arguments of ``folders`` (one method, 50 resampling units) or ``models`` (a model, both baselines, one
+    unit per image).
+    """
     answer = child("benchmarks.evaluation", str(folder), how)
     allowed = ALLOWED_BYTES + BYTES_PER_IMAGE * count
     measured = f"{answer['peak_bytes'] / 1e9:.2f} GB; {answer['seconds']:.0f} s with the report"
@@ -109,23 +111,23 @@ def _memory(folder: Path, count: int, how: str) -> Row:
 
 
 def _run(folder: Path, how: str) -> dict[str, float]:
-    from wsi2ihc.training.evaluation.folders import evaluate_folders
+    from wsi2ihc.training.evaluation.image_folders import evaluate_folders
     from wsi2ihc.training.evaluation.options import EvaluateOptions
     from wsi2ihc.training.evaluation.patches import evaluate_patches
-    from wsi2ihc.training.evaluation.presenting import present
+    from wsi2ihc.training.evaluation.report import make_report
 
     started = time.perf_counter()
     if how == "folders":
         options = EvaluateOptions(group_by="(?P<unit>unit[0-9]+)_")
-        report = present(evaluate_folders(folder / "reference", [folder / "virtual"], None, options))
+        report = make_report(evaluate_folders(folder / "reference", [folder / "virtual"], None, options))
     else:
         _write_table(folder)
-        report = present(evaluate_patches(folder, ["identity"]))
+        report = make_report(evaluate_patches(folder, ["identity"]))
     return {"sections": len(report.sections), "seconds": time.perf_counter() - started}
 
 
 def _write_table(folder: Path) -> None:
-    """A ``pairs.csv`` without patients: twenty to train, all others to test."""
+    """Write a ``pairs.csv`` without patients: twenty images for training, all others for test."""
     rows = ["he,ihc,split,her2"]
     names = sorted(file.name for file in (folder / "virtual").iterdir())
     for number, name in enumerate(names):

@@ -1,4 +1,6 @@
-"""Tiled against whole, at any core size and any shift of the grid; seams, and whether the figure would show them."""
+"""Tiled compared with untiled output at several core sizes and grid shifts; seam metrics, with a control that must
+fail.
+"""
 
 from __future__ import annotations
 
@@ -9,106 +11,101 @@ import numpy as np
 
 from benchmarks.harness import Context, Row
 from benchmarks.networks import checkpoint, tissue
-from wsi2ihc.arrays import RGBBatch, RGBImage
-from wsi2ihc.generator.model import Generator, make_translator
-from wsi2ihc.generator.protocol import Translator
-from wsi2ihc.generator.registry import load_generator
-from wsi2ihc.geometry import Region, Size, ceil_to
-from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
-from wsi2ihc.translation.blending import cut_cores
-from wsi2ihc.translation.reading import read_windows
-from wsi2ihc.translation.seams import SeamFigures, SeamMeter
-from wsi2ihc.translation.stages import FinishedCore
-from wsi2ihc.translation.translating import DeviceClock, translate_windows
+from wsi2ihc.geometry import Region, RGBBatch, RGBImage, Size, ceil_to
+from wsi2ihc.models.model_spec import Translator
+from wsi2ihc.models.registry import Model, load_model, make_translator
+from wsi2ihc.translation.seams import SeamMeter, SeamMetrics
+from wsi2ihc.translation.stages import DeviceClock, FinishedCore, crop_cores, read_windows, translate_windows
+from wsi2ihc.translation.windows import Plan, TissueGrid, WindowLayout, plan_windows
 
-GLASS = (243, 243, 243)
+BACKGROUND = (243, 243, 243)
 TILINGS = (
     (64, (0, 0)), (100, (0, 0)), (256, (0, 0)), (256, (4, 0)), (256, (36, 52)), (300, (0, 8)), (444, (128, 4)),
     (640, (0, 0)),
 )  # fmt: skip
-"""Side of the cores, and how far the grid of cells is moved against the picture."""
+"""Core sizes, and shifts of the grid relative to the image."""
 
 
 class Plane:
-    """A picture lying in an endless plane of glass."""
+    """Image in an infinite plane of background."""
 
-    def __init__(self, picture: RGBImage) -> None:
-        self.picture = picture
-        self.frame = Region(0, 0, picture.shape[1], picture.shape[0])
+    def __init__(self, image: RGBImage) -> None:
+        self.image = image
+        self.frame = Region(0, 0, image.shape[1], image.shape[0])
 
     def __call__(self, region: Region) -> RGBImage:
         pixels = np.empty((region.height, region.width, 3), dtype=np.uint8)
-        pixels[:] = GLASS
+        pixels[:] = BACKGROUND
         inside = region.intersection(self.frame)
         if not inside.is_empty:
-            pixels[inside.slices_in(region)] = self.picture[inside.slices_in(self.frame)]
+            pixels[inside.slices_in(region)] = self.image[inside.slices_in(self.frame)]
         return pixels
 
 
 def measure(context: Context) -> list[Row]:
     side = 300 if context.quick else 700
-    picture = tissue(context)[400 : 400 + side, 300 : 300 + side + 52]
-    generator = load_generator(checkpoint(context))
+    image = tissue(context)[400 : 400 + side, 300 : 300 + side + 52]
+    generator = load_model(checkpoint(context))
     exact = make_translator(generator, "cpu", "fp32", exact=True)
-    whole = _whole(picture, exact)
-    rows = [_tiled_against_whole(picture, whole, exact), _too_small_a_halo(picture, whole, generator)]
+    whole = _whole(image, exact)
+    rows = [_tiled_against_whole(image, whole, exact), _too_small_a_halo(image, whole, generator)]
     rows += _seams(context, exact)
     return rows
 
 
-def _layout(translator: Translator) -> Layout:
-    return Layout(translator.halo_px, 0, translator.lattice_px, translator.multiple_px, 10**9)
+def _layout(translator: Translator) -> WindowLayout:
+    return WindowLayout(translator.halo_px, 0, translator.stride_px, translator.multiple_px, 10**9)
 
 
-def _plan(picture: RGBImage, layout: Layout, cell: Size, shift: tuple[int, int] = (0, 0)) -> Plan:
-    """All of the picture, with the grid of cells moved against it."""
-    extent = Region(-shift[0], -shift[1], picture.shape[1] + shift[0], picture.shape[0] + shift[1])
+def _plan(image: RGBImage, layout: WindowLayout, cell: Size, shift: tuple[int, int] = (0, 0)) -> Plan:
+    """Return the whole image, with a shifted grid of cores."""
+    extent = Region(-shift[0], -shift[1], image.shape[1] + shift[0], image.shape[0] + shift[1])
     everything = TissueGrid(np.ones((1, 1), dtype=np.bool_), (extent.x, extent.y), (extent.width, extent.height))
     return plan_windows(extent, everything, layout, cell)
 
 
-def _cores(picture: RGBImage, translator: Translator, plan: Plan) -> Iterator[FinishedCore]:
+def _cores(image: RGBImage, translator: Translator, plan: Plan) -> Iterator[FinishedCore]:
     with ThreadPoolExecutor(1) as executor:
-        patches = read_windows(plan.windows, Plane(picture), executor, 2)
-        yield from cut_cores(translate_windows(patches, [translator], 1, DeviceClock()))
+        patches = read_windows(plan.windows, Plane(image), executor, 2)
+        yield from crop_cores(translate_windows(patches, [translator], 1, DeviceClock()))
 
 
-def _translated(picture: RGBImage, translator: Translator, plan: Plan) -> RGBImage:
-    result = np.zeros_like(picture)
-    frame = Region(0, 0, picture.shape[1], picture.shape[0])
-    for core in _cores(picture, translator, plan):
+def _translated(image: RGBImage, translator: Translator, plan: Plan) -> RGBImage:
+    result = np.zeros_like(image)
+    frame = Region(0, 0, image.shape[1], image.shape[0])
+    for core in _cores(image, translator, plan):
         part = core.window.core.intersection(frame)
         if not part.is_empty:
             result[part.slices_in(frame)] = core.pixels[part.slices_in(core.window.core)]
     return result
 
 
-def _whole(picture: RGBImage, translator: Translator) -> RGBImage:
-    """One forward pass over the picture in its glass."""
+def _whole(image: RGBImage, translator: Translator) -> RGBImage:
+    """Run one forward pass over the image with its background."""
     multiple = translator.multiple_px
-    height, width = (ceil_to(length + 2 * translator.halo_px, multiple) for length in picture.shape[:2])
-    window = Plane(picture)(Region(-translator.halo_px, -translator.halo_px, width, height))
-    return translator(window[np.newaxis])[0][: picture.shape[0], : picture.shape[1]]
+    height, width = (ceil_to(length + 2 * translator.halo_px, multiple) for length in image.shape[:2])
+    window = Plane(image)(Region(-translator.halo_px, -translator.halo_px, width, height))
+    return translator(window[np.newaxis])[0][: image.shape[0], : image.shape[1]]
 
 
 def _difference(a: RGBImage, b: RGBImage) -> int:
     return int(np.abs(a.astype(np.int16) - b).max())
 
 
-def _tiled_against_whole(picture: RGBImage, whole: RGBImage, translator: Translator) -> Row:
+def _tiled_against_whole(image: RGBImage, whole: RGBImage, translator: Translator) -> Row:
     found = {}
     for core, shift in TILINGS:
-        plan = _plan(picture, _layout(translator), Size(core, core), shift)
-        found[f"core {core}, shift {shift}"] = _difference(_translated(picture, translator, plan), whole)
+        plan = _plan(image, _layout(translator), Size(core, core), shift)
+        found[f"core {core}, shift {shift}"] = _difference(_translated(image, translator, plan), whole)
     worst = max(found.values())
-    measured = f"{worst} grey levels over {len(found)} tilings of {picture.shape[1]}×{picture.shape[0]} px of tissue"
+    measured = f"{worst} gray levels over {len(found)} tilings of {image.shape[1]}×{image.shape[0]} px of tissue"
     return Row("tiled against whole, ResNet-9 fp32 on CPU: greatest difference", "0", measured, worst == 0, found)
 
 
 class ShortHalo:
-    """The same network, but shown 16 px of context and glass beyond: the control that must fail."""
+    """Control that must fail: the same network with 16 px of context and background beyond."""
 
-    halo_px, lattice_px, is_exact, bytes_per_px = 16, 4, True, 0.0
+    halo_px, stride_px, is_exact, bytes_per_px = 16, 4, True, 0.0
 
     def __init__(self, translator: Translator) -> None:
         self.translator, self.multiple_px = translator, translator.multiple_px
@@ -122,41 +119,43 @@ class ShortHalo:
         return self.translator(grown)[:, :rows, :columns]
 
 
-def _too_small_a_halo(picture: RGBImage, whole: RGBImage, generator: Generator) -> Row:
+def _too_small_a_halo(image: RGBImage, whole: RGBImage, generator: Model) -> Row:
     short = ShortHalo(make_translator(generator, "cpu", "fp32", exact=True))
-    difference = _difference(_translated(picture, short, _plan(picture, _layout(short), Size(256, 256))), whole)
-    return Row("control: the same with a halo of 16 px", "must show", f"{difference} grey levels", difference > 2)
+    difference = _difference(_translated(image, short, _plan(image, _layout(short), Size(256, 256))), whole)
+    return Row("control: the same with a halo of 16 px", "must show", f"{difference} gray levels", difference > 2)
 
 
 def _seams(context: Context, exact: Translator) -> list[Row]:
     pixels = tissue(context)
     if context.quick:
         pixels = pixels[1200:2400, 600:1800]
-    generator = load_generator(checkpoint(context, norm="instance"))
+    generator = load_model(checkpoint(context, norm="instance"))
     per_tile = make_translator(generator, "cpu", "fp32", exact=False)
     figures = {name: _figures(pixels, translator) for name, translator in (("exact", exact), ("per tile", per_tile))}
     clean, control = figures["exact"], figures["per tile"]
     return [
-        Row("seam statistic, exact tiling (z)", "|z| ≤ 3", _told(clean), clean.z is not None and abs(clean.z) <= 3),
+        Row(
+            "seam statistic, exact tiling (z)", "|z| ≤ 3", _formatted(clean), clean.z is not None and abs(clean.z) <= 3
+        ),
         Row(
             "control: InstanceNorm per tile, no overlap (z)",
             "far above 3",
-            _told(control),
+            _formatted(control),
             control.z is not None and control.z > 10,
         ),
     ]
 
 
-def _figures(pixels: RGBImage, translator: Translator) -> SeamFigures:
-    layout = Layout(translator.halo_px, 0, translator.lattice_px, translator.multiple_px, 10**9)
+def _figures(pixels: RGBImage, translator: Translator) -> SeamMetrics:
+    layout = WindowLayout(translator.halo_px, 0, translator.stride_px, translator.multiple_px, 10**9)
     plan = _plan(pixels, layout, Size(256, 256))
     meter = SeamMeter(plan)
     for _ in meter.watch(_cores(pixels, translator, plan)):
         pass
-    return meter.figures()
+    return meter.metrics()
 
 
-def _told(figures: SeamFigures) -> str:
+def _formatted(figures: SeamMetrics) -> str:
     return (
         f"x {figures.z_x:+.2f}, y {figures.z_y:+.2f}; gradient across borders over elsewhere "
         f"{figures.contrast_x:.3f}, {figures.contrast_y:.3f}; {figures.borders} borders"

@@ -18,19 +18,19 @@ import torch
 
 from benchmarks.harness import Context, Row, child, interleaved
 from benchmarks.networks import tissue
-from wsi2ihc.arrays import RGBBatch, RGBImage
-from wsi2ihc.generator.builtin import counterstain
-from wsi2ihc.generator.device import cpu_has_fast_bf16
-from wsi2ihc.generator.networks import ResnetGenerator
-from wsi2ihc.generator.pixels import to_network
-from wsi2ihc.generator.statistics import estimate_statistics
-from wsi2ihc.generator.translator import TorchTranslator
+from wsi2ihc.geometry import RGBBatch, RGBImage
+from wsi2ihc.models.builtin import counterstain
+from wsi2ihc.models.device import cpu_has_fast_bf16
+from wsi2ihc.models.fused_resnet import to_network
+from wsi2ihc.models.inference import TorchTranslator
+from wsi2ihc.models.networks import ResnetGenerator
+from wsi2ihc.models.normalization import estimate_statistics
 
 MEMORY_SIDE_PX = 1200
-"""A core of 1,024 px and its halo."""
+"""A core of 1,024 px with its halo."""
 
 CONTRAST_LEVELS = 35
-"""Standard deviation of the answer on tissue: that of pan-cytokeratin or HER2 with DAB is 30 to 45 grey levels."""
+"""Standard deviation of the output on tissue; pan-cytokeratin and HER2 with DAB have 30 to 45 gray levels."""
 
 
 def measure(context: Context) -> list[Row]:
@@ -44,7 +44,7 @@ def measure(context: Context) -> list[Row]:
 
 
 def stain_like_resnet(pixels: RGBImage, *, seed: int, contrast_levels: float = CONTRAST_LEVELS) -> ResnetGenerator:
-    """A full ResNet-9 with random weights, statistics of tissue, and an answer with the contrast of a stain."""
+    """Return a ResNet-9 with random weights, statistics of tissue, and an output with the contrast of a stain."""
     torch.manual_seed(seed)
     crops = [pixels[y : y + 128, x : x + 128] for y in (900, 1800, 2400) for x in (900, 1200)]
     batch = to_network(torch.from_numpy(np.stack(crops)))
@@ -103,7 +103,7 @@ def _bf16_error(pixels: RGBImage, seed: int, contrast_levels: float) -> Row:
     difference = np.abs(exact - rough)
     mean, high = float(difference.mean()), float(np.quantile(difference, 0.999))
     return Row(
-        f"bf16 against fp32 on tissue, random weights {seed}, contrast {exact.std():.0f} grey levels",
+        f"bf16 against fp32 on tissue, random weights {seed}, contrast {exact.std():.0f} gray levels",
         "mean ≤ 0.5, 99.9th percentile ≤ 3",
         f"mean {mean:.2f}, 99.9th percentile {high:.0f}, greatest {difference.max()}",
         mean <= 0.5 and high <= 3,
@@ -111,19 +111,19 @@ def _bf16_error(pixels: RGBImage, seed: int, contrast_levels: float) -> Row:
 
 
 def _exactness(module: ResnetGenerator, pixels: RGBImage, precision: str) -> Row:
-    """Windows of random size and place on the lattice, against one pass over the whole."""
+    """Compare windows of random size and position on the stride with one pass over the whole image."""
     translator = TorchTranslator(module, "cpu", precision, exact=True)  # type: ignore[arg-type]
     halo = translator.halo_px
-    picture = pixels[1900:2420, 800:1300]
-    whole = translator(picture[np.newaxis])[0].astype(int)
+    image = pixels[1900:2420, 800:1300]
+    whole = translator(image[np.newaxis])[0].astype(int)
     rng = np.random.default_rng(0)
     worst, tried = 0, 5
     for _ in range(tried):
         rows, columns = (4 * int(rng.integers(1, length // 4)) for length in whole.shape[:2])
         y, x = (4 * int(rng.integers(0, (n - m) // 4 + 1)) for n, m in zip(whole.shape, (rows, columns), strict=False))
-        part = translator(picture[np.newaxis, y : y + rows + 2 * halo, x : x + columns + 2 * halo])[0]
+        part = translator(image[np.newaxis, y : y + rows + 2 * halo, x : x + columns + 2 * halo])[0]
         worst = max(worst, int(np.abs(part - whole[y : y + rows, x : x + columns]).max()))
-    bar = "0 grey levels" if precision == "fp32" else "reported"
+    bar = "0 gray levels" if precision == "fp32" else "reported"
     return Row(f"windows against whole, {precision}", bar, f"{worst} in {tried} windows", worst == 0 or None)
 
 
@@ -139,7 +139,7 @@ def _memory(precision: str) -> Row:
 
 
 def _run_memory(precision: str) -> dict[str, float]:
-    """Growth of the resident memory while one window is translated."""
+    """Return the growth of resident memory during the translation of one window."""
     import psutil
 
     translator = TorchTranslator(ResnetGenerator().eval(), "cpu", precision, exact=True)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What every measurement shares: rows of results, the process that measures, medians of interleaved runs."""
+"""Shared parts of all benchmarks: rows of results, subprocesses, medians of interleaved runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure: ``met`` is None where the bar is only to be reported."""
+    """One metric; ``met`` is None if it has no target."""
 
     what: str
     bar: str
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where things are: ``data`` holds real slides, ``work`` keeps large files between runs."""
+    """Folders: ``data`` with real slides, and ``work`` for large files that are kept between runs."""
 
     data: Path
     work: Path
@@ -41,7 +41,7 @@ class Context:
 
 
 def interleaved(runs: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
-    """Call each in turn, ``times`` over; the seconds that each returned."""
+    """Call each function in turn, ``times`` times; return the seconds of each."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(times):
         for name, run in runs.items():
@@ -87,7 +87,7 @@ def _watch(pid: int, peak: list[int]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine."""
     import torch
 
     from wsi2ihc.translation.report import versions

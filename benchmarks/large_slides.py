@@ -1,4 +1,4 @@
-"""Slides large enough to measure with, made from a small one.
+"""Large slides for benchmarks, created from a small one.
 
 Run before measuring; the files are kept in the work folder and made once.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def gigapixel_slide(source: Path, path: Path, *, width: int = 36_000, height: int = 30_000, mpp: float = 0.499) -> Path:
-    """A tiled-JPEG pyramid of ``width`` × ``height`` px: the source slide's pixels, mirrored and repeated.
+    """Write a tiled-JPEG pyramid of ``width`` × ``height`` px from mirrored, repeated pixels of the source slide.
 
     256 px tiles, quality 85, each level half the last, as OpenSlide's generic TIFF reader likes.
     """

@@ -1,4 +1,4 @@
-"""Peak memory of the process tree on a slide of 100,000² px with 5 % tissue, and of one half as high."""
+"""Peak memory of the process tree for a slide of 100,000² px with 5 % tissue, and one of half the height."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import tifffile
 
 from benchmarks.harness import Context, Row, child
 from benchmarks.networks import checkpoint, tissue
-from wsi2ihc.arrays import RGBImage
+from wsi2ihc.geometry import RGBImage
 
 SIDE_PX = 100_000
 TILE_PX = 512
 ISLAND_PX = 4096
-"""Side of a square of tissue, in level-0 px: two millimetres."""
+"""Side of a square of tissue, in level-0 px: two millimeters."""
 
 
 def measure(context: Context) -> list[Row]:
@@ -47,7 +47,7 @@ def _row(context: Context, name: str, model: str, bar_gb: float, side: int, shar
 
 
 def sparse_slide(context: Context, width: int, height: int, share: float) -> Path:
-    """A tiled-JPEG slide with islands of real tissue; the glass around them is one tile that all others share."""
+    """Write a tiled-JPEG slide with islands of real tissue; all background tiles are shared."""
     path = context.work / f"sparse-{width}x{height}-{share}.tif"
     if path.exists():
         return path
@@ -72,7 +72,7 @@ def sparse_slide(context: Context, width: int, height: int, share: float) -> Pat
 
 
 def _tiles(pixels: RGBImage, width: int, height: int, factor: int, share: float) -> Iterator[tuple[bytes, int]]:
-    """Encoded tiles of one level, each with its length."""
+    """Yield the encoded tiles of one level with their lengths."""
     rows, columns = (-(-side // factor // TILE_PX) for side in (height, width))
     island_px = ISLAND_PX // factor
     texture = cv2.resize(pixels[400:2448, 400:1936], None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
@@ -93,7 +93,7 @@ def _tiles(pixels: RGBImage, width: int, height: int, factor: int, share: float)
 
 
 def _is_island(rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
-    """A pseudo-random choice of squares, the same on every level."""
+    """Choose squares pseudorandomly, equal on every level."""
     hashed = (rows * 73_856_093 ^ columns * 19_349_663) * 2_654_435_761 % 2**32
     return hashed < share * 2**32
 
@@ -107,15 +107,16 @@ def _encoded(tile: RGBImage) -> bytes:
 
 
 def _run(model: str, slide: Path, output: Path) -> dict[str, float]:
-    from wsi2ihc.generator.registry import load_generator
+    from wsi2ihc.models.registry import load_model
     from wsi2ihc.slide import open_slide
+    from wsi2ihc.translation.job import prepare
     from wsi2ihc.translation.options import TranslateOptions
-    from wsi2ihc.translation.pipeline import prepare, run
+    from wsi2ihc.translation.translate import translate_job
 
     started = time.perf_counter()
     options = TranslateOptions(overwrite=True, precision="fp32")
     with open_slide(slide) as opened:
-        report = run(prepare(opened, load_generator(model), options), output)
+        report = translate_job(prepare(opened, load_model(model), options), output)
     return {
         "windows": report.plan["windows"],
         "tissue_share": report.tissue_share,

@@ -1,4 +1,4 @@
-"""A ResNet-9 to measure with: random weights, made to behave like trained ones on real tissue."""
+"""ResNet-9 for benchmarks, with random weights that behave like trained ones on real tissue."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Context
-from wsi2ihc.arrays import RGBImage
-from wsi2ihc.generator.checkpoint import save_checkpoint
-from wsi2ihc.generator.networks import ResnetGenerator
-from wsi2ihc.generator.spec import GeneratorSpec
-from wsi2ihc.generator.statistics import estimate_statistics
+from wsi2ihc.geometry import RGBImage
+from wsi2ihc.models.model_file import save_checkpoint
+from wsi2ihc.models.model_spec import GeneratorSpec
+from wsi2ihc.models.networks import ResnetGenerator
+from wsi2ihc.models.normalization import estimate_statistics
 
 
 def tissue(context: Context) -> RGBImage:
-    """The real slide's pixels, (rows, columns, 3)."""
+    """Return the pixels of the real slide, (rows, columns, 3)."""
     from wsi2ihc.geometry import Region
     from wsi2ihc.slide import open_slide
 
@@ -26,7 +26,7 @@ def tissue(context: Context) -> RGBImage:
 
 
 def random_resnet(context: Context, *, seed: int = 0, norm: str = "batch") -> torch.nn.Module:
-    """Random weights at full strength, batch statistics of real tissue, and an answer that spans the range of grey.
+    """Return random weights at full strength, batch statistics of real tissue, and an output that spans the gray range.
 
     With the usual small initial weights every halo would do; here a halo of 16 px shows.
     """
@@ -55,7 +55,7 @@ def random_resnet(context: Context, *, seed: int = 0, norm: str = "batch") -> to
 
 
 def _smooth(weight: torch.Tensor) -> None:
-    """Let a kernel's taps resemble their neighbours, as those of trained networks do.
+    """Smooth the kernels, like those of trained networks.
 
     A network of white noise makes texture so rough that no seam could be seen in it.
     """
@@ -68,12 +68,12 @@ def _smooth(weight: torch.Tensor) -> None:
 
 
 def checkpoint(context: Context, *, norm: str = "batch") -> Path:
-    """The network as a file that `load_generator` takes, made once."""
+    """Save the network as a file for `load_model`, once."""
     path = context.work / f"resnet9-{norm}-smooth.safetensors"
     if not path.exists():
         spec = GeneratorSpec(
             architecture="resnet", depth=9, width=64, norm=norm, dropout=False, upsampling="transposed",  # type: ignore[arg-type]
-            mpp=0.499, stain="nothing", licence="none", training={},
+            mpp=0.499, stain="nothing", license="none", training={},
         )  # fmt: skip
         save_checkpoint(path, random_resnet(context, norm=norm), spec)
     return path

@@ -1,4 +1,4 @@
-"""Two slides of 20,000² px to a data set of 1024 px pairs: registration, cutting, and the memory of all processes."""
+"""Two slides of 20,000² px to a dataset of 1024 px pairs: registration, extraction, and the memory of all processes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ import cv2
 import numpy as np
 
 from benchmarks.harness import Context, Row, child
-from wsi2ihc.arrays import RGBImage
-from wsi2ihc.demo.restained import restain
-from wsi2ihc.demo.slide_file import BAND_PX, WORKERS, write_slide_file
-from wsi2ihc.demo.staining import GLASS
-from wsi2ihc.demo.synthetic import paint, synthetic_scene
-from wsi2ihc.geometry import Region, Size
+from wsi2ihc.demo.demo_slide import BAND_PX, WORKERS, write_slide_file
+from wsi2ihc.demo.ihc_pair import restain
+from wsi2ihc.demo.render import BACKGROUND, paint, synthetic_structures
+from wsi2ihc.geometry import Region, RGBImage, Size
 
 SIDE_PX = 20_000
 TURN_DEG, SCALE = 7.0, 1.02
 WARP_PX, WAVE_PX = 30.0, 800.0
-"""The IHC's turn and stretch, and a smooth displacement of up to 30 px, 15 µm."""
+"""Rotation and scale of the IHC, and a smooth displacement of up to 30 px (15 µm)."""
 
 PIECE_PX = 2048
-"""The IHC is restained in pieces of this side, so that what is held for it is not 60 bytes per px of the slide."""
+"""Side of the blocks in which the IHC is restained, to bound the memory (60 bytes per px)."""
 
 
 def measure(context: Context) -> list[Row]:
@@ -46,11 +44,11 @@ def measure(context: Context) -> list[Row]:
 
 
 def _pair(folder: Path, side: int) -> Path:
-    """An H&E slide, and its partner turned, warped and restained; made once."""
+    """Create an H&E slide and its rotated, warped and restained IHC, once."""
     if (folder / "ihc.tiff").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    scene = synthetic_scene(Size(side, side), 1)
+    scene = synthetic_structures(Size(side, side), 1)
     with ThreadPoolExecutor(WORKERS) as workers:
         strips = [Region(0, y, side, min(BAND_PX, side - y)) for y in range(0, side, BAND_PX)]
         he = np.empty((side, side, 3), np.uint8)
@@ -64,7 +62,7 @@ def _pair(folder: Path, side: int) -> Path:
 
 
 def _partner(he: RGBImage) -> RGBImage:
-    """The slide turned and warped (bilinear, which takes a minute where exact splines take ten), then restained."""
+    """Rotate and warp the slide (bilinear, which takes a minute instead of ten for splines), then restain it."""
     side = he.shape[0]
     partner = np.empty((int(side * 1.12), int(side * 1.12), 3), np.uint8)
     turn = cv2.invertAffineTransform(cv2.getRotationMatrix2D((side / 2, side / 2), TURN_DEG, SCALE))
@@ -74,7 +72,7 @@ def _partner(he: RGBImage) -> RGBImage:
         at_x = turn[0, 0] * column + turn[0, 1] * row + turn[0, 2] + WARP_PX * np.sin(row / WAVE_PX)
         at_y = turn[1, 0] * column + turn[1, 1] * row + turn[1, 2] + WARP_PX * np.cos(column / WAVE_PX)
         maps = at_x.astype(np.float32), at_y.astype(np.float32)
-        partner[y : y + BAND_PX] = cv2.remap(he, *maps, cv2.INTER_LINEAR, borderValue=GLASS)
+        partner[y : y + BAND_PX] = cv2.remap(he, *maps, cv2.INTER_LINEAR, borderValue=BACKGROUND)
     for y in range(0, partner.shape[0], PIECE_PX):
         for x in range(0, partner.shape[1], PIECE_PX):
             piece = partner[y : y + PIECE_PX, x : x + PIECE_PX]
@@ -90,9 +88,9 @@ def _bands(image: RGBImage) -> Iterator[RGBImage]:
 def _run(folder: Path, transform: str) -> dict[str, float]:
     import shutil
 
-    from wsi2ihc.training.pairing.building import build_pairs
-    from wsi2ihc.training.pairing.filters import Limits
-    from wsi2ihc.training.pairing.options import PairsOptions
+    from wsi2ihc.training.pairs.build import build_pairs
+    from wsi2ihc.training.pairs.options import PairsOptions
+    from wsi2ihc.training.pairs.quality import Limits
 
     manifest = folder / "manifest.csv"
     manifest.write_text(f"patient_id,slide_id,he_path,ihc_path,her2,transform\nP1,S1,he.tiff,ihc.tiff,2+,{transform}\n")

@@ -1,13 +1,13 @@
-"""How fast the pyramid sink is: pixels in memory to a finished file, against libvips and against encoding alone.
+"""Speed of the pyramid writer, from pixels in memory to a file, compared with libvips and with encoding alone.
 
     python benchmarks/pyramid_writer.py [--side 16384] [--threads 2] [--rounds 5] [--json out.json]
 
 Every contender gets the same pixels, tile size, quality and subsampling and writes a full pyramid to the same folder;
-rounds are interleaved and ratios are medians over rounds, of wall-clock time and of CPU time. libvips halves colour
+rounds are interleaved and ratios are medians over rounds, of wall-clock time and of CPU time. libvips halves color
 both ways below quality 90 (4:2:0), so the comparison uses 4:2:0; the default of this program, 4:2:2, is reported beside
 it. "encoding alone" runs the same encoder over the tiles of level 0 (× 4/3 for the pyramid) in as many threads and
 writes nothing. The tiles are cut beforehand: in the program they come as separate arrays. libvips reads one array
-without copying. Nothing is synchronised with the disk, as libvips does not either.
+without copying. Nothing is synchronized with the disk, as libvips does not either.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ import cv2
 import numpy as np
 
 from wsi2ihc.geometry import Size
-from wsi2ihc.pyramid import OmeImage, PyramidOptions, Tile, ome_xml, write_pyramid
-from wsi2ihc.pyramid.codec import make_encoder
-from wsi2ihc.pyramid.tiles import halve_into
+from wsi2ihc.pyramid import ImageDescription, PyramidOptions, Tile, ome_xml, write_pyramid
+from wsi2ihc.pyramid.encode import make_encoder
+from wsi2ihc.pyramid.levels import halve_into
 
 MPP = (0.25, 0.25)
 FILL = (243, 242, 244)
 
 
 def tissue_like(side_px: int, seed: int = 0) -> np.ndarray:
-    """Noise on three scales between glass, eosin and haematoxylin: about the bits per px of real tissue."""
+    """Generate noise on three scales between background, eosin and hematoxylin, with about the bits per px of real
+    tissue.
+    """
     rng = np.random.default_rng(seed)
     patch_px = min(side_px, 4096)
     density = np.zeros((patch_px, patch_px), np.float32)
@@ -57,7 +59,7 @@ def cut(image: np.ndarray, tile_px: int) -> list[Tile]:
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall-clock seconds, and CPU seconds of all threads (which others on the machine disturb less)."""
+    """Return wall-clock seconds, and CPU seconds of all threads (less affected by other processes)."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -68,7 +70,7 @@ def contenders(
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     size = Size(image.shape[1], image.shape[0])
     occupied = np.ones((size.height // options.tile_px, size.width // options.tile_px), bool)
-    text = ome_xml(OmeImage("benchmark", size, MPP))
+    text = ome_xml(ImageDescription("benchmark", size, MPP))
 
     def ours(subsampling: str) -> Callable[[], object]:
         chosen = PyramidOptions(options.tile_px, quality=options.quality, subsampling=subsampling)  # type: ignore[arg-type]
@@ -153,7 +155,7 @@ def main() -> None:
 
 
 def report(times: dict[str, list[tuple[float, float]]], megapixels: float, threads: int) -> dict[str, object]:
-    """Medians, and the ratios that matter, each a median over rounds."""
+    """Return medians, and median ratios over rounds."""
     result: dict[str, object] = {"megapixels": round(megapixels, 1), "threads": threads}
     for label, values in times.items():
         wall, cpu = (statistics.median(value) for value in zip(*values, strict=True))

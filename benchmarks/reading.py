@@ -1,4 +1,4 @@
-"""How fast are slides read? Compares OpenSlide, tiffslide and the direct decoding of JPEG tiles on one slide.
+"""Speed of reading slides: OpenSlide, tiffslide and direct decoding of JPEG tiles compared on one slide.
 
     python benchmarks/reading.py SLIDE.svs
     python benchmarks/reading.py SLIDE.svs --repeat 12 --window 2048x1024 --halo 84
@@ -27,17 +27,16 @@ import tifffile
 from tiffslide import TiffSlide
 
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.slide.jpeg_tiles import DirectTiles, LocalFile
-from wsi2ihc.slide.openslide_reader import OpenSlideReader
-from wsi2ihc.slide.tiff_facts import TileTable, read_tiff_facts
-from wsi2ihc.slide.tile_cache import cache_bytes
+from wsi2ihc.slide.jpeg_tiles import DirectTiles, LocalFile, cache_bytes
+from wsi2ihc.slide.readers.openslide_reader import OpenSlideReader
+from wsi2ihc.slide.tiff_metadata import TileTable, read_tiff_metadata
 from wsi2ihc.slide.tile_codecs import tile_decoder
 
 Read = Callable[[Region], Any]
 
 
 def repeated(source: Path, target: Path, times: int) -> None:
-    """Level 0 of a tiled JPEG slide, whole tiles only, ``times`` × ``times`` side by side."""
+    """Write level 0 of a tiled JPEG slide, complete tiles only, ``times`` × ``times`` side by side."""
     with tifffile.TiffFile(source) as tiff:
         page = tiff.pages.first
         side = page.tilewidth
@@ -66,7 +65,7 @@ def _stored(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[bytes]
 
 
 def windows(size: Size, window: Size, halo_px: int, limit_px: float) -> list[Region]:
-    """Cores in rows over the level, each with its halo, up to so many px."""
+    """Yield cores with halos in rows over the level, up to a number of px."""
     cores = [
         Region(x, y, window.width, window.height)
         for y in range(0, size.height - window.height + 1, window.height)
@@ -76,7 +75,7 @@ def windows(size: Size, window: Size, halo_px: int, limit_px: float) -> list[Reg
 
 
 def decode_only(path: Path, table: TileTable, tiles: int) -> Callable[[], int]:
-    """Read and decode so many tiles, in one thread, and do nothing else; gives px."""
+    """Read and decode a number of tiles in one thread; return the number of px."""
     decode = tile_decoder(table)
     assert decode is not None
     out = np.empty((table.tile.height, table.tile.width, 3), np.uint8)
@@ -92,7 +91,7 @@ def decode_only(path: Path, table: TileTable, tiles: int) -> Callable[[], int]:
 
 
 def timed(read: Read, regions: list[Region], core_px: int, threads: int) -> tuple[float, float]:
-    """Mpx of cores per second, by the clock and by the time that CPUs spent on it."""
+    """Return Mpx of cores per second of wall-clock time and of CPU time."""
     started, cpu_started = time.perf_counter(), time.process_time()
     if threads == 1:
         for region in regions:
@@ -105,13 +104,13 @@ def timed(read: Read, regions: list[Region], core_px: int, threads: int) -> tupl
 
 
 def rates(px: int, started: float, cpu_started: float) -> tuple[float, float]:
-    """Mpx per second since then, by the clock and per second of CPU time."""
+    """Return Mpx per second of wall-clock time and of CPU time since the start."""
     return px / (time.perf_counter() - started) / 1e6, px / (time.process_time() - cpu_started) / 1e6
 
 
 def measure(path: Path, window: Size, halo_px: int, mpx: float, rounds: int) -> dict[str, Any]:
-    """All readers on one file."""
-    facts = read_tiff_facts(path)
+    """Measure all readers on one file."""
+    facts = read_tiff_metadata(path)
     assert facts is not None
     table = facts.tables[0]
     regions = windows(table.size, window, halo_px, mpx * 1e6)

@@ -1,4 +1,4 @@
-"""How much is computed per pixel kept, and kept per pixel of tissue; no network is run."""
+"""Computed px per kept px, and kept px per tissue px, without running a network."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from scipy import ndimage
 
 from benchmarks.harness import Context, Row
 from wsi2ihc.geometry import Region
-from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
+from wsi2ihc.translation.windows import Plan, TissueGrid, WindowLayout, plan_windows
 
-RESNET = Layout(halo_px=84, lattice_px=4, multiple_px=4, max_window_px=2_600_000)
+RESNET = WindowLayout(halo_px=84, stride_px=4, multiple_px=4, max_window_px=2_600_000)
 
 
 def measure(context: Context) -> list[Row]:
     from wsi2ihc.slide import open_slide
+    from wsi2ihc.translation.inference_setup import prepare_slide
     from wsi2ihc.translation.options import TranslateOptions
-    from wsi2ihc.translation.scene import set_scene
 
     with open_slide(context.slide) as slide:
-        scene = set_scene(slide, None, TranslateOptions())
+        scene = prepare_slide(slide, None, TranslateOptions())
     plans = {"the real slide (2220×2967)": plan_windows(scene.extent, scene.covered, RESNET)}
     for share in (0.05, 0.4):
         started = time.perf_counter()
@@ -32,7 +32,9 @@ def measure(context: Context) -> list[Row]:
 
 
 def blobs(side_px: int, share: float, mask_px: int = 16) -> TissueGrid:
-    """Pieces of tissue of some millimetres with ragged borders, covering ``share`` of a square."""
+    """Generate pieces of tissue of some millimeters with irregular borders that cover the fraction ``share`` of a
+    square.
+    """
     rng = np.random.default_rng(7)
     side = side_px // mask_px // 16 * 16
     noise = rng.normal(size=(side // 16, side // 16))
@@ -49,7 +51,7 @@ def blobs(side_px: int, share: float, mask_px: int = 16) -> TissueGrid:
 
 def _rows(name: str, plan: Plan, *, barred: bool) -> list[Row]:
     work, kept = plan.window_px / plan.kept_px, plan.kept_px / plan.tissue_px
-    cell = f"{len(plan.windows)} windows in cells of {plan.cell}"
+    cell = f"{len(plan.windows)} windows in cores of {plan.core_size}"
     return [
         Row(
             f"window px over kept core px, {name}",

@@ -1,4 +1,4 @@
-"""How well, and how surely, slides are registered: by landmarks, by known truth, and on slides that do not match.
+"""Accuracy and reliability of registration: landmarks, known ground truth, and slides that do not match.
 
 And whether patches show what the transform says: against a whole array that is warped here by other code, in float64.
 """
@@ -17,23 +17,20 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks.harness import Context, Row
-from wsi2ihc.arrays import RGBImage
-from wsi2ihc.demo.restained import Distortion, Truth, distorted, restain
-from wsi2ihc.geometry import Region
-from wsi2ihc.registration.files import load_transform, save_transform
+from wsi2ihc.demo.ihc_pair import Distortion, GroundTruthWarp, distorted, restain
+from wsi2ihc.geometry import Region, RGBImage
 from wsi2ihc.registration.landmarks import landmark_errors, match_landmarks, read_landmarks
-from wsi2ihc.registration.options import RegistrationOptions
-from wsi2ihc.registration.registering import register
-from wsi2ihc.registration.result import Registration
-from wsi2ihc.registration.structure import TISSUE_DENSITY, structure
+from wsi2ihc.registration.overview import TISSUE_DENSITY, structure
+from wsi2ihc.registration.register import Registration, RegistrationOptions, register
 from wsi2ihc.registration.transform import Transform, to_moving
-from wsi2ihc.registration.warping import read_warped, warping_grid
+from wsi2ihc.registration.transform_io import load_transform, save_transform
+from wsi2ihc.registration.warp import read_warped, warping_grid
 from wsi2ihc.slide import Slide, known_mpp, open_slide, read_region
-from wsi2ihc.slide.memory_slide import MemorySlide
+from wsi2ihc.slide.readers.image_reader import MemorySlide
 from wsi2ihc.tissue import TissueMask, detect_tissue
-from wsi2ihc.training.pairing.cutting import CutPlan, cut, plan_cuts
-from wsi2ihc.training.pairing.filters import Limits
-from wsi2ihc.training.pairing.options import PairsOptions
+from wsi2ihc.training.pairs.extract import ExtractionPlan, extract_patches, plan_extraction
+from wsi2ihc.training.pairs.options import PairsOptions
+from wsi2ihc.training.pairs.quality import Limits
 
 SECTIONS = {
     "rat-kidney": ("rat-kidney_", "Rat-Kidney_HE", "Rat-Kidney_PanCytokeratin", 5.0, 0.35),
@@ -42,7 +39,7 @@ SECTIONS = {
 """Folder, H&E, IHC, µm per px (assumed: the scans had about 0.25 and 0.17, and these are 5 % of them), and the bar
 in % of the diagonal."""
 
-STRANGERS = (
+MISMATCHED_PAIRS = (
     "thumbs/127-rgb.png", "thumbs/21-rgb.png", "thumbs/424-rgb.png", "thumbs/498-rgb.png", "thumbs/hs2p-slide.jpg",
     "thumbs/diagnostic-slide-thumb-rgb.png", "thumbs/slide-pen.png", "registration/rat-kidney_/Rat-Kidney_HE.jpg",
     "registration/lesions_/Izd2-29-041-w35_HE.jpg", "slides/kidney-48-5.tif",
@@ -93,7 +90,9 @@ def _best_affine(fixed_um: np.ndarray, moving_um: np.ndarray) -> np.ndarray:
 
 
 def _known_truth(context: Context) -> Iterator[Row]:
-    """The real slide, restained, at any angle, scaled by 0.9 to 1.1, warped by up to 40 µm; each fourth mirrored."""
+    """Register the restained slide at random angles, scaled by 0.9 to 1.1, warped by up to 40 µm; every fourth
+    mirrored.
+    """
     with open_slide(context.slide) as slide:
         pixels, (mpp, _) = _level0(slide), slide.info.mpp or (0.0, 0.0)
         mask = detect_tissue(slide)
@@ -128,7 +127,7 @@ def _known_truth(context: Context) -> Iterator[Row]:
 
 
 def _warped_patches(context: Context) -> Iterator[Row]:
-    """The real slide restained, turned and warped; its patches as a data set has them, at two resolutions."""
+    """Compare patches of the restained, rotated and warped slide with independent code, at two resolutions."""
     with open_slide(context.slide) as slide:
         pixels, (mpp, _) = _level0(slide), slide.info.mpp or (0.0, 0.0)
     distortion = Distortion(angle_deg=33, scale=1.04, warp_um=40, wavelength_um=700, seed=1)
@@ -136,34 +135,34 @@ def _warped_patches(context: Context) -> Iterator[Row]:
     he, ihc = _memory(pixels, mpp), _memory(partner, mpp)
     found = register(he, ihc)
     if found.transform is None:
-        yield Row("patches through the saved transform", "≤ 1 grey level", f"failed: {found.reason}", False)
+        yield Row("patches through the saved transform", "≤ 1 gray level", f"failed: {found.reason}", False)
         return
     transform = load_transform(save_transform(context.work / "registration", found.transform))
     for side, wanted in ((256, mpp), (128, 2 * mpp)):
-        plan = plan_cuts(he, ihc, transform, PairsOptions(patch_size=side, mpp=wanted, limits=ANYTHING))
-        patches = {(patch.region.x, patch.region.y): patch.ihc for patch in cut(plan, workers=2)}
+        plan = plan_extraction(he, ihc, transform, PairsOptions(patch_size=side, mpp=wanted, limits=ANYTHING))
+        patches = {(patch.region.x, patch.region.y): patch.ihc for patch in extract_patches(plan, workers=2)}
         whole = Region(0, 0, plan.grid.size.width, plan.grid.size.height)
         apart = _apart(patches, _directly_warped(plan, whole))
-        yield Row(f"{len(patches)} patches of {wanted:.3g} µm/px against the directly warped array", "≤ 1 grey level",
+        yield Row(f"{len(patches)} patches of {wanted:.3g} µm/px against the directly warped array", "≤ 1 gray level",
                   f"{apart.max()} ({(apart > 0).mean():.3%} of the values differ)", bool(apart.max() <= 1))  # fmt: skip
-        at_once = read_warped(ihc, transform, plan.mpp[0], *_centres_um(plan, whole), plan.ihc_mask.glass).pixels
+        at_once = read_warped(ihc, transform, plan.mpp[0], *_centers_um(plan, whole), plan.ihc_mask.background).pixels
         other_px, (z, borders) = _apart(patches, at_once).max(), _seam_z(patches, side)
         moved = {at: np.roll(patch, sum(at) // side % 2, axis=(0, 1)) for at, patch in patches.items()}
         yield Row(f"seams of these patches, at {borders} borders", "the px of one larger read; |z| ≤ 3",
-                  f"{other_px} grey levels from one read of all; z of the steps across borders {z:+.2f} "
+                  f"{other_px} gray levels from one read of all; z of the steps across borders {z:+.2f} "
                   f"({_seam_z(moved, side)[0]:+.2f} with every second patch moved by one px)",
                   bool(other_px == 0 and abs(z) <= 3))  # fmt: skip
 
 
 def _apart(patches: Mapping[tuple[int, int], RGBImage], whole: RGBImage) -> np.ndarray:
-    """How far the patches' values are from those of the whole, one by one."""
+    """Return the differences of patch values from those of the whole region."""
     return np.concatenate([
         np.abs(patch.astype(int) - whole[y : y + patch.shape[0], x : x + patch.shape[1]]).ravel()
         for (x, y), patch in patches.items()
     ])  # fmt: skip
 
 
-def _centres_um(plan: CutPlan, region: Region) -> tuple[np.ndarray, np.ndarray]:
+def _centers_um(plan: ExtractionPlan, region: Region) -> tuple[np.ndarray, np.ndarray]:
     (x, y), (across, down), (mpp_x, mpp_y) = plan.grid.level0_origin, plan.grid.downsample, known_mpp(plan.he.info)
     return (
         (x + (np.arange(region.x, region.right) + 0.5) * across) * mpp_x,
@@ -171,12 +170,12 @@ def _centres_um(plan: CutPlan, region: Region) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _directly_warped(plan: CutPlan, region: Region) -> RGBImage:
-    """The region by other code: the transform in float64 at every px, on an array of the whole IHC slide."""
+def _directly_warped(plan: ExtractionPlan, region: Region) -> RGBImage:
+    """Warp the region with independent code: float64 transform at every px, on an array of the whole IHC slide."""
     transform, grid, margin_px = plan.transform, warping_grid(plan.ihc.info, plan.mpp[0]), 8
     frame = Region(0, 0, grid.size.width, grid.size.height).grown(margin_px)
-    array = read_region(plan.ihc, grid, frame, plan.ihc_mask.glass).astype(np.float64)
-    x_um, y_um = _centres_um(plan, region)
+    array = read_region(plan.ihc, grid, frame, plan.ihc_mask.background).astype(np.float64)
+    x_um, y_um = _centers_um(plan, region)
     result = np.empty((region.height, region.width, 3), np.uint8)
     for row, y in enumerate(y_um):
         points = np.column_stack([x_um, np.full(len(x_um), y)])
@@ -194,7 +193,7 @@ def _directly_warped(plan: CutPlan, region: Region) -> RGBImage:
 
 
 def _cubic(array: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Values at (N, 2) places in px, (N, 3): Keys' cubic convolution, its kernel a function of the distance."""
+    """Interpolate (N, 3) values at (N, 2) positions in px by Keys' cubic convolution."""
     whole = np.floor(places).astype(int)
     total = np.zeros((len(places), 3))
     for step in itertools.product(range(-1, 3), repeat=2):
@@ -208,14 +207,14 @@ def _cubic(array: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _seam_z(patches: Mapping[tuple[int, int], RGBImage], side: int) -> tuple[float, int]:
-    """How much larger steps from px to px are across borders than beside them, in standard errors; and the borders.
+    """Return how much larger px differences are across borders than next to them, in standard errors; and the borders.
 
     Beside them is 16, 32 and 48 px off, since the borders lie on those of the blocks of JPEG, which show through.
     """
     excess = []
     for (x, y), patch in patches.items():
-        for neighbour, turn in (((x + side, y), (0, 1, 2)), ((x, y + side), (1, 0, 2))):
-            if (other := patches.get(neighbour)) is not None:
+        for neighbor, turn in (((x + side, y), (0, 1, 2)), ((x, y + side), (1, 0, 2))):
+            if (other := patches.get(neighbor)) is not None:
                 joined = np.concatenate([patch.transpose(turn), other.transpose(turn)], axis=1)
                 steps = np.abs(np.diff(joined.astype(float), axis=1)).mean(axis=(0, 2))
                 beside = [steps[side - 1 + off] for off in (-48, -32, -16, 16, 32, 48)]
@@ -224,7 +223,7 @@ def _seam_z(patches: Mapping[tuple[int, int], RGBImage], side: int) -> tuple[flo
 
 
 def _places_of_tissue(pixels: RGBImage, mpp: float) -> np.ndarray:
-    """1500 places (N, 2), µm, where there is tissue: density over 8 µm."""
+    """Return 1500 positions (N, 2) in µm on tissue, by density over 8 µm."""
     side = max(1, round(8 / mpp))
     density = structure(pixels, (243, 243, 243), "he")[..., 0]
     rows, columns = np.nonzero(cv2.blur(density, (side, side))[::side, ::side] > TISSUE_DENSITY)
@@ -239,15 +238,15 @@ def _places_in(mask: TissueMask, mpp: float) -> np.ndarray:
     return (np.array(mask.origin) + places * mask.pixel_size) * mpp
 
 
-def _errors_um(found: Registration, truth: Truth, fixed_um: np.ndarray) -> np.ndarray:
+def _errors_um(found: Registration, truth: GroundTruthWarp, fixed_um: np.ndarray) -> np.ndarray:
     if found.transform is None:
         return np.full(len(fixed_um), np.inf)
     return np.hypot(*(to_moving(found.transform, fixed_um) - truth.to_moving(fixed_um)).T)
 
 
 def _strangers(context: Context) -> Iterator[Row]:
-    """Every two different slides, the second restained and scaled to the first one's length; and glass."""
-    images = {Path(name).stem: _image(context.data / name) for name in STRANGERS}
+    """Register all pairs of different slides (the second restained and scaled), and slides with background."""
+    images = {Path(name).stem: _image(context.data / name) for name in MISMATCHED_PAIRS}
     with open_slide(context.slide) as slide:
         images["CMU-1"] = _level0(slide)
     pairs = list(itertools.permutations(images, 2))

@@ -1,4 +1,4 @@
-"""How fast a generator the pipeline can feed: a stub that sleeps as long as a GPU would compute."""
+"""Maximum generator speed that the pipeline supports, with a stub that sleeps for the time of a GPU."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 
 from benchmarks.harness import Context, Row, child
 from benchmarks.large_slides import gigapixel_slide
-from wsi2ihc.arrays import RGBBatch
+from wsi2ihc.geometry import RGBBatch
 
 RATES_MPX_PER_S = (10, 30, 100, 300)
 
 
 @dataclass(slots=True)
 class SleepingTranslator:
-    """Gives its windows back less a halo of 84 px, as ResNet-9 would, at a given rate; asleep, it holds no lock."""
+    """Stub that returns its windows without a halo of 84 px, like ResNet-9, at a given rate; it releases the GIL."""
 
     mpx_per_s: float
     halo_px: int = 84
-    lattice_px: int = 4
+    stride_px: int = 4
     multiple_px: int = 16
     is_exact: bool = True
     bytes_per_px: float = 0.0
@@ -56,16 +56,17 @@ def measure(context: Context) -> list[Row]:
 
 
 def _run(rate: float, slide: Path, output: Path) -> dict[str, float]:
-    from wsi2ihc.generator.registry import load_generator
+    from wsi2ihc.models.registry import load_model
     from wsi2ihc.slide import open_slide
+    from wsi2ihc.translation.job import prepare
     from wsi2ihc.translation.options import TranslateOptions
-    from wsi2ihc.translation.pipeline import prepare, run
+    from wsi2ihc.translation.translate import translate_job
 
     options = TranslateOptions(tissue="none", overwrite=True)
     with open_slide(slide) as opened:
-        job = prepare(opened, load_generator("identity"), options, translators=[SleepingTranslator(rate)])
+        job = prepare(opened, load_model("identity"), options, translators=[SleepingTranslator(rate)])
         started, cpu = time.perf_counter(), os.times()
-        report = run(job, output)
+        report = translate_job(job, output)
         seconds, cpu_after = time.perf_counter() - started, os.times()
     window_px = report.plan["window_px"]
     return {

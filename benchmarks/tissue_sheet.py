@@ -1,10 +1,10 @@
-"""Contact sheet of tissue detection on a folder of development images, with figures where there is a reference mask.
+"""Contact sheet of tissue detection on a folder of development images, with metrics if there is a reference mask.
 
     python benchmarks/tissue_sheet.py DATA OUT.png
 
 DATA holds ``thumbs``, ``tiles``, ``registration`` and ``slides``. Thumbnails do not state their resolution; the one
 assumed for each is in its caption. Tiles are far smaller than a slide, which is not what detection is meant for: there,
-one speck or its margin is a large share of the picture. In the sheet, what is no tissue is darkened.
+one speck or its margin covers a large fraction of the image. In the sheet, background is darkened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from wsi2ihc.arrays import BoolImage, RGBImage
+from wsi2ihc.geometry import BoolImage, RGBImage
 from wsi2ihc.slide import open_slide, overview_grid, read_overview
 from wsi2ihc.tissue import find_tissue, green_excess, staining_warning
 
@@ -47,7 +47,7 @@ PANEL_PX, COLUMNS, CAPTION_PX = 520, 4, 22
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One image, and µm per px (stated by the file, or assumed)."""
+    """Read one image and its µm per px (from the file, or assumed)."""
 
     name: str
     image: RGBImage

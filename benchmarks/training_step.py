@@ -1,4 +1,4 @@
-"""One training step against the same step written plainly, and what of a step is not network arithmetic."""
+"""Training step compared with a plain implementation, and the fraction of a step outside the networks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.harness import Context, Row, interleaved, ratio_of_medians
-from wsi2ihc.generator.checkpoint import build_network
-from wsi2ihc.generator.pixels import to_network
-from wsi2ihc.training import step as own
-from wsi2ihc.training.data.patches import training_batches
+from wsi2ihc.models.fused_resnet import to_network
+from wsi2ihc.models.model_file import build_network
+from wsi2ihc.training import train_step as own
+from wsi2ihc.training.data.loader import training_batches
 from wsi2ihc.training.discriminator import PatchDiscriminator
-from wsi2ihc.training.job import TrainingJob, prepare
-from wsi2ihc.training.log import LossLog
-from wsi2ihc.training.machine import count_workers, start_fabric
+from wsi2ihc.training.fabric import count_workers, start_fabric
 from wsi2ihc.training.options import TrainOptions, resolve_options
+from wsi2ihc.training.trainer import LossLog
+from wsi2ihc.training.training_setup import TrainingJob, prepare
 
 KERNEL = torch.tensor([0.274069, 0.451863, 0.274069])
 
@@ -31,13 +31,13 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 
 class PlainStep:
-    """The step as a textbook has it: eager, contiguous, float32 unless ``autocast``; blurs as convolutions."""
+    """Plain training step: eager, contiguous, float32 unless ``autocast``, with blurs as convolutions."""
 
     def __init__(self, options: TrainOptions, autocast: bool = False) -> None:
         torch.manual_seed(options.seed)
         self.options, self.autocast = options, autocast
         self.generator, self.discriminator = build_network(options.spec()), PatchDiscriminator(options.ndf)
-        self.optimisers = [
+        self.optimizers = [
             torch.optim.Adam(module.parameters(), options.learning_rate, (options.beta1, options.beta2))
             for module in (self.generator, self.discriminator)
         ]
@@ -45,7 +45,7 @@ class PlainStep:
     def __call__(self, he: Tensor, ihc: Tensor) -> Tensor:
         cross_entropy = functional.binary_cross_entropy_with_logits
         he, ihc = (to_network(one).contiguous() for one in (he, ihc))
-        of_generator, of_discriminator = self.optimisers
+        of_generator, of_discriminator = self.optimizers
         with self._precision():
             fake = self.generator(he)
         fake = fake.float()
@@ -79,7 +79,7 @@ class PlainStep:
 
 
 def pyramid(fake: Tensor, real: Tensor) -> list[Tensor]:
-    """L1 at four scales, both images blurred four times by a 3x3 kernel between them."""
+    """Return the L1 loss at four scales, with four 3x3 blurs of both images between scales."""
     kernel = (KERNEL[:, None] * KERNEL).expand(3, 1, 3, 3)
     losses = [(fake - real).abs().mean()]
     for _ in range(3):
@@ -148,7 +148,7 @@ def _batches(job: TrainingJob, workers: int) -> Iterator[Any]:
 
 
 def _overhead(job: TrainingJob) -> list[Row]:
-    """The loop as it runs (decoding workers, losses, log) against the networks alone on a batch that is there."""
+    """Compare the complete loop (decoding workers, losses, log) with the networks alone on a batch in memory."""
     options = job.options
     fabric = start_fabric(options)
     networks = own.build_networks(options, fabric)

@@ -1,4 +1,5 @@
-"""The study's claims in small: its three recipes under one budget, λ, and another task; one run per process and core.
+"""Small version of the training study: three recipes with one budget, λ, and another task; one process per run and
+core.
 
 Runs that are finished are kept in the work folder, so the measurement can be stopped and gone on with. Two runs at a
 time, of one thread each, do a third more than one run of two threads (measured on two cores).
@@ -18,15 +19,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Context, Row
-from wsi2ihc.generator.builtin import counterstain
-from wsi2ihc.generator.checkpoint import load_checkpoint
-from wsi2ihc.training.curves import draw_curves
+from wsi2ihc.models.builtin import counterstain
+from wsi2ihc.models.model_file import load_checkpoint
 from wsi2ihc.training.data import read_pair
-from wsi2ihc.training.data.patches import whole_patches
-from wsi2ihc.training.floors import fit_colour_regression
-from wsi2ihc.training.job import prepare
-from wsi2ihc.training.metrics import ValidationScores, difference_interval
+from wsi2ihc.training.data.loader import whole_patches
+from wsi2ihc.training.evaluation.methods import fit_color_regression
+from wsi2ihc.training.metrics.validation_scores import ValidationScores, difference_interval
 from wsi2ihc.training.options import resolve_options
+from wsi2ihc.training.training_curves import draw_curves
+from wsi2ihc.training.training_setup import prepare
 from wsi2ihc.training.validation import validate
 
 SMALL = "--ngf 16 --ndf 32 --crop-size 128 --batch-size 8 --validate-every 4 --checkpoint-every 100 --no-tensorboard"
@@ -36,7 +37,7 @@ FACADES = f"{SMALL} --mpp 1 --stain facade --epochs 30 --order BA --split-by-pat
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training run: the folder of its data, and its options."""
+    """One training run: folder of its data, and options."""
 
     data: str
     options: str
@@ -62,7 +63,7 @@ RUNS: Mapping[str, Run] = {
 
 
 def train_all(context: Context, at_once: int = 2) -> dict[str, Path]:
-    """Train what is not trained yet; the folder of each run."""
+    """Run missing trainings; return the folder of each run."""
     folders = {name: context.work / "study" / name for name in RUNS}
     with ThreadPoolExecutor(at_once) as pool:
         for name, code in pool.map(lambda name: (name, _train(context, name, folders[name])), RUNS):
@@ -87,45 +88,45 @@ def _train(context: Context, name: str, folder: Path) -> int:
 
 def measure(context: Context) -> list[Row]:
     folders = train_all(context)
-    floors = _floors(context)
+    baselines = _baselines(context)
     scores = {name: _scores(context, name, folder) for name, folder in folders.items()}
     hemit = {name: one for name, one in scores.items() if RUNS[name].data == "hemit256"}
     facades = {name: one for name, one in scores.items() if RUNS[name].data == "facades"}
-    rows = [Row(f"{name} on the validation groups", "reported", _line(one), None, one.figures())
-            for name, one in (floors | hemit).items()]  # fmt: skip
-    best_floor = max(floors.values(), key=lambda one: one.figures()["stain_r_blocks"])
+    rows = [Row(f"{name} on the validation groups", "reported", _line(one), None, one.compute())
+            for name, one in (baselines | hemit).items()]  # fmt: skip
+    best_baseline = max(baselines.values(), key=lambda one: one.compute()["stain_r_blocks"])
     name = "variance-100-seed0"
-    gain = scores[name].figures()["stain_r_blocks"] - best_floor.figures()["stain_r_blocks"]
-    low, high = difference_interval(scores[name], best_floor, "stain_r_blocks")
+    gain = scores[name].compute()["stain_r_blocks"] - best_baseline.compute()["stain_r_blocks"]
+    low, high = difference_interval(scores[name], best_baseline, "stain_r_blocks")
     spent = json.loads((folders[name] / "summary.json").read_text()).get("seconds", float("nan"))
-    rows.append(Row(f"correlation in blocks over the better floor, {name}, one core for {spent / 60:.0f} min",
+    rows.append(Row(f"correlation in blocks over the better baseline, {name}, one core for {spent / 60:.0f} min",
                     "≥ 0.15, interval without 0", f"+{gain:.3f} ({low:+.3f} to {high:+.3f})",
                     gain >= 0.15 and low > 0))  # fmt: skip
     for seed in (0, 1):
         compared = [(f"variance-{weight}", "pyramid") for weight in (1, 10, 100, 300)]
         for one, other in (*compared, ("pyramid", "pix2pix"), ("variance-100", "pix2pix")):
             rows.append(_difference(scores, f"{one}-seed{seed}", f"{other}-seed{seed}"))
-    rows += [Row(name, "reported", f"PSNR {one.figures()['psnr']:.2f} dB, SSIM {one.figures()['ssim']:.3f}, variance "
-                 f"ratio {one.figures()['variance_ratio']:.2f}", None) for name, one in facades.items()]  # fmt: skip
+    rows += [Row(name, "reported", f"PSNR {one.compute()['psnr']:.2f} dB, SSIM {one.compute()['ssim']:.3f}, variance "
+                 f"ratio {one.compute()['variance_ratio']:.2f}", None) for name, one in facades.items()]  # fmt: skip
     shown = [folders[f"{name}-seed0"] for name in ("pix2pix", "pyramid", "variance-100")]
     draw_curves(shown, context.work / "study" / "curves.png")
     return rows
 
 
 def _scores(context: Context, name: str, folder: Path) -> ValidationScores:
-    """The model of a finished run on all validation patches."""
+    """Evaluate the model of a finished run on all validation patches."""
     options = resolve_options(config=folder / "config.toml")
     job = prepare(context.data / RUNS[name].data, options)
     module, _, _ = load_checkpoint(folder / "model.safetensors")
     scores, _ = validate(module, job.validation, torch.device("cpu"), batch_size=8, multiple=options.size_multiple)
-    return scores["whole"]
+    return scores["full_image"]
 
 
-def _floors(context: Context) -> dict[str, ValidationScores]:
+def _baselines(context: Context) -> dict[str, ValidationScores]:
     folder = context.data / "hemit256"
     job = prepare(folder, resolve_options({"group_by": str(folder / "regions.csv"), "mpp": 0.5, "stain": "pan-CK"}))
-    regression = fit_colour_regression(read_pair(pair) for pair in job.train)
-    scores = {"counterstain (floor)": ValidationScores(), "colour regression (floor)": ValidationScores()}
+    regression = fit_color_regression(read_pair(pair) for pair in job.train)
+    scores = {"counterstain (baseline)": ValidationScores(), "color regression (baseline)": ValidationScores()}
     for pairs, batch in whole_patches(job.validation, batch_size=8, multiple=1):
         for one, translate in zip(scores.values(), (counterstain, regression), strict=True):
             one.add(translate(batch.he.numpy()), batch.ihc.numpy(), [pair.group or pair.name for pair in pairs])
@@ -133,7 +134,7 @@ def _floors(context: Context) -> dict[str, ValidationScores]:
 
 
 def _line(scores: ValidationScores) -> str:
-    figures = scores.figures()
+    figures = scores.compute()
     low, high = scores.interval("stain_r_blocks")
     return (
         f"PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}, stain R {figures['stain_r']:.3f} per pixel, "
@@ -144,7 +145,7 @@ def _line(scores: ValidationScores) -> str:
 
 
 def _difference(scores: Mapping[str, ValidationScores], one: str, other: str) -> Row:
-    of_one, of_other = scores[one].figures(), scores[other].figures()
+    of_one, of_other = scores[one].compute(), scores[other].compute()
     parts = [f"{name} {of_one[name] - of_other[name]:+.3f}" for name in ("psnr", "ssim")]
     for name in ("stain_r", "stain_r_blocks"):
         low, high = difference_interval(scores[one], scores[other], name)

@@ -1,4 +1,4 @@
-"""``wsi2ihc curves``: the losses and validation figures of training runs, in one picture."""
+"""``wsi2ihc curves``: losses and validation metrics of training runs in one figure."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from pathlib import Path
 
 import click
 
-from wsi2ihc.cli.output import say
-from wsi2ihc.cli.parameters import set_up_logging, verbosity_options
+from wsi2ihc.cli.console import say
+from wsi2ihc.cli.options import set_up_logging, verbosity_options
 from wsi2ihc.text import pluralize
 
 
 @click.command("curves")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", default="curves.png", show_default=True, type=click.Path(path_type=Path), help="The picture.")
+@click.option("--out", default="curves.png", show_default=True, type=click.Path(path_type=Path), help="Output file.")
 @click.option("--smooth", type=click.IntRange(0, 10**9), default=0, show_default="an epoch",
-              help="Rows of steps.csv that the running mean of losses goes over; 1 for none.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace the picture if it is there.")
+              help="Rows of steps.csv in the running mean of losses; 1 for none.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an existing figure.")
 @verbosity_options
 def command(runs: tuple[Path, ...], out: Path, smooth: int, overwrite: bool, verbose: int, quiet: bool) -> None:
-    """Draw the losses and validation figures of each RUN, a folder that `wsi2ihc train` made, over one another."""
+    """Plot the losses and validation metrics of each RUN, an output folder of `wsi2ihc train`."""
     set_up_logging(verbose, quiet)
-    from wsi2ihc.pyramid import check_output
-    from wsi2ihc.training.curves import draw_curves
+    from wsi2ihc.storage import check_output
+    from wsi2ihc.training.training_curves import draw_curves
 
     check_output(out, overwrite, suffixes=(".png",))
     panels = draw_curves(runs, out, smooth)

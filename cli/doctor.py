@@ -1,18 +1,18 @@
-"""``wsi2ihc doctor``: what of this environment works."""
+"""``wsi2ihc doctor``: check the environment."""
 
 from __future__ import annotations
 
 import click
 
-from wsi2ihc.cli.output import echo_json, say
-from wsi2ihc.cli.parameters import json_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.options import json_option, set_up_logging, verbosity_options
 
 
 @click.command("doctor")
 @json_option
 @verbosity_options
 def command(json: bool, verbose: int, quiet: bool) -> None:
-    """Check what works here: slide readers, codecs, devices and precisions, memory, disk."""
+    """Check this environment: slide readers, codecs, devices and precisions, memory, disk."""
     from wsi2ihc.doctor import examine
 
     set_up_logging(verbose, quiet)

@@ -1,4 +1,4 @@
-"""``wsi2ihc info``: what a slide is."""
+"""``wsi2ihc info``: metadata of a slide."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.output import echo_json, say
-from wsi2ihc.cli.parameters import image_options, json_option, mpp_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.options import image_options, json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.slide import ImageEntry, SlideInfo, open_slide
 from wsi2ihc.text import pluralize
 
@@ -22,7 +22,7 @@ from wsi2ihc.text import pluralize
 def command(
     slide: str, mpp: float | None, series: int | None, page: int | None, json: bool, verbose: int, quiet: bool
 ) -> None:
-    """Show what SLIDE is: sizes, levels, resolution, vendor, color profile, other images, and what is wrong with it."""
+    """Show the metadata of SLIDE: sizes, levels, resolution, vendor, color profile, other images, and problems."""
     set_up_logging(verbose, quiet)
     with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
         info = opened.info
@@ -54,7 +54,7 @@ def _as_text(info: SlideInfo) -> list[str]:
         f"  vendor         {info.vendor} (read by {info.reader})",
         f"  bounds         {info.bounds}",
         f"  background     rgb{info.background}",
-        f"  colour profile {'none' if info.icc_profile is None else pluralize(len(info.icc_profile), 'byte')}",
+        f"  color profile {'none' if info.icc_profile is None else pluralize(len(info.icc_profile), 'byte')}",
         f"  quickhash      {info.quickhash}",
         "  levels",
         *(
@@ -67,7 +67,7 @@ def _as_text(info: SlideInfo) -> list[str]:
 
 
 def _image_line(image: ImageEntry) -> str:
-    """One image of a file: its number, what it is, and whether it is the slide."""
+    """Describe an image of a file: number, metadata, and whether it is the slide."""
     number = "   " if image.series is None else f"   series {image.series}:"
     facts = [f"{image.size} px"]
     if image.name:

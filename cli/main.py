@@ -1,8 +1,4 @@
-"""Entry point of the ``wsi2ihc`` command: finds the subcommands, and turns errors into one line and an exit code.
-
-Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 done but for some of several slides, 129 the terminal was closed,
-130 interrupted, 143 terminated.
-"""
+"""Entry point of the ``wsi2ihc`` command."""
 
 from __future__ import annotations
 
@@ -23,27 +19,28 @@ from typing import Any, NoReturn
 
 import click
 
-from wsi2ihc.cli.output import say, standard_streams, tell
-from wsi2ihc.processes import safe_path
+from wsi2ihc.system import safe_path
 from wsi2ihc.text import describe_error
+
+from .console import say, standard_streams, tell
 
 COMMANDS = {
     "translate": "Turn an H&E slide into a virtual IHC slide.",
-    "info": "Show what a slide is, and what is wrong with it.",
+    "info": "Show the metadata of a slide and its problems.",
     "tissue": "Find the tissue of a slide and save it as a mask.",
     "register": "Register an IHC slide onto its H&E slide.",
-    "warp": "Write an IHC slide as it lies on its H&E slide.",
+    "warp": "Warp an IHC slide onto its H&E slide.",
     "batch": "Translate many slides, on one machine or many.",
     "pairs": "Make a paired dataset from H&E and IHC slides.",
     "models": "List, show and import generators.",
     "doctor": "Check what works in this environment.",
     "train": "Train a generator on paired patches.",
-    "evaluate": "Say how good a virtual stain is, in numbers and pictures.",
-    "dataset": "Say what is in a paired dataset, and what is wrong with it.",
+    "evaluate": "Evaluate virtual stains against references.",
+    "dataset": "Describe a paired dataset and find problems.",
     "curves": "Draw the losses and metrics of training runs.",
-    "demo": "Make a synthetic H&E slide, translate it, and say how to look at it.",
+    "demo": "Make a synthetic H&E slide and translate it.",
 }
-"""Each subcommand lives in the module of its name; its help is here so that ``--help`` imports none of them."""
+"""Subcommands, each in the module of its name; their help is here so that ``--help`` imports none of them."""
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
@@ -82,20 +79,19 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 )
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
-    help="Show the versions that matter and exit.",
+    help="Show the versions of the program and its libraries and exit.",
 )  # fmt: skip
 def cli() -> None:
     """Turn a scanned H&E slide into a virtual IHC slide.
 
     Research use only, not for diagnosis.
 
-    Every option can also be given as an environment variable: WSI2IHC_, the command, the option, in capitals
-    (WSI2IHC_TRANSLATE_DEVICE=cpu).
+    Every option can also be set by an environment variable named WSI2IHC_COMMAND_OPTION (WSI2IHC_TRANSLATE_DEVICE=cpu).
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its code; nothing of it stays in the process that calls this."""
+    """Run the command line and exit with its code; the state of the calling process is restored."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with standard_streams(), cleaned_up_when_ended(), safe_path():
         code = _run(given)

@@ -1,4 +1,4 @@
-"""``wsi2ihc models``: what generators there are, what one is, and how to bring another."""
+"""``wsi2ihc models``: list, show and import generators."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.output import echo_json, say
-from wsi2ihc.cli.parameters import PositiveFloat, json_option, set_up_logging, verbosity_options
-from wsi2ihc.generator.registry import DEFAULT_MODEL, describe_generator, list_models, load_generator
-from wsi2ihc.pyramid import check_output
+from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.options import PositiveFloat, json_option, set_up_logging, verbosity_options
+from wsi2ihc.models.registry import DEFAULT_MODEL, describe_generator, list_models, load_model
+from wsi2ihc.storage import check_output
 from wsi2ihc.text import pluralize
-from wsi2ihc.translation.pipeline import check_not_inputs
+from wsi2ihc.translation.output import check_not_inputs
 from wsi2ihc.translation.report import describe_model
 
 DEEPEST_SHOWN, DEEPEST_OF_ALL = 2, 100
-"""Of nested facts. Those deeper than the first, such as every option of the training, are shown with ``-v``."""
+"""Depth of nested metadata that is shown, without and with ``-v``."""
 
 
 @click.group("models")
@@ -28,7 +28,7 @@ def command() -> None:
 @command.command("list")
 @json_option
 def list_command(json: bool) -> None:
-    """List the generators that come with the program."""
+    """List the built-in generators."""
     models = list_models()
     if json:
         echo_json({"default": DEFAULT_MODEL, "models": [describe_model(model) for model in models]})
@@ -37,7 +37,7 @@ def list_command(json: bool) -> None:
         default = " (default)" if model.name == DEFAULT_MODEL else ""
         resolution = "the slide's own resolution" if model.mpp is None else f"{model.mpp:.4g} µm/px"
         say(f"{model.name}{default}: {model.description}")
-        say(f"    {model.channel_name}; {resolution}; licence {model.licence or 'unknown'}")
+        say(f"    {model.channel_name}; {resolution}; license {model.license or 'unknown'}")
 
 
 @command.command("show")
@@ -45,13 +45,13 @@ def list_command(json: bool) -> None:
 @json_option
 @verbosity_options
 def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
-    """Show what MODEL (a name or a .safetensors file) is: architecture, resolution, stain, training, licence, reach."""
+    """Show the metadata of MODEL (a name or a .safetensors file), including its license and receptive field."""
     set_up_logging(verbose, quiet)
-    generator = load_generator(model)
+    generator = load_model(model)
     reach = generator.dependency
     facts = describe_model(generator) | {
         "radius_px": reach.radius_px,
-        "lattice_px": reach.lattice_px,
+        "stride_px": reach.stride_px,
         "is_local": reach.is_local,
     }
     if json:
@@ -62,7 +62,7 @@ def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
 
 
 def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator[tuple[int, str, str]]:
-    """Lines of nested facts: how deep, the name, and the value; what is not known is empty."""
+    """Iterate over nested metadata as (depth, name, value); unknown values are empty."""
     for name, value in facts.items():
         if isinstance(value, Mapping) and depth >= deepest:
             yield depth, name, f"{pluralize(len(value), 'entry', 'entries')} (shown with -v)"
@@ -78,14 +78,14 @@ def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--mpp", type=PositiveFloat(), required=True, help="Resolution that the model was trained at, in µm/px.")
-@click.option("--stain", default="", help="What it makes, such as HER2.")
-@click.option("--licence", default="", help="Under what terms its weights may be used.")
-@click.option("--key", help="Which generator to take from a file that holds several, such as netG_A.")
-@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
+@click.option("--stain", default="", help="Stain of the output, such as HER2.")
+@click.option("--license", default="", help="License of the weights.")
+@click.option("--key", help="Generator to import from a file with several, such as netG_A.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
 @verbosity_options
 def import_command(
-    source: Path, output: Path, mpp: float, stain: str, licence: str, key: str | None, overwrite: bool, json: bool,
+    source: Path, output: Path, mpp: float, stain: str, license: str, key: str | None, overwrite: bool, json: bool,
     verbose: int, quiet: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, weights of the published pix2pix, CycleGAN or BCI code, to OUTPUT (.safetensors).
@@ -93,12 +93,12 @@ def import_command(
     The architecture follows from the names and shapes of the weights. Nothing in SOURCE is executed.
     """
     set_up_logging(verbose, quiet)
-    check_output(output, overwrite=True, suffixes=(".safetensors",))  # what is there is compared on saving
+    check_output(output, overwrite=True, suffixes=(".safetensors",))  # an existing file is compared when saving
     check_not_inputs([output], [source])
-    from wsi2ihc.generator.checkpoint import save_checkpoint
-    from wsi2ihc.generator.foreign import import_checkpoint
+    from wsi2ihc.models.import_weights import import_checkpoint
+    from wsi2ihc.models.model_file import save_checkpoint
 
-    module, spec = import_checkpoint(source, mpp=mpp, stain=stain, licence=licence, key=key)
+    module, spec = import_checkpoint(source, mpp=mpp, stain=stain, license=license, key=key)
     save_checkpoint(output, module, spec, overwrite=overwrite)
     facts = describe_model(describe_generator(output))
     if json:

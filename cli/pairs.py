@@ -1,75 +1,62 @@
-"""``wsi2ihc pairs``: from H&E and IHC slides to a paired data set."""
+"""``wsi2ihc pairs``: make a paired dataset from H&E and IHC slides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi2ihc.cli.console import echo_json, say, tell
 from wsi2ihc.cli.main import EXIT_SOME_FAILED
-from wsi2ihc.cli.output import echo_json, say, tell
-from wsi2ihc.cli.parameters import json_option, options_of, set_up_logging, verbosity_options
+from wsi2ihc.cli.options import build_options, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
-from wsi2ihc.registration.options import RegistrationOptions
-from wsi2ihc.text import pluralize
-from wsi2ihc.training.pairing.filters import Limits
-from wsi2ihc.training.pairing.options import PairsOptions
-from wsi2ihc.training.pairing.words import pairs_of_slides
+from wsi2ihc.text import pairs_of_slides, pluralize
+from wsi2ihc.training.pairs.options import PairsOptions
 
 if TYPE_CHECKING:
-    from wsi2ihc.training.pairing.checking import CheckReport
-    from wsi2ihc.training.pairing.summary import BuildReport, FailedPair, Preview, SlideTally
+    from wsi2ihc.training.pairs.report import BuildReport, FailedPair, Preview, SlideTally
+    from wsi2ihc.training.pairs.verify_dataset import CheckReport
 
 
 @click.command("pairs")
 @click.argument("manifest", type=click.Path(path_type=Path), required=False)
 @click.argument("dataset", type=click.Path(path_type=Path), required=False)
 @click.option("--check", type=click.Path(path_type=Path), metavar="DATASET",
-              help="Verify a data set instead: partners, sizes, splits by patient, checksums.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Show splits and what is wrong with the manifest; write nothing.")
-@options_of(PairsOptions, skip=("registration", "limits"))
-@options_of(RegistrationOptions)
-@options_of(Limits)
+              help="Verify a dataset instead: pairs, sizes, splits by patient, checksums.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show splits and problems of the manifest; write nothing.")
+@options_of(PairsOptions)
 @json_option
 @verbosity_options
 def command(
     manifest: Path | None, dataset: Path | None, check: Path | None, dry_run: bool, json: bool, verbose: int,
     quiet: bool, **choices: Any,
 ) -> int:  # fmt: skip
-    """Register the IHC slides of a MANIFEST onto their H&E slides, and cut both into the folder DATASET.
+    """Register the IHC slides of a MANIFEST onto their H&E slides, and extract patches into DATASET.
 
-    MANIFEST is a CSV file with the columns patient_id, slide_id, he_path and ihc_path; and where wanted her2, he_mpp,
+    MANIFEST is a CSV file with the columns patient_id, slide_id, he_path and ihc_path; and optionally her2, he_mpp,
     ihc_mpp, he_series, he_page, ihc_series, ihc_page, split, landmarks ("he.csv;ihc.csv") and transform (identity, six
-    numbers, or a saved transform; without one the slides are registered). DATASET is what `wsi2ihc train` takes. Run
-    the same again to go on after an interruption, or to try again what failed.
+    numbers, or a saved transform; without one the slides are registered). DATASET is the input of
+    `wsi2ihc train`. Run the same command again to resume after an interruption or to retry failed pairs.
 
     Exit code 3: some pairs failed, the others are in DATASET; 1: all failed.
     """
     set_up_logging(verbose, quiet)
     if check is not None:
         if manifest is not None:
-            raise click.UsageError("--check takes the folder of a data set, and nothing else")
+            raise click.UsageError("--check takes only the folder of a dataset")
         return _check(check, json=json, quiet=quiet)
     if manifest is None or dataset is None:
-        raise click.UsageError("name a manifest and the folder of the data set, or a data set to --check")
-    options = _options(choices)
+        raise click.UsageError("name a manifest and the folder of the dataset, or a dataset to --check")
+    options = build_options(PairsOptions, choices)
     if dry_run:
         return _preview(manifest, dataset, options, json=json, quiet=quiet)
     return _build(manifest, dataset, options, json=json, quiet=quiet)
 
 
-def _options(choices: Mapping[str, Any]) -> PairsOptions:
-    own = dict(choices)
-    registration = RegistrationOptions(**{one.name: own.pop(one.name) for one in fields(RegistrationOptions)})
-    limits = Limits(**{one.name: own.pop(one.name) for one in fields(Limits)})
-    return PairsOptions(registration=registration, limits=limits, **own)
-
-
 def _check(dataset: Path, *, json: bool, quiet: bool) -> int:
-    from wsi2ihc.training.pairing.checking import check_dataset
+    from wsi2ihc.training.pairs.verify_dataset import check_dataset
 
     bar = ProgressBar(quiet)
     try:
@@ -79,21 +66,21 @@ def _check(dataset: Path, *, json: bool, quiet: bool) -> int:
     if json:
         echo_json({"patches": report.patches, "problems": report.problems, "advice": report.advice})
     else:
-        _tell_check(dataset, report, quiet=quiet)
+        _report_check(dataset, report, quiet=quiet)
     return 1 if report.problems else 0
 
 
-def _tell_check(dataset: Path, report: CheckReport, *, quiet: bool) -> None:
+def _report_check(dataset: Path, report: CheckReport, *, quiet: bool) -> None:
     for problem in report.shown():
         tell(f"Error: {problem}")
     for advice in report.advice if not quiet else ():
-        tell(f"To mend it: {advice}")
+        tell(f"To fix it: {advice}")
     if not quiet and not report.problems:
-        say(f"{dataset}: {pluralize(report.patches, 'pair')}, nothing wrong")
+        say(f"{dataset}: {pluralize(report.patches, 'pair')}, no problems")
 
 
 def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
-    from wsi2ihc.training.pairing.building import preview_pairs
+    from wsi2ihc.training.pairs.build import preview_pairs
 
     bar = ProgressBar(quiet)
     try:
@@ -104,11 +91,11 @@ def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool
         echo_json(preview.to_json())
     elif not quiet:
         say(*_describe(preview))
-    return _tell_failures(preview.failed, some=bool(preview.slides))
+    return _report_failures(preview.failed, some=bool(preview.slides))
 
 
 def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
-    from wsi2ihc.training.pairing.building import build_pairs
+    from wsi2ihc.training.pairs.build import build_pairs
 
     bar = ProgressBar(quiet)
     try:
@@ -116,7 +103,7 @@ def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, 
     except (KeyboardInterrupt, SystemExit):
         bar.close()
         if not quiet:
-            tell("Stopped. Run the same command again to go on; pairs that are done stay as they are.")
+            tell("Stopped. Run the same command again to resume; finished pairs are kept.")
         raise
     finally:
         bar.close()
@@ -124,18 +111,18 @@ def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, 
         echo_json(report.to_json())
     elif not quiet:
         say(*summary(report, dataset))
-    return _tell_failures(report.failed, some=bool(report.slides))
+    return _report_failures(report.failed, some=bool(report.slides))
 
 
-def _tell_failures(failed: Sequence[FailedPair], *, some: bool) -> int:
-    """Tell of the rows that failed; the exit code, given whether there are ``some`` that did not."""
+def _report_failures(failed: Sequence[FailedPair], *, some: bool) -> int:
+    """Print the failed rows and return the exit code; ``some``: whether others did not fail."""
     for failure in failed:
         tell(f"Error: {failure}")
     return (EXIT_SOME_FAILED if some else 1) if failed else 0
 
 
 def _describe(preview: Preview) -> list[str]:
-    """The dry run: who goes where."""
+    """Describe the splits of a dry run."""
     lines = [f"{pairs_of_slides(len(preview.slides))} can be used"]
     for role, own in _by_role(preview.slides).items():
         patients = len({slide.patient for slide in own})
@@ -162,17 +149,17 @@ def _levels(slides: Sequence[SlideTally]) -> str:
 
 
 def summary(report: BuildReport, dataset: Path) -> list[str]:
-    """What is in the data set, what was left out and why, and what to do next."""
+    """Summarize the dataset, rejected patches and the next step."""
     notes = [f"  note: {warning}" for warning in report.warnings]
     if not report.slides:
-        return [f"{dataset}: no pair of slides can be used", *notes]
+        return [f"{dataset}: no slide pair can be used", *notes]
     if report.unchanged:
-        same = f"{dataset}: complete already, {pluralize(report.kept, 'pair')}; nothing was done"
+        same = f"{dataset}: already complete, {pluralize(report.kept, 'pair')}; nothing was done"
         return [same, *notes]
     new = [slide for slide in report.slides if slide.is_new]
     lines = [
         f"{dataset}: {pluralize(report.kept, 'pair')} of patches from {pairs_of_slides(len(report.slides))}, "
-        f"{len(new)} of them cut now, in {duration(report.seconds)}"
+        f"{len(new)} of them new, in {duration(report.seconds)}"
     ]
     for split, counts in report.counts.items():
         levels = ", ".join(f"{level}: {number:,}" for level, number in counts.get("her2", {}).items())
@@ -180,12 +167,12 @@ def summary(report: BuildReport, dataset: Path) -> list[str]:
         lines.append(f"  {split:8} {amounts}" + (f" (HER2 {levels})" if levels else ""))
     lines += [*_rejection_table(report), *notes]
     if report.failed:
-        lines.append(f"  {pairs_of_slides(len(report.failed))} failed; mend them and run the same again")
+        lines.append(f"  {pairs_of_slides(len(report.failed))} failed; fix them and run the same command again")
     return [*lines, f"  {_next_step(report, dataset)}"]
 
 
 def _next_step(report: BuildReport, dataset: Path) -> str:
-    """Training, where it would take the data set; else what that lacks."""
+    """Return the next command, or what the dataset lacks for training."""
     lacking = [what for split, what in (("train", "training"), ("val", "validation")) if split not in report.counts]
     if not lacking:
         return f"next: wsi2ihc train {dataset} --out RUN"
@@ -196,12 +183,12 @@ def _next_step(report: BuildReport, dataset: Path) -> str:
 
 
 def _rejection_table(report: BuildReport) -> list[str]:
-    """Patches left out, one row per reason, one column per HER2 level."""
+    """Return a table of rejected patches, one row per reason, one column per HER2 level."""
     reasons, levels = report.rejected.get("reasons", {}), report.rejected.get("her2", {})
     if not reasons:
         return []
     known = sorted(level for level in levels if level)
-    head = f"  {'left out':14}{'patches':>9}" + "".join(f"{f'HER2 {level}':>10}" for level in known)
+    head = f"  {'rejected':14}{'patches':>9}" + "".join(f"{f'HER2 {level}':>10}" for level in known)
     return [
         head,
         *(

@@ -1,4 +1,4 @@
-"""``wsi2ihc register``: find where each place of an H&E slide lies on an IHC slide."""
+"""``wsi2ihc register``: register an IHC slide onto an H&E slide."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.output import echo_json, say, tell
-from wsi2ihc.cli.parameters import (
-    PositiveFloat,
-    image_options,
-    json_option,
-    options_of,
-    set_up_logging,
-    verbosity_options,
-)
+from wsi2ihc.cli.console import echo_json, say, tell
+from wsi2ihc.cli.options import PositiveFloat, image_options, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.errors import RegistrationError
-from wsi2ihc.registration.options import RegistrationOptions
-from wsi2ihc.registration.result import numbered
+from wsi2ihc.registration.register import RegistrationOptions, numbered
 from wsi2ihc.slide import open_slide
 from wsi2ihc.text import pluralize
 
@@ -33,13 +25,13 @@ if TYPE_CHECKING:
 @click.argument("ihc")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--mpp", type=PositiveFloat(),
-              help="Resolution of the H&E slide in µm per pixel, where it is missing or wrong.")  # fmt: skip
+              help="Resolution of the H&E slide in µm per pixel, if it is missing or wrong.")  # fmt: skip
 @click.option("--moving-mpp", type=PositiveFloat(), help="The same for the IHC slide.")  # fmt: skip
 @image_options
 @click.option("--moving-series", type=click.IntRange(0), help="--series for the IHC slide.")
 @click.option("--moving-page", type=click.IntRange(0), help="--page for the IHC slide.")
 @click.option("--landmarks", nargs=2, type=click.Path(path_type=Path), default=None, metavar="HE.csv IHC.csv",
-              help="Landmarks on both slides in level-0 px (id, X, Y), to measure the errors with.")  # fmt: skip
+              help="Landmarks on both slides in level-0 px (id, X, Y), to measure the errors.")  # fmt: skip
 @options_of(RegistrationOptions)
 @click.option("--overwrite", is_flag=True, help="Replace a complete registration in OUT.")
 @json_option
@@ -61,14 +53,13 @@ def command(
     quiet: bool,
     **choices: Any,
 ) -> None:
-    """Register the slide IHC onto the slide HE, and write figures, pictures and the transform to the folder OUT.
+    """Register the slide IHC onto the slide HE, and write metrics, figures and the transform to the folder OUT.
 
     A registration that cannot be trusted is reported as failed (exit code 1), without a transform.
     """
-    from wsi2ihc.registration.folder import reserved
     from wsi2ihc.registration.landmarks import read_landmark_pair
-    from wsi2ihc.registration.registering import register
-    from wsi2ihc.registration.report import report_of, write_registration
+    from wsi2ihc.registration.register import register
+    from wsi2ihc.registration.report import report_of, reserved, write_registration
     from wsi2ihc.registration.transform import frame_of
 
     set_up_logging(verbose, quiet)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from wsi2ihc.cli.output import echo_json, say
-from wsi2ihc.cli.parameters import image_options, json_option, mpp_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.options import image_options, json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.errors import NoTissueError
-from wsi2ihc.pyramid import check_output
 from wsi2ihc.slide import open_slide
+from wsi2ihc.storage import check_output
 from wsi2ihc.tissue import detect_tissue, save_mask
-from wsi2ihc.translation.pipeline import check_not_inputs
+from wsi2ihc.translation.output import check_not_inputs
 
 
 @click.command("tissue")
@@ -34,7 +34,7 @@ def command(
     verbose: int,
     quiet: bool,
 ) -> None:
-    """Find the tissue of SLIDE and save it as OUTPUT: a picture (.png) or outlines for QuPath (.geojson)."""
+    """Find the tissue of SLIDE and save it as OUTPUT: an image (.png) or outlines for QuPath (.geojson)."""
     set_up_logging(verbose, quiet)
     check_output(output, overwrite, suffixes=(".png", ".geojson"))
     with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
@@ -42,11 +42,18 @@ def command(
         mask = detect_tissue(opened)
         name = opened.info.name
     if mask.is_empty:
-        raise NoTissueError(f"{name}: no tissue was found, so there is no mask to save")
+        raise NoTissueError(f"{name}: no tissue was found, so no mask is saved")
     save_mask(mask, output)
     if json:
-        echo_json({"output": output.name, "tissue_share": mask.share, "glass": mask.glass, "warnings": mask.warnings})
+        echo_json(
+            {
+                "output": output.name,
+                "tissue_share": mask.share,
+                "background": mask.background,
+                "warnings": mask.warnings,
+            }
+        )
     elif not quiet:
-        say(f"{output.name}: {mask.share:.1%} of {name} is tissue; its glass is rgb{mask.glass}")
+        say(f"{output.name}: {mask.share:.1%} of {name} is tissue; its background is rgb{mask.background}")
         for warning in mask.warnings:
             say(f"  note: {warning}")

@@ -1,4 +1,4 @@
-"""``wsi2ihc train``: from paired patches to a generator."""
+"""``wsi2ihc train``: train a generator on paired patches."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.output import echo_json, say, tell
-from wsi2ihc.cli.parameters import json_option, options_of, set_up_logging, verbosity_options
+from wsi2ihc.cli.console import echo_json, say, tell
+from wsi2ihc.cli.options import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
-from wsi2ihc.progress import Progress
+from wsi2ihc.concurrency import Progress
 from wsi2ihc.text import pluralize
 from wsi2ihc.training.options import RECIPES, TrainOptions, config_text, resolve_options
 from wsi2ihc.translation.report import DISCLAIMER
 
 if TYPE_CHECKING:
-    from wsi2ihc.training.forecast import TrainingForecast
-    from wsi2ihc.training.job import TrainingJob
+    from wsi2ihc.training.training_setup import TrainingEstimate, TrainingJob
 
 
 def _default(name: str, default: Any) -> str:
-    """Of an option; what is not given is left to file, preset and recipe."""
+    """Return the displayed default of an option, which a file, preset or recipe may override."""
     if any(name in recipe for recipe in RECIPES.values()):
         return "the recipe's"
     return ("on" if default else "off") if isinstance(default, bool) else str(default)
@@ -33,9 +32,9 @@ def _default(name: str, default: Any) -> str:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; needed unless with --dry-run.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the options below.")
-@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint, with the options it began with.")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint, with the original options.")
 @click.option("--dry-run", is_flag=True, help="Show the configuration, the data and the memory; train nothing.")
-@options_of(TrainOptions, told=_default)
+@options_of(TrainOptions, default_text=_default)
 @json_option
 @verbosity_options
 def command(
@@ -48,7 +47,7 @@ def command(
     wins: the command line, --config, what the data set states (its dataset.json and pairs.csv), --preset, the default.
     Naming a recipe sets its architecture, losses and weights. Research use only, not for diagnosis.
     """
-    from wsi2ihc.training.machine import is_first_process
+    from wsi2ihc.training.fabric import is_first_process
 
     quiet = quiet or not is_first_process()
     set_up_logging(verbose, quiet)
@@ -56,15 +55,15 @@ def command(
     if dry_run:
         _show(data, _options(given, None, config), json=json, quiet=quiet)
     elif out is None:
-        raise click.UsageError("name a folder for the run with --out, or look at what would be done with --dry-run")
+        raise click.UsageError("name a folder for the run with --out, or use --dry-run")
     else:
         _run(data, out, _options(given, out if resume else None, config), resume=resume, json=json, quiet=quiet)
 
 
 def _options(given: dict[str, Any], resumed: Path | None, config: Path | None) -> TrainOptions:
-    """As given; a run that is resumed keeps its own configuration, but for what is given now."""
+    """Resolve the options; a resumed run keeps its configuration, overridden by given options."""
     if resumed is not None:
-        from wsi2ihc.training.runs import RunFolder
+        from wsi2ihc.training.checkpoint import RunFolder
 
         folder = RunFolder(resumed)
         folder.check_resumable()
@@ -76,29 +75,27 @@ def _options(given: dict[str, Any], resumed: Path | None, config: Path | None) -
 def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None:
     """The dry run: everything is looked at, every patch decoded, and nothing written."""
     from wsi2ihc.training.data import decode_pairs
-    from wsi2ihc.training.forecast import forecast
-    from wsi2ihc.training.job import describe_data, prepare
+    from wsi2ihc.training.training_setup import describe_data, estimate_resources, prepare
 
     bar = ProgressBar(quiet)
     try:
         job = prepare(data, options)
-        outlook = forecast(job)
+        outlook = estimate_resources(job)
         found = decode_pairs(
             job.data.pairs, lambda done, of: bar(Progress("decoding every patch", done, of, unit="pair"))
         )
     finally:
         bar.close()
     facts = {"options": dataclasses.asdict(job.options), "data": describe_data(job), "notes": [*job.notes, *found],
-             "forecast": dataclasses.asdict(outlook)}  # fmt: skip
+             "estimate": dataclasses.asdict(outlook)}  # fmt: skip
     echo_json(facts) if json else say(*_describe(job, outlook, found))
 
 
 def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bool, quiet: bool) -> None:
-    from wsi2ihc.training.forecast import forecast
-    from wsi2ihc.training.job import prepare
-    from wsi2ihc.training.machine import is_first_process
-    from wsi2ihc.training.runs import RunFolder
+    from wsi2ihc.training.checkpoint import RunFolder
+    from wsi2ihc.training.fabric import is_first_process
     from wsi2ihc.training.trainer import train
+    from wsi2ihc.training.training_setup import estimate_resources, prepare
 
     folder, bar = RunFolder(out), ProgressBar(quiet)
     if not resume and is_first_process():
@@ -107,7 +104,7 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
         job = prepare(data, options)
         if not quiet:
             tell(_describe_data(job))
-            if warning := _too_large(forecast(job)):
+            if warning := _too_large(estimate_resources(job)):
                 tell(f"WARNING: {warning}")
         summary = train(job, out, resume=resume, progress=bar)
     except (KeyboardInterrupt, SystemExit):
@@ -123,8 +120,8 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
         say(*_summary(out, summary, job))
 
 
-def _too_large(outlook: TrainingForecast) -> str:
-    """Whether the run will hardly fit into memory; "" if it will, or if nobody can tell."""
+def _too_large(outlook: TrainingEstimate) -> str:
+    """Return a warning if the run may exceed the memory; "" otherwise."""
     if outlook.available_bytes is None or outlook.memory_bytes <= outlook.available_bytes:
         return ""
     needed, free = _amount(outlook.memory_bytes), _amount(outlook.available_bytes)
@@ -149,7 +146,7 @@ def _describe_data(job: TrainingJob) -> str:
     return f"data: {job.data.layout}, patches of {job.sizes}{grouped}; " + "; ".join(roles)
 
 
-def _describe(job: TrainingJob, outlook: TrainingForecast, found: Sequence[str]) -> list[str]:
+def _describe(job: TrainingJob, outlook: TrainingEstimate, found: Sequence[str]) -> list[str]:
     """The configuration as a file would have it, then what follows from it."""
     fewer = len(job.validation) < len(job.data.of("validation"))
     validated = f"on {len(job.validation)}" if fewer else "on all"

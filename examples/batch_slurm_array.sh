@@ -34,6 +34,6 @@ shards=8
 # faster, if that has room for two slides.
 cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 
-# Each task has a table of its own; `wsi2ihc batch --status OUT` tells of all. Exit code 3: some slides failed.
+# Each task has a table of its own; `wsi2ihc batch --status OUT` summarizes all. Exit code 3: some slides failed.
 exec wsi2ihc batch "$slides" "$out" --model "$model" --shard "$SLURM_ARRAY_TASK_ID/$shards" --cache "$cache" \
     --keep-going "$@"

@@ -25,8 +25,8 @@ out=${2:?folder of the outputs, on a file system that all nodes share}
 model=${3:?name or file of a generator}
 shift 3
 
-# The network between the nodes (see `ip address`). Whoever reaches the scheduler over it can run programs as you:
-# docs/cluster.md tells how to keep others out with certificates.
+# The network between the nodes (see `ip address`). Anyone who reaches the scheduler over it can run programs as you:
+# docs/batch.md explains how to exclude others with certificates.
 interface=${WSI2IHC_INTERFACE:-ib0}
 
 # module load ...; source .../bin/activate

@@ -1,12 +1,12 @@
-"""Train the model that comes with the program, and what it is compared with, and say how good they are.
+"""Train the model that comes with the program, and what it is compared with, and evaluate both.
 
 python examples/train_default_model.py HEMIT256 OUT [NAME...]
 
 HEMIT256 holds ``train/``: pairs side by side, H&E and pan-cytokeratin; the model's card says where they come from. NAME
 is one or more of variance, pyramid, pix2pix (compared under one budget) and model (trained three times as long, and
-with its crops stained anew); without any, all are trained, two at a time, one thread each. Run it again to go on. When
+with its crops augmented); without any, all are trained, two at a time, one thread each. Run it again to go on. When
 all are there, OUT/pan-ck-demo.safetensors is the model in half precision, for wsi2ihc/generator/bundled; OUT/report
-compares it with the others on the test groups, with pictures; and OUT/evidence is what docs/models keeps of that.
+compares it with the others on the test groups, with figures; and OUT/evidence is what docs/models keeps of that.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsi2ihc.generator.checkpoint import load_checkpoint, save_checkpoint
-from wsi2ihc.generator.registry import DEFAULT_MODEL
-from wsi2ihc.training.stain import dab_density
+from wsi2ihc.models.model_file import load_checkpoint, save_checkpoint
+from wsi2ihc.models.registry import DEFAULT_MODEL
+from wsi2ihc.stains import dab_density
 
 CONFIG = Path(__file__).with_suffix(".toml")
 
@@ -56,7 +56,7 @@ WRONG_REGION = "15379_58805"
 """Its IHC does not belong to its H&E (found by `wsi2ihc dataset`)."""
 
 STRETCHED_FROM = 0.05
-"""Where a field holds no epithelium, something else is brown: stroma, lymphocytes, even glass. (Most probably the
+"""Where a field holds no epithelium, something else is brown: stroma, lymphocytes, even background. (Most probably the
 contrast of its weak fluorescence was stretched.) Then its palest pixels, which elsewhere hold no DAB, are denser."""
 
 
@@ -162,8 +162,8 @@ def finish(pairs: Path, folder: Path) -> None:
     among_recipes = compare(recipes, pairs, folder / "report-recipes")  # differences are from the first that is named
     shutil.rmtree(evidence, ignore_errors=True)
     evidence.mkdir()
-    # figures and plots, but neither pictures (which are JPEGs) nor the long table of single images
-    for file in [*(report / "tables").glob("*.csv"), *(report / "pictures").glob("*.png")]:
+    # figures and plots, but neither images (which are JPEGs) nor the long table of single images
+    for file in [*(report / "tables").glob("*.csv"), *(report / "figures").glob("*.png")]:
         if file.name != "images.csv":
             shutil.copy(file, evidence)
     shutil.copy(among_recipes / "tables" / "differences.csv", evidence / "differences_variance.csv")

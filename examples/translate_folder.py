@@ -18,7 +18,7 @@ def main() -> int:
     if len(sys.argv) not in (3, 4) or not Path(sys.argv[1]).is_dir():
         sys.exit((__doc__ or "").strip())
     slides, results = Path(sys.argv[1]), Path(sys.argv[2])
-    generator = wsi2ihc.load_generator(sys.argv[3]) if len(sys.argv) > 3 else wsi2ihc.load_generator()
+    generator = wsi2ihc.load_model(sys.argv[3]) if len(sys.argv) > 3 else wsi2ihc.load_model()
     results.mkdir(parents=True, exist_ok=True)
     failed = 0
     for path in sorted(file for file in slides.iterdir() if file.is_file()):

@@ -1,4 +1,4 @@
-"""Translate one field of a slide, with a progress line and a picture of source and result.
+"""Translate one field of a slide, with a progress line and an image of source and result.
 
 python examples/translate_region.py SLIDE X Y WIDTH HEIGHT OUT.ome.tiff
 
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import wsi2ihc
+from wsi2ihc.concurrency import Progress
 from wsi2ihc.errors import Wsi2IhcError
 from wsi2ihc.geometry import Region
-from wsi2ihc.progress import Progress
 
 
 def show(progress: Progress) -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     )
     try:
         with wsi2ihc.open_slide(slide_path) as slide:
-            report = wsi2ihc.translate(slide, wsi2ihc.load_generator(), output, options, progress=show)
+            report = wsi2ihc.translate(slide, wsi2ihc.load_model(), output, options, progress=show)
     except Wsi2IhcError as error:
         sys.exit(f"\nError: {error}")
     print(f"\n{report.output_size} at {report.output_mpp[0]:.3f} µm/px")

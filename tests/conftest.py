@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def weights(tmp_path: Path) -> Path:
     """Weights of a small network, as ``torch.save`` writes them."""
     import torch
 
-    from wsi2ihc.generator.networks import ResnetGenerator
+    from wsi2ihc.models.networks import ResnetGenerator
 
     torch.manual_seed(0)
     path = tmp_path / "net.pth"
@@ -53,3 +53,13 @@ def dev_data() -> Path:
     if not (folder / "slides").is_dir():
         pytest.skip(f"optional development data not found at {folder} (set WSI2IHC_DEV_DATA)")
     return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape lone surrogates in captured output, which pytest-xdist cannot send to its main process."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode("utf-8")) for name, text in report.sections
+    ]
+    return report

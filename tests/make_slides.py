@@ -21,7 +21,7 @@ import tifffile
 
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.slide import Slide
-from wsi2ihc.slide.reader import SlideReader
+from wsi2ihc.slide.readers.base import SlideReader
 from wsi2ihc.slide.slide_view import SlideView
 
 Image = npt.NDArray[np.uint8]

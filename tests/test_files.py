@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 from make_slides import write_slide
 
-from wsi2ihc.bands.marker import read_marker
-from wsi2ihc.batch.connecting import address_of
-from wsi2ihc.batch.manifest import read_rows
-from wsi2ihc.batch.results import read_results
+from wsi2ihc.batch.dask_backend import address_of
+from wsi2ihc.batch.results_table import read_results
+from wsi2ihc.batch.slide_manifest import read_rows
 from wsi2ihc.errors import Wsi2IhcError
 from wsi2ihc.files import open_regular, read_json, read_regular, sha256_of
-from wsi2ihc.generator.foreign import import_checkpoint
-from wsi2ihc.generator.registry import describe_generator, load_generator
-from wsi2ihc.registration.files import load_transform
+from wsi2ihc.models.import_weights import import_checkpoint
+from wsi2ihc.models.registry import describe_generator, load_model
 from wsi2ihc.registration.landmarks import read_landmarks
+from wsi2ihc.registration.transform_io import load_transform
 from wsi2ihc.slide import open_slide
+from wsi2ihc.tables import read_csv
 from wsi2ihc.tissue import load_mask
 from wsi2ihc.training.data import PairedData
-from wsi2ihc.training.data.files import read_lines
 from wsi2ihc.training.data.image_file import read_image
-from wsi2ihc.training.data.table import with_statement
+from wsi2ihc.training.data.layouts import add_metadata
 from wsi2ihc.training.history import read_steps
 from wsi2ihc.training.options import read_config
+from wsi2ihc.translation.checkpoint_folder import read_done_marker
 from wsi2ihc.translation.options import TranslateOptions
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such files on Windows")
@@ -98,12 +98,12 @@ READERS: dict[str, Callable[[Path], object]] = {
     "config.toml": read_config,
     "results.csv": lambda path: read_results(path.parent),
     "steps.csv": lambda path: read_steps(path.parent),
-    "model.safetensors": load_generator,
+    "model.safetensors": load_model,
     "described.safetensors": describe_generator,
     "weights.pth": lambda path: import_checkpoint(path, mpp=0.5, stain=""),
-    "pairs.csv": read_lines,
+    "pairs.csv": read_csv,
     "patch.png": read_image,
-    "dataset.json": lambda path: with_statement(PairedData(path.parent, "", ())),
+    "dataset.json": lambda path: add_metadata(PairedData(path.parent, "", ())),
 }
 
 
@@ -134,7 +134,7 @@ def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path, name: str) ->
 
 def test_a_marker_that_is_nested_too_deeply_is_no_marker(tmp_path: Path) -> None:
     (tmp_path / "0000.json").write_text("[" * 100_000)
-    assert read_marker(tmp_path / "0000.json") is None
+    assert read_done_marker(tmp_path / "0000.json") is None
 
 
 def test_a_file_has_the_sum_that_other_programs_give(tmp_path: Path) -> None:

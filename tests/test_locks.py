@@ -14,25 +14,25 @@ from typing import TextIO
 
 import pytest
 
-from wsi2ihc import locks
+from wsi2ihc import storage
 from wsi2ihc.errors import OutputBusyError, OutputError
-from wsi2ihc.locks import LOCK, in_use, is_there, locked, try_lock, unused
+from wsi2ihc.storage import LOCK, exclusive_lock, in_use, is_there, try_lock, unused
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 
 
 def test_a_second_one_is_kept_out(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    with locked(folder, "busy"), pytest.raises(OutputError, match=r"^busy$"), locked(folder, "busy"):
+    with exclusive_lock(folder, "busy"), pytest.raises(OutputError, match=r"^busy$"), exclusive_lock(folder, "busy"):
         pass
     assert not (folder / LOCK).exists()
-    with locked(folder, "busy"):
+    with exclusive_lock(folder, "busy"):
         assert (folder / LOCK).exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "file", "busy"):
+    with pytest.raises(OutputError, match="cannot be written"), exclusive_lock(tmp_path / "file", "busy"):
         pass
 
 
@@ -40,7 +40,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_the_file_of_one_who_has_just_left_keeps_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_another: bool
 ) -> None:
-    lock, others = locks.try_lock, contextlib.ExitStack()
+    lock, others = storage.try_lock, contextlib.ExitStack()
     calls: list[TextIO] = []
 
     def late(file: TextIO) -> bool | None:
@@ -49,16 +49,20 @@ def test_the_file_of_one_who_has_just_left_keeps_nobody_out(
         if len(calls) == 1:
             (tmp_path / LOCK).unlink()
             if comes_another:
-                others.enter_context(locked(tmp_path, "busy"))
+                others.enter_context(exclusive_lock(tmp_path, "busy"))
         return lock(file)
 
-    monkeypatch.setattr(locks, "try_lock", late)
+    monkeypatch.setattr(storage, "try_lock", late)
     with others:
         if comes_another:
-            with pytest.raises(OutputError, match=r"^busy$"), locked(tmp_path, "busy"):
+            with pytest.raises(OutputError, match=r"^busy$"), exclusive_lock(tmp_path, "busy"):
                 pass
         else:
-            with locked(tmp_path, "busy"), pytest.raises(OutputError, match=r"^busy$"), locked(tmp_path, "busy"):
+            with (
+                exclusive_lock(tmp_path, "busy"),
+                pytest.raises(OutputError, match=r"^busy$"),
+                exclusive_lock(tmp_path, "busy"),
+            ):
                 pass
     assert all(file.closed for file in calls)
 
@@ -70,7 +74,7 @@ def test_never_two_at_once(tmp_path: Path) -> None:
     def come_and_go() -> None:
         nonlocal inside, most, entered
         while time.monotonic() < until:
-            with contextlib.suppress(OutputError), locked(tmp_path, "busy"):
+            with contextlib.suppress(OutputError), exclusive_lock(tmp_path, "busy"):
                 inside += 1
                 most, entered = max(most, inside), entered + 1
                 time.sleep(0)
@@ -84,12 +88,27 @@ def test_never_two_at_once(tmp_path: Path) -> None:
     assert (most, entered > 10) == (1, True)
 
 
+def test_a_lock_is_waited_for_until_the_timeout(tmp_path: Path) -> None:
+    first, waits = contextlib.ExitStack(), []
+    first.enter_context(exclusive_lock(tmp_path, "busy"))
+
+    def on_wait() -> None:
+        waits.append(time.monotonic())
+        if len(waits) == 3:
+            first.close()
+
+    with exclusive_lock(tmp_path, "busy", timeout_s=60, poll_s=0.01, on_wait=on_wait):
+        assert len(waits) == 3
+        with pytest.raises(OutputBusyError), exclusive_lock(tmp_path, "busy", timeout_s=0.05, poll_s=0.01):
+            pass
+
+
 def test_pieces_of_work_in_one_folder_are_apart(tmp_path: Path) -> None:
-    with locked(tmp_path, "busy", "1"), locked(tmp_path, "busy", "2"):
-        with pytest.raises(OutputBusyError, match=r"^busy$"), locked(tmp_path, "busy", "1"):
+    with exclusive_lock(tmp_path, "busy", "1"), exclusive_lock(tmp_path, "busy", "2"):
+        with pytest.raises(OutputBusyError, match=r"^busy$"), exclusive_lock(tmp_path, "busy", "1"):
             pass
         assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
-    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "gone", "busy", make=False):
+    with pytest.raises(OutputError, match="cannot be written"), exclusive_lock(tmp_path / "gone", "busy", make=False):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -111,18 +130,16 @@ def test_what_is_in_use_is_not_unused(tmp_path: Path) -> None:
     assert file.read_text() == "another"
 
 
-def test_where_nobody_can_tell_work_goes_on_and_nothing_is_taken_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_locks_work_continues_and_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
     file = tmp_path / "file"
     file.touch()
-    with locked(tmp_path, "busy"), locked(tmp_path, "busy"), in_use(file) as opened:
+    with exclusive_lock(tmp_path, "busy"), exclusive_lock(tmp_path, "busy"), in_use(file) as opened:
         assert try_lock(opened) is None
-    with pytest.raises(OutputError, match="cannot tell") as caught, unused(file, "busy"):
+    with pytest.raises(OutputError, match="has no locks") as caught, unused(file, "busy"):
         pytest.fail("the body must not run")
     assert not isinstance(caught.value, OutputBusyError)
 
@@ -142,7 +159,7 @@ def test_a_symbolic_link_in_the_place_of_a_lock_file_is_refused_and_its_target_k
     folder.mkdir()
     for target in (victim, tmp_path / "to be made"):
         (folder / LOCK).symlink_to(target)
-        with pytest.raises(OutputError, match=r"symbolic link.*remove it"), locked(folder, "busy"):
+        with pytest.raises(OutputError, match=r"symbolic link.*remove it"), exclusive_lock(folder, "busy"):
             pytest.fail("the body must not run")
         with pytest.raises(OSError, match="symbolic link"), in_use(folder / LOCK):
             pytest.fail("the body must not run")
@@ -154,28 +171,28 @@ def test_a_symbolic_link_in_the_place_of_a_lock_file_is_refused_and_its_target_k
 
 def test_a_lock_file_that_is_something_else_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text("content")
-    with pytest.raises(OutputError, match="something else"), locked(tmp_path, "busy"):
+    with pytest.raises(OutputError, match="is another file"), exclusive_lock(tmp_path, "busy"):
         pytest.fail("the body must not run")
     assert (tmp_path / LOCK).read_text() == "content"
     (tmp_path / LOCK).unlink()
     os.mkfifo(tmp_path / LOCK)
-    with pytest.raises(OutputError, match="not a regular file"), locked(tmp_path, "busy"):
+    with pytest.raises(OutputError, match="not a regular file"), exclusive_lock(tmp_path, "busy"):
         pytest.fail("the body must not run")
     (tmp_path / LOCK).unlink()
     (tmp_path / LOCK).mkdir()
-    with pytest.raises(OutputError, match="cannot be locked"), locked(tmp_path, "busy"):
+    with pytest.raises(OutputError, match="cannot be locked"), exclusive_lock(tmp_path, "busy"):
         pytest.fail("the body must not run")
 
 
 def test_a_lock_says_whether_it_keeps_others_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with locked(tmp_path, "busy") as is_kept:
+    with exclusive_lock(tmp_path, "busy") as is_kept:
         assert is_kept
-    monkeypatch.setattr(locks, "try_lock", lambda _: None)
-    monkeypatch.setattr(locks, "_without_locks", set())
+    monkeypatch.setattr(storage, "try_lock", lambda _: None)
+    monkeypatch.setattr(storage, "_without_locks", set())
     with caplog.at_level(logging.WARNING):
         for name in ("1", "2"):
-            with locked(tmp_path, "busy", name) as is_kept:
+            with exclusive_lock(tmp_path, "busy", name) as is_kept:
                 assert not is_kept
     assert [record.getMessage().count("has no locks") for record in caplog.records] == [1]

@@ -12,9 +12,9 @@ from make_slides import texture, write_slide
 import wsi2ihc
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import OutputError
-from wsi2ihc.pyramid import check_folder_output, check_output, published
-from wsi2ihc.pyramid.folders import publish_folder
-from wsi2ihc.storage import hidden_path, leftovers
+from wsi2ihc.pyramid import check_folder_output
+from wsi2ihc.pyramid.ome_zarr import publish_folder
+from wsi2ihc.storage import check_output, hidden_files, hidden_path, published
 from wsi2ihc.translation.options import TranslateOptions
 
 
@@ -32,9 +32,7 @@ def test_a_name_as_long_as_the_file_system_allows_works(
     out = tmp_path / ("é" * 20 + "x" * (length - 40 - len(suffix)) + suffix)
     assert len(out.name.encode()) == length
     with wsi2ihc.open_slide(slide_file) as slide:
-        wsi2ihc.translate(
-            slide, wsi2ihc.load_generator("identity"), out, TranslateOptions(tissue="none", resume=resume)
-        )
+        wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), out, TranslateOptions(tissue="none", resume=resume))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, f"{out.name}.json"])
 
 
@@ -44,7 +42,7 @@ def test_a_name_that_is_too_long_is_refused_before_any_work(
     slide_file: Path, tmp_path: Path, length: int, suffix: str, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("wsi2ihc.translation.pipeline.prepare", lambda *_, **__: pytest.fail("work began"))
+    monkeypatch.setattr("wsi2ihc.translation.translate.prepare", lambda *_, **__: pytest.fail("work began"))
     out = tmp_path / ("x" * (length - len(suffix)) + suffix)
     with pytest.raises(SystemExit, match=r"^1$"):
         main(["translate", str(slide_file), str(out), "--model", "identity", "-q"])
@@ -84,7 +82,7 @@ def test_hidden_names_fit_and_are_found_again(tmp_path: Path) -> None:
         assert len(hidden.name.encode()) <= 255
         hidden.touch()
     for name in names:
-        assert len(leftovers(tmp_path / name, "partial")) == 1
+        assert len(hidden_files(tmp_path / name, "partial")) == 1
 
 
 def test_a_folder_of_a_long_name_is_replaced(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi2ihc.generator.registry import DEFAULT_MODEL
+from wsi2ihc.models.registry import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -52,14 +52,14 @@ def test_everything_lands_under_one_import_name(wheel_names: list[str]) -> None:
         "wsi2ihc/py.typed",
         "wsi2ihc/training/__init__.py",
         "wsi2ihc/cli/main.py",
-        f"wsi2ihc/generator/bundled/{DEFAULT_MODEL}.safetensors",
+        f"wsi2ihc/models/bundled/{DEFAULT_MODEL}.safetensors",
     ],
 )
 def test_the_wheel_holds(wheel_names: list[str], name: str) -> None:
     assert name in wheel_names
 
 
-def test_the_wheel_holds_every_module_once_and_the_licences(wheel_names: list[str]) -> None:
+def test_the_wheel_holds_every_module_once_and_the_licenses(wheel_names: list[str]) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "wsi2ihc").rglob("*.py")}
     for linked in ("training", "cli"):  # rglob does not follow the links
         modules |= {f"wsi2ihc/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / linked).rglob("*.py")}
@@ -70,7 +70,7 @@ def test_the_wheel_holds_every_module_once_and_the_licences(wheel_names: list[st
 
 
 @pytest.mark.parametrize("recipe", ["Dockerfile", "wsi2ihc.def"])
-def test_images_get_the_licences_too(recipe: str) -> None:
+def test_images_get_the_licenses_too(recipe: str) -> None:
     text = (ROOT / "examples" / recipe).read_text(encoding="utf-8")
     for file in PROJECT["project"]["license-files"]:
         assert re.search(rf"^(COPY|   ) .*\b{file}\b", text, re.MULTILINE), file

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi2ihc.arrays import BoolImage
 from wsi2ihc.errors import OptionError
-from wsi2ihc.geometry import Region, Size
-from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
+from wsi2ihc.geometry import BoolImage, Region, Size
+from wsi2ihc.translation.windows import Plan, TissueGrid, WindowLayout, plan_windows
 
 
 def tissue(pixels: BoolImage, step: float = 16.0) -> TissueGrid:
@@ -24,10 +23,10 @@ def kept(plan: Plan) -> np.ndarray:
 
 
 layouts = st.builds(
-    Layout,
+    WindowLayout,
     halo_px=st.sampled_from([0, 4, 84, 88]),
     overlap_px=st.sampled_from([0, 0, 8, 64]),
-    lattice_px=st.sampled_from([1, 2, 4]),
+    stride_px=st.sampled_from([1, 2, 4]),
     multiple_px=st.sampled_from([4, 16, 32]),
 )
 extents = st.builds(Region, st.integers(0, 100), st.integers(0, 100), st.integers(1, 700), st.integers(1, 700))
@@ -38,10 +37,10 @@ extents = st.builds(Region, st.integers(0, 100), st.integers(0, 100), st.integer
     extents, layouts, st.integers(0, 2**32 - 1), st.sampled_from([None, Size(64, 128), Size(100, 36), Size(256, 256)])
 )
 def test_every_window_obeys_the_layout_and_all_tissue_is_kept_once(
-    extent: Region, layout: Layout, seed: int, cell: Size | None
+    extent: Region, layout: WindowLayout, seed: int, core_size: Size | None
 ) -> None:
     pixels = np.random.default_rng(seed).random((50, 50)) < 0.1
-    plan = plan_windows(extent, tissue(pixels), layout, cell)
+    plan = plan_windows(extent, tissue(pixels), layout, core_size)
     count = kept(plan)
     assert count.max(initial=0) <= 1
     full = np.kron(pixels, np.ones((16, 16), dtype=bool))[extent.y : extent.bottom, extent.x : extent.right]
@@ -49,9 +48,9 @@ def test_every_window_obeys_the_layout_and_all_tissue_is_kept_once(
     for index, window in enumerate(plan.windows):
         assert window.index == index
         assert extent.contains(window.core)
-        assert window.answer.contains(window.core)
-        assert window.region.x % layout.lattice_px == 0
-        assert window.region.y % layout.lattice_px == 0
+        assert window.output_region.contains(window.core)
+        assert window.region.x % layout.stride_px == 0
+        assert window.region.y % layout.stride_px == 0
         assert window.region.width % layout.multiple_px == 0
         assert window.region.height % layout.multiple_px == 0
         assert window.region.area_px <= layout.max_window_px
@@ -61,15 +60,15 @@ def test_every_window_obeys_the_layout_and_all_tissue_is_kept_once(
 def test_glass_is_not_translated() -> None:
     pixels = np.zeros((100, 100), dtype=bool)
     pixels[10:20, 30:35] = True
-    plan = plan_windows(Region(0, 0, 1600, 1600), tissue(pixels), Layout())
+    plan = plan_windows(Region(0, 0, 1600, 1600), tissue(pixels), WindowLayout())
     assert plan.kept_px == 128 * 192  # 80 × 160 px of tissue, rounded outwards by steps of 64
     assert plan.tissue_px == 50 * 256
-    assert not plan_windows(Region(0, 0, 100, 100), tissue(pixels), Layout()).windows
+    assert not plan_windows(Region(0, 0, 100, 100), tissue(pixels), WindowLayout()).windows
 
 
 def test_a_region_is_planned_on_the_lattice_of_the_whole() -> None:
     everything = tissue(np.ones((200, 200), dtype=bool))
-    plan = plan_windows(Region(1001, 703, 555, 333), everything, Layout(halo_px=84, lattice_px=4, multiple_px=16))
+    plan = plan_windows(Region(1001, 703, 555, 333), everything, WindowLayout(halo_px=84, stride_px=4, multiple_px=16))
     assert all(window.region.x % 4 == 0 and window.region.y % 4 == 0 for window in plan.windows)
     assert (kept(plan) == 1).all()
 
@@ -77,7 +76,7 @@ def test_a_region_is_planned_on_the_lattice_of_the_whole() -> None:
 @pytest.mark.parametrize(("width", "height"), [(2220, 2967), (4443, 3567), (40_000, 30_000)])
 def test_redundant_work_of_a_full_slide_is_small(width: int, height: int) -> None:
     pixels = np.ones((-(-height // 16), -(-width // 16)), dtype=bool)
-    layout = Layout(halo_px=84, lattice_px=4, multiple_px=16, max_window_px=2_600_000)
+    layout = WindowLayout(halo_px=84, stride_px=4, multiple_px=16, max_window_px=2_600_000)
     plan = plan_windows(Region(0, 0, width, height), tissue(pixels), layout)
     assert plan.kept_px == width * height
     assert plan.window_px / plan.kept_px <= 1.5
@@ -85,7 +84,7 @@ def test_redundant_work_of_a_full_slide_is_small(width: int, height: int) -> Non
 
 def test_overlapping_windows_share_what_was_asked_for() -> None:
     pixels = np.ones((64, 64), dtype=bool)
-    layout = Layout(overlap_px=64, lattice_px=4, multiple_px=4)
+    layout = WindowLayout(overlap_px=64, stride_px=4, multiple_px=4)
     plan = plan_windows(Region(0, 0, 1024, 1024), tissue(pixels), layout, Size(256, 256))
     first, second = plan.windows[:2]
     assert first.region.right - second.region.x == 64
@@ -95,7 +94,7 @@ def test_overlapping_windows_share_what_was_asked_for() -> None:
 def test_occupied_tiles_are_those_that_cores_touch() -> None:
     pixels = np.zeros((64, 64), dtype=bool)
     pixels[40, 50] = True
-    plan = plan_windows(Region(0, 0, 1024, 1024), tissue(pixels), Layout())
+    plan = plan_windows(Region(0, 0, 1024, 1024), tissue(pixels), WindowLayout())
     occupied = plan.occupied_tiles(256)
     assert occupied.shape == (4, 4)
     assert np.argwhere(occupied).tolist() == [[2, 3]]
@@ -106,20 +105,22 @@ def test_a_memory_bound_that_no_window_meets_is_an_error() -> None:
         plan_windows(
             Region(0, 0, 1000, 1000),
             tissue(np.ones((64, 64), dtype=bool)),
-            Layout(halo_px=84, lattice_px=4, max_window_px=10_000),
+            WindowLayout(halo_px=84, stride_px=4, max_window_px=10_000),
         )
 
 
-def test_a_core_off_the_lattice_is_an_error() -> None:
-    with pytest.raises(OptionError, match="lattice"):
-        plan_windows(Region(0, 0, 100, 100), tissue(np.ones((9, 9), dtype=bool)), Layout(lattice_px=4), Size(30, 32))
+def test_core_sizes_that_are_not_multiples_of_the_stride_are_refused() -> None:
+    with pytest.raises(OptionError, match="stride"):
+        plan_windows(
+            Region(0, 0, 100, 100), tissue(np.ones((9, 9), dtype=bool)), WindowLayout(stride_px=4), Size(30, 32)
+        )
 
 
 def test_a_small_extent_with_a_large_overlap_is_one_window() -> None:
-    layout = Layout(overlap_px=1024, lattice_px=256, multiple_px=256)
+    layout = WindowLayout(overlap_px=1024, stride_px=256, multiple_px=256)
     plan = plan_windows(Region(0, 0, 16, 16), tissue(np.ones((1, 1), dtype=bool)), layout)
     assert len(plan.windows) == 1
-    assert plan.windows[0].answer.contains(plan.windows[0].core)
+    assert plan.windows[0].output_region.contains(plan.windows[0].core)
 
 
 def test_cells_too_small_for_their_overlap_are_an_error() -> None:
@@ -127,6 +128,6 @@ def test_cells_too_small_for_their_overlap_are_an_error() -> None:
         plan_windows(
             Region(0, 0, 900, 900),
             tissue(np.ones((64, 64), dtype=bool)),
-            Layout(overlap_px=512, lattice_px=4),
+            WindowLayout(overlap_px=512, stride_px=4),
             Size(128, 128),
         )

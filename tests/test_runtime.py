@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from wsi2ihc.runtime import available_memory_bytes
+from wsi2ihc.system import available_memory_bytes
 
 MEMINFO = "MemTotal:       24000000 kB\nMemFree:          100000 kB\nMemAvailable:   20000000 kB\n"
 

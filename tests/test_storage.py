@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from wsi2ihc import locks, storage
+from wsi2ihc import storage
+from wsi2ihc import storage as storage_module
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.pyramid import check_output, published
+from wsi2ihc.storage import check_output, published
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX locks and signals")
 
@@ -157,7 +158,7 @@ def test_without_locks_leftovers_stay_and_work_goes_on(
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    monkeypatch.setattr(storage_module.fcntl, "flock", no_locks)
     leftover = target.parent / ".out.ome.tiff.01234567.partial"
     leftover.write_text("")
     with caplog.at_level(logging.WARNING), published(target, overwrite=False) as partial:

@@ -1,62 +1,152 @@
-"""What a training run writes down as it goes: two tables, a picture per epoch, and the same for TensorBoard.
+"""Training log: CSV tables, sample images and TensorBoard events.
 
-A row is in its file as soon as it is given, so a killed run loses at most the row that was being written. A run that is
-resumed does some steps again; their rows are dropped first, so its tables are those of a run that was never stopped.
+`RunRecord` writes all three; `read_steps` and `read_validation` read the tables. When a run is resumed, rows after the
+checkpoint are dropped and later TensorBoard events hide the earlier ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import OutputError, TrainingError
 from wsi2ihc.files import read_regular
+from wsi2ihc.geometry import RGBImage
+from wsi2ihc.storage import GrowingFile, make_folder, write_atomically
 
-from .events import open_events
-from .files import GrowingFile, make_folder, write_whole
-from .pictures import save_png
+from .image_grid import save_png
+
+FLUSH_S = 20.0
+"""Maximum time for which events are buffered, as long as others follow."""
+
+FORMAT = "brain.Event:2"
+"""Version at the start of an event file. Readers only discard events after a session start if it is stated."""
+
+_log = logging.getLogger(__name__)
 
 STEPS = "steps.csv"
+
 VALIDATION = "validation.csv"
-PICTURES = "pictures"
+
+SAMPLES = "samples"
+
 TENSORBOARD = "tensorboard"
 
 STEP_KEYS = ("step", "epoch")
+
 VALIDATION_KEYS = ("epoch", "step")
-"""The first columns; rows are in the order of the very first."""
+"""The first columns; rows are ordered by the very first."""
 
 NOT_LOSSES = frozenset({"learning_rate", "images_per_s", "seconds"})
-"""Columns of the steps that tell how training goes, not what it minimises."""
+"""Columns of the steps that are not losses."""
 
 _LARGEST_TABLE_BYTES = 1 << 30
 """Ten million steps take some 800 MB."""
 
 Columns = dict[str, npt.NDArray[np.float64]]
 
-_log = logging.getLogger(__name__)
 
-
-class RunRecord:
-    """The tables, pictures and TensorBoard events of one run. A context manager; one per run, in one process.
+class EventFile:
+    """A TensorBoard event file; a run has one for each time that it was started.
 
     Parameters
     ----------
     folder
-        Of the run; made if it is not there.
+        Folder for all event files of the run; made if missing.
     first_step
-        How many steps were done before: 0 for a new run, else that of the checkpoint it goes on from. Rows of later
-        steps are dropped, and the next step is ``first_step + 1``: steps and epochs count from 1.
+        Events of this step and later ones in older files are hidden.
+
+    Raises
+    ------
+    ImportError
+        If TensorBoard is not installed.
+    OutputError
+        If the file cannot be written, then or later. Buffered events are then lost.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self._event: Any = Event
+        self._summary: Any = summary
+        self._buffer = io.BytesIO()
+        self._records = RecordWriter(self._buffer)
+        make_folder(folder)
+        # files are read in the order of their names
+        self._file = GrowingFile(folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}")
+        self._add(file_version=FORMAT)
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+        self._flush()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add values of a step by their tags."""
+        for tag, value in values.items():
+            self._add(step=step, summary=self._summary.scalar(tag, value))
+        self._flush_when_due()
+
+    def image(self, step: int, tag: str, image: RGBImage) -> None:
+        """Add an image, (rows, columns, 3)."""
+        self._add(step=step, summary=self._summary.image(tag, image, dataformats="HWC"))
+        self._flush_when_due()
+
+    def close(self) -> None:
+        """Write the buffer and close the file."""
+        try:
+            self._flush()
+        finally:
+            self._file.close()
+
+    def _add(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+    def _flush_when_due(self) -> None:
+        if time.monotonic() - self._flushed >= FLUSH_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        content = self._buffer.getvalue()
+        self._buffer.seek(0)
+        self._buffer.truncate()
+        self._flushed = time.monotonic()
+        if content:
+            self._file.append(content)
+
+
+def open_events(folder: Path, first_step: int) -> EventFile | None:
+    """Return an `EventFile`, or None if TensorBoard is not installed."""
+    try:
+        return EventFile(folder, first_step)
+    except ImportError:
+        _log.info("TensorBoard is not installed (pip install tensorboard): no events are written")
+        return None
+
+
+class RunRecord:
+    """Writer of the tables, sample images and TensorBoard events of one run, used as a context manager in one process.
+
+    Parameters
+    ----------
+    folder
+        Of the run; made if missing.
+    first_step
+        Number of steps done before: 0 for a new run, else that of the checkpoint. Rows of later steps are dropped, and
+        the next step is ``first_step + 1``: steps and epochs count from 1.
     first_epoch
-        How many epochs were done, validation included.
+        Number of epochs done, including validation.
     tensorboard
-        Whether to write TensorBoard events too.
+        Whether to write TensorBoard events.
     step_names, validation_names
         Columns after step and epoch, in this order.
 
@@ -65,7 +155,7 @@ class RunRecord:
     OutputError
         If a file cannot be written, then or later.
     TrainingError
-        If tables to go on with are damaged or have other columns.
+        If existing tables are damaged or have other columns.
     """
 
     def __init__(
@@ -78,39 +168,39 @@ class RunRecord:
         step_names: Sequence[str],
         validation_names: Sequence[str],
     ) -> None:
-        self._pictures = folder / PICTURES
-        make_folder(self._pictures)
+        self._samples = folder / SAMPLES
+        make_folder(self._samples)
         resumed = first_step > 0
         done = first_epoch if resumed else -1  # a validation before the first step is that of epoch 0
         self._steps = _Table(folder / STEPS, STEP_KEYS, step_names, first_step, resumed)
         self._validation = _Table(folder / VALIDATION, VALIDATION_KEYS, validation_names, done, resumed)
-        # of steps that are done again, TensorBoard shows the later event
+        # for repeated steps, TensorBoard shows the later event
         first_shown = first_step + 1 if resumed else 0
         self._events = open_events(folder / TENSORBOARD, first_shown) if tensorboard else None
         self._step = first_step
 
     def step(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Note the losses of one step. What is missing from ``values`` stays empty."""
+        """Write the losses of one step. Values that are missing from ``values`` stay empty."""
         self._steps.append((step, epoch), values)
         self._step = step
         if self._events:
             self._events.scalars(step, {_step_tag(name): value for name, value in values.items()})
 
     def validation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Note the metrics of one validation, after ``epoch`` epochs and ``step`` steps."""
+        """Write the metrics of one validation, after ``epoch`` epochs and ``step`` steps."""
         self._validation.append((epoch, step), values)
         if self._events:
             self._events.scalars(step, {f"validation/{name}": value for name, value in values.items()})
 
-    def picture(self, epoch: int, image: RGBImage) -> None:
-        """Keep the picture of an epoch, (rows, columns, 3)."""
-        save_png(self._pictures / f"epoch-{epoch:04d}.png", image)
+    def samples(self, epoch: int, image: RGBImage) -> None:
+        """Write the sample image of an epoch, (rows, columns, 3)."""
+        save_png(self._samples / f"epoch-{epoch:04d}.png", image)
         if self._events:
-            self._events.image(self._step, "validation/picture", image)
+            self._events.image(self._step, "validation/samples", image)
 
     def close(self) -> None:
-        """Write what is held back, and close the files."""
-        with contextlib.ExitStack() as files:  # if one fails, the others are closed all the same
+        """Write the buffers and close the files."""
+        with contextlib.ExitStack() as files:  # if one fails, the others are still closed
             files.callback(self._steps.close)
             files.callback(self._validation.close)
             if self._events:
@@ -122,30 +212,30 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with contextlib.suppress(*([OutputError] if error else [])):  # what went wrong first is what is told
+        with contextlib.suppress(*([OutputError] if error else [])):  # the first error is reported
             self.close()
 
 
 def read_steps(folder: Path) -> Columns:
-    """The columns of a run's ``steps.csv``, float64 each, NaN where a value is missing.
+    """Read the columns of a run's ``steps.csv``, float64 each, NaN where a value is missing.
 
-    A last line that is still being written is left out.
+    An incomplete last line is ignored.
 
     Raises
     ------
     TrainingError
-        If the file is missing, damaged, or something else.
+        If the file is missing, damaged, or another file.
     """
     return _columns(folder / STEPS, STEP_KEYS)
 
 
 def read_validation(folder: Path) -> Columns:
-    """The columns of a run's ``validation.csv``; see `read_steps`."""
+    """Read the columns of a run's ``validation.csv``; see `read_steps`."""
     return _columns(folder / VALIDATION, VALIDATION_KEYS)
 
 
 class _Table:
-    """A CSV file that grows by whole rows, in the order of its first column."""
+    """A CSV file that grows by full rows, in the order of its first column."""
 
     def __init__(self, path: Path, keys: tuple[str, str], names: Sequence[str], last: int, resumed: bool) -> None:
         self._path, self._names, self._header = path, tuple(names), (*keys, *names)
@@ -153,7 +243,7 @@ class _Table:
             raise ValueError(f"columns must be distinct and without commas: {', '.join(self._header)}")
         self._last = last
         rows = _rows_to_keep(path, keys, self._header, last) if resumed else []
-        write_whole(path, "".join(f"{line}\n" for line in [",".join(self._header), *rows]).encode())
+        write_atomically(path, "".join(f"{line}\n" for line in [",".join(self._header), *rows]).encode())
         self._file = GrowingFile(path)
 
     def append(self, keys: tuple[int, int], values: Mapping[str, float]) -> None:
@@ -176,9 +266,9 @@ def _step_tag(name: str) -> str:
 
 
 def _rows_to_keep(path: Path, keys: tuple[str, str], header: tuple[str, ...], last: int) -> list[str]:
-    """The rows up to number ``last``, as they stand."""
+    """Return the rows up to number ``last``, unchanged."""
     if not path.exists():
-        _log.warning("%s is missing: the run goes on with a new one", path)
+        _log.warning("%s is missing: a new one is started", path)
         return []
     found, rows = _lines(path, keys)
     if found != header:
@@ -193,14 +283,14 @@ def _columns(path: Path, keys: tuple[str, str]) -> Columns:
 
 
 def _lines(path: Path, keys: tuple[str, str]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and cells of a table, without a last line that is not whole."""
+    """Return header and cells of a table, without an incomplete last line."""
     try:
         text = read_regular(path, _LARGEST_TABLE_BYTES).decode("utf-8", errors="replace")
     except FileNotFoundError:
         raise TrainingError(f"{path} is missing: {path.parent} is not the folder of a training run") from None
     except OSError as error:
         raise TrainingError(f"cannot read {path}: {error.strerror}") from error
-    lines = [line.rstrip("\r") for line in text.split("\n")[:-1]]  # a whole line ends in a newline
+    lines = [line.rstrip("\r") for line in text.split("\n")[:-1]]  # a complete line ends in a newline
     header = tuple(lines[0].split(",")) if lines else ()
     if header[:2] != keys:
         raise TrainingError(f"{path} is not a table of a training run: it has to begin with {','.join(keys)}")
@@ -222,5 +312,5 @@ def _are_numbers(row: list[str]) -> bool:
 
 
 def _cell(value: float | None) -> str:
-    """The shortest text that reads back as the same float."""
+    """Return the shortest text that reads back as the same float."""
     return "" if value is None else repr(float(value))

@@ -1,12 +1,4 @@
-"""The losses of the three recipes, as functions of tensors.
-
-Images are tensors (N, 3, H, W) in [-1, 1], the discriminator's answers are logits of any shape. Half precision is cast
-up, autocast is off inside, and float64 stays float64; every loss is a scalar.
-
-Sources: adversarial and L1 terms from pix2pix (Isola et al., CVPR 2017), with the binary cross-entropy of its first
-version; the pyramid from Liu et al., "BCI: Breast Cancer Immunohistochemical Image Generation through Pyramid Pix2pix"
-(CVPR workshops 2022); the variance term from the study's equations 6 to 10.
-"""
+"""Losses of the recipes."""
 
 from __future__ import annotations
 
@@ -16,7 +8,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from wsi2ihc.errors import DatasetError, OptionError
@@ -26,31 +20,66 @@ from .options import VarianceKind
 _BLURS_PER_OCTAVE = 4
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(_: FunctionCtx, local: Tensor) -> Tensor:
+        total = local.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
+        return gradient * dist.get_world_size()
+
+
+def summed_over_processes(local: Tensor) -> Tensor:
+    """Sum a tensor over all processes, with the gradient that DDP's averaging makes exact.
+
+    The gradient is correct for a loss whose full value every process has (`variance_loss`), if the path through
+    ``local`` is the only one by which the images of this process affect it.
+
+    Parameters
+    ----------
+    local
+        Of the same shape in every process; all processes must call this equally often.
+
+    Returns
+    -------
+    Tensor
+        The sum, the same in every process; its gradient with respect to ``local`` is the incoming gradient times the
+        number of processes. ``local`` itself without a process group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return local
+    total: Tensor = _Sum.apply(local)  # type: ignore[no-untyped-call]
+    return total
+
+
 def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
-    """How far the discriminator is from calling these images ``real`` (or generated): mean binary cross-entropy."""
+    """Return the mean binary cross-entropy of the logits with the label ``real`` (or generated)."""
     logits = _full_precision(logits)
-    wanted = torch.full_like(logits, float(real))
+    labels = torch.full_like(logits, float(real))
     with _without_autocast(logits):
-        return functional.binary_cross_entropy_with_logits(logits, wanted)
+        return functional.binary_cross_entropy_with_logits(logits, labels)
 
 
 def discriminator_loss(on_fake: Tensor, on_real: Tensor) -> Tensor:
-    """The mean of the discriminator's two terms, from its logits on generated and on real images."""
+    """Return the mean of the discriminator's two terms, from its logits on generated and on real images."""
     return (adversarial_loss(on_fake, False) + adversarial_loss(on_real, True)) / 2
 
 
 def l1_loss(fake: Tensor, real: Tensor) -> Tensor:
-    """Mean absolute difference."""
+    """Return the mean absolute difference."""
     fake, real = _pair(fake, real)
     return (fake - real).abs().mean()
 
 
 def pyramid_l1_losses(fake: Tensor, real: Tensor, octaves: int = 4) -> tuple[Tensor, ...]:
-    """Mean absolute difference at scales 1, 1/2, 1/4, …, one for each octave.
+    """Return the mean absolute difference at scales 1, 1/2, 1/4, …, one for each octave.
 
-    From one octave to the next: four blurs with a Gaussian 3x3 of sigma 1 and reflected border, then every second pixel
-    from the first; of n pixels ceil(n / 2) are left. This is linear, so it is done once on the difference; and
-    separable, so it is one small matrix for each axis (`_octave_step`), exact at the borders too.
+    From one octave to the next: four blurs with a 3x3 Gaussian of sigma 1 and reflected border, then every second pixel
+    from the first; n pixels become ceil(n / 2). This is linear, so it is applied once to the difference; and separable,
+    so it is one small matrix for each axis (`_octave_step`), exact at the borders too.
 
     Raises
     ------
@@ -85,30 +114,30 @@ def variance_loss(
     total: Callable[[Tensor], Tensor] = lambda local: local,
     processes: int = 1,
 ) -> Tensor:
-    """Mean absolute difference of the batch variances of generated and of real images (equations 6 to 10).
+    """Return the mean absolute difference of the batch variances of generated and real images (equations 6 to 10).
 
-    Per channel and pixel: mean and variance over the N images of the global batch, of either kind of image; the loss is
-    the mean over channels and pixels of ``|var_real - var_fake|``.
+    Mean and variance are taken over the N images of the global batch, per channel and pixel; the loss is the mean of
+    ``|var_real - var_fake|`` over channels and pixels.
 
-    Several processes with n images each, N = n · processes: only sums travel, never images. First the sum of the images
-    gives the mean m, then the sum of ``(x - m)²`` around it gives the variance; two reductions of 2 · 3 · H · W values.
+    With several processes of n images each, N = n · processes, only sums are communicated: first the sum of the images,
+    which gives the mean m, then the sum of ``(x - m)²``, which gives the variance; two reductions of 2 · 3 · H · W
+    values.
 
-    m is held constant in the derivative. That is exact, not an approximation: the derivative of ``S = Σ (x_i - m)²``
-    with respect to m is ``-2 Σ (x_i - m)``, which is zero over the global batch. And it has to be done: over the images
-    of one process that sum is *not* zero, and a process differentiates no more than those. So ``dS/dx_i`` is
-    ``2 (x_i - m)``, and with `distributed.summed_over_processes` the gradient that is left after DDP's averaging is the
-    one of a single process with all N images.
+    m is treated as a constant in the derivative. That is exact: the derivative of ``S = Σ (x_i - m)²`` with respect to
+    m is ``-2 Σ (x_i - m)``, which is zero over the global batch. And it is necessary: over the images of one process
+    that sum is *not* zero, and a process only differentiates its own images. So ``dS/dx_i`` is ``2 (x_i - m)``, and
+    with `summed_over_processes` the gradient after DDP's averaging is that of a single process with all N images.
 
     Parameters
     ----------
-    fake, real:
-        (n, 3, H, W); n the same in every process
-    kind:
-        divide by N - 1 ("unbiased") or by N ("biased")
-    total:
-        sums a tensor over all processes: `distributed.summed_over_processes`
-    processes:
-        how many there are
+    fake, real
+        (n, 3, H, W); n the same in every process.
+    kind
+        Divide by N - 1 ("unbiased") or by N ("biased").
+    total
+        Sums a tensor over all processes: `summed_over_processes`.
+    processes
+        Number of processes.
 
     Raises
     ------
@@ -133,7 +162,7 @@ def variance_loss(
 
 @functools.lru_cache(maxsize=64)
 def _octave_step(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The step to the next octave along one axis: (ceil(size / 2), size)."""
+    """Return the matrix of the step to the next octave along one axis: (ceil(size / 2), size)."""
     side = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
     blur = torch.zeros(size, size, dtype=torch.float64)
     for offset, weight in ((-1, side), (0, 1 - 2 * side), (1, side)):
@@ -144,7 +173,7 @@ def _octave_step(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _reflected(index: int, size: int) -> int:
-    """The pixel that stands for one just outside: -1 is 1, and ``size`` is ``size - 2``."""
+    """Return the pixel that stands for one just outside: 1 for -1, and ``size - 2`` for ``size``."""
     return size - 1 - abs(size - 1 - abs(index))
 
 

@@ -6,14 +6,14 @@ import os
 import sys
 
 
-def _leave_current_folder_out() -> None:
-    """Search for modules as the command ``wsi2ihc`` does: not in the current folder, which ``-m`` puts first."""
+def _remove_current_folder() -> None:
+    """Remove the current folder, which ``-m`` puts first, from the module search path."""
     if not sys.flags.safe_path and sys.path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109
         del sys.path[0]
 
 
 if __name__ == "__main__":
-    _leave_current_folder_out()
+    _remove_current_folder()
     from wsi2ihc.cli.main import main
 
     main()

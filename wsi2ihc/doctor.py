@@ -1,4 +1,4 @@
-"""Checks of the environment: each does a little of the real work, and says what it found."""
+"""Checks of the environment, each of which does a small part of the real work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. ``needed`` says whether a translation is impossible without it."""
+    """Result of a check; translation is impossible if one that is ``needed`` fails."""
 
     name: str
     ok: bool
@@ -26,12 +26,12 @@ class Check:
     found: str
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json.dumps` takes as it is."""
+        """Return a dictionary for JSON."""
         return dataclasses.asdict(self)
 
 
 def examine() -> list[Check]:
-    """Run all checks; none raises."""
+    """Run all checks. A check that fails does not raise."""
     return [
         _check("Python", _python),
         _check("OpenSlide", _openslide),
@@ -47,9 +47,9 @@ def examine() -> list[Check]:
     ]
 
 
-def _check(name: str, look: Callable[[], str], *, needed: bool = True) -> Check:
+def _check(name: str, check: Callable[[], str], *, needed: bool = True) -> Check:
     try:
-        return Check(name, True, needed, look())
+        return Check(name, True, needed, check())
     except Exception as error:
         return Check(name, False, needed, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
@@ -80,7 +80,7 @@ def _jpeg() -> str:
     encoded = imagecodecs.jpeg8_encode(red, level=85, colorspace="RGB", outcolorspace="YCBCR", subsampling="422")
     error = int(np.abs(imagecodecs.jpeg8_decode(encoded).astype(int) - red).max())
     if error > 8:
-        raise RuntimeError(f"a red tile came back wrong by {error} grey levels")
+        raise RuntimeError(f"a red tile came back wrong by {error} gray levels")
     return f"{imagecodecs.jpeg8_version()}"
 
 
@@ -105,7 +105,7 @@ def _torch() -> str:
 def _cpu_precision() -> str:
     import torch
 
-    from .generator.device import choose_precision
+    from .models.device import choose_precision
 
     return f"{choose_precision('auto', torch.device('cpu'))} is fastest here"
 
@@ -113,7 +113,7 @@ def _cpu_precision() -> str:
 def _cuda() -> str:
     import torch
 
-    from .generator.device import choose_precision
+    from .models.device import choose_precision
 
     if not torch.cuda.is_available():
         raise RuntimeError("no CUDA device" + ("" if torch.version.cuda else "; this torch is a CPU build"))
@@ -135,7 +135,7 @@ def _mps() -> str:
 
 def _memory() -> str:
     if not hasattr(os, "sysconf"):
-        raise RuntimeError("this system does not tell")
+        raise RuntimeError("the system does not report it")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if total < 4 * 1024**3:
         raise RuntimeError(f"{total / 1024**3:.1f} GiB; translate with --max-memory below that")

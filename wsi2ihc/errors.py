@@ -1,12 +1,12 @@
-"""Every error that wsi2ihc raises on purpose.
+"""Exceptions of wsi2ihc.
 
-One root, so that a caller can catch them all; each leaf is also the builtin exception that a caller would expect.
-A message is one line that says what is wrong, where, and what to do about it.
+All derive from `Wsi2IhcError`, and each also from the builtin exception that a caller would expect. A message is one
+line that says what is wrong, where, and what to do about it.
 """
 
 
 class Wsi2IhcError(Exception):
-    """Root of all errors that are reported to a user without a traceback."""
+    """Base class of all errors that are reported to users without a traceback."""
 
 
 class OptionError(Wsi2IhcError, ValueError):
@@ -14,19 +14,19 @@ class OptionError(Wsi2IhcError, ValueError):
 
 
 class SlideNotFoundError(Wsi2IhcError, FileNotFoundError):
-    """There is no slide under this path."""
+    """The slide does not exist."""
 
 
 class UnreadableSlideError(Wsi2IhcError, OSError):
-    """The file is no slide, is damaged, or is of a kind that cannot be translated."""
+    """The file is not a slide, is damaged, or is of an unsupported kind."""
 
 
 class MissingResolutionError(Wsi2IhcError, ValueError):
-    """The slide does not say how large its pixels are, and the caller did not either."""
+    """Neither the slide nor the caller states the pixel size."""
 
 
 class NoTissueError(Wsi2IhcError, ValueError):
-    """Nothing on the slide (or in the chosen region or mask) is tissue."""
+    """The slide, or the chosen region or mask, has no tissue."""
 
 
 class MaskError(Wsi2IhcError, ValueError):
@@ -42,15 +42,15 @@ class RegistrationError(Wsi2IhcError, ValueError):
 
 
 class ModelNotFoundError(Wsi2IhcError, FileNotFoundError):
-    """There is no model of this name and no file under this path."""
+    """The model is neither a known name nor an existing file."""
 
 
 class ModelError(Wsi2IhcError, ValueError):
-    """A file is no usable model, or a model gave an unusable answer (NaN)."""
+    """A file is not a usable model, or the output of a model is not usable (NaN)."""
 
 
 class DeviceError(Wsi2IhcError, ValueError):
-    """The computing device is not there, or cannot work in the chosen precision."""
+    """The device does not exist, or does not support the chosen precision."""
 
 
 class DeviceMemoryError(Wsi2IhcError, MemoryError):
@@ -58,28 +58,28 @@ class DeviceMemoryError(Wsi2IhcError, MemoryError):
 
 
 class DatasetError(Wsi2IhcError, ValueError):
-    """Paired patches are missing, damaged, or cannot be split as asked."""
+    """Paired patches are missing or damaged, or cannot be split as requested."""
 
 
 class ManifestError(Wsi2IhcError, ValueError):
-    """A list of slides cannot be read, or names what cannot be done."""
+    """A manifest cannot be read, or has entries that cannot be processed."""
 
 
 class BatchError(Wsi2IhcError, RuntimeError):
-    """A batch cannot begin or go on: nothing is there to run slides, or what runs them is gone."""
+    """A batch cannot start or continue, because it has no workers."""
 
 
 class TrainingError(Wsi2IhcError, RuntimeError):
-    """Training cannot go on: the losses are not finite, or a run does not fit what is to be resumed."""
+    """Training cannot continue: the losses are not finite, or the run to resume has other options."""
 
 
 class OutputError(Wsi2IhcError, OSError):
-    """The result cannot be written, or did not read back as it was written."""
+    """The output cannot be written, or differs when it is read back."""
 
 
 class OutputExistsError(OutputError, FileExistsError):
-    """The output is already there and overwriting was not asked for."""
+    """The output exists and may not be overwritten."""
 
 
 class OutputBusyError(OutputError):
-    """Another process is at work on the output."""
+    """Another process has locked the output."""

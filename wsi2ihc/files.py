@@ -1,19 +1,23 @@
-"""Open regular files of a bounded size, never pipes or devices, which block or never end; JSON files; SHA-256."""
+"""Open regular files with a limit on their size, hash files, and list image files."""
 
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import json
 import os
 import stat
 import sys
+from collections.abc import Container, Iterable, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from .errors import DatasetError
+
 LARGEST_JSON_BYTES = 256 << 20
-"""The largest JSON file that the program writes, the record of a slide's patches, has about 10 MB."""
+"""Largest JSON file that is read. The largest one that the program writes, a slide's patches, has about 10 MB."""
 
 
 def open_regular(path: str | Path, largest_bytes: int | None = None) -> BufferedReader:
@@ -173,3 +177,84 @@ def _available_flags(*names: str) -> int:
 def _too_large(path: str | Path, largest_bytes: int) -> OSError:
     size = f"{largest_bytes >> 20} MB" if largest_bytes >= 1 << 20 else f"{largest_bytes} bytes"
     return OSError(errno.EFBIG, f"it is larger than {size}", str(path))
+
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+
+
+def images_in(folder: Path) -> list[Path]:
+    """List the images directly in a folder, sorted by name. Hidden and other files (Thumbs.db) are ignored."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]
+    return [folder / name for name in sorted(names)]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file has the name of an image."""
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """Return the images directly in a folder by the stems of their names.
+
+    Raises
+    ------
+    DatasetError
+        If two images have the same stem.
+    """
+    files: dict[str, Path] = {}
+    for file in images_in(folder):
+        if (other := files.setdefault(file.stem, file)) != file:
+            raise DatasetError(f"{folder} has both {other.name} and {file.name}; keep one of them")
+    return files
+
+
+def linked_files(pairs: Iterable[tuple[Path, Path]]) -> tuple[Path, Path] | None:
+    """Return the first pair whose two paths are the same file (possibly through links), or None.
+
+    Raises
+    ------
+    DatasetError
+        If a file cannot be accessed.
+    """
+    try:
+        return next((pair for pair in pairs if pair[0].samefile(pair[1])), None)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def same_images(pairs: Sequence[tuple[Path, Path]]) -> tuple[Path, Path] | None:
+    """Return a pair whose two paths are the same file, or the first pair if both files of every pair are equal.
+
+    Two stains, or an image and its reference, are never equal, so the same files were named for both. A few equal
+    images (empty background) are no evidence.
+
+    Raises
+    ------
+    DatasetError
+        If a file cannot be read.
+    """
+    if linked := linked_files(pairs):
+        return linked
+    try:
+        copies = bool(pairs) and all(filecmp.cmp(*pair, shallow=False) for pair in pairs)
+    except OSError as error:
+        raise _unreadable(error) from error
+    finally:
+        filecmp.clear_cache()
+    return pairs[0] if copies else None
+
+
+def _unreadable(error: OSError) -> DatasetError:
+    return DatasetError(f"{error.filename} cannot be read ({error.strerror or error!s:.80})")
+
+
+def folders_in(folder: Path, wanted: Container[str]) -> dict[str, Path]:
+    """Return the folders directly in a folder whose names in lower case are in ``wanted``, by those names."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.lower() in wanted and entry.is_dir())
+    found: dict[str, Path] = {}
+    for name in names:
+        if (other := found.setdefault(name.lower(), folder / name)).name != name:
+            raise DatasetError(f"{folder} has both {other.name}/ and {name}/; keep one of them")
+    return found

@@ -1,14 +1,13 @@
-"""Sizes and rectangles in whole pixels, and the few operations that the pipeline needs on them.
-
-Coordinates are ``(x, y)`` and sizes ``(width, height)``, as in OpenSlide; a region covers the half-open intervals
-``[x, x + width)`` and ``[y, y + height)``. Which pixels are meant (level 0, another level, the working grid) is said
-by whoever holds the region.
-"""
+"""Sizes and rectangles in whole pixels, and names of array types."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Region:
 
     @property
     def size(self) -> Size:
-        """Width and height; only of regions that are not empty."""
+        """Width and height of a region that is not empty."""
         return Size(self.width, self.height)
 
     @property
@@ -65,11 +64,11 @@ class Region:
         return self.width == 0 or self.height == 0
 
     def shifted(self, dx: int, dy: int) -> Region:
-        """The same rectangle, moved by (dx, dy)."""
+        """Return the rectangle moved by (dx, dy)."""
         return Region(self.x + dx, self.y + dy, self.width, self.height)
 
     def grown(self, margin_px: int) -> Region:
-        """The rectangle with ``margin_px`` more on all four sides (less, where negative)."""
+        """Return the rectangle extended by ``margin_px`` on all four sides (reduced, if negative)."""
         return Region(
             self.x - margin_px,
             self.y - margin_px,
@@ -78,7 +77,7 @@ class Region:
         )
 
     def intersection(self, other: Region) -> Region:
-        """What both cover; empty (zero width or height) where they do not meet."""
+        """Return the intersection; empty (zero width or height) if the regions do not overlap."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
         return Region(x, y, max(0, right - x), max(0, bottom - y))
@@ -88,7 +87,7 @@ class Region:
         return other.is_empty or self.intersection(other) == other
 
     def slices_in(self, frame: Region) -> tuple[slice, slice]:
-        """Row and column slices of this region in an array that holds ``frame``; it must lie inside."""
+        """Return row and column slices of this region in an array of ``frame``, which must contain it."""
         if not frame.contains(self):
             raise ValueError(f"{self} does not lie in {frame}")
         return (
@@ -101,15 +100,30 @@ class Region:
 
 
 def floor_to(value: int, multiple: int) -> int:
-    """The greatest multiple of ``multiple`` that is not above ``value``."""
+    """Return the greatest multiple of ``multiple`` that is at most ``value``."""
     return value // multiple * multiple
 
 
 def ceil_to(value: int, multiple: int) -> int:
-    """The least multiple of ``multiple`` that is not below ``value``."""
+    """Return the least multiple of ``multiple`` that is at least ``value``."""
     return -(-value // multiple) * multiple
 
 
 def halved(size: Size) -> Size:
-    """The size of the next pyramid level: half of it, rounded up."""
+    """Return half of a size, rounded up: the size of the next pyramid level."""
     return Size(math.ceil(size.width / 2), math.ceil(size.height / 2))
+
+
+RGBImage: TypeAlias = npt.NDArray[np.uint8]
+"""One image: (rows, columns, 3), uint8, RGB."""
+
+RGBBatch: TypeAlias = npt.NDArray[np.uint8]
+"""Images of one shape: (N, rows, columns, 3), uint8, RGB."""
+
+BoolImage: TypeAlias = npt.NDArray[np.bool_]
+"""A mask: (rows, columns), bool."""
+
+RGB: TypeAlias = tuple[int, int, int]
+"""One color, 0 to 255 per channel."""
+
+WHITE: RGB = (255, 255, 255)

@@ -1,8 +1,7 @@
-"""Files that appear under their name only when they are complete.
+"""Atomic output files, and locks on folders and files.
 
-Work goes into ``.NAME.xxxxxxxx.partial`` in the destination's own folder, so that the last step is a rename within one
-file system. The running process holds a lock on it, which ends with the process however that ends; so a later run can
-tell what a killed one left behind (and removes it) from what another one is still writing (and keeps away).
+An output is written to a hidden, locked partial file in its folder and renamed when it is complete (`published`). Locks
+end with their process, so a partial file that is not locked is stale and is removed by the next run.
 """
 
 from __future__ import annotations
@@ -15,46 +14,240 @@ import os
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
-from .errors import OutputError, OutputExistsError, Wsi2IhcError
-from .locks import try_lock
+from .errors import OutputBusyError, OutputError, OutputExistsError, Wsi2IhcError
+from .files import open_without_following
 
-SUFFIXES = (".ome.tiff", ".ome.tif")
-"""What the name of a pyramid has to end in: readers tell OME-TIFF from other TIFF by it."""
+if sys.platform != "win32":
+    import fcntl
 
-LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 4000
-"""Of common file systems; paths less what is put into folders beside the output."""
-
-HIDDEN_BYTES = 32
-"""How much longer than a name the hidden names beside it are at most."""
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM)
+LOCK = ".lock"
+"""Name of the lock file in a folder."""
 
 _log = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
+def exclusive_lock(
+    folder: Path,
+    busy: str,
+    name: str = LOCK,
+    *,
+    make: bool = True,
+    timeout_s: float = 0.0,
+    poll_s: float = 0.2,
+    on_wait: Callable[[], None] = lambda: None,
+) -> Iterator[bool]:
+    """Lock a folder against other processes that lock it, while the body runs.
+
+    The lock ends with the process, however that ends. Systems without such locks (Windows, some network file systems)
+    exclude no process; a warning says so, once for each file system.
+
+    Parameters
+    ----------
+    folder
+        Folder to lock; it is created unless ``make`` is False.
+    busy
+        Message of the error if another process holds the lock.
+    name
+        Name of the lock file in the folder. Locks of different names are independent.
+    make
+        Create the folder.
+    timeout_s
+        Seconds to wait for a process that holds the lock; `math.inf` waits until it ends.
+    poll_s
+        Seconds between two attempts.
+    on_wait
+        Called before each pause.
+
+    Yields
+    ------
+    bool
+        Whether other processes are excluded; False on file systems without locks.
+
+    Raises
+    ------
+    OutputBusyError
+        If another process holds the lock for longer than the timeout.
+    OutputError
+        If the folder cannot be created, or the lock file is not a regular file.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            file, is_exclusive = _locked_file(folder, busy, name, make)
+            break
+        except OutputBusyError:
+            if time.monotonic() >= until:
+                raise
+        on_wait()
+        time.sleep(poll_s)
+    with file:
+        try:
+            yield is_exclusive
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def in_use(file: Path) -> Iterator[TextIO]:
+    """Hold a shared lock on an existing file while the body runs.
+
+    Raises
+    ------
+    OutputBusyError
+        If another process is removing the file (see `unused`).
+    OSError
+        If the file does not exist.
+    """
+    with _opened(file, os.O_RDWR) as opened:
+        if try_lock(opened, shared=True) is False:
+            raise OutputBusyError(f"{file.parent} is being removed by another run: run again")
+        yield opened
+
+
+@contextlib.contextmanager
+def unused(file: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on an existing file while the body runs, so that no process has it `in_use`.
+
+    Raises
+    ------
+    OutputBusyError
+        If another process uses the file.
+    OutputError
+        If the file system has no locks, so that the file may be in use.
+    OSError
+        If the file does not exist.
+    """
+    with _opened(file, os.O_RDWR) as opened:
+        is_locked = try_lock(opened)
+        if is_locked is None:
+            raise OutputError(
+                f"{file.parent}: its file system has no locks, so another run may use it; remove it if none does"
+            )
+        if not is_locked:
+            raise OutputBusyError(busy)
+        yield
+
+
+def _locked_file(folder: Path, busy: str, name: str, make: bool) -> tuple[TextIO, bool]:
+    """Open the lock file and lock it, if the file system has locks; return the file and whether it is locked.
+
+    The process that holds the lock removes the file at the end. A file that was opened before and locked after its
+    removal excludes no process, so the locked file must be the one that the folder still has.
+    """
+    while True:
+        try:
+            if make:
+                folder.mkdir(parents=True, exist_ok=True)
+            file = _opened(folder / name, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or not os.path.lexists(folder / name):
+                raise OutputError(f"the folder {folder} cannot be written ({error.strerror})") from error
+            raise OutputError(f"{folder / name} cannot be locked ({error.strerror}); remove it") from error
+        try:
+            is_locked = try_lock(file)
+            if is_locked is False:
+                raise OutputBusyError(busy)
+            if is_there(file, folder / name):
+                _check_lock_file(file, folder / name)
+                if is_locked is None:
+                    _warn_once(file, folder)
+                return file, is_locked is True
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _opened(path: Path, flags: int) -> TextIO:
+    return os.fdopen(open_without_following(path, flags), "r+", encoding="utf-8")
+
+
+def _check_lock_file(file: TextIO, path: Path) -> None:
+    """Refuse a file with content, which is not a lock file and must not be removed."""
+    if os.fstat(file.fileno()).st_size:
+        raise OutputError(f"{path} has the name of a lock file, but is another file; move it elsewhere")
+
+
+def _warn_once(file: TextIO, folder: Path) -> None:
+    device = os.fstat(file.fileno()).st_dev
+    if device not in _without_locks:
+        _without_locks.add(device)
+        _log.warning("the file system of %s has no locks: make sure that no other run writes the same output", folder)
+
+
+_without_locks: set[int] = set()
+"""File systems for which the warning was logged."""
+
+
+def is_there(file: TextIO, path: Path) -> bool:
+    """Whether an open file still has its name, and was neither removed nor replaced."""
+    if sys.platform == "win32":  # an open file cannot be removed
+        return True
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def try_lock(file: int | TextIO, *, shared: bool = False) -> bool | None:
+    """Lock an open file until it is closed or the process ends.
+
+    Returns
+    -------
+    bool or None
+        True if the file is locked, False if another process holds the lock, None if the file system has no locks (some
+        network file systems). Always True on Windows, where open files can be neither removed nor renamed.
+    """
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _log.debug("no file locks here: %s", error)
+        return None
+    return True
+
+
+SUFFIXES = (".ome.tiff", ".ome.tif")
+"""Suffixes of pyramids, by which readers distinguish OME-TIFF from other TIFF files."""
+
+LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 4000
+"""Limits of common file systems; for paths, minus the length of paths in hidden folders beside the output."""
+
+HIDDEN_BYTES = 32
+"""Largest difference in length between a hidden name and the name of its output."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM)
+
+
 def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """See early, before any work is done, whether an output can be written.
+    """Check that an output can be written, before any work is done.
 
     Parameters
     ----------
     path
-        The output's final name.
+        Final path of the output.
     overwrite
-        Whether a file that is there may be replaced.
+        Whether an existing file may be replaced.
     suffixes
-        What the name may end in, in any case of letters; anything if empty.
+        Allowed suffixes, case-insensitive; any suffix if empty.
 
     Raises
     ------
     OutputExistsError
-        If there is a file and it may not be replaced.
+        If the file exists and may not be replaced.
     OutputError
-        If the name cannot be used or its suffix is unknown, the folder is missing or not writable, or the name
-        belongs to something that is not a regular file.
+        If the name or its suffix is invalid, the folder is missing or not writable, or the path is not a regular file.
     """
     check_name(path)
     if suffixes and not path.name.lower().endswith(tuple(suffixes)):
@@ -66,17 +259,17 @@ def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES
         if not path.is_file():
             raise OutputError(f"output {path} exists and is not a regular file: choose another name")
         if not overwrite:
-            raise exists(path)
+            raise output_exists(path)
     check_writable(path.parent)
 
 
 def check_name(path: Path) -> None:
-    """Refuse an output's name that is empty, too long for its folder, or no text.
+    """Check that the name of an output is not empty, valid UTF-8, and not too long for its folder.
 
     Raises
     ------
     OutputError
-        If it is.
+        If the name is invalid.
     """
     if path.name in ("", ".", "..") or "\0" in str(path):
         raise OutputError(f"output {str(path)!r} names no file: give it a name")
@@ -94,50 +287,50 @@ def check_name(path: Path) -> None:
 
 
 def _longest_name(folder: Path) -> int:
-    """How many bytes a name in a folder may have."""
+    """Return the length limit of names in a folder, in bytes."""
     try:
         return min(os.pathconf(folder, "PC_NAME_MAX"), LONGEST_NAME_BYTES)
-    except (AttributeError, OSError, ValueError):  # Windows; a folder that is not there
+    except (AttributeError, OSError, ValueError):  # Windows, or a missing folder
         return LONGEST_NAME_BYTES
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse an output folder that is not there."""
+    """Check that an output folder exists."""
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise OutputError(f"output folder {folder} {what}: create it, or write elsewhere")
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse an output folder that cannot be written to."""
+    """Check that an output folder is writable."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"output folder {folder} is not writable: change its permissions, or write elsewhere")
 
 
 @contextlib.contextmanager
 def published(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a file to write to; on leaving, make it durable and move it to ``path``.
+    """Yield a partial file to write to; at the end of the body, make it durable and rename it to ``path``.
 
-    If the body raises anything, Ctrl-C included, the file is removed and ``path`` stays as it was. What runs killed
-    earlier left of the same output is removed first. The body has to write into the given file itself (opening it
-    anew truncates it, which is fine; replacing it by another file loses the lock).
+    If the body raises any exception (KeyboardInterrupt included), the file is removed and ``path`` is not changed.
+    Stale partial files of interrupted runs are removed first. The body must write to the given file itself: opening
+    the file again truncates it, but replacing it by another file loses the lock.
 
-    On file systems without locks (some network ones), leftovers stay, and two runs that write the same output are not
-    told of each other: without ``overwrite`` the first one to finish wins and the other fails.
+    On file systems without locks (some network ones), stale files are kept, and two runs that write the same output do
+    not notice each other: without ``overwrite``, the first one to finish succeeds and the other fails.
 
     Raises
     ------
     OutputExistsError
-        If ``path`` is there, or has appeared meanwhile, and may not be replaced.
+        If ``path`` exists at the start or at the end, and may not be replaced.
     OutputError
-        If `check_output` objects (it is called without suffixes), another run is writing the same output, or the file
-        system refuses.
+        If `check_output` fails (any suffix is allowed), another run is writing the same output, or the file system
+        reports an error.
     """
     check_output(path, overwrite, suffixes=())
-    remove_leftovers(path)
+    remove_stale_files(path)
     partial = hidden_path(path, "partial")
     handle = None
-    try:  # from here on, since Ctrl-C can come as soon as the file is there
+    try:  # KeyboardInterrupt can come as soon as the file exists
         handle = _create(partial, path)
         yield partial
         _publish(partial, handle, path, overwrite)
@@ -150,7 +343,7 @@ def published(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _create(partial: Path, path: Path) -> int:
-    """The open partial file, locked."""
+    """Create, open and lock the partial file."""
     try:
         handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
@@ -160,60 +353,57 @@ def _create(partial: Path, path: Path) -> int:
 
 
 def hidden_path(path: Path, suffix: str) -> Path:
-    """A new name beside a path, for what is not that yet or is it no more."""
+    """Return a new hidden path beside ``path``, for its next or previous version."""
     return path.with_name(f"{hidden_stem(path)}.{secrets.token_hex(4)}.{suffix}")
 
 
 def hidden_stem(path: Path) -> str:
-    """What the hidden names beside a path begin with: a dot and its name, or a hash of it where that would be too long.
-
-    The name may be as long as the file system allows, and the hidden ones are longer.
-    """
+    """Return the prefix of hidden names beside a path: a dot and its name, or its hash if that would be too long."""
     if len(os.fsencode(path.name)) <= _longest_name(path.parent) - HIDDEN_BYTES:
         return f".{path.name}"
     return f".wsi2ihc-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]}"
 
 
-def leftovers(path: Path, suffix: str) -> list[Path]:
-    """What lies beside a path under such names, in use or left behind."""
+def hidden_files(path: Path, suffix: str) -> list[Path]:
+    """List the hidden files of a suffix beside a path, in use or stale."""
     pattern = re.compile(rf"{re.escape(hidden_stem(path))}\.[0-9a-f]{{8}}\.{suffix}")
     return [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what runs that were killed have left of an output.
+def remove_stale_files(path: Path) -> None:
+    """Remove the partial files of interrupted runs that wrote an output.
 
     Raises
     ------
     OutputError
-        If another run is writing it.
+        If another run is writing the output.
     """
-    for leftover in leftovers(path, "partial"):
+    for partial in hidden_files(path, "partial"):
         try:
-            if _is_alive(leftover):
+            if _is_locked(partial):
                 raise OutputError(f"another run is writing {path}: wait for it to end, or choose another name")
-            leftover.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         except OutputError:
             raise
         except OSError as error:
-            _log.warning("cannot remove %s, left behind by an interrupted run: %s", leftover, error.strerror)
+            _log.warning("cannot remove %s, left behind by an interrupted run: %s", partial, error.strerror)
         else:
-            _log.info("removed %s, left behind by an interrupted run", leftover.name)
+            _log.info("removed %s, left behind by an interrupted run", partial.name)
 
 
-def _is_alive(leftover: Path) -> bool:
-    """Whether some process is still writing this file; raises `OSError` where nobody can tell."""
+def _is_locked(partial: Path) -> bool:
+    """Whether another process holds the lock of a file; raises `OSError` if the file system has no locks."""
     try:
-        handle = os.open(leftover, os.O_RDWR)
+        handle = os.open(partial, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
-        held = try_lock(handle)
+        was_free = try_lock(handle)
     finally:
         os.close(handle)
-    if held is None:
-        raise OSError(errno.ENOLCK, "this file system cannot tell whether it is still in use")
-    return not held
+    if was_free is None:
+        raise OSError(errno.ENOLCK, "the file system has no locks, so it may be in use")
+    return not was_free
 
 
 def _publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
@@ -227,21 +417,21 @@ def _publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
             _rename_unless_exists(partial, path)
         sync_folder(path.parent)
     except FileExistsError as error:
-        raise exists(path) from error
+        raise output_exists(path) from error
     except OSError as error:
         raise OutputError(f"cannot finish {path.name} in {path.parent}: {error.strerror}") from error
 
 
 def _rename_unless_exists(partial: Path, path: Path) -> None:
     if sys.platform == "win32":
-        partial.rename(path)  # refuses by itself
+        partial.rename(path)  # fails if the path exists
         return
     try:
-        # a rename would replace what has appeared meanwhile; a second name for the same file is refused instead
+        # unlike a rename, a hard link fails if the path exists by now
         os.link(partial, path)
     except FileExistsError:
         raise
-    except OSError:  # no hard links here (FAT, some network file systems): the gap between test and rename is tiny
+    except OSError:  # no hard links (FAT, some network file systems): the time between test and rename is short
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         partial.rename(path)
@@ -250,7 +440,7 @@ def _rename_unless_exists(partial: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in a folder durable, where folders can be synchronised."""
+    """Make new names in a folder durable, if the system can synchronize folders."""
     if sys.platform == "win32":
         return
     with contextlib.suppress(OSError):
@@ -261,19 +451,21 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def exists(path: Path) -> OutputExistsError:
-    """The error of an output that is there."""
+def output_exists(path: Path) -> OutputExistsError:
+    """Return the error for an output that exists."""
     return OutputExistsError(f"output {path} is already there: choose another name, or allow it with --overwrite")
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path, *, unless: Callable[[OSError], bool] = lambda _: False) -> Iterator[None]:
-    """Tell of what the file system refuses while the body writes ``path``; errors that speak for themselves pass.
+    """Convert an `OSError` of the body, which writes ``path``, to `OutputError`.
+
+    Errors of wsi2ihc, and those for which ``unless`` is true because they do not concern the output, are not converted.
 
     Raises
     ------
     OutputError
-        Instead of any other `OSError`, but for those of which ``unless`` is true: they are not about the output.
+        If the file system reports an error.
     """
     try:
         yield
@@ -291,3 +483,88 @@ def _disk_error(path: Path, error: OSError) -> OutputError:
         f"cannot write {path.name} in {path.parent}: {error.strerror or error}"
         f"{advice if error.errno in _NO_PERMISSION else ''}"
     )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` through a partial file; an existing file is replaced.
+
+    Raises
+    ------
+    OutputError
+        If the file system reports an error, such as a full disk; ``path`` is then not changed.
+    """
+    try:
+        with published(path, overwrite=True) as partial:
+            partial.write_bytes(content)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+class GrowingFile:
+    """File to which pieces are appended, each completely or not at all.
+
+    The file is not buffered: an error is raised at once, and closing does not try to write again.
+
+    Parameters
+    ----------
+    path
+        The file, which is created if it does not exist.
+
+    Raises
+    ------
+    OutputError
+        If the file system reports an error, here or in a method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._handle = open_without_following(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def append(self, content: bytes) -> None:
+        """Write one piece at the end."""
+        if self._handle < 0:
+            raise ValueError(f"{self._path} is closed")
+        try:
+            size = os.fstat(self._handle).st_size
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        try:
+            while content:
+                content = content[os.write(self._handle, content) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, size)
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._handle >= 0:
+            handle, self._handle = self._handle, -1
+            try:
+                os.close(handle)
+            except OSError as error:
+                raise cannot_write(self._path, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, if they do not exist.
+
+    Raises
+    ------
+    OutputError
+        If the file system reports an error.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Return the error for a file that cannot be written."""
+    return OutputError(f"cannot write {path}: {error.strerror or error}; free some space or write elsewhere")

@@ -14,9 +14,9 @@ import psutil
 
 BADLY_BEHAVED = """
 import ctypes, sys, time
-if "wsi2ihc.batch.child" in sys.orig_argv:
-    from wsi2ihc.translation import pipeline
-    run = pipeline.run
+if "wsi2ihc.batch.worker" in sys.orig_argv:
+    from wsi2ihc.translation import translate
+    run = translate.translate_job
     def hooked(job, path, **more):
         if path.name.startswith("poison"):
             ctypes.string_at(0)
@@ -25,7 +25,7 @@ if "wsi2ihc.batch.child" in sys.orig_argv:
         if path.name.startswith("endless"):
             time.sleep(600)
         return run(job, path, **more)
-    pipeline.run = hooked
+    translate.translate_job = hooked
 """
 """A ``sitecustomize`` for children: a true crash, and long work, over slides of some names."""
 
@@ -97,7 +97,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 def is_child(process: psutil.Process) -> bool:
     try:
-        return "wsi2ihc.batch.child" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+        return "wsi2ihc.batch.worker" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

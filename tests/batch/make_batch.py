@@ -8,10 +8,9 @@ from pathlib import Path
 
 from make_slides import halves, write_slide
 
-from wsi2ihc.batch.checking import check_folder, check_rows
-from wsi2ihc.batch.events import Began, Done, Event, Failed
-from wsi2ihc.batch.manifest import read_rows
-from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.batch.preflight import check_folder, check_rows
+from wsi2ihc.batch.slide_manifest import read_rows
+from wsi2ihc.batch.task import Done, Event, Failed, SlideTask, Started
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.translation.options import TranslateOptions
 
@@ -60,14 +59,14 @@ class PretendEngine:
         self.in_hand += 1
         self.most_in_hand = max(self.most_in_hand, self.in_hand)
         self._alone = alone
-        self._events.append(Began(task.number))
+        self._events.append(Started(task.number))
         self._events.extend(self.script(task, alone, before))
 
     def next_event(self, timeout_s: float) -> Event | None:
         if not self._events:
             return None
         event = self._events.popleft()
-        if not isinstance(event, Began):
+        if not isinstance(event, Started):
             self.in_hand -= 1
             self._alone = False
         return event

@@ -13,16 +13,16 @@ from make_batch import OPTIONS, write_slides
 from make_slides import write_slide
 from PIL import Image
 
-from wsi2ihc.batch import check_child, checking
-from wsi2ihc.batch.check_child import MemoryBudget, check_row, memory_of, row_from_json, row_to_json
-from wsi2ihc.batch.checking import check_rows
-from wsi2ihc.batch.manifest import Problem, Row, read_rows
-from wsi2ihc.slide.image_reader import memory_to_open
+from wsi2ihc.batch import preflight, preflight_worker
+from wsi2ihc.batch.preflight import check_rows
+from wsi2ihc.batch.preflight_worker import MemoryBudget, check_row, memory_of, row_from_json, row_to_json
+from wsi2ihc.batch.slide_manifest import Problem, Row, read_rows
+from wsi2ihc.slide.readers.image_reader import memory_to_open
 
 _FAULTY = """
 import os, sys, time
-from wsi2ihc.batch import check_child
-opened = check_child.open_slide
+from wsi2ihc.batch import preflight_worker
+opened = preflight_worker.open_slide
 
 def open_slide(path, **options):
     name = os.path.basename(path)
@@ -34,8 +34,8 @@ def open_slide(path, **options):
         bytearray(1 << 40)
     return opened(path, **options)
 
-check_child.open_slide = open_slide
-check_child.main()
+preflight_worker.open_slide = open_slide
+preflight_worker.main()
 """
 
 
@@ -48,8 +48,8 @@ def rows_of(slides: Path) -> list[Row]:
 @pytest.fixture
 def _faulty_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slides by whose names the process that opens them crashes, hangs, or runs out of memory."""
-    monkeypatch.setattr(checking, "_PROGRAM", [sys.executable, "-c", _FAULTY])
-    monkeypatch.setattr(checking, "CHECK_S", 1.0)
+    monkeypatch.setattr(preflight, "_PROGRAM", [sys.executable, "-c", _FAULTY])
+    monkeypatch.setattr(preflight, "CHECK_S", 1.0)
 
 
 @pytest.mark.usefixtures("_faulty_decoder")
@@ -91,7 +91,7 @@ def test_whatever_is_raised_while_a_slide_is_opened_belongs_to_its_row(
         raise error
 
     (row,) = rows_of(write_slides(tmp_path, ["a"], side=64))
-    monkeypatch.setattr(check_child, "open_slide", refuse)
+    monkeypatch.setattr(preflight_worker, "open_slide", refuse)
     found = check_row(row, tmp_path, frozenset())
     assert isinstance(found, Problem)
     assert found.message.startswith(message)

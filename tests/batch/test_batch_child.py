@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from wsi2ihc.batch.child import _Turn, _watched
-from wsi2ihc.progress import Progress
-from wsi2ihc.translation.stage_names import CHECKING, TRANSLATING, WAITING, WRITING
+from wsi2ihc.batch.worker import DeviceLease, _progress_callback
+from wsi2ihc.concurrency import Progress
+from wsi2ihc.translation.options import CHECKING, TRANSLATING, WAITING, WRITING
 
 PREPARING = ("waiting for another process", "finding tissue", "loading the model")
 
@@ -21,12 +21,12 @@ class Slide:
     """A slide in its turn: what it tells of its progress, and of waiting."""
 
     device: threading.Semaphore
-    turn: _Turn = field(init=False)
+    turn: DeviceLease = field(init=False)
     waited: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.turn = _Turn(self.device, self.waited.append)
-        self.tell = _watched(0, self.turn, lambda _: None)
+        self.turn = DeviceLease(self.device, self.waited.append)
+        self.tell = _progress_callback(0, self.turn, lambda _: None)
 
     def is_device_free_at(self, stage: str, done: int = 0, total: int = 1) -> bool:
         self.tell(Progress(stage, done, total))
@@ -74,7 +74,7 @@ def test_it_is_taken_again_for_bands_that_come_after_a_wait(slide: Slide) -> Non
 
 def test_who_takes_it_again_waits_while_another_has_it(slide: Slide) -> None:
     slide.tell(Progress(WAITING))
-    with _Turn(slide.device, lambda _: None):
+    with DeviceLease(slide.device, lambda _: None):
         goes_on = threading.Thread(target=slide.tell, args=(Progress(TRANSLATING, 6, 10),))
         goes_on.start()
         until = time.monotonic() + 20

@@ -16,17 +16,15 @@ import pytest
 from dask_processes import DaskProcesses, is_child, wait_until
 from make_batch import tasks_of, write_slides
 
-from wsi2ihc.batch import cluster, roster
-from wsi2ihc.batch.cluster import DaskEngine, located
-from wsi2ihc.batch.connecting import address_of
-from wsi2ihc.batch.engine import Engine
+from wsi2ihc.batch import dask_backend
+from wsi2ihc.batch.dask_backend import DaskEngine, address_of, located
 from wsi2ihc.batch.local import LocalEngine
 from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.batch.results import results_of
-from wsi2ihc.batch.runner import SlideState, run_batch
+from wsi2ihc.batch.results_table import results_of
+from wsi2ihc.batch.scheduler import Engine, SlideState, run_batch
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.errors import BatchError
-from wsi2ihc.pyramid.reading import read_level
+from wsi2ihc.pyramid.verify import read_level
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +159,7 @@ def test_the_scheduler_of_the_user_goes_on(two_gpus: DaskProcesses) -> None:
 def test_nobody_to_work_is_told_in_time(no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = tasks_of(write_slides(tmp_path / "slides", ["a", "b", "c"]), tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(cluster, "_FIRST_WORKER_S", 0.5)
+        patch.setattr(dask_backend, "_FIRST_WORKER_S", 0.5)
         with pytest.raises(BatchError, match="there is no worker; start some: dask worker tcp://127"):
             run(tasks, no_gpu, "cpu")
     no_gpu.start_worker("plain", "--no-nanny")
@@ -178,19 +176,21 @@ def test_workers_that_are_not_fit_are_named(
 ) -> None:
     touch = Path.touch
     with monkeypatch.context() as patch:
-        patch.setattr(roster, "versions", lambda: {"wsi2ihc": "99"})
-        with pytest.raises(BatchError, match=r"worker plain has wsi2ihc .*, and this is 99; install the same"):
+        patch.setattr(dask_backend, "versions", lambda: {"wsi2ihc": "99"})
+        with pytest.raises(BatchError, match=r"worker plain has wsi2ihc .*, but the client has 99; install the same"):
             DaskEngine(tmp_path, "cpu", BatchOptions(), scheduler=str(no_gpu.file))
     with monkeypatch.context() as patch:
-        patch.setattr(cluster.Path, "touch", lambda path, **_: None if path.name.startswith(".wsi") else touch(path))
+        patch.setattr(
+            dask_backend.Path, "touch", lambda path, **_: None if path.name.startswith(".wsi") else touch(path)
+        )
         with pytest.raises(BatchError, match="does not see the output folder"):
             DaskEngine(tmp_path, "cpu", BatchOptions(), scheduler=str(no_gpu.file))
 
 
 @pytest.fixture
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_FIRST_WORKER_S", 0.5)
-    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(dask_backend, "_FIRST_WORKER_S", 0.5)
+    monkeypatch.setattr(dask_backend, "_CONNECT_S", 0.5)
 
 
 @pytest.mark.usefixtures("_in_a_hurry")
@@ -198,11 +198,11 @@ def test_a_scheduler_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "not.json").write_text("[]")
     for scheduler, message in {
         "tcp://127.0.0.1:9": "there is no Dask scheduler at tcp://127.0.0.1:9",
-        "tls://127.0.0.1:9": "wants certificates; set DASK_DISTRIBUTED__COMM__TLS__",
+        "tls://127.0.0.1:9": "requires certificates; set DASK_DISTRIBUTED__COMM__TLS__",
         "not an address": "there is no Dask scheduler at not an address",
         "": "name the address",
         str(tmp_path / "absent.json"): "there is no scheduler file",
-        str(tmp_path / "not.json"): "is no scheduler file",
+        str(tmp_path / "not.json"): "is not a scheduler file",
     }.items():
         with pytest.raises(BatchError, match=message):
             DaskEngine(tmp_path, "cpu", BatchOptions(), scheduler=scheduler)

@@ -13,8 +13,8 @@ import yaml
 from listening import Listening
 from make_batch import OPTIONS, write_slides
 
-from wsi2ihc.batch.manifest import read_rows
-from wsi2ihc.batch.results import read_results
+from wsi2ihc.batch.results_table import read_results
+from wsi2ihc.batch.slide_manifest import read_rows
 from wsi2ihc.batch.slurm import job_settings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -95,7 +95,7 @@ def test_images_hold_all_that_is_installed(name: str) -> None:
         assert (EXAMPLES.parent / needed).exists()
 
 
-CLUSTER = EXAMPLES.parent / "docs" / "cluster.md"
+CLUSTER = EXAMPLES.parent / "docs" / "batch.md"
 
 
 def indented_after(text: str, phrase: str) -> str:
@@ -111,7 +111,7 @@ def test_certificates_work_as_documented(tmp_path: Path, environment: dict[str, 
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl")
     slides, text = write_slides(tmp_path / "slides", ["a", "b"]), CLUSTER.read_text(encoding="utf-8")
-    worker = indented_after(text, "A worker of Dask's is started like this").replace("FILE", "s.json")
+    worker = indented_after(text, "Start one Dask worker per GPU").replace("FILE", "s.json")
     script = f"""set -eu
         {indented_after(text, "**Certificates**")}
         dask scheduler --scheduler-file s.json --interface lo --port 0 --dashboard-address 127.0.0.1:0 &
@@ -132,5 +132,5 @@ def test_certificates_work_as_documented(tmp_path: Path, environment: dict[str, 
     assert run.addresses == {"127.0.0.1"}
     assert [one.status for one in read_results(tmp_path / "out")[0]] == ["done"] * 2
     assert '"tls://127.0.0.1:' in (tmp_path / "kept.json").read_text()
-    assert "wants certificates" in (tmp_path / "refused").read_text()
+    assert "requires certificates" in (tmp_path / "refused").read_text()
     assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0

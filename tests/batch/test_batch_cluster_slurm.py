@@ -100,7 +100,7 @@ def test_a_job_that_ends_in_mid_slide_is_submitted_again(slurm: FakeSlurm, tmp_p
         answer, told = client.communicate(timeout=60)
     assert client.returncode == 0, told
     assert json.loads(answer)["counts"] == {"done": 2}
-    assert "worker wsi2ihc-0 was lost, with 2 slides in hand" in told
+    assert "worker wsi2ihc-0 was lost with 2 slides in flight" in told
     assert ["--name wsi2ihc-0" in script for script in slurm.scripts()] == [True, False]
 
 
@@ -189,5 +189,5 @@ def test_a_scheduler_open_to_all_networks_is_noticed(settings: dict[str, object]
 )
 def test_walltimes_are_read_as_slurm_writes_them(walltime: str, seconds: int) -> None:
     assert seconds_of(walltime) == seconds
-    with pytest.raises(BatchError, match="is no time of SLURM"):
+    with pytest.raises(BatchError, match="is not a SLURM time"):
         seconds_of("tomorrow")

@@ -17,30 +17,25 @@ import psutil
 import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
-from wsi2ihc.bands.places import IN_USE, store_path
-from wsi2ihc.batch.checking import check_folder
-from wsi2ihc.batch.local import LocalEngine, child_environments
-from wsi2ihc.batch.marker import read_done
+from wsi2ihc.batch.local import LocalEngine, WorkerProcess, worker_environments
 from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.batch.places import BATCH_FOLDER, locks_folder, logs_folder, marker_path
-from wsi2ihc.batch.process import Child
-from wsi2ihc.batch.recording import ResultsWriter
-from wsi2ihc.batch.results import read_results, results_of
-from wsi2ihc.batch.runner import SlideState, run_batch
-from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.batch.preflight import check_folder
+from wsi2ihc.batch.results_table import ResultsWriter, read_results, results_of
+from wsi2ihc.batch.scheduler import SlideState, run_batch
+from wsi2ihc.batch.task import BATCH_FOLDER, SlideTask, locks_folder, logs_folder, marker_path, read_done
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import DeviceError, OutputError
-from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
-from wsi2ihc.generator.spec import GeneratorSpec
-from wsi2ihc.locks import locked
-from wsi2ihc.pyramid import published
-from wsi2ihc.pyramid.reading import read_level
+from wsi2ihc.models.model_file import build_network, save_checkpoint
+from wsi2ihc.models.model_spec import GeneratorSpec
+from wsi2ihc.pyramid.verify import read_level
+from wsi2ihc.storage import exclusive_lock, published
+from wsi2ihc.translation.checkpoint_folder import IN_USE, checkpoint_path
 
 POISON = """
 import ctypes, os, sys, time
-if "wsi2ihc.batch.child" in sys.orig_argv:
-    from wsi2ihc.translation import pipeline
-    run = pipeline.run
+if "wsi2ihc.batch.worker" in sys.orig_argv:
+    from wsi2ihc.translation import translate
+    run = translate.translate_job
     def poisoned(job, path, **more):
         if "poison" in path.name:
             ctypes.string_at(0)
@@ -49,7 +44,7 @@ if "wsi2ihc.batch.child" in sys.orig_argv:
         if "slow" in path.name:
             time.sleep(60)
         return run(job, path, **more)
-    pipeline.run = poisoned
+    translate.translate_job = poisoned
 """
 """A ``sitecustomize`` that makes a child crash, truly, over slides of some name, and sleep over others."""
 
@@ -139,7 +134,7 @@ def test_a_killed_child_costs_no_slide(slides: Path, tmp_path: Path) -> None:
     run(undisturbed)
     options = BatchOptions(children=2)
     engine = LocalEngine(tmp_path / "out", "cpu", options)
-    victim = next(iter(engine._children.values())).pid
+    victim = next(iter(engine._workers.values())).pid
 
     def kill() -> None:
         with contextlib.suppress(ProcessLookupError):  # on a fast machine all may be done by then
@@ -218,15 +213,15 @@ def test_a_cache_is_used_and_left_empty(slides: Path, tmp_path: Path) -> None:
 
 def test_children_share_the_cores_and_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    seen = [one["CUDA_VISIBLE_DEVICES"] for one in child_environments("auto", BatchOptions())]
+    seen = [one["CUDA_VISIBLE_DEVICES"] for one in worker_environments("auto", BatchOptions())]
     assert seen == ["3", "5"]
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in child_environments("cuda:1", BatchOptions())] == ["5"]
-    assert len(child_environments("cpu", BatchOptions(children=3))) == 3
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in worker_environments("cuda:1", BatchOptions())] == ["5"]
+    assert len(worker_environments("cpu", BatchOptions(children=3))) == 3
     with pytest.raises(DeviceError, match="there is no GPU 2"):
-        child_environments("cuda:2", BatchOptions())
+        worker_environments("cuda:2", BatchOptions())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(DeviceError, match="no NVIDIA GPU"):
-        child_environments("cuda", BatchOptions())
+        worker_environments("cuda", BatchOptions())
     assert OPTIONS.device == "cpu"
 
 
@@ -255,7 +250,7 @@ def test_a_model_that_changes_is_not_used(tmp_path: Path) -> None:
 def test_what_waits_does_not_count_as_time(slides: Path, tmp_path: Path) -> None:
     """Another batch has the slide for longer than a slide may take."""
     tasks = tasks_of(slides, tmp_path / "out")[:1]
-    held = locked(locks_folder(tmp_path / "out"), "busy", tasks[0].name)
+    held = exclusive_lock(locks_folder(tmp_path / "out"), "busy", tasks[0].name)
     held.__enter__()
     threading.Timer(5, lambda: held.__exit__(None, None, None)).start()
     assert statuses(run(tasks, timeout_min=0.05, attempts=1)) == {"a": "done"}
@@ -308,7 +303,7 @@ def test_the_command_tells_what_failed_and_how_it_stands(
     assert told == "1 slide can be translated (0 done before, 1 output to be replaced), 1 cannot"
     assert model.startswith("  model counterstain: Takes the eosin out")
     other = subprocess.run(changed, capture_output=True, check=False, text=True)
-    assert "outputs that are there and were made otherwise are replaced: a.ome.tiff" in other.stderr
+    assert "replacing existing outputs of other options: a.ome.tiff" in other.stderr
     with pytest.raises(SystemExit) as ended:
         main(["batch", "--status", str(out), "--json"])
     assert ended.value.code == 3
@@ -322,7 +317,7 @@ def test_the_command_tells_what_failed_and_how_it_stands(
 def test_bands_that_nobody_goes_on_with_are_removed(tmp_path: Path) -> None:
     """A batch with --resume was killed, and the next one is without."""
     (task,) = tasks_of(write_slides(tmp_path / "slides", ["a"]), tmp_path / "out")
-    store = store_path(task.output)
+    store = checkpoint_path(task.output)
     store.mkdir()
     (store / IN_USE).touch()
     assert statuses(run([task])) == {"a": "done"}
@@ -346,5 +341,5 @@ def test_links_in_the_folder_of_a_batch_lead_nowhere(slides: Path, tmp_path: Pat
     log.parent.mkdir()
     log.symlink_to(victim / "file")
     with pytest.raises(OSError, match="symbolic link"):
-        Child(0, lambda *_: None, {}, log)
+        WorkerProcess(0, lambda *_: None, {}, log)
     assert [(path.name, path.read_text()) for path in victim.iterdir()] == [("file", "content")]

@@ -9,11 +9,10 @@ import pytest
 import tifffile
 from make_batch import OPTIONS, tasks_of, write_slides
 
-from wsi2ihc.batch.checking import check_rows, check_writable
-from wsi2ihc.batch.manifest import Row, output_name, read_rows, shard_of
-from wsi2ihc.batch.places import marker_path
-from wsi2ihc.batch.staging import staged
-from wsi2ihc.batch.task import SlideTask, options_from_json, options_to_json
+from wsi2ihc.batch.preflight import check_rows, check_writable
+from wsi2ihc.batch.slide_manifest import Row, output_name, read_rows, shard_of
+from wsi2ihc.batch.task import SlideTask, marker_path, options_from_json, options_to_json
+from wsi2ihc.batch.worker import staged
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.errors import BatchError, ManifestError, OutputError
 from wsi2ihc.geometry import Region
@@ -70,7 +69,7 @@ def test_cells_are_written_as_on_the_command_line(
     [
         ("max_memory", "2 litres", "is not an amount of memory such as 4G or 1500M"),
         ("region", '"1,2,3"', "is not X,Y,W,H in whole pixels"), ("region", '"1,2,0,4"', "is empty"),
-        ("seed", "x", "is no whole number"), ("openslide_compatible", "perhaps", "is neither yes nor no"),
+        ("seed", "x", "is not an integer"), ("openslide_compatible", "perhaps", "is neither yes nor no"),
     ],
 )  # fmt: skip
 def test_cells_that_cannot_be_read_say_why(tmp_path: Path, name: str, cell: str, message: str) -> None:
@@ -83,9 +82,9 @@ def test_cells_that_cannot_be_read_say_why(tmp_path: Path, name: str, cell: str,
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ("../x,", "no plain file name"), ("a/b,", "no plain file name"), (".hidden,", "no plain file name"),
-        ("a\\b,", "the output 'b' is given with a folder, and so is no plain file name"),
-        ("x.ome.zarr,", "is no OME-TIFF, which is what a batch writes"),
+        ("../x,", "not a plain file name"), ("a/b,", "not a plain file name"), (".hidden,", "not a plain file name"),
+        ("a\\b,", "the output 'b' is not a plain file name"),
+        ("x.ome.zarr,", "is not an OME-TIFF, the format that a batch writes"),
         (",nonsense", "batch_size: 'nonsense' is neither auto nor a whole number of at least 1"),
         (",-3", "batch_size: '-3' is neither auto nor"),
     ],
@@ -117,8 +116,8 @@ def test_unusable_tables_are_one_line(tmp_path: Path, text: str, message: str) -
 
 
 def test_unknown_columns_are_told_with_those_that_are_known(tmp_path: Path) -> None:
-    _, problems = read_rows(manifest(tmp_path, "path,colour\na.svs,red\n"), "identity", OPTIONS)
-    assert "no option 'colour'" in problems[0].message
+    _, problems = read_rows(manifest(tmp_path, "path,color\na.svs,red\n"), "identity", OPTIONS)
+    assert "no option 'color'" in problems[0].message
     assert "tissue" in problems[0].message
 
 
@@ -183,7 +182,7 @@ def test_names_that_are_no_text_and_names_that_are_too_long_are_problems(tmp_pat
         pytest.skip("this file system takes names in UTF-8 only")
     rows, (problem,) = read_rows(str(slides), "identity", OPTIONS)
     assert not rows
-    assert "no text" in str(problem).encode("utf-8").decode()
+    assert "not valid UTF-8" in str(problem).encode("utf-8").decode()
     write_slides(slides, ["a"])
     rows, (problem,) = read_rows(manifest(slides, f"path,output\na.tif,{'n' * 300}\n"), "identity", OPTIONS)
     assert not rows
@@ -203,14 +202,14 @@ def test_links_that_lead_nowhere_are_problems(tmp_path: Path) -> None:
     for source in (slides, slides / "*"):
         rows, (problem,) = read_rows(str(source), "identity", OPTIONS)
         assert [row.name for row in rows] == ["good.tif"]
-        assert str(problem).startswith("gone.svs: it is a link that leads nowhere")
+        assert str(problem).startswith("gone.svs: it is a broken link")
 
 
 def test_names_that_break_lines_are_problems(tmp_path: Path) -> None:
     (tmp_path / "two\nlines.tif").touch()
     rows, (problem,) = read_rows(str(tmp_path), "identity", OPTIONS)
     assert not rows
-    assert str(problem) == "two?lines.tif: its name holds characters that cannot be printed; rename it"
+    assert str(problem) == "two?lines.tif: its name contains unprintable characters; rename it"
 
 
 def test_an_output_that_is_a_folder_is_a_problem(tmp_path: Path) -> None:

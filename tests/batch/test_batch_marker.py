@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from wsi2ihc.batch import marker
-from wsi2ihc.batch.marker import is_intact, read_done, write_marker
-from wsi2ihc.batch.places import marker_path
-from wsi2ihc.batch.results import Result, write_table
-from wsi2ihc.batch.runner import states_at_first
-from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.batch import task as task_module
+from wsi2ihc.batch.results_table import Result, write_table
+from wsi2ihc.batch.scheduler import initial_states
+from wsi2ihc.batch.task import SlideTask, is_intact, marker_path, read_done, write_marker
 from wsi2ihc.cli.main import EXIT_SOME_FAILED, main
 from wsi2ihc.errors import OutputError
 from wsi2ihc.files import sha256_of_file
-from wsi2ihc.translation.finishing import report_path
+from wsi2ihc.translation.output import report_path
 
 FACTS = {"seconds": 1.0}
 SIZE = 3 << 20
@@ -80,7 +78,7 @@ def test_an_output_that_is_not_what_was_written_is_not_done(task: SlideTask, cha
 
 def test_what_nothing_has_touched_is_not_read(task: SlideTask, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(marker, "sha256_of_file", lambda file: (read.append(file), sha256_of_file(file))[1])
+    monkeypatch.setattr(task_module, "sha256_of_file", lambda file: (read.append(file), sha256_of_file(file))[1])
     assert read_done(task) == FACTS
     assert read == [report_path(task.output)]
     assert read_done(task, verify=True) == FACTS
@@ -107,7 +105,7 @@ def test_damage_below_the_file_system_is_found_on_request_and_not_believed_again
     assert read_done(task) == FACTS, "as documented: nothing was written to the file"
     assert not is_intact(task.output, verify=True)
     assert read_done(task) == FACTS, "--status changes nothing"
-    (state,) = states_at_first([task], verify=True)
+    (state,) = initial_states([task], verify=True)
     assert state.status == "waiting"
     assert read_done(task) is None, "so that no process takes it for done by its times"
 
@@ -127,7 +125,7 @@ def test_status_names_damaged_outputs(task: SlideTask, capsys: pytest.CaptureFix
     assert (status(), status("--verify")) == (0, EXIT_SOME_FAILED)
     overwrite_middle(task.output)
     assert status() == EXIT_SOME_FAILED
-    assert "a.svs: its output is gone or was changed" in capsys.readouterr().out
+    assert "a.svs: its output is missing or has changed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("moment", ["before", "while it is read"])
@@ -147,7 +145,7 @@ def test_an_output_that_changes_before_it_is_marked_gets_no_marker(
     if moment == "before":
         overwrite_middle(task.output)
     else:
-        monkeypatch.setattr(marker, "sha256_of_file", read)
+        monkeypatch.setattr(task_module, "sha256_of_file", read)
     with pytest.raises(OutputError, match="another program changed the output"):
         write_marker(task, FACTS, digest)
     assert not marker_path(task.output).exists()

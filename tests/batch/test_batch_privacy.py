@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from wsi2ihc.batch import privacy, process
-from wsi2ihc.batch.events import Event
-from wsi2ihc.batch.privacy import anonymous, told
-from wsi2ihc.batch.process import Child
-from wsi2ihc.batch.task import SlideTask
-from wsi2ihc.batch.worker_slot import _label
+from wsi2ihc import text as text_module
+from wsi2ihc.batch import local
+from wsi2ihc.batch.dask_worker import _label
+from wsi2ihc.batch.local import WorkerProcess
+from wsi2ihc.batch.task import Event, SlideTask
+from wsi2ihc.text import anonymize, one_line_error
 
 
 @pytest.fixture(autouse=True)
 def _names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(privacy.socket, "gethostname", lambda: "gpu07.hospital.org")
-    monkeypatch.setattr(privacy.getpass, "getuser", lambda: "jsmith")
-    privacy._local_names.cache_clear()
+    monkeypatch.setattr(text_module.socket, "gethostname", lambda: "gpu07.hospital.org")
+    monkeypatch.setattr(text_module.getpass, "getuser", lambda: "jsmith")
+    text_module._local_names.cache_clear()
     yield
-    privacy._local_names.cache_clear()
+    text_module._local_names.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,14 @@ def _names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_text_of_libraries_is_kept_without_folders_and_names(text: str, expected: str) -> None:
-    assert anonymous(text, "/data/Patient Smith/a b.svs") == expected
+    assert anonymize(text, "/data/Patient Smith/a b.svs") == expected
 
 
 def test_an_unexpected_error_names_no_folders() -> None:
-    assert told(RuntimeError("no /scratch/jsmith/x.tif")).startswith("unexpected RuntimeError: no x.tif (run again")
-    assert told(PermissionError(13, "Permission denied", "/scratch/jsmith/x.tif")) == "Permission denied"
+    assert one_line_error(RuntimeError("no /scratch/jsmith/x.tif")).startswith(
+        "unexpected RuntimeError: no x.tif (run again"
+    )
+    assert one_line_error(PermissionError(13, "Permission denied", "/scratch/jsmith/x.tif")) == "Permission denied"
 
 
 def test_the_log_of_a_child_names_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,11 +57,11 @@ def test_the_log_of_a_child_names_no_folders(tmp_path: Path, monkeypatch: pytest
         "print('damaged:', task['slide'], task['output'], '/home/jsmith/lib/x.py\\x1b[31m', file=sys.stderr)\n"
         "print('\\u00e4' * 100_000, file=sys.stderr)\n"
     )
-    monkeypatch.setattr(process, "python_command", lambda _module: [sys.executable, "-c", program])
+    monkeypatch.setattr(local, "python_command", lambda _module: [sys.executable, "-c", program])
     heard: list[Event | None] = []
     log = tmp_path / "child.log"
-    child = Child(0, lambda _number, event: heard.append(event), {}, log)
-    child.give(SlideTask(0, "/data/Patient Smith/a.svs", Path("/results/Patient Smith/a.ome.tiff"), "identity"))
+    child = WorkerProcess(0, lambda _number, event: heard.append(event), {}, log)
+    child.submit(SlideTask(0, "/data/Patient Smith/a.svs", Path("/results/Patient Smith/a.ome.tiff"), "identity"))
     until = time.monotonic() + 20
     while None not in heard and time.monotonic() < until:
         time.sleep(0.01)

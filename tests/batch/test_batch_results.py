@@ -10,21 +10,24 @@ from pathlib import Path
 import pytest
 from make_batch import PretendEngine, tasks_of, write_slides
 
-from wsi2ihc.batch import recording
-from wsi2ihc.batch.events import Done, Failed
-from wsi2ihc.batch.manifest import Problem, Row
+from wsi2ihc.batch import results_table
 from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.batch.page import write_page
-from wsi2ihc.batch.places import marker_path, thumbnail_path
-from wsi2ihc.batch.recording import ResultsWriter
-from wsi2ihc.batch.results import COLUMNS, Result, read_results, results_of, write_table
-from wsi2ihc.batch.runner import SlideState, run_batch
-from wsi2ihc.batch.shards import record_shard
-from wsi2ihc.batch.staging import CACHE_VARIABLE, remove_old_copies, staged
-from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.batch.results_table import (
+    COLUMNS,
+    Result,
+    ResultsWriter,
+    read_results,
+    results_of,
+    write_page,
+    write_table,
+)
+from wsi2ihc.batch.scheduler import SlideState, run_batch
+from wsi2ihc.batch.slide_manifest import Problem, Row, record_shard
+from wsi2ihc.batch.task import Done, Failed, SlideTask, marker_path, thumbnail_path
+from wsi2ihc.batch.worker import CACHE_VARIABLE, remove_old_copies, staged
 from wsi2ihc.errors import ManifestError
-from wsi2ihc.generator.registry import DEFAULT_MODEL
-from wsi2ihc.locks import in_use
+from wsi2ihc.models.registry import DEFAULT_MODEL
+from wsi2ihc.storage import in_use
 from wsi2ihc.translation.options import TranslateOptions
 
 
@@ -64,7 +67,7 @@ def test_shards_that_never_began_are_named(tmp_path: Path) -> None:
     write(tmp_path, "results-0-of-2.csv", [row("a")], age=2)
     results, notes = read_results(tmp_path)
     assert [one.slide for one in results] == ["a.svs"]
-    assert notes == ["shard 1 of 2 never began", "shards 0, 1, 2, 3, 4, 5, 6 of 8 never began"]
+    assert notes == ["shard 1 of 2 never started", "shards 0, 1, 2, 3, 4, 5, 6 of 8 never started"]
 
 
 def test_a_batch_of_all_slides_has_done_what_shards_did_not(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_outputs_that_are_gone_or_cut_short_are_not_done(tmp_path: Path) -> None
     (tmp_path / "short.ome.tiff").write_bytes(b"pix")
     results, _ = read_results(tmp_path)
     assert [one.status for one in results] == ["failed", "failed", "done"]
-    assert results[0].error == "its output is gone or was changed; run the batch again"
+    assert results[0].error == "its output is missing or has changed; run the batch again"
 
 
 def test_slides_of_one_output_are_all_told(tmp_path: Path) -> None:
@@ -122,11 +125,11 @@ def test_tables_of_earlier_versions_can_be_read_and_others_not(tmp_path: Path) -
     (tmp_path / "results.csv").write_text("slide,output,status\na.svs,a.ome.tiff,done\n")
     make_output(tmp_path, "a.ome.tiff")
     assert read_results(tmp_path)[0] == [row("a")]
-    (tmp_path / "results.csv").write_text("colour\nred\n")
+    (tmp_path / "results.csv").write_text("color\nred\n")
     with pytest.raises(ManifestError, match="cannot be read as a table of results"):
         read_results(tmp_path)
     (tmp_path / "results.csv").unlink()
-    with pytest.raises(ManifestError, match="no output folder of a batch"):
+    with pytest.raises(ManifestError, match="not the output folder of a batch"):
         read_results(tmp_path)
 
 
@@ -138,7 +141,7 @@ def test_rows_say_what_made_them_and_what_was_not_as_it_should_be(tmp_path: Path
     done, failed, never = results_of(states, [Problem(3, "b.svs", "b.svs: no resolution", "b.ome.tiff")])
     assert done.warnings == "1 place was unreadable; it was faint"
     assert (done.slide, done.model) == ("a.svs", "her2.safetensors")
-    assert failed.error == "damaged (a.ome.tiff is there, and may be of an earlier run)"
+    assert failed.error == "damaged (a.ome.tiff exists, possibly from an earlier run)"
     assert (never.output, never.status, never.error) == ("b.ome.tiff", "failed", "no resolution")
     plain = done.to_json()
     assert list(plain) == list(COLUMNS)
@@ -150,14 +153,14 @@ def test_the_page_shows_outputs_failed_ones_first(tmp_path: Path) -> None:
     thumbnail_path(tmp_path / "b.ome.tiff").touch()
     failed = Result("<i>.svs", "i.ome.tiff", "m", "failed", error="<b>damaged</b>")
     done = Result("b.svs", "b.ome.tiff", "her2.safetensors", "done", warnings="it was faint")
-    write_page(tmp_path, [done, failed], ["shard 1 of 2 never began"])
+    write_page(tmp_path, [done, failed], ["shard 1 of 2 never started"])
     page = (tmp_path / "summary.html").read_text()
     assert page.index("i.ome.tiff") < page.index("b.ome.tiff")
     assert "&lt;b&gt;damaged" in page
     assert "<b>damaged" not in page
     for text in (
         '<a href="b.ome.tiff">', "b.svs by her2.safetensors", "it was faint", "no seams to measure", "1 done, 1 failed",
-        "<p>shard 1 of 2 never began</p>", ".wsi2ihc-batch/thumbnails/b.ome.tiff.jpg",
+        "<p>shard 1 of 2 never started</p>", ".wsi2ihc-batch/thumbnails/b.ome.tiff.jpg",
     ):  # fmt: skip
         assert text in page
     assert "Demonstration" not in page
@@ -177,8 +180,8 @@ def test_shards_of_another_list_are_told(tmp_path: Path) -> None:
     assert record_shard(tmp_path, "2/3", listed("a", "b", "c")) == ["0", "1"]
     assert record_shard(tmp_path, "0/3", listed("a", "b", "c")) == ["1"]
     write(tmp_path, "results-0-of-3.csv", [row("a")], age=0)
-    (note,) = (one for one in read_results(tmp_path)[1] if "another list" in one)
-    assert note.startswith("of 3 shards, 1 was dealt from another list")
+    (note,) = (one for one in read_results(tmp_path)[1] if "another manifest" in one)
+    assert note.startswith("of 3 shards, 1 was made from another manifest")
     assert record_shard(tmp_path, "1/3", listed("a", "b", "c")) == []
 
 
@@ -216,7 +219,7 @@ def test_a_slide_is_read_from_its_copy_or_where_it_is(tmp_path: Path, monkeypatc
     told: list[str] = []
     with staged(task, told.append) as slide:
         assert slide.info.name == "a.tif"
-    assert told == ["it was read where it is: the cache could not take it (No such file or directory)"]
+    assert told == ["the slide was not cached (No such file or directory)"]
 
 
 def test_what_comes_again_is_told(tmp_path: Path) -> None:
@@ -247,9 +250,9 @@ def test_a_table_that_cannot_be_written_does_not_end_a_batch(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "results.csv"))
 
-    monkeypatch.setattr(recording, "write_table", refuse)
-    monkeypatch.setattr(recording, "write_page", refuse)
-    writer = recording.ResultsWriter(tmp_path)
+    monkeypatch.setattr(results_table, "write_table", refuse)
+    monkeypatch.setattr(results_table, "write_page", refuse)
+    writer = results_table.ResultsWriter(tmp_path)
     writer.update(lambda: [row("a")])
     assert writer.finish([row("a")]) == []
     assert "results.csv was not written: the disk is full" in caplog.text

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 from make_batch import PretendEngine, Script, fail, succeed
 
-from wsi2ihc.batch.events import Done, Event, Failed, Returned
-from wsi2ihc.batch.marker import write_marker
 from wsi2ihc.batch.options import BatchOptions
-from wsi2ihc.batch.runner import MOST_RETURNS, SlideState, run_batch
-from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.batch.scheduler import MOST_RETURNS, SlideState, run_batch
+from wsi2ihc.batch.task import Done, Event, Failed, Requeued, SlideTask, write_marker
 from wsi2ihc.errors import OptionError
 from wsi2ihc.files import sha256_of_file
-from wsi2ihc.translation.finishing import report_path
+from wsi2ihc.translation.output import report_path
 
 
 def tasks(folder: Path, count: int) -> list[SlideTask]:
@@ -80,7 +78,7 @@ def test_of_two_that_come_back_only_the_guilty_one_fails(tmp_path: Path) -> None
             return []
         first, second = together[-2:]
         if 1 in (first, second):
-            return [Returned(first, "the child crashed"), Returned(second, "the child crashed")]
+            return [Requeued(first, "the child crashed"), Requeued(second, "the child crashed")]
         return [Done(first), Done(second)]
 
     engine.script = script
@@ -91,7 +89,7 @@ def test_of_two_that_come_back_only_the_guilty_one_fails(tmp_path: Path) -> None
 
 
 def test_one_that_always_comes_back_is_given_up_in_the_end(tmp_path: Path) -> None:
-    (state,), engine = run(tmp_path, 1, lambda task, *_: [Returned(task.number, "the worker was lost")])
+    (state,), engine = run(tmp_path, 1, lambda task, *_: [Requeued(task.number, "the worker was lost")])
     assert state.status == "failed"
     assert len(engine.taken) == MOST_RETURNS + 1
 
@@ -126,7 +124,7 @@ def test_impossible_options_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(OptionError, match="--"):
             BatchOptions(**wrong)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(OptionError, match=r"^--cache .* cannot be written"):
+    with pytest.raises(OptionError, match=r"^--cache .* is not writable"):
         BatchOptions(cache=tmp_path)
 
 
@@ -137,7 +135,7 @@ def test_what_another_batch_has_done_meanwhile_is_not_counted_as_ours(tmp_path: 
 
 def test_what_was_done_as_its_child_died_is_ours(tmp_path: Path) -> None:
     def script(task: SlideTask, alone: bool, before: int) -> list[Event]:
-        return [Done(task.number, is_new=False)] if before else [Returned(task.number, "the worker was lost")]
+        return [Done(task.number, is_new=False)] if before else [Requeued(task.number, "the worker was lost")]
 
     states, _ = run(tmp_path, 1, script)
     assert [(state.status, state.attempts) for state in states] == [("done", 1)]

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairing"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairs"))
 from make_slide_pairs import row, write_pairs
 from tiny_runs import tiny_pairs
 
-from wsi2ihc.generator.networks import ResnetGenerator
-from wsi2ihc.registration.files import save_transform
+from wsi2ihc.models.networks import ResnetGenerator
 from wsi2ihc.registration.transform import Transform, frame_of
+from wsi2ihc.registration.transform_io import save_transform
 from wsi2ihc.slide import open_slide
 from wsi2ihc.training.history import RunRecord
 

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from wsi2ihc.cli.main import COMMANDS, cli, main
-from wsi2ihc.cli.parameters import REGION, PositiveFloat, _Notation
+from wsi2ihc.cli.options import PositiveFloat, _Parsed
 
 ABSURD = ("-1", "0", "1e308", str(10**30), "nan", "inf")
 
@@ -48,8 +48,8 @@ def commands(group: click.Group = cli, above: str = "") -> Iterator[tuple[str, c
 def is_numeric(param: click.Parameter) -> bool:
     if not isinstance(param, click.Option) or param.is_flag or param.count:
         return False
-    kinds = (click.types.IntParamType, click.types.FloatParamType, PositiveFloat, _Notation)
-    return isinstance(param.type, kinds) and param.type is not REGION
+    kinds = (click.types.IntParamType, click.types.FloatParamType, PositiveFloat, _Parsed)
+    return isinstance(param.type, kinds) and param.name != "region"
 
 
 CASES = [(name, param.opts[0]) for name, command in commands() for param in command.params if is_numeric(param)]

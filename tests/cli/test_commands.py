@@ -16,9 +16,9 @@ from make_slides import halves, write_slide
 
 from wsi2ihc.cli.main import main
 from wsi2ihc.demo import synthetic_tissue
-from wsi2ihc.generator.registry import DEFAULT_MODEL
+from wsi2ihc.models.registry import DEFAULT_MODEL
 
-GLASS = (243, 241, 240)
+BACKGROUND = (243, 241, 240)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    picture = np.full((900, 1200, 3), GLASS, dtype=np.uint8)
+    picture = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
     picture[200:700, 250:950] = synthetic_tissue(700, 500, seed=1)
     path = tmp_path_factory.mktemp("cli") / "case.svs"
     return write_slide(path, halves(picture, 2), style="aperio", compression="jpeg", tile=256, mpp=0.5)
@@ -73,7 +73,7 @@ def test_dry_run_writes_nothing(slide: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"model    {DEFAULT_MODEL}, virtual pan-CK (computed), on cpu" in stdout
     assert "coarser" not in stdout
     _, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--dry-run", "--mpp", "1.5")
-    assert "3 times coarser than what the model was trained on; it is enlarged" in stdout
+    assert "3 times coarser than the training data of the model; it is enlarged" in stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -144,7 +144,7 @@ def test_doctor_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["translate", "{slide}", "{out}", "--region", "1,2,3"], 2, "X,Y,W,H"),
         (["translate", "{slide}", "{out}", "--max-memory", "lots"], 2, "amount of memory"),
         (["translate", "{slide}", "{out}", "--max-memory", "1M"], 1, "--max-memory"),
-        (["translate", "{slide}", "{out}", "--mpp", "-1"], 2, "above zero"),
+        (["translate", "{slide}", "{out}", "--mpp", "-1"], 2, "is not a positive number"),
         (["translate", "{slide}", "{out}", "--model", "nonsense"], 1, "nonsense"),
         (["translate", "{slide}", "{out}", "--device", "toaster"], 1, "toaster"),
         (["translate", "{slide}", "{out}", "--tile-size", "500"], 1, "multiple of 16"),
@@ -183,7 +183,7 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_a_slide_without_resolution_names_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = np.full((400, 400, 3), GLASS, dtype=np.uint8)
+    picture = np.full((400, 400, 3), BACKGROUND, dtype=np.uint8)
     picture[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
     slide = write_slide(tmp_path / "bare.tif", picture, compression="jpeg", tile=256, mpp=None)
     code, _, stderr = run(capsys, "translate", slide, tmp_path / "out.ome.tiff")

@@ -42,7 +42,7 @@ def test_summary(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "WARNING: pairs of patches of different splits that show the same tissue: 1 (overlap: 1), such as HE/train/a"
         in err
     )
-    assert "looking at patches" in err
+    assert "measuring patches" in err
     assert "WARNING" not in out
     assert sorted(data.rglob("*")) == before
 
@@ -52,10 +52,10 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, x in (("a", 0), ("b", 70)):  # without splits and levels there is nothing to plot, which takes long
         write(data, name, patch(x, 0))
     code, out, _ = run(capsys, data, "--out", out_folder)
-    assert (code, f"{out_folder / 'report.html'}: the whole report" in out) == (0, True)
-    assert (out_folder / "pictures" / "same_tissue.jpg").is_file()
+    assert (code, f"{out_folder / 'report.html'}: full report" in out) == (0, True)
+    assert (out_folder / "figures" / "same_tissue.jpg").is_file()
     code, _, err = run(capsys, data, "--out", out_folder)
-    assert (code, "already holds a report" in err) == (1, True)
+    assert (code, "already contains a report" in err) == (1, True)
     assert "looking at" not in err  # told before any work
     assert run(capsys, data, "--out", out_folder, "--overwrite", "-q") == (0, "", "")
 
@@ -66,7 +66,7 @@ def test_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, data, "--json", "-q", "--group-by", "(?P<group>.)")
     facts = json.loads(out)
     assert (code, err) == (0, "")
-    assert (facts["format"], facts["version"]) == ("wsi2ihc report", 1)  # as in report.json
+    assert (facts["format"], facts["version"]) == ("wsi2ihc report", 2)  # as in report.json
     assert facts["grouped_by"] == "regular expression (?P<group>.)"
     assert [(one["split"], one["pairs"]) for one in facts["counts"] if not one["group"]] == [
         ("train", 2), ("test", 1), ("all", 3),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from wsi2ihc.cli.main import main
 
-QUICK = ("--resamples", "100", "--pictures", "1")
+QUICK = ("--resamples", "100", "--examples", "1")
 
 
 def run(*arguments: object) -> int:

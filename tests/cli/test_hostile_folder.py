@@ -14,7 +14,7 @@ import pytest
 from make_slides import halves, write_slide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairing"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairs"))
 from make_slide_pairs import SMALL, row, write_manifest, write_pairs
 from tiny_runs import TINY, tiny_pairs
 

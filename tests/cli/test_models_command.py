@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from wsi2ihc.cli.main import main
-from wsi2ihc.generator import foreign
-from wsi2ihc.generator.networks import ResnetGenerator
+from wsi2ihc.models import import_weights
+from wsi2ihc.models.networks import ResnetGenerator
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -64,13 +64,13 @@ def test_an_import_does_not_replace_what_another_import_wrote_meanwhile(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "net.safetensors"
-    real = foreign.import_checkpoint
+    real = import_weights.import_checkpoint
 
     def slower(source: Path, **options: object) -> object:
         output.write_bytes(b"from another import")
         return real(source, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(foreign, "import_checkpoint", slower)
+    monkeypatch.setattr(import_weights, "import_checkpoint", slower)
     code, _, stderr = run(capsys, "models", "import", weights, output, "--mpp", "0.5")
     assert (code, output.read_bytes()) == (1, b"from another import")
     assert "already there" in stderr

@@ -24,13 +24,13 @@ import numpy as np
 import pytest
 from make_slides import halves, write_slide
 
-from wsi2ihc.cli import output
+from wsi2ihc.cli import console
+from wsi2ihc.cli.console import LineFormatter, Screen, ScreenHandler, say, standard_streams, tell
 from wsi2ihc.cli.main import cleaned_up_when_ended, main
-from wsi2ihc.cli.output import LineFormatter, Screen, ScreenHandler, say, standard_streams, tell
-from wsi2ihc.cli.parameters import set_up_logging
+from wsi2ihc.cli.options import set_up_logging
 from wsi2ihc.cli.progress import ProgressBar
+from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import synthetic_tissue
-from wsi2ihc.progress import Progress
 from wsi2ihc.text import columns, cut, pluralize, printable
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[31m\nError: forged\u202egnp.\u200b\udcff\x9b2J\r"
@@ -56,9 +56,9 @@ def test_text_is_cut_to_columns_of_the_terminal() -> None:
 
 
 def test_all_that_commands_print_goes_through_one_module() -> None:
-    folder = Path(output.__file__).parent
+    folder = Path(console.__file__).parent
     for path in folder.glob("*.py"):
-        if path.name != "output.py":
+        if path.name != "console.py":
             assert not re.search(r"click\.s?echo|\bprint\(|sys\.std(out|err)|print_exc", path.read_text()), path.name
 
 
@@ -166,11 +166,11 @@ def test_a_reader_that_is_gone_is_one_line_and_exit_code_1(tmp_path: Path) -> No
         ["bash", "-c", '"$@" > >(exec true); echo $?', "bash", *command], capture_output=True, text=True, check=False
     )
     assert finished.stdout.strip() in ("0", "1")  # the reader may be quicker to come than to go
-    assert finished.stderr in ("", "Error: the program that read the output has gone\n")
+    assert finished.stderr in ("", "Error: the program that read the output has ended\n")
 
 
 def test_a_file_never_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
-    script = "import os; from wsi2ihc.cli.output import standard_streams\nwith standard_streams(): "
+    script = "import os; from wsi2ihc.cli.console import standard_streams\nwith standard_streams(): "
     script += f"print(os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY), flush=True)"
     command = ["bash", "-c", 'exec "$@" 0<&- 2>&-', "bash", sys.executable, "-c", script]
     assert int(subprocess.run(command, capture_output=True, check=True).stdout) > 2
@@ -202,9 +202,9 @@ def in_a_terminal(script: str, *, width: int) -> str:
 def test_progress_is_cut_to_the_terminal_and_messages_stand_alone() -> None:
     script = """if True:
         import logging
-        from wsi2ihc.cli.parameters import set_up_logging
+        from wsi2ihc.cli.options import set_up_logging
         from wsi2ihc.cli.progress import ProgressBar
-        from wsi2ihc.progress import Progress
+        from wsi2ihc.concurrency import Progress
         set_up_logging(0, False)
         bar = ProgressBar()
         bar(Progress("training 漢字漢字漢字", 1, 9, note="x" * 200))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from make_slides import halves, write_slide
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairing"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairs"))
 from make_slide_pairs import SIZE, SMALL, row, tree, write_manifest, write_pairs
 
 from wsi2ihc.cli.main import main
@@ -37,26 +37,26 @@ def test_a_data_set_is_made_checked_and_left_alone(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "data"
-    code, out, err = run(capsys, manifest, folder, *SMALL, "--stain", "HER2", "--licence", "CC0")
+    code, out, err = run(capsys, manifest, folder, *SMALL, "--stain", "HER2", "--license", "CC0")
     assert code == 0
-    assert "8 pairs of patches from 2 pairs of slides, 2 of them cut now" in out
+    assert "8 pairs of patches from 2 pairs of slides, 2 of them new" in out
     assert "train    4 pairs, 1 slide, 1 patient (HER2 0: 4)" in out
     assert f"next: wsi2ihc train {folder}" in out
-    assert "cutting pairs of slides" in err
+    assert "extracting patches" in err
     assert "\r" not in err  # no redrawing where there is no terminal
     statement = json.loads((folder / "dataset.json").read_text())
-    assert (statement["stain"], statement["licence"], statement["options"]["patch_size"]) == ("HER2", "CC0", 128)
+    assert (statement["stain"], statement["license"], statement["options"]["patch_size"]) == ("HER2", "CC0", 128)
     assert statement["name"] == "data"
-    code, out, _ = run(capsys, manifest, folder, *SMALL, "--stain", "HER2", "--licence", "CC0")
-    assert (code, "complete already, 8 pairs; nothing was done" in out) == (0, True)
+    code, out, _ = run(capsys, manifest, folder, *SMALL, "--stain", "HER2", "--license", "CC0")
+    assert (code, "already complete, 8 pairs; nothing was done" in out) == (0, True)
     code, out, err = run(capsys, "--check", folder)
-    assert (code, "8 pairs, nothing wrong" in out) == (0, True)
+    assert (code, "8 pairs, no problems" in out) == (0, True)
     next(folder.glob("IHC/train/*.png")).unlink()
     code, out, err = run(capsys, "--check", folder, "--json")
     assert code == 1
-    assert any("is not there" in problem for problem in json.loads(out)["problems"])
+    assert any("is missing" in problem for problem in json.loads(out)["problems"])
     code, _, err = run(capsys, "--check", folder)
-    assert (code, err.count("Error: ") >= 1, err.count("To mend it: ")) == (1, True, 2)
+    assert (code, err.count("Error: ") >= 1, err.count("To fix it: ")) == (1, True, 2)
 
 
 def test_some_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +67,7 @@ def test_some_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert facts["kept"] == 4
     (line,) = err.splitlines()
     assert line.startswith("Error: row 3 (S1): ")
-    assert "lost.tif is not there" in line
+    assert "lost.tif does not exist" in line
     assert "the HER2 level is '7'" in line
 
 
@@ -93,14 +93,14 @@ def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.
     assert len(list((folder / "HE" / "train").glob("*.png"))) == 4
     assert run(capsys, "--check", folder)[0] == 0
     code, _, err = run(capsys, strangers, folder, *SMALL)
-    assert (code, "was begun with spacing_um 100.0, not 64.0" in err) == (1, True)
+    assert (code, "a dataset with spacing_um 100.0, not 64.0" in err) == (1, True)
 
 
 def test_all_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = write_manifest(slides / "worse.csv", [row(0, ihc_path="lost.tif")])
     code, out, err = run(capsys, bad, tmp_path / "data", *SMALL)
     assert code == 1
-    assert out == f"{tmp_path / 'data'}: no pair of slides can be used\n"
+    assert out == f"{tmp_path / 'data'}: no slide pair can be used\n"
     assert "row 2 (S0)" in err
     assert run(capsys, bad, tmp_path / "data", *SMALL, "--dry-run")[0] == 1
 
@@ -123,7 +123,7 @@ def test_a_dry_run(slides: Path, manifest: Path, tmp_path: Path, capsys: pytest.
     before = set(tmp_path.iterdir())
     code, out, err = run(capsys, manifest, tmp_path / "data", "--dry-run", *SMALL)
     assert code == 0
-    assert "looking at pairs of slides" in err
+    assert "checking slides" in err
     assert "cutting" not in err
     assert "2 pairs of slides can be used" in out
     assert "train: 1 of 1 patient (HER2 0: 1)" in out
@@ -140,8 +140,8 @@ def test_a_dry_run(slides: Path, manifest: Path, tmp_path: Path, capsys: pytest.
     [
         ((), 2, "name a manifest and the folder"),
         (("only.csv",), 2, "name a manifest and the folder"),
-        (("m.csv", "--check", "data"), 2, "--check takes the folder of a data set"),
-        (("lost.csv", "data"), 1, "there is no table lost.csv"),
+        (("m.csv", "--check", "data"), 2, "--check takes only the folder of a dataset"),
+        (("lost.csv", "data"), 1, "the table lost.csv does not exist"),
         ((".", "data"), 1, ". is a folder; name a CSV file"),
         (("lost.csv", "data", "--min-tissue", "2"), 1, "--min-tissue must be"),
         (("lost.csv", "data", "--patch-size", "1"), 1, "--patch-size must lie between"),

@@ -13,15 +13,14 @@ from make_slides import halves, write_slide
 from PIL import Image
 
 from wsi2ihc.cli.main import main
+from wsi2ihc.concurrency import Progress, ProgressCallback
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.errors import UnreadableSlideError
-from wsi2ihc.progress import Progress, ProgressCallback
-from wsi2ihc.registration import registering
-from wsi2ihc.registration.files import load_transform, save_transform
-from wsi2ihc.registration.folder import reserved
-from wsi2ihc.registration.options import RegistrationOptions
-from wsi2ihc.registration.result import Registration, Stage
+from wsi2ihc.registration import register as register_module
+from wsi2ihc.registration.register import Registration, RegistrationOptions, Stage
+from wsi2ihc.registration.report import reserved
 from wsi2ihc.registration.transform import LocalField, Transform, affine, frame_of, to_moving
+from wsi2ihc.registration.transform_io import load_transform, save_transform
 from wsi2ihc.slide import Slide
 
 MATRIX = [[1.0, 0.0, 20.0], [0.0, 1.0, -10.0]]
@@ -101,7 +100,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> list[RegistrationOptions]:
         seen.append(options)
         return found(fixed, moving, options, progress)
 
-    monkeypatch.setattr(registering, "register", noted)
+    monkeypatch.setattr(register_module, "register", noted)
     return seen
 
 
@@ -236,7 +235,7 @@ def test_the_residual_is_told_as_what_it_is(
         assert one.transform is not None
         return dataclasses.replace(one, transform=dataclasses.replace(one.transform, field=None))
 
-    monkeypatch.setattr(registering, "register", without_field)
+    monkeypatch.setattr(register_module, "register", without_field)
     code, stdout, _ = run(capsys, "register", *slides, tmp_path / "out", "--no-local")
     assert code == 0
     assert "2.5 µm (median distance of blocks from the affine map)" in stdout
@@ -245,7 +244,7 @@ def test_the_residual_is_told_as_what_it_is(
 def test_a_failure_keeps_the_report_and_the_picture_before(
     slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registering, "register", failed)
+    monkeypatch.setattr(register_module, "register", failed)
     code, stdout, stderr = run(capsys, "register", *slides, tmp_path / "out", "-q")
     assert (code, stdout) == (1, "")
     assert stderr.startswith("Error: ihc.svs could not be registered to he.svs: No turn of the IHC slide stands out; ")
@@ -268,7 +267,7 @@ def test_an_earlier_registration_is_replaced_only_when_asked(
     code, _, stderr = run(capsys, "register", *slides, out)
     assert code == 1
     assert "--overwrite" in stderr
-    monkeypatch.setattr(registering, "register", failed)
+    monkeypatch.setattr(register_module, "register", failed)
     assert run(capsys, "register", *slides, out, "--overwrite")[0] == 1
     # nothing of the earlier one that contradicts the report, and nothing of somebody else's touched
     assert names(out) == ["before.png", "notes.txt", "registration.json"]
@@ -280,7 +279,7 @@ def test_a_failed_or_incomplete_registration_does_not_block_its_folder(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(registering, "register", failed)
+        patched.setattr(register_module, "register", failed)
         assert run(capsys, "register", *slides, out)[0] == 1
     for gone in ("", "transform.npz", "after.png"):
         if gone:
@@ -382,7 +381,7 @@ def test_nothing_is_written_where_a_slide_turns_out_damaged(
     def broken(fixed: Slide, moving: Slide, options: RegistrationOptions, progress: ProgressCallback) -> Registration:
         raise UnreadableSlideError("he.svs: damaged at (0, 0)")
 
-    monkeypatch.setattr(registering, "register", broken)
+    monkeypatch.setattr(register_module, "register", broken)
     code, _, stderr = run(capsys, "register", *slides, tmp_path / "out")
     assert (code, stderr) == (1, "Error: he.svs: damaged at (0, 0)\n")
     assert names(tmp_path) == []
@@ -425,7 +424,7 @@ def test_slides_that_cannot_be_read(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(",X,Y\nz,1,2\n", "no id in common"), (",X,Y\n1,two,3\n", "ihc.csv, line 2: 'two' is no coordinate")],
+    [(",X,Y\nz,1,2\n", "no id in common"), (",X,Y\n1,two,3\n", "ihc.csv, line 2: 'two' is not a coordinate")],
 )
 def test_landmarks_are_looked_at_before_the_work(
     slides: tuple[Path, Path],

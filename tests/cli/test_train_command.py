@@ -64,7 +64,7 @@ def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path, c
     facts = json.loads(out)
     assert code == 0
     assert facts["data"]["counts"].keys() == {"train", "validation"}
-    assert facts["forecast"]["memory_bytes"] > 0
+    assert facts["estimate"]["memory_bytes"] > 0
     assert facts["options"]["epochs"] == 1
 
 
@@ -98,8 +98,8 @@ def test_a_run_ends_with_a_summary(
         (["--batch-size", "99"], "batch of 99 is larger than the 7"),
         (["--batch-size", "1"], "variance term needs at least 2"),
         (["--crop-size", "64"], "smaller than the crop"),
-        (["--group-by", "("], "no regular expression"),
-        (["--order", "AB", "--octaves", "9"], "--octaves 9 is too many"),
+        (["--group-by", "("], "not a regular expression"),
+        (["--order", "AB", "--octaves", "9"], "--octaves 9 is too large"),
         (["--device", "cuda:77"], "CUDA"),
         (["--processes", "3"], "equally among 3"),
         (["--resume"], "no run to resume"),

@@ -13,26 +13,26 @@ from click.testing import CliRunner, Result
 from make_slides import halves, write_slide
 
 from wsi2ihc.cli.warp import command
+from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.errors import MissingResolutionError, OptionError, OutputError, OutputExistsError, TransformError
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.progress import Progress
 from wsi2ihc.pyramid import PyramidOptions, read_level
-from wsi2ihc.registration.files import fingerprint, save_transform
 from wsi2ihc.registration.transform import LocalField, SlideFrame, Transform, frame_of
+from wsi2ihc.registration.transform_io import fingerprint, save_transform
+from wsi2ihc.registration.warp import read_warped
 from wsi2ihc.registration.warped_slide import WarpOptions, warp_slide
-from wsi2ihc.registration.warping import read_warped
 from wsi2ihc.slide import open_slide, srgb_profile
 from wsi2ihc.tissue import whole_slide
 
-GLASS = (243, 241, 240)
+BACKGROUND = (243, 241, 240)
 SIZE = Size(1300, 1000)
 LOSSLESS = PyramidOptions(tile_px=256, compression="deflate")
 
 
 @pytest.fixture(scope="module")
 def ihc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    picture = np.full((900, 1200, 3), GLASS, dtype=np.uint8)
+    picture = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
     picture[250:650, 300:700] = synthetic_tissue(400, 400, seed=1)
     return write_slide(
         tmp_path_factory.mktemp("warp") / "ihc.svs", halves(picture, 2), style="aperio", compression="jpeg2000",
@@ -66,8 +66,8 @@ def test_the_file_holds_the_warped_pixels(ihc: Path, tmp_path: Path) -> None:
     with open_slide(ihc) as slide:
         report = warp_slide(slide, transform, out, WarpOptions(tissue="none", pyramid=LOSSLESS), progress=told.append)
         x, y = ((np.arange(side) + 0.5) * 0.4 for side in (SIZE.width, SIZE.height))
-        expected = read_warped(slide, transform, 0.5, x, y, report.glass)
-    assert np.abs(np.subtract(report.glass, GLASS)).max() <= 2
+        expected = read_warped(slide, transform, 0.5, x, y, report.background)
+    assert np.abs(np.subtract(report.background, BACKGROUND)).max() <= 2
     np.testing.assert_array_equal(read_level(out, 0), expected.pixels)
     assert report.output_size == SIZE
     assert report.output_mpp == (0.4, 0.4)
@@ -95,18 +95,18 @@ def test_without_tissue_there_is_plain_glass(ihc: Path, tmp_path: Path) -> None:
     assert auto.on_slide > 0.99
     one, other = read_level(tmp_path / "auto.ome.tiff", 0), read_level(tmp_path / "whole.ome.tiff", 0)
     left_out = (one != other).any(axis=-1)
-    assert (one[left_out] == auto.glass).all()
-    tissue = np.abs(other.astype(int) - auto.glass).max(axis=-1) > 12
+    assert (one[left_out] == auto.background).all()
+    tissue = np.abs(other.astype(int) - auto.background).max(axis=-1) > 12
     np.testing.assert_array_equal(one[tissue], other[tissue])
 
 
 def test_all_glass_is_still_written(tmp_path: Path) -> None:
-    path = write_slide(tmp_path / "glass.tif", np.full((600, 700, 3), GLASS, np.uint8), compression="deflate")
+    path = write_slide(tmp_path / "glass.tif", np.full((600, 700, 3), BACKGROUND, np.uint8), compression="deflate")
     transform = Transform(np.eye(2, 3), fixed=SlideFrame("he.svs", Size(500, 400), (0.5, 0.5)))
     with open_slide(path) as slide:
         report = warp_slide(slide, transform, tmp_path / "out.ome.tiff", WarpOptions(pyramid=LOSSLESS))
     assert any("No tissue" in warning for warning in report.warnings)
-    assert (read_level(tmp_path / "out.ome.tiff", 0) == GLASS).all()
+    assert (read_level(tmp_path / "out.ome.tiff", 0) == BACKGROUND).all()
 
 
 def test_threads_and_tiles_change_nothing(ihc: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_another_readers_hash_is_not_compared(ihc: Path, tmp_path: Path) -> None
 
 
 def test_the_resolution_comes_from_the_registration(tmp_path: Path) -> None:
-    picture = np.full((400, 500, 3), GLASS, np.uint8)
+    picture = np.full((400, 500, 3), BACKGROUND, np.uint8)
     picture[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
     bare = write_slide(tmp_path / "bare.tif", picture, compression="deflate", mpp=None)
     fixed = SlideFrame("he.svs", Size(500, 400), (1.0, 1.0))
@@ -195,7 +195,7 @@ def test_the_resolution_comes_from_the_registration(tmp_path: Path) -> None:
 def test_the_registrations_resolution_wins(ihc: Path, tmp_path: Path) -> None:
     """It was registered as a slide of 0.25 µm/px, though it says 0.5."""
     with open_slide(ihc, mpp=0.25) as slide:
-        moving, glass = frame_of(slide.info), whole_slide(slide).glass
+        moving, glass = frame_of(slide.info), whole_slide(slide).background
         x, y = ((np.arange(side) + 0.5) * 0.4 for side in (SIZE.width, SIZE.height))
         expected = read_warped(slide, transform_onto(ihc), 0.4, x, y, glass)
     path = save_transform(tmp_path / "pair", transform_onto(ihc, moving=moving))
@@ -248,7 +248,7 @@ def test_another_file_is_refused_but_for_any_slide(ihc: Path, tmp_path: Path) ->
     refused = invoke(other, saved, out)
     assert isinstance(refused.exception, TransformError)
     assert "this is another file than the one of this name that the transform was made for" in str(refused.exception)
-    assert str(refused.exception).endswith("or use it all the same with --any-slide")
+    assert str(refused.exception).endswith("or accept it with --any-slide")
     assert invoke(other, saved, out, "-q", "--any-slide").exit_code == 0
     renamed = other.with_name("renamed.svs")
     renamed.write_bytes(ihc.read_bytes())
@@ -259,9 +259,7 @@ def test_a_name_is_doubted_where_there_is_no_hash(ihc: Path, tmp_path: Path) -> 
     frame = SlideFrame("other.svs", Size(1200, 900), (0.5, 0.5))
     saved = save_transform(tmp_path / "pair", transform_onto(ihc, moving=frame))
     result = invoke(ihc, saved, tmp_path / "out.ome.tiff", "--mpp", "2")
-    assert (
-        "note     The transform was made for other.svs; whether ihc.svs is that slide cannot be told" in result.output
-    )
+    assert "note     The transform was made for other.svs; whether ihc.svs is that slide is unknown" in result.output
 
 
 def test_the_folder_is_made_and_the_report_lies_beside(ihc: Path, saved: Path, tmp_path: Path) -> None:
@@ -287,4 +285,4 @@ def test_a_transform_that_looks_elsewhere(ihc: Path, tmp_path: Path) -> None:
         report = warp_slide(slide, away, tmp_path / "out.ome.tiff", WarpOptions(mpp=2, pyramid=LOSSLESS))
         assert report.written_px == 0
         assert slide.read_level(0, Region(0, 0, 1, 1)).shape == (1, 1, 3)
-    assert (read_level(tmp_path / "out.ome.tiff", 0) == report.glass).all()
+    assert (read_level(tmp_path / "out.ome.tiff", 0) == report.background).all()

@@ -13,11 +13,11 @@ import pytest
 import tifffile
 import tiffslide
 
+from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import make_demo_slide
-from wsi2ihc.demo.synthetic import paint, synthetic_scene
+from wsi2ihc.demo.render import paint, synthetic_structures
 from wsi2ihc.errors import OptionError, OutputError
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.progress import Progress
 
 SIZE = (1500, 1100)
 
@@ -29,7 +29,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_openslide_reads_it_as_a_scanners_file(slide: Path) -> None:
+def test_openslide_reads_it_as_an_aperio_file(slide: Path) -> None:
     with openslide.OpenSlide(slide) as opened:
         assert opened.properties["openslide.vendor"] == "aperio"
         assert opened.properties["aperio.MPP"] == "0.5000"
@@ -49,8 +49,8 @@ def test_tiffslide_sees_the_same_levels_and_pixels(slide: Path) -> None:
         assert np.abs(difference).max() <= 1
 
 
-def test_the_colours_survive_the_file(slide: Path) -> None:
-    painted = paint(synthetic_scene(Size(*SIZE), 2), Region(300, 300, 512, 400)).astype(int)
+def test_colors_survive_compression(slide: Path) -> None:
+    painted = paint(synthetic_structures(Size(*SIZE), 2), Region(300, 300, 512, 400)).astype(int)
     with openslide.OpenSlide(slide) as opened:
         stored = np.asarray(opened.read_region((300, 300), 0, (512, 400)).convert("RGB"), int)
     assert np.abs(stored - painted).mean() < 4
@@ -96,12 +96,12 @@ def test_a_tiny_slide_is_refused(tmp_path: Path) -> None:
         make_demo_slide(tmp_path / "he.tiff", size=(100, 1000))
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="missing"):
         make_demo_slide(tmp_path / "missing" / "he.tiff", size=(256, 256))
 
 
-def test_nothing_is_left_behind_after_a_failure(tmp_path: Path) -> None:
+def test_a_failure_leaves_no_files(tmp_path: Path) -> None:
     def stop(progress: Progress) -> None:
         raise KeyboardInterrupt
 

@@ -20,9 +20,9 @@ from fuzz_targets import TARGETS, TRANSFORM, chunk_of, tissue
 from make_slides import halves, texture, write_slide
 from PIL import Image, ImageCms
 
-from wsi2ihc.generator.checkpoint import save_checkpoint
-from wsi2ihc.generator.networks import ResnetGenerator
-from wsi2ihc.generator.spec import GeneratorSpec
+from wsi2ihc.models.model_file import save_checkpoint
+from wsi2ihc.models.model_spec import GeneratorSpec
+from wsi2ihc.models.networks import ResnetGenerator
 
 OME = """<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">
 <Instrument ID="Instrument:0"><Objective ID="Objective:0" NominalMagnification="20.0"/></Instrument>
@@ -297,10 +297,12 @@ def _texts(corpus: Path) -> None:
         "transform/affine.json": json.dumps(TRANSFORM),
         "groups_csv/plain.csv": GROUPS,
         "config/plain.toml": CONFIG,
-        "dataset_facts/dataset.json": json.dumps({"mpp": 0.5, "stain": "HER2", "name": "a", "licence": "CC0"}),
-        "dataset_facts/pairs.csv": PATCHES,
+        "dataset_metadata/dataset.json": json.dumps({"mpp": 0.5, "stain": "HER2", "name": "a", "license": "CC0"}),
+        "dataset_metadata/pairs.csv": PATCHES,
         "bands_plan/empty.json": "{}",
-        "bands_plan/some.json": json.dumps({"band_px": 128, "size": [1024, 1024], "damaged": [], "cell": [256, 256]}),
+        "bands_plan/some.json": json.dumps(
+            {"band_px": 128, "size": [1024, 1024], "damaged_areas": [], "core_size": [256, 256]}
+        ),
     }
     for name, content in files.items():
         (corpus / name).write_bytes(content.encode())

@@ -354,7 +354,7 @@ TARGETS = {
         Target("patch", _lay_patch, _scene_pairs),
         Target("groups_csv", _lay_groups, _scene_pairs, "text", fuzz_words.CSV),
         Target("config", _lay_config, _scene_pairs, "text", fuzz_words.TOML),
-        Target("dataset_facts", _lay_facts, _scene_pairs, "text", fuzz_words.CSV),
+        Target("dataset_metadata", _lay_facts, _scene_pairs, "text", fuzz_words.CSV),
         Target("safetensors", _lay_model, _scene_slides, "length", fuzz_words.SAFETENSORS),
         Target("pth", _lay_weights, kinds="zip", words=fuzz_words.PICKLE),
         Target("batch_state", _lay_batch, _scene_batch, "text", fuzz_words.CSV),

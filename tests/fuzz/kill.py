@@ -274,7 +274,7 @@ def weights(folder: Path) -> None:
     """A training checkpoint of the usual size, with random weights."""
     import torch
 
-    from wsi2ihc.generator.networks import ResnetGenerator
+    from wsi2ihc.models.networks import ResnetGenerator
 
     torch.manual_seed(0)
     torch.save({"netG": ResnetGenerator(9, 64).state_dict(), "epoch": 200}, folder / "net.pth")
@@ -282,7 +282,7 @@ def weights(folder: Path) -> None:
 
 def slides_of_both_stains(folder: Path) -> None:
     """A manifest of three pairs of slides for `pairs`."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training" / "pairing"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training" / "pairs"))
     from make_slide_pairs import row, write_manifest, write_pairs
 
     write_pairs(folder, 3)
@@ -335,7 +335,7 @@ SCENARIOS: dict[str, Scenario] = {
         paired_patches,
         lambda inputs: ["train", inputs / "patches", "--out", f"{OUT}/run", "--ngf", "4", "--ndf", "4", "--depth", "1",
                         "--crop-size", "32", "--batch-size", "2", "--epochs", "6", "--checkpoint-every", "2",
-                        "--log-every", "2", "--pictures", "1", "--workers", "1", "--precision", "fp32",
+                        "--log-every", "2", "--samples", "1", "--workers", "1", "--precision", "fp32",
                         "--device", "cpu", "--no-tensorboard", "--mpp", "0.5", "--stain", "HER2"],
         contents=r"^run/(checkpoints/.*|curves\.png)$",
         resumes=("run/checkpoints/last.pt", "--resume"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi2ihc.geometry import Size
-from wsi2ihc.pyramid import OmeImage, PyramidOptions, PyramidReport, Tile, ome_xml, write_pyramid
+from wsi2ihc.pyramid import ImageDescription, PyramidOptions, PyramidReport, Tile, ome_xml, write_pyramid
 
 FILL = (243, 240, 246)
 MPP = (0.25, 0.2501)
@@ -24,7 +24,7 @@ PATCHES = {
 
 
 def smooth_image(size: Size, seed: int = 0) -> np.ndarray:
-    """Soft colour gradients with a little texture: what JPEG keeps well."""
+    """Soft color gradients with a little texture: what JPEG keeps well."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0 : size.height, 0 : size.width].astype(np.float32)
     waves = [128 + 100 * np.sin(x / rng.uniform(40, 90) + y / rng.uniform(40, 90) + shift) for shift in range(3)]
@@ -32,8 +32,8 @@ def smooth_image(size: Size, seed: int = 0) -> np.ndarray:
 
 
 def patch_image(side_px: int = 128) -> np.ndarray:
-    """The six colours of `PATCHES` from left to right, in squares."""
-    squares = [np.full((side_px, side_px, 3), colour, np.uint8) for colour in PATCHES.values()]
+    """The six colors of `PATCHES` from left to right, in squares."""
+    squares = [np.full((side_px, side_px, 3), color, np.uint8) for color in PATCHES.values()]
     return np.concatenate(squares, axis=1)
 
 
@@ -94,7 +94,7 @@ def write(
             MPP,
             FILL,
             options,
-            ome_xml=ome_xml(OmeImage(file.name, size, MPP, magnification=40)),
+            ome_xml=ome_xml(ImageDescription(file.name, size, MPP, magnification=40)),
             icc_profile=icc_profile,
             executor=executor,
             **others,

@@ -14,7 +14,7 @@ from pyramid_synthetic import smooth_image, write
 from wsi2ihc.errors import OutputError
 from wsi2ihc.geometry import Size
 from wsi2ihc.pyramid import PyramidOptions, validate
-from wsi2ihc.pyramid.chain import OFFSET, _directory, chain_levels
+from wsi2ihc.pyramid.ome_tiff import OFFSET, _directory, chain_levels
 
 LEVELS = [Size(640, 384), Size(320, 192), Size(160, 96), Size(80, 48)]
 

@@ -1,6 +1,6 @@
-"""The file in the programs that people open it with: levels, sizes, and the right colours.
+"""The file in the programs that people open it with: levels, sizes, and the right colors.
 
-Patches of pure red, green, blue, black and white are what catches a mistaken colour space.
+Patches of pure red, green, blue, black and white are what catches a mistaken color space.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = [(768, 256), (384, 128), (192, 64), (96, 32)]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One pyramid of colour patches for each variant; the lower half of the image is blank tiles."""
+    """One pyramid of color patches for each variant; the lower half of the image is blank tiles."""
     folder = tmp_path_factory.mktemp("clients")
     image = np.concatenate([patch_image(128), patch_image(128)])
     occupied = np.array([[True] * 6, [False] * 6])
@@ -44,12 +44,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def check_patches(level: int, pixels: np.ndarray, tolerance: int) -> None:
-    """Centres of the patches in the upper half of the image, and of the blank tiles in the lower one."""
+    """Centers of the patches in the upper half of the image, and of the blank tiles in the lower one."""
     assert pixels.shape == (SIZES[level][1], SIZES[level][0], 3)
     side = 128 // 2**level
-    for column, (name, colour) in enumerate(PATCHES.items()):
+    for column, (name, color) in enumerate(PATCHES.items()):
         seen = pixels[side // 2, column * side + side // 2].astype(int)
-        assert np.abs(seen - colour).max() <= tolerance, f"{name} is seen as {seen} at level {level}"
+        assert np.abs(seen - color).max() <= tolerance, f"{name} is seen as {seen} at level {level}"
         seen = pixels[side + side // 2, column * side + side // 2].astype(int)
         assert np.abs(seen - FILL).max() <= tolerance, f"blank is seen as {seen} at level {level}"
 
@@ -61,7 +61,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def tolerance(variant: str) -> int:
-    """JPEG at quality 85 rounds flat colours by a few grey levels; deflate by none."""
+    """JPEG at quality 85 rounds flat colors by a few gray levels; deflate by none."""
     return 0 if variant == "deflate" else 4
 
 
@@ -119,16 +119,16 @@ def test_tiffinfo_has_nothing_to_complain_about(files: dict[str, Path], variant:
 
 @pytest.fixture(scope="module")
 def flat_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[int, int, int]]:
-    """One pyramid for each colour and subsampling: Bio-Formats is asked for five pixels a level only."""
+    """One pyramid for each color and subsampling: Bio-Formats is asked for five pixels a level only."""
     folder = tmp_path_factory.mktemp("flat")
-    colours = {}
+    colors = {}
     for subsampling in ("420", "422", "444"):
-        for number, colour in enumerate(PATCHES.values()):
+        for number, color in enumerate(PATCHES.values()):
             file = folder / f"{subsampling}-{number}.ome.tiff"
-            image = np.broadcast_to(np.array(colour, np.uint8), (300, 200, 3))
+            image = np.broadcast_to(np.array(color, np.uint8), (300, 200, 3))
             write(file, image, PyramidOptions(128, subsampling=subsampling))
-            colours[file] = colour
-    return colours
+            colors[file] = color
+    return colors
 
 
 @pytest.fixture(scope="module")
@@ -159,20 +159,20 @@ def test_bioformats_sees_patches_and_blank_tiles(
     image = np.concatenate([patch_image(), patch_image()])
     expected = expected_levels(blank_out(image, np.array([[True] * 6, [False] * 6]), 128), 128)
     compared = 0
-    for level, x, y, *colour in bioformats[files[variant]]["samples"]:
+    for level, x, y, *color in bioformats[files[variant]]["samples"]:
         around = expected[level][max(0, y - 4) : y + 5, max(0, x - 4) : x + 5].reshape(-1, 3)
-        if (around == around[0]).all():  # JPEG rings where colours meet
-            assert np.abs(np.array(colour) - around[0]).max() <= tolerance, f"{around[0]} is seen as {colour}"
+        if (around == around[0]).all():  # JPEG rings where colors meet
+            assert np.abs(np.array(color) - around[0]).max() <= tolerance, f"{around[0]} is seen as {color}"
             compared += 1
     assert compared >= 4 * 3
 
 
-def test_bioformats_sees_every_colour(bioformats: dict[Path, dict], flat_files: dict[Path, tuple]) -> None:
-    for file, colour in flat_files.items():
+def test_bioformats_sees_every_color(bioformats: dict[Path, dict], flat_files: dict[Path, tuple]) -> None:
+    for file, color in flat_files.items():
         samples = bioformats[file]["samples"]
         assert len(samples) == 5 * 3
         for _, _, _, *seen in samples:
-            assert np.abs(np.array(seen) - colour).max() <= 4, f"{file.name}: {colour} is seen as {seen}"
+            assert np.abs(np.array(seen) - color).max() <= 4, f"{file.name}: {color} is seen as {seen}"
 
 
 def check_clients(*files: Path) -> subprocess.CompletedProcess[str]:

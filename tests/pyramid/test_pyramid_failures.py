@@ -18,8 +18,8 @@ from pyramid_synthetic import FILL, MPP, cut, smooth_image, write
 
 from wsi2ihc.errors import OutputError, UnreadableSlideError
 from wsi2ihc.geometry import Size
-from wsi2ihc.pyramid import PyramidOptions, Tile, cascade, write_pyramid
-from wsi2ihc.pyramid.spool import TileSpool
+from wsi2ihc.pyramid import PyramidOptions, Tile, downsample, write_pyramid
+from wsi2ihc.pyramid.encode import TileSpool
 
 pytestmark = pytest.mark.timeout(60)  # a deadlock fails instead of hanging
 
@@ -68,7 +68,7 @@ def test_a_tile_outside_the_grid_is_an_error(tmp_path: Path, column: int, row: i
 
 @pytest.mark.parametrize("pixels", [np.zeros((64, 63, 3), np.uint8), np.zeros((64, 64, 3), np.float32)])
 def test_a_tile_of_another_shape_or_type_is_an_error(tmp_path: Path, pixels: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="is no uint8 RGB"):
+    with pytest.raises(ValueError, match="is not uint8 RGB"):
         write(tmp_path / "a.ome.tiff", IMAGE, OPTIONS, ALL, tiles=[Tile(0, 0, pixels)])
 
 
@@ -103,9 +103,9 @@ def test_a_failing_source_comes_out_as_it_is(tmp_path: Path, failure: Exception,
 def test_a_failing_encoder_stops_the_source_and_comes_out_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failure = RuntimeError("no such colour")
+    failure = RuntimeError("no such color")
     pulled = []
-    halve = cascade.halve_into
+    halve = downsample.halve_into
 
     def failing(pixels: np.ndarray, target: np.ndarray) -> None:
         if len(pulled) > 30:
@@ -118,7 +118,7 @@ def test_a_failing_encoder_stops_the_source_and_comes_out_as_it_is(
             time.sleep(0.002)
             yield tile
 
-    monkeypatch.setattr(cascade, "halve_into", failing)
+    monkeypatch.setattr(downsample, "halve_into", failing)
     source = tiles()
     with pytest.raises(RuntimeError) as caught:
         write(tmp_path / "a.ome.tiff", IMAGE, OPTIONS, ALL, tiles=source, max_pending=4)
@@ -143,7 +143,7 @@ def test_the_first_failure_is_the_one_reported(tmp_path: Path, monkeypatch: pyte
         time.sleep(0.05)
         raise RuntimeError("second")
 
-    monkeypatch.setattr(cascade, "halve_into", failing)
+    monkeypatch.setattr(downsample, "halve_into", failing)
     with pytest.raises(RuntimeError, match="first"):
         write(tmp_path / "a.ome.tiff", IMAGE, OPTIONS, ALL, tiles=tiles())
 
@@ -168,7 +168,7 @@ def test_the_source_is_left_alone_after_a_failure(tmp_path: Path, monkeypatch: p
             pulled.append(column)
             yield Tile(column, 0, np.full((64, 64, 3), 0, np.uint8))
 
-    monkeypatch.setattr(cascade, "halve_into", halve)
+    monkeypatch.setattr(downsample, "halve_into", halve)
     with pytest.raises(RuntimeError, match="the second job"):
         write(tmp_path / "a.ome.tiff", IMAGE, OPTIONS, ALL, tiles=tiles())
     released.set()
@@ -188,7 +188,7 @@ def test_no_job_runs_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyP
         yield from tiles_of_image()[:8]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cascade, "halve_into", slow)
+    monkeypatch.setattr(downsample, "halve_into", slow)
     with ThreadPoolExecutor(2) as executor:
         with pytest.raises(KeyboardInterrupt):
             write_with(executor, tmp_path / "a.ome.tiff", tiles())
@@ -202,7 +202,7 @@ def write_with(executor: ThreadPoolExecutor, file: Path, tiles: Iterator[Tile]) 
 
 
 def test_an_executor_shut_down_in_mid_run_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cascade, "halve_into", lambda *_: time.sleep(0.02))
+    monkeypatch.setattr(downsample, "halve_into", lambda *_: time.sleep(0.02))
     executor = ThreadPoolExecutor(1)
 
     def tiles() -> Iterator[Tile]:

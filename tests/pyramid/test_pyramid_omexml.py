@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi2ihc.geometry import Size
-from wsi2ihc.pyramid import OmeImage, nominal_magnification, ome_xml
-from wsi2ihc.pyramid.omexml import COMPUTED
+from wsi2ihc.pyramid import ImageDescription, nominal_magnification, ome_xml
+from wsi2ihc.pyramid.ome_xml import COMPUTED
 
 OME = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
-IMAGE = OmeImage(
+IMAGE = ImageDescription(
     name="slide.ome.tiff",
     size=Size(100_000, 80_001),
     mpp=(0.2527, 0.2528),
@@ -60,17 +60,21 @@ def test_every_field_is_where_readers_look_for_it() -> None:
 
 @pytest.mark.parametrize(
     "image",
-    [IMAGE, OmeImage("", Size(1, 1), (0.5, 0.5)), OmeImage("a", Size(1, 1), (1e-9, 1e7), provenance={"": ""})],
+    [
+        IMAGE,
+        ImageDescription("", Size(1, 1), (0.5, 0.5)),
+        ImageDescription("a", Size(1, 1), (1e-9, 1e7), provenance={"": ""}),
+    ],
     ids=["everything", "little", "odd numbers"],
 )
-def test_documents_are_valid_by_the_schema(image: OmeImage, schema) -> None:
+def test_documents_are_valid_by_the_schema(image: ImageDescription, schema) -> None:
     schema.validate_xml(ome_xml(image))
 
 
 @settings(deadline=None)
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT, st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=4))
 def test_any_text_survives_less_what_xml_cannot_hold(name: str, channel: str, text: str, provenance: dict) -> None:
-    text = ome_xml(OmeImage(name, Size(3, 4), (0.5, 0.5), channel, text, 20, None, provenance))
+    text = ome_xml(ImageDescription(name, Size(3, 4), (0.5, 0.5), channel, text, 20, None, provenance))
     assert text.isascii()
     assert "\x00" not in text
     root = ET.fromstring(text)
@@ -91,7 +95,7 @@ def is_in_xml(code: int) -> bool:
 
 
 def test_an_unknown_magnification_is_estimated_and_said_to_be() -> None:
-    root = ET.fromstring(ome_xml(OmeImage("a", Size(5, 5), (0.499, 0.499))))
+    root = ET.fromstring(ome_xml(ImageDescription("a", Size(5, 5), (0.499, 0.499))))
     assert root.find(".//ome:Objective", OME).get("NominalMagnification") == "20"
     told = {m.get("K"): m.text for m in root.findall(".//ome:M", OME)}
     assert told == {"magnification": "estimated from the pixel size"}

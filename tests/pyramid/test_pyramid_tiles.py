@@ -9,7 +9,7 @@ from PIL import Image
 from pyramid_synthetic import halved
 
 from wsi2ihc.geometry import Size
-from wsi2ihc.pyramid.tiles import halve_into, pad_edges
+from wsi2ihc.pyramid.levels import halve_into, pad_edges
 
 
 def random_tile(seed: int, side_px: int = 64) -> np.ndarray:

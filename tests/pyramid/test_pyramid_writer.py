@@ -23,7 +23,7 @@ from pyramid_synthetic import (
 
 from wsi2ihc.geometry import Size
 from wsi2ihc.pyramid import PyramidOptions, Tile, ome_xml, read_level, read_overview, validate, write_pyramid
-from wsi2ihc.pyramid.omexml import OmeImage
+from wsi2ihc.pyramid.ome_xml import ImageDescription
 
 SIZES = [
     Size(1, 1), Size(63, 64), Size(64, 64), Size(65, 64), Size(127, 129), Size(128, 256), Size(300, 77), Size(1000, 1),
@@ -65,7 +65,7 @@ def test_lower_levels_are_not_made_from_encoded_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
-def test_blank_tiles_are_the_fill_colour_at_every_level(tmp_path: Path, share: float, threads: int) -> None:
+def test_blank_tiles_are_the_fill_color_at_every_level(tmp_path: Path, share: float, threads: int) -> None:
     image = smooth_image(Size(1111, 777))
     occupied = np.random.default_rng(5).random(grid_of(image, 64)) < share
     report = write(tmp_path / "a.ome.tiff", image, LOSSLESS, occupied, threads=threads)
@@ -100,7 +100,7 @@ def test_a_glass_slide_of_200000_px_costs_next_to_nothing(tmp_path: Path) -> Non
     with ThreadPoolExecutor(2) as executor:
         report = write_pyramid(
             tmp_path / "a.ome.tiff", [], np.zeros((391, 391), bool), size, MPP, FILL, PyramidOptions(),
-            ome_xml=ome_xml(OmeImage("glass", size, MPP)), icc_profile=None, executor=executor,
+            ome_xml=ome_xml(ImageDescription("glass", size, MPP)), icc_profile=None, executor=executor,
         )  # fmt: skip
     assert report.blank_tiles == report.tiles == 204_166
     assert report.file_bytes < 4_000_000
@@ -119,7 +119,7 @@ def test_few_tiles_on_a_huge_slide(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as executor:
         report = write_pyramid(
             tmp_path / "a.ome.tiff", tiles, occupied, size, MPP, FILL, PyramidOptions(compression="deflate"),
-            ome_xml=ome_xml(OmeImage("sparse", size, MPP)), icc_profile=None, executor=executor,
+            ome_xml=ome_xml(ImageDescription("sparse", size, MPP)), icc_profile=None, executor=executor,
         )  # fmt: skip
     assert len(report.levels) == 9
     smallest = read_level(tmp_path / "a.ome.tiff", 8)
@@ -161,14 +161,14 @@ def test_a_single_level_has_no_subifds_tag(tmp_path: Path) -> None:
         assert "SubIFDs" not in tiff.pages.first.tags
 
 
-def test_whole_colour_is_not_tagged_as_1_1(tmp_path: Path) -> None:
+def test_whole_color_is_not_tagged_as_1_1(tmp_path: Path) -> None:
     """Bio-Formats converts 4:4:4 tagged (1, 1) twice, and libtiff warns where the tag is missing."""
     write(tmp_path / "a.ome.tiff", patch_image(), PyramidOptions(subsampling="444"))
     with tifffile.TiffFile(tmp_path / "a.ome.tiff") as tiff:
         assert tiff.pages.first.tags["YCbCrSubSampling"].value == (2, 2)
     image = read_level(tmp_path / "a.ome.tiff", 0)
-    for column, colour in enumerate(PATCHES.values()):
-        np.testing.assert_allclose(image[64, column * 128 + 64], colour, atol=2)
+    for column, color in enumerate(PATCHES.values()):
+        np.testing.assert_allclose(image[64, column * 128 + 64], color, atol=2)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wsi2ihc.registration.affine_fit import fit_affine, is_possible
+from wsi2ihc.registration.affine import fit_affine, is_possible
 
 MATRIX = np.array([[0.97, 0.05, 120.0], [-0.04, 1.02, -60.0]])
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wsi2ihc.demo.restained import restain
-from wsi2ihc.demo.synthetic import synthetic_tissue
-from wsi2ihc.registration import matching
-from wsi2ihc.registration.matching import BlockSize, agreeing, match_blocks
+from wsi2ihc.demo.ihc_pair import restain
+from wsi2ihc.demo.render import synthetic_tissue
+from wsi2ihc.registration import block_matches
+from wsi2ihc.registration.block_matches import BlockSize, agreeing, match_blocks
+from wsi2ihc.registration.overview import RegistrationView
 from wsi2ihc.registration.transform import Transform
-from wsi2ihc.registration.views import SlideView
-from wsi2ihc.slide.memory_slide import MemorySlide
+from wsi2ihc.slide.readers.image_reader import MemorySlide
 
 SIZE = BlockSize(mpp=1.0, side_px=48, step_px=24, radius_px=8)
-GLASS = (243, 243, 245)
+BACKGROUND = (243, 243, 245)
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def tissue() -> np.ndarray:
     return synthetic_tissue(700, 520, 4)
 
 
-def view(pixels: np.ndarray) -> SlideView:
-    return SlideView(MemorySlide(pixels, "memory", (1.0, 1.0)), GLASS)
+def view(pixels: np.ndarray) -> RegistrationView:
+    return RegistrationView(MemorySlide(pixels, "memory", (1.0, 1.0)), BACKGROUND)
 
 
 def shift(x_um: float, y_um: float) -> Transform:
@@ -46,7 +46,7 @@ def test_pieces_do_not_matter(tissue: np.ndarray, monkeypatch: pytest.MonkeyPatc
         return rows[np.lexsort(rows[:, :2].T)]
 
     whole = sorted_matches()
-    monkeypatch.setattr(matching, "_PIECE_PX", 130)
+    monkeypatch.setattr(block_matches, "_PIECE_PX", 130)
     np.testing.assert_allclose(sorted_matches(), whole, atol=1e-4)
     assert len(whole) > 300
 
@@ -71,7 +71,7 @@ def test_glass_and_what_is_not_on_the_other_slide_are_not_asked(tissue: np.ndarr
     assert 0 < half.points_um[:, 0].max() < 400
 
 
-def test_neighbours_outvote_a_wild_block() -> None:
+def test_neighbors_outvote_a_wild_block() -> None:
     line = np.arange(0.0, 600, 60)
     points = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
     offsets = np.tile([4.0, -2.0], (len(points), 1))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wsi2ihc.demo.restained import Distortion, distorted, restain
-from wsi2ihc.demo.synthetic import synthetic_tissue
+from wsi2ihc.demo.ihc_pair import Distortion, distorted, restain
+from wsi2ihc.demo.render import synthetic_tissue
 from wsi2ihc.registration.coarse import CANDIDATES, find_candidates
+from wsi2ihc.registration.overview import OverviewPair, overview_of
 from wsi2ihc.registration.transform import Transform, to_moving
-from wsi2ihc.registration.views import OverviewPair, look_at
-from wsi2ihc.slide.memory_slide import MemorySlide
+from wsi2ihc.slide.readers.image_reader import MemorySlide
 
 MPP = 2.0
 
@@ -25,7 +25,7 @@ def tissue() -> np.ndarray:
 
 
 def overview(pixels: np.ndarray):
-    return look_at(MemorySlide(pixels, "memory", (MPP, MPP)))
+    return overview_of(MemorySlide(pixels, "memory", (MPP, MPP)))
 
 
 @pytest.mark.parametrize(("angle_deg", "scale", "mirrored"), [(0, 1.0, False), (137, 0.93, False), (256, 1.08, True)])

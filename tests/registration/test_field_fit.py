@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from wsi2ihc.registration.field_fit import STIFFNESSES, Displacements, choose_stiffness, fit_field
+from wsi2ihc.registration.deformation import STIFFNESSES, Displacements, choose_stiffness, fit_field
 from wsi2ihc.registration.transform import LocalField, Transform, to_moving
 
 SIDE_UM, PITCH_UM = 3000.0, 100.0

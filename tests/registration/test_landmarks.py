@@ -71,11 +71,11 @@ def test_a_whole_number_with_a_point_is_the_same_id(tmp_path: Path) -> None:
         (",X\n1,2\n", "no columns X and Y"),
         (",X,X,Y\n1,2,2,3\n", "no columns X and Y"),
         (",X,Y\n", "no landmark"),
-        (",X,Y\n1,2,3\n2,abc,3\n", r"line 3: 'abc' is no coordinate"),
-        (",X,Y\n1,2\n", r"line 2: '' is no coordinate"),
-        (",X,Y\n1,nan,3\n", "'nan' is no coordinate"),
-        (",X,Y\n1,2,inf\n", "'inf' is no coordinate"),
-        (",X,Y\n1,2,3\n1,4,5\n", r"line 3: the landmark '1' is there twice"),
+        (",X,Y\n1,2,3\n2,abc,3\n", r"line 3: 'abc' is not a coordinate"),
+        (",X,Y\n1,2\n", r"line 2: '' is not a coordinate"),
+        (",X,Y\n1,nan,3\n", "'nan' is not a coordinate"),
+        (",X,Y\n1,2,inf\n", "'inf' is not a coordinate"),
+        (",X,Y\n1,2,3\n1,4,5\n", r"line 3: duplicate landmark '1'"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -92,7 +92,7 @@ def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
         read_landmarks(tmp_path, MPP)
     picture = tmp_path / "picture.csv"
     picture.write_bytes(b"\xff\xd8\xff\xe0" * 9)
-    with pytest.raises(RegistrationError, match="no text"):
+    with pytest.raises(RegistrationError, match="not a UTF-8"):
         read_landmarks(picture, MPP)
 
 

@@ -11,25 +11,23 @@ import cv2
 import numpy as np
 import pytest
 
-from wsi2ihc.demo.restained import Distortion, distorted, restain
-from wsi2ihc.demo.synthetic import synthetic_tissue
+from wsi2ihc.concurrency import Progress
+from wsi2ihc.demo.ihc_pair import Distortion, distorted, restain
+from wsi2ihc.demo.render import synthetic_tissue
 from wsi2ihc.errors import MissingResolutionError, OptionError
-from wsi2ihc.progress import Progress
-from wsi2ihc.registration import registering
+from wsi2ihc.registration import register as register_module
+from wsi2ihc.registration.affine import LEAST_SCORE
 from wsi2ihc.registration.landmarks import landmark_errors, match_landmarks, read_landmarks
-from wsi2ihc.registration.options import RegistrationOptions
-from wsi2ihc.registration.placement import LEAST_SCORE
-from wsi2ihc.registration.registering import register
-from wsi2ihc.registration.result import Registration, orientation
+from wsi2ihc.registration.register import Registration, RegistrationOptions, orientation, register
 from wsi2ihc.registration.transform import to_fixed, to_moving
 from wsi2ihc.slide import open_slide
-from wsi2ihc.slide.memory_slide import MemorySlide
+from wsi2ihc.slide.readers.image_reader import MemorySlide
 
 MPP = 1.0
 WITH_MIRRORS = RegistrationOptions(mirror=True)
 
 
-def on_glass(seed: int) -> np.ndarray:
+def on_background(seed: int) -> np.ndarray:
     canvas = np.full((1000, 1300, 3), 243, np.uint8)
     canvas[100:900, 150:1150] = synthetic_tissue(1000, 800, seed)
     canvas[100:260, 150:500] = 243
@@ -38,7 +36,7 @@ def on_glass(seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tissue() -> np.ndarray:
-    return on_glass(3)
+    return on_background(3)
 
 
 def slide(pixels: np.ndarray, mpp: float = MPP) -> MemorySlide:
@@ -101,16 +99,16 @@ def test_a_mirrored_section_fails_where_mirrors_are_not_allowed(tissue: np.ndarr
 
 
 def test_slides_that_do_not_belong_together_fail(tissue: np.ndarray) -> None:
-    found = register(slide(tissue), slide(restain(on_glass(8), 1, 2.0, mpp=MPP)), WITH_MIRRORS)
+    found = register(slide(tissue), slide(restain(on_background(8), 1, 2.0, mpp=MPP)), WITH_MIRRORS)
     assert (found.status, found.transform, found.residual_um) == ("failed", None, None)
     assert "does not match" in found.reason
     assert found.score < LEAST_SCORE
 
 
 def test_stages_take_the_time_that_they_take(tissue: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = {"look_at": 0.1, "find_candidates": 0.3, "find_placement": 0.7}
+    parts = {"overview_of": 0.1, "find_candidates": 0.3, "find_placement": 0.7}
     for name, seconds in parts.items():
-        monkeypatch.setattr(registering, name, slowed(getattr(registering, name), seconds))
+        monkeypatch.setattr(register_module, name, slowed(getattr(register_module, name), seconds))
     started = time.perf_counter()
     found = register(slide(tissue), slide(restain(tissue, 1, 2.0, mpp=MPP)), RegistrationOptions(local=False))
     whole = time.perf_counter() - started
@@ -143,7 +141,7 @@ def test_progress_is_told(tissue: np.ndarray) -> None:
     register(slide(tissue), slide(restain(tissue, 1, 2.0, mpp=MPP)), progress=told.append)
     assert [one.done for one in told] == list(range(len(told)))
     assert all(one.done < one.total for one in told)
-    assert {"looking at both slides", "searching placements", "fitting affine maps"} <= {one.note for one in told}
+    assert {"reading overviews", "searching placements", "fitting affine maps"} <= {one.note for one in told}
 
 
 def test_an_unknown_resolution_names_the_option_of_its_slide(tissue: np.ndarray, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ import pytest
 from make_slides import halves, texture, write_slide
 
 from wsi2ihc.geometry import Size
-from wsi2ihc.registration.pictures import (
+from wsi2ihc.registration.figures import (
     CELLS,
     KEPT,
     REASONS,
     PatchMark,
     checkerboard,
-    deformation_picture,
+    deformation_figure,
+    figure_mpp,
     kept_and_rejected,
-    picture_mpp,
     thumbnail,
 )
 from wsi2ihc.registration.transform import LocalField, SlideFrame, Transform, affine, identity
@@ -33,13 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pictures")
 
 
-def plain_slide(path: Path, colour: tuple[int, int, int], size: tuple[int, int], mpp: float = 2.0) -> Slide:
-    pixels = np.broadcast_to(np.array(colour, np.uint8), (size[1], size[0], 3)).copy()
+def plain_slide(path: Path, color: tuple[int, int, int], size: tuple[int, int], mpp: float = 2.0) -> Slide:
+    pixels = np.broadcast_to(np.array(color, np.uint8), (size[1], size[0], 3)).copy()
     return open_slide(write_slide(path, pixels, style="aperio", compression="deflate", tile=64, mpp=mpp))
 
 
-def close(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int], levels: int = 2) -> npt.NDArray[np.bool_]:
-    return np.asarray((np.abs(pixels.astype(int) - colour) <= levels).all(axis=-1))
+def close(pixels: npt.NDArray[np.uint8], color: tuple[int, int, int], levels: int = 2) -> npt.NDArray[np.bool_]:
+    return np.asarray((np.abs(pixels.astype(int) - color) <= levels).all(axis=-1))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def close(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int], levels: i
 )
 def test_the_resolution_of_a_picture(sizes: list[tuple[int, int]], mpps: list[float], expected: float) -> None:
     frames = [SlideFrame("x", Size(*size), (mpp, mpp)) for size, mpp in zip(sizes, mpps, strict=True)]
-    assert picture_mpp(frames) == pytest.approx(expected)
+    assert figure_mpp(frames) == pytest.approx(expected)
 
 
 def test_a_thumbnail_is_the_slide(folder: Path) -> None:
@@ -120,16 +120,16 @@ def test_a_slide_is_shown_at_the_size_asked_for(folder: Path) -> None:
         assert checkerboard(fixed, moving, None).shape[1] == 240
 
 
-def test_colours_of_the_deformation_follow_its_length() -> None:
+def test_colors_of_the_deformation_follow_its_length() -> None:
     overview = np.full((200, 300, 3), 128, np.uint8)
     coefficients = np.zeros((8, 8, 2))
     coefficients[3, 5] = (40, 0)
     turned = np.array([[0.0, -1.0, 500.0], [1.0, 0.0, 20.0]])
-    picture = deformation_picture(Transform(turned, LocalField((0, 0), 100, coefficients)), overview, 2.0)
+    picture = deformation_figure(Transform(turned, LocalField((0, 0), 100, coefficients)), overview, 2.0)
     assert picture.shape[0] > 200
 
     def level(y: int, x: int) -> float:
-        # green only grows along the colours
+        # green only grows along the colors
         return float(np.median(picture[y - 3 : y + 4, x - 3 : x + 4, 1]))
 
     # control point (3, 5) lies at 500, 300 µm: px 250, 150
@@ -138,26 +138,26 @@ def test_colours_of_the_deformation_follow_its_length() -> None:
     assert 0.02 < lines.mean() < 0.3
 
 
-def test_without_a_field_there_is_a_grey_picture_that_says_so() -> None:
+def test_without_a_field_there_is_a_gray_picture_that_says_so() -> None:
     overview = texture(300, 200, seed=2)
-    picture = deformation_picture(identity(), overview, 2.0)
+    picture = deformation_figure(identity(), overview, 2.0)
     assert (picture[:200].max(axis=-1) == picture[:200].min(axis=-1)).all()
     assert (picture[200:] < 128).any()
 
 
-def test_patches_are_outlined_in_the_colour_of_their_reason() -> None:
+def test_patches_are_outlined_in_the_color_of_their_reason() -> None:
     overview = np.full((240, 400, 3), 255, np.uint8)
     patches = [PatchMark(100, 100, 200), PatchMark(300, 100, 200, "fold"), PatchMark(700, 300, 200, "unheard of")]
     picture = kept_and_rejected(overview, 5.0, patches)
     assert close(picture[20:60, 20:60], KEPT).sum() >= 4 * 30
     assert close(picture[20:60, 60:100], REASONS["fold"]).sum() >= 4 * 30
-    # neighbours do not draw over each other, and nothing is drawn elsewhere
+    # neighbors do not draw over each other, and nothing is drawn elsewhere
     assert not close(picture[20:60, 20:60], REASONS["fold"]).any()
     assert (picture[:18] == 255).all()
     assert (picture[110:240] == 255).all()
     foot = picture[240:]
-    for colour in (KEPT, REASONS["fold"]):
-        assert close(foot, colour, 0).sum() == 16 * 16
+    for color in (KEPT, REASONS["fold"]):
+        assert close(foot, color, 0).sum() == 16 * 16
     assert not close(foot, REASONS["pen"], 0).any()
 
 
@@ -168,9 +168,9 @@ def test_patches_differ_from_tissue_and_from_each_other(tissue: tuple[int, int, 
         kept_and_rejected(overview, 1.0, [PatchMark(10, 10, 80, reason)])[50, 50].astype(int)
         for reason in ("", *REASONS)
     ]
-    for number, colour in enumerate([np.array(tissue), *inside]):
+    for number, color in enumerate([np.array(tissue), *inside]):
         for other in inside[number:]:
-            assert np.linalg.norm(colour - other) > 15
+            assert np.linalg.norm(color - other) > 15
 
 
 def test_a_scale_in_micrometres() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsi2ihc.registration.structure import structure
+from wsi2ihc.registration.overview import structure
 
-HAEMATOXYLIN = np.array([0.650, 0.704, 0.286])
+HEMATOXYLIN = np.array([0.650, 0.704, 0.286])
 DAB = np.array([0.268, 0.570, 0.776])
 
 
@@ -15,14 +15,14 @@ def stained(densities: np.ndarray, glass: tuple[int, int, int] = (255, 255, 255)
     return np.broadcast_to(np.rint(np.array(glass) * 10**-densities), (4, 4, 3)).astype(np.uint8)
 
 
-def test_glass_has_no_density_whatever_its_colour() -> None:
+def test_glass_has_no_density_whatever_its_color() -> None:
     for glass in ((255, 255, 255), (219, 215, 210)):
         assert (structure(np.full((4, 4, 3), glass, np.uint8), glass, "he") == 0).all()
     assert (structure(np.full((4, 4, 3), 250, np.uint8), (230, 230, 230), "ihc") == 0).all(), "brighter than glass"
 
 
-def test_haematoxylin_is_told_from_the_second_stain() -> None:
-    unit = HAEMATOXYLIN / np.linalg.norm(HAEMATOXYLIN)
+def test_hematoxylin_is_told_from_the_second_stain() -> None:
+    unit = HEMATOXYLIN / np.linalg.norm(HEMATOXYLIN)
     nuclei = structure(stained(0.5 * unit), (255, 255, 255), "ihc")
     brown = structure(stained(0.5 * DAB / np.linalg.norm(DAB)), (255, 255, 255), "ihc")
     np.testing.assert_allclose(nuclei[..., 1], 0.5, atol=0.01)

@@ -42,7 +42,7 @@ def transforms(draw: st.DrawFn, with_field: bool | None = None) -> Transform:
     shape = draw(st.integers(1, 9)), draw(st.integers(1, 9)), 2
     spacing_um = draw(st.floats(20, 400))
     origin_um = draw(st.floats(-500, 500)), draw(st.floats(-500, 500))
-    # Control points a tenth of their spacing off, at most, cannot make neighbours pass each other.
+    # Control points a tenth of their spacing off, at most, cannot make neighbors pass each other.
     coefficients = rng.uniform(-0.1, 0.1, shape) * spacing_um
     return Transform(matrix, LocalField(origin_um, spacing_um, coefficients))
 

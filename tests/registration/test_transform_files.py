@@ -14,8 +14,8 @@ import pytest
 
 from wsi2ihc.errors import OutputError, TransformError
 from wsi2ihc.geometry import Size
-from wsi2ihc.registration.files import fingerprint, load_transform, save_transform
 from wsi2ihc.registration.transform import LocalField, SlideFrame, Transform, identity
+from wsi2ihc.registration.transform_io import fingerprint, load_transform, save_transform
 
 FIELD = LocalField((-10.5, 1 / 3), 150.1, np.random.default_rng(0).normal(0, 7, (6, 9, 2)))
 FULL = Transform(
@@ -119,7 +119,7 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("fixed", {"name": "a"}, "complete"),
     ("fixed", 7, "complete"),
     ("moving", {"name": "a", "width": 0, "height": 5, "mpp": [1, 1]}, "complete"),
-    ("moving", {"name": "a", "width": 2.5, "height": 5, "mpp": [1, 1]}, "whole number"),
+    ("moving", {"name": "a", "width": 2.5, "height": 5, "mpp": [1, 1]}, "integer number"),
     ("moving", {"name": "a", "width": 5, "height": 5, "mpp": [1, -1]}, "µm per px"),
     ("fixed", {"name": "a", "width": 5, "height": 5, "mpp": [1e-320, 1]}, "µm per px"),
     ("fixed", {"name": "a", "width": 5, "height": 5, "mpp": [1, 1e300]}, "µm per px"),
@@ -177,13 +177,13 @@ def packed(**arrays: Any) -> bytes:
 
 def test_fields_that_are_wrong(saved: Path) -> None:
     good = FIELD.coefficients
-    spoilt = good.copy()
-    spoilt[2, 2, 0] = np.nan
+    spoiled = good.copy()
+    spoiled[2, 2, 0] = np.nan
     objects = good.astype(object)
     with zipfile.ZipFile(other := io.BytesIO(), "w") as archive:
         archive.writestr("coefficients.npy", b"no array")
     for content in (
-        b"", b"text", other.getvalue(), packed(coefficients=spoilt), packed(coefficients=objects), packed(other=good),
+        b"", b"text", other.getvalue(), packed(coefficients=spoiled), packed(coefficients=objects), packed(other=good),
         packed(coefficients=good[:-1]), packed(coefficients=good.astype("U8")[:0]),
         packed(coefficients=np.zeros((2000, 2000, 2))),
     ):  # fmt: skip

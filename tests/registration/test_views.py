@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi2ihc.demo.synthetic import synthetic_tissue
+from wsi2ihc.demo.render import synthetic_tissue
+from wsi2ihc.registration.overview import OVERVIEW_PX, moved, overview_of
 from wsi2ihc.registration.transform import LocalField, Transform, to_moving
-from wsi2ihc.registration.views import OVERVIEW_PX, look_at, moved
-from wsi2ihc.slide.memory_slide import MemorySlide
+from wsi2ihc.slide.readers.image_reader import MemorySlide
 
 shifts = st.tuples(st.floats(-5000, 5000), st.floats(-5000, 5000))
 
@@ -28,7 +28,7 @@ def test_a_moved_transform_says_the_same(fixed: tuple[float, float], moving: tup
 def test_an_overview_shows_the_tissue_and_says_where_it_is() -> None:
     canvas = np.full((3000, 4000, 3), 243, np.uint8)
     canvas[1800:2400, 2600:3400] = synthetic_tissue(800, 600, 1)
-    overview = look_at(MemorySlide(canvas, "large", (2.0, 2.0)))
+    overview = overview_of(MemorySlide(canvas, "large", (2.0, 2.0)))
     pixels = overview.view.slide.info.size
     (x, y), (mpp, _) = overview.origin_um, overview.view.mpp
     assert max(pixels.width, pixels.height) == pytest.approx(OVERVIEW_PX, rel=0.3)
@@ -42,12 +42,12 @@ def test_an_overview_shows_the_tissue_and_says_where_it_is() -> None:
 
 def test_a_slide_full_of_tissue_is_shown_whole() -> None:
     tissue = synthetic_tissue(900, 700, 2)
-    overview = look_at(MemorySlide(tissue, "full", (1.0, 1.0)))
+    overview = overview_of(MemorySlide(tissue, "full", (1.0, 1.0)))
     assert overview.origin_um == (0.0, 0.0)
     assert overview.view.extent_um == (0, 0, 900, 700)
     np.testing.assert_array_equal(overview.view.slide.read_level(0, overview.view.slide.info.bounds), tissue)
 
 
 def test_empty_glass_has_an_overview_without_tissue() -> None:
-    overview = look_at(MemorySlide(np.full((500, 500, 3), 240, np.uint8), "glass", (4.0, 4.0)))
+    overview = overview_of(MemorySlide(np.full((500, 500, 3), 240, np.uint8), "glass", (4.0, 4.0)))
     assert not overview.tissue.any()

@@ -10,15 +10,15 @@ from make_slides import texture
 from PIL import ImageCms
 
 from wsi2ihc.slide import srgb_profile, to_srgb_transform
-from wsi2ihc.slide.colour import is_usable_profile
+from wsi2ihc.slide.icc import is_usable_profile
 
 
-def swapped_profile(colour_space: bytes = b"RGB ") -> bytes:
+def swapped_profile(color_space: bytes = b"RGB ") -> bytes:
     """A matrix profile whose red primary is sRGB's green, and the other way round: unmistakable when it is applied."""
     tags = dict(_tags(srgb_profile()))
     tags[b"rXYZ"], tags[b"gXYZ"] = tags[b"gXYZ"], tags[b"rXYZ"]
     header = bytearray(srgb_profile()[:128])
-    header[16:20] = colour_space
+    header[16:20] = color_space
     body, table = b"", b""
     for name, data in tags.items():
         table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(data))
@@ -91,7 +91,7 @@ def test_default_intent_is_that_of_the_profile(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_profiles_that_cannot_be_used(profile: bytes) -> None:
     assert not is_usable_profile(profile)
-    with pytest.raises(ValueError, match="colour profile"):
+    with pytest.raises(ValueError, match="color profile"):
         to_srgb_transform(profile)
 
 

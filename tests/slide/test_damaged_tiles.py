@@ -13,9 +13,9 @@ from make_slides import direct_levels, texture, write_slide
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import Slide, open_slide
-from wsi2ihc.slide.openslide_reader import OpenSlideReader
-from wsi2ihc.slide.tiff_facts import TileTable, read_tiff_facts
-from wsi2ihc.slide.tiffslide_reader import TiffSlideReader
+from wsi2ihc.slide.readers.openslide_reader import OpenSlideReader
+from wsi2ihc.slide.readers.tiffslide_reader import TiffSlideReader
+from wsi2ihc.slide.tiff_metadata import TileTable, read_tiff_metadata
 
 IMAGE = texture(512, 512)
 
@@ -23,7 +23,7 @@ Damage = Callable[[bytes, random.Random], bytes]
 
 
 def table_of(path: Path) -> TileTable:
-    facts = read_tiff_facts(path)
+    facts = read_tiff_metadata(path)
     assert facts is not None
     return facts.tables[0]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from wsi2ihc.batch.manifest import read_rows
+from wsi2ihc.batch.slide_manifest import read_rows
 from wsi2ihc.errors import ManifestError, UnreadableSlideError
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import dicom_files, dicom_slides, open_slide
-from wsi2ihc.slide.dicom_folder import series_uid
+from wsi2ihc.slide.readers.dicom import series_uid
 from wsi2ihc.translation.options import TranslateOptions
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -88,7 +88,7 @@ def test_a_batch_lists_dicom_slides(tmp_path: Path) -> None:
     assert [(row.name, row.output) for row in rows] == [("case7", "case7.ome.tiff")]
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "README").write_text("no slide here")
-    with pytest.raises(ManifestError, match="holds no slide"):
+    with pytest.raises(ManifestError, match="contains no slide"):
         read_rows(str(tmp_path / "empty"), "identity", OPTIONS)
 
 

@@ -14,8 +14,8 @@ from make_slides import texture
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import open_slide
-from wsi2ihc.slide.dicom_frames import check_frames
-from wsi2ihc.slide.openslide_reader import OpenSlideReader
+from wsi2ihc.slide.readers.dicom import check_frames
+from wsi2ihc.slide.readers.openslide_reader import OpenSlideReader
 
 SLIDE = Path(__file__).parents[1] / "fuzz" / "corpus" / "dicom" / "slide.dcm"
 """96×96 px in four frames of 64×64 px."""

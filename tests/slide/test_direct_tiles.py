@@ -17,11 +17,18 @@ from make_slides import direct_levels, halves, texture, write_slide
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region, Size
 from wsi2ihc.slide import open_slide
-from wsi2ihc.slide.jpeg_tiles import DirectTiles, LocalFile, prove
-from wsi2ihc.slide.openslide_reader import OpenSlideReader
-from wsi2ihc.slide.tiff_facts import TileTable, read_tiff_facts
-from wsi2ihc.slide.tiffslide_reader import TiffSlideReader
-from wsi2ihc.slide.tile_cache import MAX_CACHE_BYTES, MIN_CACHE_BYTES, TileCache, cache_bytes
+from wsi2ihc.slide.jpeg_tiles import (
+    MAX_CACHE_BYTES,
+    MIN_CACHE_BYTES,
+    DirectTiles,
+    LocalFile,
+    TileCache,
+    cache_bytes,
+    prove,
+)
+from wsi2ihc.slide.readers.openslide_reader import OpenSlideReader
+from wsi2ihc.slide.readers.tiffslide_reader import TiffSlideReader
+from wsi2ihc.slide.tiff_metadata import TileTable, read_tiff_metadata
 
 FILL = (3, 2, 1)
 
@@ -32,7 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table_of(path: Path, level: int = 0) -> TileTable:
-    facts = read_tiff_facts(path)
+    facts = read_tiff_metadata(path)
     assert facts is not None
     return facts.tables[level]
 
@@ -77,7 +84,7 @@ def test_a_damaged_tile_is_named_and_the_rest_can_be_read(
     path: Path, tmp_path: Path, damage: Callable[[bytes], bytes], reader: str
 ) -> None:
     bad = overwrite(path, tmp_path / "bad.tif", (2, 3), damage)
-    facts = None if reader == "openslide alone" else read_tiff_facts(bad)
+    facts = None if reader == "openslide alone" else read_tiff_metadata(bad)
     with (
         open_slide(path) as good,
         TiffSlideReader(bad, None) if reader == "tiffslide" else OpenSlideReader(bad, facts, None) as slide,
@@ -140,7 +147,7 @@ class TestProof:
     """A level is decoded directly only if its pixels are those of the library."""
 
     @pytest.mark.parametrize("where", [(0, 0), (3, 4), (5, 7)])
-    def test_one_grey_level_is_enough_to_lose_trust(self, path: Path, where: tuple[int, int]) -> None:
+    def test_one_gray_level_is_enough_to_lose_trust(self, path: Path, where: tuple[int, int]) -> None:
         with OpenSlideReader(path, None, None) as slide:
             direct = DirectTiles(LocalFile(path), {0: (table_of(path), 1.0)}, 2**20)
 
@@ -164,14 +171,14 @@ class TestProof:
         assert not prove(direct, 0, unable, "a.tif")
         direct.close()
 
-    def test_wrong_colours_are_found_out(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_wrong_colors_are_found_out(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         decode = simplejpeg.decode_jpeg
         monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, _, buffer: decode(data, "BGR", buffer=buffer))
         with open_slide(path) as slide:
             assert direct_levels(slide) == frozenset()
 
     def test_tables_that_point_to_the_wrong_tiles_are_found_out(self, path: Path) -> None:
-        facts = read_tiff_facts(path)
+        facts = read_tiff_metadata(path)
         assert facts is not None
         table = facts.tables[0]
         shifted = replace(table, offsets=np.roll(table.offsets, 1, 1), byte_counts=np.roll(table.byte_counts, 1, 1))

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region, Size
-from wsi2ihc.slide import image_reader as module
 from wsi2ihc.slide import open_slide, read_region, srgb_profile, working_grid
+from wsi2ihc.slide.readers import image_reader as module
 from wsi2ihc.tissue import detect_tissue
 
 PICTURE = texture(500, 400)
@@ -122,7 +122,7 @@ def test_other_pixels(tmp_path: Path, mode: str) -> None:
     assert "not 8-bit RGB" in refused(saved(tmp_path / "a.png", image))
 
 
-def test_grey_and_cmyk_jpeg(tmp_path: Path) -> None:
+def test_gray_and_cmyk_jpeg(tmp_path: Path) -> None:
     assert "1 sample of 8 bits" in refused(saved(tmp_path / "a.jpg", Image.fromarray(PICTURE[..., 0])))
     assert "4 samples of 8 bits" in refused(saved(tmp_path / "b.jpg", Image.fromarray(PICTURE).convert("CMYK")))
 
@@ -136,7 +136,7 @@ def png(width: int, height: int, bits: int = 8, data: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bits_of_colour(tmp_path: Path) -> None:
+def test_sixteen_bits_of_color(tmp_path: Path) -> None:
     """Pillow would reduce them to 8 without a word."""
     path = tmp_path / "a.png"
     path.write_bytes(png(2, 1, 16, zlib.compress(bytes(13))))
@@ -172,7 +172,7 @@ def test_opening_takes_seven_bytes_a_px(tmp_path: Path) -> None:
     side = 4000
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (side, side), (200, 150, 220)))
     code = (
-        "import re, sys; from pathlib import Path; from wsi2ihc.slide.image_reader import ImageReader\n"
+        "import re, sys; from pathlib import Path; from wsi2ihc.slide.readers.image_reader import ImageReader\n"
         "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
         "before = peak(); slide = ImageReader(Path(sys.argv[1]), None); print(peak() - before)"
     )

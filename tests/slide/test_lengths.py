@@ -12,8 +12,7 @@ import tifffile
 from make_slides import write_slide
 
 from wsi2ihc.slide import SlideInfo, open_slide
-from wsi2ihc.slide.ome_xml import parse_ome_xml
-from wsi2ihc.slide.resolution import unit_um
+from wsi2ihc.slide.metadata import parse_ome_xml, unit_um
 
 IMAGE = np.full((256, 256, 3), 200, np.uint8)
 

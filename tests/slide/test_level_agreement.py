@@ -12,24 +12,23 @@ import tifffile
 from make_slides import halves, write_slide
 
 import wsi2ihc
-from wsi2ihc.arrays import RGBImage
 from wsi2ihc.demo import synthetic_tissue
-from wsi2ihc.geometry import Region
+from wsi2ihc.geometry import Region, RGBImage
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.report import write_registration
-from wsi2ihc.slide import agreeing_levels, agreement, level_problems
+from wsi2ihc.slide import agreeing_levels, level_problems, slide_view
 from wsi2ihc.tissue import detect_tissue, load_mask, save_mask, whole_slide
 from wsi2ihc.translation.options import TranslateOptions
-from wsi2ihc.translation.reading import ForgivingSlide
+from wsi2ihc.translation.stages import FaultTolerantSlide
 
-GLASS = (243, 241, 240)
+BACKGROUND = (243, 241, 240)
 
 
 @functools.cache
 def slide_picture(seed: int = 5) -> RGBImage:
     """Two pieces of tissue on 3000×2400 px."""
     picture = np.empty((2400, 3000, 3), np.uint8)
-    picture[:] = GLASS
+    picture[:] = BACKGROUND
     tissue = synthetic_tissue(900, 700, seed=seed)
     picture[200:900, 200:1100] = tissue
     picture[1500:2200, 1900:2800] = tissue[::-1]
@@ -105,14 +104,14 @@ def test_tiles_missing_from_level_0_say_nothing_of_the_lower_levels(tmp_path: Pa
 
 def test_levels_are_compared_once_per_open_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
-    find = agreement._find_disagreeing
-    monkeypatch.setattr(agreement, "_find_disagreeing", lambda slide: compared.append(slide) or find(slide))
+    find = slide_view._find_disagreeing
+    monkeypatch.setattr(slide_view, "_find_disagreeing", lambda slide: compared.append(slide) or find(slide))
     path = write_slide(tmp_path / "slide.tif", halves(slide_picture(), 4), mpp=0.5)
     with wsi2ihc.open_slide(path) as slide:
         assert compared == []
         detect_tissue(slide)
-        whole_slide(ForgivingSlide(slide))
-        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff")
+        whole_slide(FaultTolerantSlide(slide))
+        wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), tmp_path / "out.ome.tiff")
         assert compared == [slide]
 
 
@@ -125,7 +124,7 @@ def test_damage_that_reads_as_missing_says_nothing_of_the_lower_levels(tmp_path:
             file.seek(offset)
             file.write(bytes(16))
     with wsi2ihc.open_slide(path) as slide:
-        assert ForgivingSlide(slide).info.levels == slide.info.levels
+        assert FaultTolerantSlide(slide).info.levels == slide.info.levels
 
 
 @pytest.mark.parametrize("kind", ["none", "file"])
@@ -137,7 +136,7 @@ def test_background_is_measured_on_levels_that_agree(tmp_path: Path, kind: str) 
         if kind == "file":
             save_mask(detect_tissue(slide), tmp_path / "mask.png")
         mask = whole_slide(slide) if kind == "none" else load_mask(tmp_path / "mask.png", slide)
-    assert mask.glass == GLASS
+    assert mask.background == BACKGROUND
     assert "do not show what level 0 shows" in mask.warnings[0]
 
 
@@ -161,7 +160,7 @@ def test_no_tissue_is_painted_out_where_lower_levels_are_wrong(tmp_path: Path, r
     out = tmp_path / "out.ome.tiff"
     options = TranslateOptions(pyramid=PyramidOptions(compression="deflate"), resume=resume)
     with wsi2ihc.open_slide(path) as slide:
-        report = wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), out, options)
+        report = wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), out, options)
 
     result = np.asarray(tifffile.imread(out))
     np.testing.assert_array_equal(result[1500:2200, 1900:2800], picture[1500:2200, 1900:2800])

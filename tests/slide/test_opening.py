@@ -20,7 +20,7 @@ from make_slides import halves, texture, write_slide
 from wsi2ihc.errors import MissingResolutionError, OptionError, SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import known_mpp, open_slide, overview_grid, read_overview, srgb_profile
-from wsi2ihc.slide.reader import without_folders
+from wsi2ihc.slide.readers.base import without_folders
 
 PYRAMID = halves(texture(500, 400), 3)
 
@@ -178,10 +178,10 @@ class TestNoSlides:
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
     def test_pipes_do_not_hang(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.svs")
-        assert "no regular file" in refused(tmp_path / "pipe.svs")
+        assert "not a regular file" in refused(tmp_path / "pipe.svs")
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(os.path.relpath(tmp_path / "s"))
-            assert "no regular file" in refused(tmp_path / "s")
+            assert "not a regular file" in refused(tmp_path / "s")
 
     def test_not_permitted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = write_slide(tmp_path / "a.tif", PYRAMID)

@@ -1,4 +1,4 @@
-"""What leaves a colour profile before it goes into an output, and that the colours stay."""
+"""What leaves a color profile before it goes into an output, and that the colors stay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from make_slides import texture, write_slide
 from PIL import ImageCms
 
 from wsi2ihc.slide import open_slide, srgb_profile, to_srgb_transform
-from wsi2ihc.slide.profile_texts import without_texts
+from wsi2ihc.slide.icc import without_texts
 
 SECRET = "Scanner 4711 of Dr. Example"
 COLORS = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), -1).reshape(-1, 18, 3).astype(np.uint8)
@@ -47,7 +47,7 @@ def matrix_tags() -> dict[bytes, bytes]:
 
 
 def table_tags() -> dict[bytes, bytes]:
-    """A lookup table of 8 bits, as scanners have them; the colours are arbitrary."""
+    """A lookup table of 8 bits, as scanners have them; the colors are arbitrary."""
     curve = np.arange(256, dtype=np.uint8).tobytes()
     matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
     corners = np.random.default_rng(0).integers(0, 128, 24, np.uint8).tobytes()
@@ -63,7 +63,7 @@ def with_secrets(tags: dict[bytes, bytes]) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("version", [2, 4])
 @pytest.mark.parametrize("tags", [matrix_tags(), table_tags()], ids=["matrix", "table"])
-def test_texts_leave_and_colours_stay(tags: dict[bytes, bytes], version: int) -> None:
+def test_texts_leave_and_colors_stay(tags: dict[bytes, bytes], version: int) -> None:
     profile = profile_of(with_secrets(tags), version)
     plain = without_texts(profile)
     assert SECRET.encode() in profile

@@ -15,8 +15,8 @@ from PIL import Image
 
 from wsi2ihc.geometry import Region, Size
 from wsi2ihc.slide import Slide, WorkingGrid, open_slide, overview_grid, read_overview, read_region, working_grid
-from wsi2ihc.slide import regions as regions_module
-from wsi2ihc.slide.tiffslide_reader import TiffSlideReader
+from wsi2ihc.slide import grid as grid_module
+from wsi2ihc.slide.readers.tiffslide_reader import TiffSlideReader
 
 FILL = (240, 235, 230)
 
@@ -51,9 +51,9 @@ def test_cutting_into_blocks_changes_nothing(slide: Slide, monkeypatch: pytest.M
     for mpp in (0.9137, 0.31, 4.7):
         grid = working_grid(slide.info, mpp)
         region = Region(-3, -3, grid.size.width + 6, grid.size.height + 6)
-        monkeypatch.setattr(regions_module, "_BLOCK_PX", 3072)
+        monkeypatch.setattr(grid_module, "_BLOCK_PX", 3072)
         whole = read_region(slide, grid, region, FILL)
-        monkeypatch.setattr(regions_module, "_BLOCK_PX", 100)
+        monkeypatch.setattr(grid_module, "_BLOCK_PX", 100)
         np.testing.assert_array_equal(read_region(slide, grid, region, FILL), whole)
 
 
@@ -104,10 +104,10 @@ def test_places_are_kept(tmp_path: Path) -> None:
             grid = working_grid(slide.info, mpp)
             weight = read_region(slide, grid, Region(0, 0, grid.size.width, grid.size.height), (0, 0, 0))[..., 0] / 255
             total = weight.sum()
-            centre_x = ((np.arange(weight.shape[1]) + 0.5) * weight.sum(0)).sum() / total * grid.downsample[0]
-            centre_y = ((np.arange(weight.shape[0]) + 0.5) * weight.sum(1)).sum() / total * grid.downsample[1]
-            # Rounding to whole grey levels moves the centre of a soft edge by a fraction of a px.
-            assert (centre_x, centre_y) == pytest.approx((450, 330), abs=0.05 * max(grid.downsample))
+            center_x = ((np.arange(weight.shape[1]) + 0.5) * weight.sum(0)).sum() / total * grid.downsample[0]
+            center_y = ((np.arange(weight.shape[0]) + 0.5) * weight.sum(1)).sum() / total * grid.downsample[1]
+            # Rounding to whole gray levels moves the center of a soft edge by a fraction of a px.
+            assert (center_x, center_y) == pytest.approx((450, 330), abs=0.05 * max(grid.downsample))
             assert total * grid.downsample[0] * grid.downsample[1] == pytest.approx(6000, rel=0.01)
 
 
@@ -121,7 +121,7 @@ def test_outside_the_slide_is_fill(slide: Slide) -> None:
 
 
 def test_overview_equals_the_region(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions_module, "_BLOCK_PX", 150)
+    monkeypatch.setattr(grid_module, "_BLOCK_PX", 150)
     for downsample in (1, 2, 5.3, 20):
         grid = overview_grid(slide.info, downsample)
         whole = read_region(slide, grid, Region(0, 0, grid.size.width, grid.size.height), FILL)

@@ -3,8 +3,7 @@ import math
 import pytest
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.slide.ome_xml import XmlError, parse_ome_xml
-from wsi2ihc.slide.resolution import Stated, checked_mpp, positive_number, resolve
+from wsi2ihc.slide.metadata import Stated, XmlError, checked_mpp, parse_ome_xml, positive_number, resolve
 
 
 @pytest.mark.parametrize(

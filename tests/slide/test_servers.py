@@ -16,7 +16,8 @@ from make_slides import halves, texture, write_slide
 
 from wsi2ihc.errors import SlideNotFoundError, UnreadableSlideError
 from wsi2ihc.geometry import Region
-from wsi2ihc.slide import open_slide, remote
+from wsi2ihc.slide import open as open_module
+from wsi2ihc.slide import open_slide
 
 pytest.importorskip("aiohttp")
 
@@ -122,7 +123,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Start a server of a kind; gives the slide's address."""
-    monkeypatch.setattr(remote, "_SILENCE_S", 0.6)
+    monkeypatch.setattr(open_module, "_SILENCE_S", 0.6)
     servers: list[ThreadingHTTPServer] = []
 
     def start(kind: type[Handler]) -> str:
@@ -157,7 +158,7 @@ def test_a_server_that_sends_something_is_waited_for(path: Path, serve: Serve, k
 
 
 def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_SILENCE_S", 0.6)
+    monkeypatch.setattr(open_module, "_SILENCE_S", 0.6)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert "has sent nothing" in refusal(f"http://127.0.0.1:{silent.getsockname()[1]}/a.tif")
 

@@ -17,9 +17,9 @@ from make_slides import direct_levels, halves, texture, write_slide
 
 from wsi2ihc.geometry import Region
 from wsi2ihc.slide import Slide, open_slide
-from wsi2ihc.slide.openslide_reader import OpenSlideReader
-from wsi2ihc.slide.tiff_facts import read_tiff_facts
-from wsi2ihc.slide.tiffslide_reader import TiffSlideReader
+from wsi2ihc.slide.readers.openslide_reader import OpenSlideReader
+from wsi2ihc.slide.readers.tiffslide_reader import TiffSlideReader
+from wsi2ihc.slide.tiff_metadata import read_tiff_metadata
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -44,7 +44,7 @@ def openslide_alone(path: Path) -> Slide:
 
 
 def openslide_direct(path: Path) -> Slide:
-    return OpenSlideReader(path, read_tiff_facts(path), None)
+    return OpenSlideReader(path, read_tiff_metadata(path), None)
 
 
 def tiffslide_alone(path: Path) -> Slide:
@@ -263,7 +263,7 @@ class TestAlpha:
         np.testing.assert_array_equal(pixels[:100], source[:100])
         assert (pixels[100:200] == (200, 10, 100)).all()
         mixed = (source[200:].astype(float) * 128 + np.array([200, 10, 100]) * 127) / 255
-        # OpenSlide's pixels are premultiplied with 8 bits, which costs one grey level, and rounding another.
+        # OpenSlide's pixels are premultiplied with 8 bits, which costs one gray level, and rounding another.
         assert np.abs(pixels[200:] - mixed).max() <= 1.5
 
     def test_it_is_remarked_on(self, path: Path) -> None:

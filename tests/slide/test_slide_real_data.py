@@ -15,8 +15,8 @@ from make_slides import direct_levels
 from wsi2ihc.errors import MissingResolutionError, OptionError, UnreadableSlideError
 from wsi2ihc.geometry import Region, Size
 from wsi2ihc.slide import open_slide, overview_grid, read_overview, read_region, to_srgb_transform, working_grid
-from wsi2ihc.slide.openslide_reader import OpenSlideReader
-from wsi2ihc.slide.tiffslide_reader import TiffSlideReader
+from wsi2ihc.slide.readers.openslide_reader import OpenSlideReader
+from wsi2ihc.slide.readers.tiffslide_reader import TiffSlideReader
 
 
 def whole(size: Size) -> Region:

@@ -15,12 +15,12 @@ import zarr
 import zarr.codecs
 from make_slides import halves, texture, write_slide
 
-from wsi2ihc.bands.translating import translate
 from wsi2ihc.errors import OptionError, UnreadableSlideError
-from wsi2ihc.generator.registry import load_generator
 from wsi2ihc.geometry import Region, Size
+from wsi2ihc.models.registry import load_model
 from wsi2ihc.slide import open_slide
 from wsi2ihc.translation.options import TranslateOptions
+from wsi2ihc.translation.translate import translate
 
 IMAGE = texture(700, 600)
 PYRAMID = halves(IMAGE, 3)
@@ -105,7 +105,7 @@ def test_this_program_s_own_output(tmp_path: Path) -> None:
     source = write_slide(tmp_path / "a.tif", PYRAMID, compression="deflate", mpp=0.5)
     output = tmp_path / "out.ome.zarr"
     with open_slide(source) as slide:
-        translate(slide, load_generator("identity"), output, TranslateOptions(tissue="none", workers=1))
+        translate(slide, load_model("identity"), output, TranslateOptions(tissue="none", workers=1))
         with open_slide(output) as own:
             assert own.info.size == slide.info.size
             assert own.info.mpp == pytest.approx((0.5, 0.5))

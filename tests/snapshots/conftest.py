@@ -131,7 +131,7 @@ def trained(succeed: Run, patches: Path, folder: Path) -> dict[str, tuple[Path, 
 def evaluated(succeed: Run, patches: Path, networks: dict[str, Path], folder: Path) -> tuple[Path, Ended]:
     out = folder / "evaluation"
     models = ("--model", "counterstain", "--model", networks["batch"])
-    options = ("--resamples", 200, "--pictures", 1, "--device", "cpu", "--precision", "fp32", "--mpp", 0.5)
+    options = ("--resamples", 200, "--examples", 1, "--device", "cpu", "--precision", "fp32", "--mpp", 0.5)
     return out, succeed("evaluate", patches, *models, "--out", out, *options, "--json", "-q")
 
 

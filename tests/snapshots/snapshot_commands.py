@@ -21,10 +21,10 @@ CPU = ("--device", "cpu", "--precision", "fp32", "--workers", 1)
 LOSSLESS = ("--compression", "deflate", "--tile-size", 64)
 RECIPES = ("pix2pix", "pyramid", "variance")
 TINY = (
-    "--ngf", 4, "--ndf", 4, "--crop-size", 32, "--batch-size", 4, "--epochs", 1, "--log-every", 1, "--pictures", 1,
+    "--ngf", 4, "--ndf", 4, "--crop-size", 32, "--batch-size", 4, "--epochs", 1, "--log-every", 1, "--samples", 1,
     "--workers", 0, "--precision", "fp32", "--device", "cpu", "--mpp", 0.5, "--stain", "HER2",
 )  # fmt: skip
-SMALL_PAIRS = ("--patch-size", 128, "--mpp", 1, "--stain", "HER2", "--licence", "CC0")
+SMALL_PAIRS = ("--patch-size", 128, "--mpp", 1, "--stain", "HER2", "--license", "CC0")
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ import torch
 from make_slides import halves, write_slide
 from PIL import Image
 
-from wsi2ihc.arrays import RGBImage
-from wsi2ihc.generator.checkpoint import build_network, save_checkpoint
-from wsi2ihc.generator.spec import GeneratorSpec, Norm
-from wsi2ihc.geometry import Size
+from wsi2ihc.geometry import RGBImage, Size
+from wsi2ihc.models.model_file import build_network, save_checkpoint
+from wsi2ihc.models.model_spec import GeneratorSpec, Norm
 from wsi2ihc.pyramid import PyramidOptions
-from wsi2ihc.registration.files import save_transform
 from wsi2ihc.registration.transform import LocalField, SlideFrame, Transform
-from wsi2ihc.training.data.stain_jitter import DRAWS, recoloured
+from wsi2ihc.registration.transform_io import save_transform
+from wsi2ihc.training.data.stain_jitter import DRAWS, augment_stains
 from wsi2ihc.translation.options import TranslateOptions
 
 BANDED = TranslateOptions(
@@ -119,4 +118,4 @@ def write_slide_pairs(folder: Path) -> Path:
 
 def augmented_stain(image: RGBImage) -> RGBImage:
     """Augment the stain of a crop as training does with a strength of 0.3."""
-    return recoloured(image, 0.3, np.linspace(0.1, 0.9, DRAWS))
+    return augment_stains(image, 0.3, np.linspace(0.1, 0.9, DRAWS))

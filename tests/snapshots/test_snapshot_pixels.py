@@ -98,7 +98,7 @@ def test_tissue_mask(snapshot: Snapshot, succeed: Run, slide: Path, tmp_path: Pa
     with Image.open(tmp_path / "mask.png") as image:
         mask = np.asarray(image.convert("L"))
     snapshot.numbers("pixels/tissue", {
-        "share": ended.json["tissue_share"], "glass": ended.json["glass"], "size": list(mask.shape),
+        "share": ended.json["tissue_share"], "background": ended.json["background"], "size": list(mask.shape),
         "rows": (mask > 0).mean(axis=1).tolist(),
     })  # fmt: skip
 

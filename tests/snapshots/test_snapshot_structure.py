@@ -122,7 +122,7 @@ def test_checkpoint_folder_of_bands(snapshot: Snapshot, slide: Path, tmp_path: P
             raise KeyboardInterrupt
 
     with isolated(), wsi2ihc.open_slide(slide) as opened, pytest.raises(KeyboardInterrupt):
-        wsi2ihc.translate(opened, wsi2ihc.load_generator("identity"), output, BANDED, progress=interrupted)
+        wsi2ihc.translate(opened, wsi2ihc.load_model("identity"), output, BANDED, progress=interrupted)
     lines = folder_structure(tmp_path, lambda name: "/image.ome.zarr/" in name)
     first = [line for line in lines if not re.search(r"done/(?!0000)\d+\.json$", line)]
     snapshot.lines("bands", first)
@@ -181,7 +181,7 @@ def test_evaluation(snapshot: Snapshot, evaluated: Made) -> None:
 def test_evaluation_of_folders(snapshot: Snapshot, succeed: Run, patches: Path, folder: Path) -> None:
     virtual, output = write_patches(folder / "virtual", {"test": 3}, seed=200), folder / "evaluation-folders"
     images = ("--reference", patches / "IHC" / "test", "--virtual", virtual / "IHC" / "test")
-    options = ("--he", patches / "HE" / "test", "--resamples", 100, "--pictures", 0, "--mpp", 0.5)
+    options = ("--he", patches / "HE" / "test", "--resamples", 100, "--examples", 0, "--mpp", 0.5)
     ended = succeed("evaluate", *images, *options, "--out", output, "--json", "-q")
     snapshot.lines("evaluate_folders", [*beside("evaluate", ended, output / "report.json"), *folder_structure(output)])
 

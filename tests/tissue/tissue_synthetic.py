@@ -8,36 +8,37 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from wsi2ihc.arrays import RGB, BoolImage, RGBImage
-from wsi2ihc.geometry import Region, Size
+from wsi2ihc.geometry import RGB, BoolImage, Region, RGBImage, Size
 from wsi2ihc.slide import Level, SlideInfo
 from wsi2ihc.tissue import TissueMask
 
-GLASS: RGB = (240, 238, 241)
+BACKGROUND: RGB = (240, 238, 241)
 MPP = 8.0
 SHAPE = (400, 500)
 
-HAEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
+HEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
 """Absorption of red, green and blue (Ruifrok and Johnston 2001)."""
 
 PENS: dict[str, RGB] = {"red": (205, 15, 30), "green": (10, 130, 95), "blue": (40, 60, 170), "black": (25, 25, 30)}
 
 
-def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> BoolImage:
-    """Px within ``radius`` of ``centre`` (x, y)."""
+def disc(shape: tuple[int, int], center: tuple[float, float], radius: float) -> BoolImage:
+    """Px within ``radius`` of ``center`` (x, y)."""
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
-    return np.hypot(x - centre[0], y - centre[1]) <= radius
+    return np.hypot(x - center[0], y - center[1]) <= radius
 
 
-def bare_glass(shape: tuple[int, int] = SHAPE, glass: RGB = GLASS, noise: float = 0.7, seed: int = 0) -> np.ndarray:
+def bare_background(
+    shape: tuple[int, int] = SHAPE, background: RGB = BACKGROUND, noise: float = 0.7, seed: int = 0
+) -> np.ndarray:
     """Light per px, (rows, columns, 3) float, with the scanner's noise."""
-    return np.array(glass) + np.random.default_rng(seed).normal(size=(*shape, 3)) * noise
+    return np.array(background) + np.random.default_rng(seed).normal(size=(*shape, 3)) * noise
 
 
 def stained(
     light: np.ndarray, where: BoolImage, dyes: dict[tuple[float, float, float], float], seed: int = 1
 ) -> np.ndarray:
-    """The picture with dyes of the given mean densities, unevenly taken up, in part of it."""
+    """The image with dyes of the given mean densities, unevenly taken up, in part of it."""
     rng = np.random.default_rng(seed)
     density = np.zeros_like(light)
     for dye, amount in dyes.items():
@@ -46,13 +47,13 @@ def stained(
     return np.where(where[..., np.newaxis], light * 10**-density, light)
 
 
-def inked(light: np.ndarray, where: BoolImage, colour: RGB) -> np.ndarray:
-    """The picture under ink that is out of focus by 20 µm."""
+def inked(light: np.ndarray, where: BoolImage, color: RGB) -> np.ndarray:
+    """The image under ink that is out of focus by 20 µm."""
     cover = cv2.GaussianBlur(where.astype(float), (0, 0), 20 / MPP)[..., np.newaxis]
-    return light * (np.array(colour) / np.array(GLASS)) ** cover
+    return light * (np.array(color) / np.array(BACKGROUND)) ** cover
 
 
-def picture(light: np.ndarray) -> RGBImage:
+def to_image(light: np.ndarray) -> RGBImage:
     return np.rint(light).clip(0, 255).astype(np.uint8)
 
 
@@ -65,14 +66,16 @@ def px_under(mask: TissueMask, left: float, top: float, right: float, bottom: fl
     return mask.pixels[down, across]
 
 
-HE = {HAEMATOXYLIN: 0.2, EOSIN: 0.2}
+HE = {HEMATOXYLIN: 0.2, EOSIN: 0.2}
 
 
-def he_blob(glass: RGB = GLASS, strength: float = 1.0, noise: float = 0.7) -> tuple[RGBImage, BoolImage]:
-    """A round piece of H&E tissue, 1.6 mm wide, on glass, and where it is."""
+def he_blob(background: RGB = BACKGROUND, strength: float = 1.0, noise: float = 0.7) -> tuple[RGBImage, BoolImage]:
+    """A round piece of H&E tissue, 1.6 mm wide, on background, and where it is."""
     where = disc(SHAPE, (250, 200), 100)
-    light = stained(bare_glass(glass=glass, noise=noise), where, {dye: strength * value for dye, value in HE.items()})
-    return picture(light), where
+    light = stained(
+        bare_background(background=background, noise=noise), where, {dye: strength * value for dye, value in HE.items()}
+    )
+    return to_image(light), where
 
 
 class ArraySlide:

@@ -1,4 +1,4 @@
-"""Synthetic paired data sets in every layout.
+"""Synthetic paired datasets in every layout.
 
 The IHC of a pair is the H&E's negative, pixel by pixel, so that a test can tell whether a pair stayed aligned. Pixels
 come from the pair's name alone. All files are PNG.
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsi2ihc.arrays import RGBImage
+from wsi2ihc.geometry import RGBImage
 
 SIZE = (40, 32)
 """Width and height; not square, so that a turn shows."""
@@ -36,7 +36,7 @@ def ihc_pixels(name: str, size: tuple[int, int] = SIZE) -> RGBImage:
 
 
 def save(pixels: RGBImage, path: Path) -> Path:
-    """Write an image; the suffix says how."""
+    """Write an image in the format of its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return path

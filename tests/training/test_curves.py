@@ -1,4 +1,4 @@
-"""Curves: what is read of run folders, how it is smoothed and named, and what is in the picture."""
+"""Training curves: reading of run folders, smoothing, names and the figure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from wsi2ihc.errors import OutputError, TrainingError
-from wsi2ihc.training import curves
-from wsi2ihc.training.curves import draw_curves, read_runs, running_mean
+from wsi2ihc.training import training_curves
 from wsi2ihc.training.history import RunRecord
+from wsi2ihc.training.training_curves import draw_curves, read_runs, running_mean
 
 pytest.importorskip("matplotlib")
 
@@ -42,12 +42,12 @@ def make_run(
     return folder
 
 
-def pixels_near(picture: Path, colour: tuple[int, int, int]) -> int:
+def pixels_near(picture: Path, color: tuple[int, int, int]) -> int:
     with Image.open(picture) as image:
-        return int((np.abs(np.asarray(image.convert("RGB"), int) - colour).max(axis=-1) < 24).sum())
+        return int((np.abs(np.asarray(image.convert("RGB"), int) - color).max(axis=-1) < 24).sum())
 
 
-def test_running_mean_is_that_of_the_neighbours() -> None:
+def test_running_mean_of_neighbors() -> None:
     values = np.random.default_rng(0).normal(size=40)
     for rows in (1, 2, 5, 39, 100):
         places = range(len(values))
@@ -55,7 +55,7 @@ def test_running_mean_is_that_of_the_neighbours() -> None:
         np.testing.assert_allclose(running_mean(values, rows), expected, rtol=0, atol=1e-12)
 
 
-def test_running_mean_leaves_gaps_as_gaps() -> None:
+def test_running_mean_keeps_gaps() -> None:
     values = np.array([1.0, np.nan, 3.0, np.inf, 5.0])
     np.testing.assert_array_equal(running_mean(values, 3), [1.0, np.nan, 3.0, np.nan, 5.0])
     np.testing.assert_array_equal(running_mean(values, 5), [2.0, np.nan, 3.0, np.nan, 4.0])
@@ -63,63 +63,63 @@ def test_running_mean_leaves_gaps_as_gaps() -> None:
     assert running_mean(np.empty(0), 4).shape == (0,)
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_one_name_are_distinguished(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name) for name in ("a/first", "b/first", "second")]
     assert [run.name for run in read_runs(folders[1:])] == ["first", "second"]
     assert [run.name for run in read_runs(folders)] == ["a/first", "b/first", f"{tmp_path.name}/second"]
 
 
-def test_a_run_named_twice_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_given_twice_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_run(tmp_path / "first")
     monkeypatch.chdir(first)
     assert [run.name for run in read_runs([first, Path(), first / ".." / "first"])] == ["first"]
 
 
-def test_the_recipe_is_that_of_the_configuration(tmp_path: Path) -> None:
+def test_recipe_is_read_from_the_configuration(tmp_path: Path) -> None:
     known, unknown, broken = (make_run(tmp_path / name, recipe="pyramid") for name in ("known", "unknown", "broken"))
     (unknown / "config.toml").unlink()
     (broken / "config.toml").write_bytes(b"\xff = [")
     assert [run.recipe for run in read_runs([known, unknown, broken])] == ["pyramid", "", ""]
 
 
-def test_the_length_of_an_epoch_comes_from_validation_or_steps(tmp_path: Path) -> None:
+def test_epoch_length_from_validation_or_steps(tmp_path: Path) -> None:
     validated = make_run(tmp_path / "validated", epochs=1, epoch_steps=7)
     without = make_run(tmp_path / "without", epochs=3, epoch_steps=7, validated=False)
     begun = make_run(tmp_path / "begun", epochs=1, epoch_steps=7, validated=False)
     assert [run.epoch_steps for run in read_runs([validated, without, begun])] == [7.0, 7.0, None]
 
 
-def test_there_is_a_panel_for_what_any_run_has(tmp_path: Path) -> None:
+def test_panel_for_every_column_of_any_run(tmp_path: Path) -> None:
     pyramid = make_run(tmp_path / "pyramid", losses=("learning_rate", "own_loss", "l1", "generator"), scores=("ssim",))
     variance = make_run(tmp_path / "variance", losses=("variance", "generator"), scores=("stain_r", "other", "psnr"))
-    losses, scores = curves._panels(read_runs([pyramid, variance]))
+    losses, scores = training_curves._panels(read_runs([pyramid, variance]))
     assert [panel.title for panel in losses] == ["Generator loss", "L1 loss", "Variance loss", "Own loss"]
-    assert [panel.title for panel in scores] == ["PSNR (dB)", "SSIM", "Stain correlation per pixel", "Other"]
+    assert [panel.title for panel in scores] == ["PSNR, dB", "SSIM", "Stain R per pixel", "Other"]
     assert draw_curves([pyramid, variance], tmp_path / "both.png") == 8
     assert draw_curves([variance], tmp_path / "one.png") == 5
 
 
-def test_a_column_without_values_has_no_panel(tmp_path: Path) -> None:
+def test_empty_column_has_no_panel(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", losses=("generator",))
     (run / "steps.csv").write_text("step,epoch,variance,generator\n1,1,nan,1\n2,1,,inf\n")
     assert draw_curves([run], tmp_path / "curves.png") == 2
 
 
-def test_every_run_has_its_colour(tmp_path: Path) -> None:
+def test_every_run_has_its_color(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", losses=("l1",), scores=("ssim",))
     draw_curves([first], tmp_path / "one.png")
     draw_curves([first, second], tmp_path / "two.png")
     assert pixels_near(tmp_path / "one.png", BLUE) > 500
     assert pixels_near(tmp_path / "one.png", ORANGE) == 0
-    assert min(pixels_near(tmp_path / "two.png", colour) for colour in (BLUE, ORANGE)) > 500
+    assert min(pixels_near(tmp_path / "two.png", color) for color in (BLUE, ORANGE)) > 500
 
 
-def test_axes_say_what_they_are(tmp_path: Path) -> None:
+def test_axes_are_labeled(tmp_path: Path) -> None:
     done = make_run(tmp_path / "done", epochs=4, recipe="variance", scores=("variance_ratio",))
     begun = make_run(tmp_path / "begun", epochs=1, validated=False)
     for folders, label, last in (([done], "epoch", 4), ([done, begun], "step", 32)):
         runs = read_runs(folders)
-        figure = curves._figure(runs, *curves._panels(runs), smooth=3)
+        figure = training_curves._figure(runs, *training_curves._panels(runs), smooth=3)
         ratio = figure.axes[-1]
         assert ratio.get_xlabel() == label
         assert ratio.get_xlim()[0] == 0
@@ -133,25 +133,25 @@ def test_axes_say_what_they_are(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_one_spike_does_not_flatten_the_rest(tmp_path: Path) -> None:
+def test_spike_does_not_flatten_the_rest(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", epochs=50, losses=("generator",))
     lines = (run / "steps.csv").read_text().splitlines()
     lines[200] = ",".join([*lines[200].split(",")[:2], "1000.0"])
     (run / "steps.csv").write_text("\n".join(lines) + "\n")
     runs = read_runs([run])
-    low, high = curves._figure(runs, *curves._panels(runs), smooth=100).axes[0].get_ylim()
+    low, high = training_curves._figure(runs, *training_curves._panels(runs), smooth=100).axes[0].get_ylim()
     assert low < 0.01
     assert 1 / 3 < high < 30
 
 
-def test_many_runs_and_few_rows_can_be_drawn(tmp_path: Path) -> None:
+def test_many_runs_with_few_rows(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / f"a rather long name of a run, number {n}", epochs=1) for n in range(9)]
     assert draw_curves(folders, tmp_path / "curves.png", smooth=1) == 3
-    styles = {curves._style(number) for number in range(9)}
+    styles = {training_curves._style(number) for number in range(9)}
     assert len(styles) == 9
 
 
-def test_a_constant_and_a_single_value_can_be_drawn(tmp_path: Path) -> None:
+def test_constant_and_single_value(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", epochs=1, epoch_steps=1)
     (run / "validation.csv").write_text("epoch,step,psnr\n1,1,0.0\n")
     assert draw_curves([run], tmp_path / "curves.png") == 3
@@ -160,11 +160,11 @@ def test_a_constant_and_a_single_value_can_be_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "power"), [((12.127293, 12.1272931), ""), ((-7.0, -7.0), ""), ((1e-7, 3e-7), "1e−7"), ((0.0, 0.0), "")]
 )
-def test_powers_and_labels_of_an_axis_keep_to_its_left(tmp_path: Path, values: tuple[float, float], power: str) -> None:
+def test_axis_offset_and_labels_stay_left_of_the_axis(tmp_path: Path, values: tuple[float, float], power: str) -> None:
     run = make_run(tmp_path / "run", epochs=2)
     (run / "validation.csv").write_text(f"epoch,step,ssim\n1,8,{values[0]}\n2,16,{values[1]}\n")
     runs = read_runs([run])
-    figure = curves._figure(runs, *curves._panels(runs), smooth=1)
+    figure = training_curves._figure(runs, *training_curves._panels(runs), smooth=1)
     figure.savefig(io.BytesIO())
     axes = figure.axes[-1]
     text = axes.yaxis.get_offset_text()
@@ -178,14 +178,14 @@ def test_powers_and_labels_of_an_axis_keep_to_its_left(tmp_path: Path, values: t
     assert max(map(len, labels)) <= 6
 
 
-def test_a_run_in_progress_can_be_drawn(tmp_path: Path) -> None:
+def test_run_in_progress(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with (run / "steps.csv").open("a") as file:
         file.write("25,4,0.3")
     assert draw_curves([run], tmp_path / "curves.png") == 3
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+def test_invalid_run_folder_is_an_error(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     empty = make_run(tmp_path / "empty", epochs=0)
     with pytest.raises(TrainingError, match="has no rows yet"):
@@ -195,29 +195,29 @@ def test_what_is_no_run_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_a_run_of_gaps_alone_is_told(tmp_path: Path) -> None:
+def test_run_without_finite_values_is_an_error(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", epochs=0)
     (run / "steps.csv").write_text("step,epoch,generator\n1,1,nan\n")
-    with pytest.raises(TrainingError, match="has no losses or figures to draw"):
+    with pytest.raises(TrainingError, match="has no finite losses or metrics to draw"):
         draw_curves([run], tmp_path / "curves.png")
 
 
-def test_a_picture_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_unwritable_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="missing"):
         draw_curves([make_run(tmp_path / "run")], tmp_path / "missing" / "curves.png")
 
 
-def test_without_matplotlib_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails
     with pytest.raises(TrainingError, match=r"pip install 'wsi2ihc\[train\]'"):
         draw_curves([make_run(tmp_path / "run")], tmp_path / "curves.png")
 
 
-def test_importing_is_cheap_and_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
+def test_import_is_lazy_and_pyplot_is_not_used(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     code = (
-        "import sys; from pathlib import Path; from wsi2ihc.training.curves import draw_curves\n"
+        "import sys; from pathlib import Path; from wsi2ihc.training.training_curves import draw_curves\n"
         "assert 'matplotlib' not in sys.modules\n"
         "draw_curves([Path(sys.argv[1])], Path(sys.argv[2]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

@@ -1,3 +1,5 @@
+"""PatchGAN discriminator."""
+
 from __future__ import annotations
 
 import torch
@@ -5,14 +7,14 @@ import torch
 from wsi2ihc.training.discriminator import PatchDiscriminator
 
 
-def test_it_is_the_published_one() -> None:
+def test_architecture_is_the_published_one() -> None:
     network = PatchDiscriminator()
     assert sum(one.numel() for one in network.parameters()) == 2_768_705
     image = torch.zeros(2, 3, 256, 256)
     assert network.eval()(image, image).shape == (2, 1, 30, 30)
 
 
-def test_a_logit_judges_a_field_of_70_px() -> None:
+def test_receptive_field_is_70_px() -> None:
     network = PatchDiscriminator(4).eval()
     image = torch.rand(1, 3, 128, 128, requires_grad=True)
     network(image, torch.zeros_like(image))[0, 0, 7, 7].backward()
@@ -23,7 +25,7 @@ def test_a_logit_judges_a_field_of_70_px() -> None:
     assert int(columns.max() - columns.min()) + 1 == 70
 
 
-def test_it_looks_at_both_images() -> None:
+def test_logits_depend_on_both_images() -> None:
     network = PatchDiscriminator(4).eval()
     one, other = torch.rand(2, 1, 3, 64, 64)
     before = network(one, other)

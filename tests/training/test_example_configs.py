@@ -1,4 +1,4 @@
-"""The examples that a user would begin to train with."""
+"""Example configurations and scripts for training."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from pathlib import Path
 import pytest
 
 from wsi2ihc.training.data import load_data
-from wsi2ihc.training.options import RECIPES, TrainOptions, read_config, resolve_options
-from wsi2ihc.training.presets import PRESETS
+from wsi2ihc.training.options import PRESETS, RECIPES, TrainOptions, read_config, resolve_options
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.toml"))
 
 
-def test_there_are_examples() -> None:
+def test_examples_exist() -> None:
     assert [path.name for path in CONFIGS] == ["train_bci.toml", "train_default_model.toml", "train_facades.toml"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_examples_load_and_leave_the_recipe_its_own(path: Path, recipe: str) -> None:
+def test_examples_do_not_change_the_recipe(path: Path, recipe: str) -> None:
     assert resolve_options(config=path).recipe == "variance"
     own = {"architecture": "resnet"} if path.stem == "train_default_model" else {}  # it compares losses, not networks
     options = resolve_options({"recipe": recipe, **own}, config=path)
@@ -33,7 +32,7 @@ def test_examples_load_and_leave_the_recipe_its_own(path: Path, recipe: str) -> 
         assert getattr(options, name) == value
 
 
-def test_bci_is_the_preset_with_the_hyper_parameters_of_the_study() -> None:
+def test_bci_example_has_the_hyperparameters_of_the_study() -> None:
     options = resolve_options(config=EXAMPLES / "train_bci.toml")
     for name, value in PRESETS["bci"].items():
         assert getattr(options, name) == value, name
@@ -41,11 +40,11 @@ def test_bci_is_the_preset_with_the_hyper_parameters_of_the_study() -> None:
              "augmentation": "hflip", "l1_weight": 25.0, "upsampling": "transposed", "norm": "batch"}  # fmt: skip
     assert {name: getattr(options, name) for name in study} == study
     assert (options.mpp, options.stain) == (0.46, "HER2")
-    assert "non-commercial" in str(options.data_licence)
+    assert "non-commercial" in str(options.data_license)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_what_examples_leave_out_is_the_default(path: Path) -> None:
+def test_missing_options_of_examples_are_defaults(path: Path) -> None:
     options, stated = resolve_options(config=path), tomllib.loads(path.read_text())
     assert stated == read_config(path)
     defaults = TrainOptions()
@@ -54,7 +53,7 @@ def test_what_examples_leave_out_is_the_default(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_facades_are_found(dev_data: Path) -> None:
+def test_facades_layout(dev_data: Path) -> None:
     if not (dev_data / "facades").is_dir():
         pytest.skip("no facades among the development data")
     options = resolve_options(config=EXAMPLES / "train_facades.toml")
@@ -115,17 +114,17 @@ def call_of_training(tmp_path: Path) -> str:
     return next(line for line in (tmp_path / "calls").read_text().splitlines() if " wsi2ihc train " in line)
 
 
-def test_the_slurm_script_unpacks_trains_and_tidies_up(tmp_path: Path, slurm: dict[str, str]) -> None:
+def test_slurm_script_unpacks_trains_and_cleans_up(tmp_path: Path, slurm: dict[str, str]) -> None:
     assert start(tmp_path, slurm).wait(20) == 0
     scratch = tmp_path / "scratch" / "wsi2ihc-77"
     call = call_of_training(tmp_path)
     assert f"wsi2ihc train {scratch} --out {tmp_path / 'run'} --config bci.toml" in call
     assert call.startswith("srun --cpus-per-task=8 ")
-    assert "\nHE\n" in (tmp_path / "calls").read_text()  # the data set, without the archive's own folder
+    assert "\nHE\n" in (tmp_path / "calls").read_text()  # the dataset, without the archive's own folder
     assert not scratch.exists()
 
 
-def test_the_slurm_script_goes_on_from_a_checkpoint(tmp_path: Path, slurm: dict[str, str]) -> None:
+def test_slurm_script_resumes(tmp_path: Path, slurm: dict[str, str]) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "last.pt").touch()
     assert start(tmp_path, slurm).wait(20) == 0
@@ -133,12 +132,12 @@ def test_the_slurm_script_goes_on_from_a_checkpoint(tmp_path: Path, slurm: dict[
     assert "--config" not in call_of_training(tmp_path)
 
 
-def test_the_slurm_script_hands_on_a_failure(tmp_path: Path, slurm: dict[str, str]) -> None:
+def test_slurm_script_returns_the_exit_code(tmp_path: Path, slurm: dict[str, str]) -> None:
     assert start(tmp_path, slurm | {"CODE": "3"}).wait(20) == 3
     assert not (tmp_path / "scratch" / "wsi2ihc-77").exists()
 
 
-def test_the_slurm_script_requeues_at_the_end_of_its_time(tmp_path: Path, slurm: dict[str, str]) -> None:
+def test_slurm_script_requeues_at_the_time_limit(tmp_path: Path, slurm: dict[str, str]) -> None:
     job = start(tmp_path, slurm | {"WAITS": "1"})
     try:
         deadline = time.monotonic() + 20
@@ -153,7 +152,7 @@ def test_the_slurm_script_requeues_at_the_end_of_its_time(tmp_path: Path, slurm:
     assert "scontrol requeue 77" in (tmp_path / "calls").read_text()
 
 
-def test_the_options_of_the_slurm_script_exist(tmp_path: Path, slurm: dict[str, str]) -> None:
+def test_options_of_the_slurm_script_exist(tmp_path: Path, slurm: dict[str, str]) -> None:
     from wsi2ihc.cli.train import command
 
     assert start(tmp_path, slurm).wait(20) == 0

@@ -1,4 +1,4 @@
-"""The tables of a run: what is in them when, after a kill, after a resume, and on a full disk."""
+"""Tables of a run after an interruption, after resuming, and on a full disk."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import OutputError, TrainingError
+from wsi2ihc.geometry import RGBImage
 from wsi2ihc.training.history import RunRecord, read_steps, read_validation
 
 LOSSES = ("generator", "l1")
@@ -43,7 +43,7 @@ def read(picture: Path) -> RGBImage:
         return np.asarray(image)
 
 
-def test_what_is_written_reads_back_to_the_bit(tmp_path: Path) -> None:
+def test_values_round_trip_exactly(tmp_path: Path) -> None:
     values = [0.1 + 0.2, 1e-300, float(np.nextafter(1, 2)), float("inf")]
     with opened(tmp_path) as record:
         for step, value in enumerate(values, start=1):
@@ -65,7 +65,7 @@ def test_missing_and_undefined_values_are_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_steps(tmp_path)["generator"], [2.0, np.nan])
 
 
-def test_a_new_run_has_empty_tables(tmp_path: Path) -> None:
+def test_new_run_has_empty_tables(tmp_path: Path) -> None:
     with opened(tmp_path):
         assert {name: len(column) for name, column in read_steps(tmp_path).items()} == dict.fromkeys(
             ("step", "epoch", *LOSSES), 0
@@ -73,7 +73,7 @@ def test_a_new_run_has_empty_tables(tmp_path: Path) -> None:
     assert list(read_validation(tmp_path)) == ["epoch", "step", *SCORES]
 
 
-def test_a_new_run_starts_its_tables_anew(tmp_path: Path) -> None:
+def test_new_run_replaces_tables(tmp_path: Path) -> None:
     with opened(tmp_path) as record:
         train(record, 1, 4)
     with opened(tmp_path):
@@ -82,7 +82,7 @@ def test_a_new_run_starts_its_tables_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("done", "checkpoint"), [(10, 10), (11, 6), (12, 10), (5, 3), (8, 8), (3, 1)])
-def test_tables_of_a_resumed_run_are_those_of_an_uninterrupted_one(tmp_path: Path, done: int, checkpoint: int) -> None:
+def test_tables_of_resumed_and_uninterrupted_runs_are_equal(tmp_path: Path, done: int, checkpoint: int) -> None:
     with opened(tmp_path / "whole") as record:
         train(record, 1, 14)
     stopped = opened(tmp_path / "resumed")
@@ -94,7 +94,7 @@ def test_tables_of_a_resumed_run_are_those_of_an_uninterrupted_one(tmp_path: Pat
     assert tables(tmp_path / "resumed") == tables(tmp_path / "whole")
 
 
-def test_a_validation_before_the_first_step_is_kept(tmp_path: Path) -> None:
+def test_validation_before_the_first_step_is_kept(tmp_path: Path) -> None:
     with opened(tmp_path) as record:
         record.validation(0, 0, {"psnr": 9.0})
         train(record, 1, 3)
@@ -104,7 +104,7 @@ def test_a_validation_before_the_first_step_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ["3", "3,1", "3,1,0.5,0.2", "3,1,0.5,", "\0\0\0"])
-def test_a_torn_last_line_is_left_out_and_then_dropped(tmp_path: Path, torn: str) -> None:
+def test_incomplete_last_line_is_ignored_and_then_dropped(tmp_path: Path, torn: str) -> None:
     with opened(tmp_path) as record:
         train(record, 1, 2)
     whole = (tmp_path / "steps.csv").read_bytes()
@@ -117,7 +117,7 @@ def test_a_torn_last_line_is_left_out_and_then_dropped(tmp_path: Path, torn: str
     assert read_steps(tmp_path)["step"].tolist() == [1, 2, 3]
 
 
-def test_a_kill_loses_no_row_that_was_given(tmp_path: Path) -> None:
+def test_rows_survive_sigkill(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from wsi2ihc.training.history import RunRecord\n"
         "record = RunRecord(Path(sys.argv[1]), 0, 0, False, step_names=['a'], validation_names=['b'])\n"
@@ -131,7 +131,7 @@ def test_a_kill_loses_no_row_that_was_given(tmp_path: Path) -> None:
     assert read_validation(tmp_path)["b"].tolist() == [0.5]
 
 
-def test_a_step_is_never_written_twice(tmp_path: Path) -> None:
+def test_step_is_not_written_twice(tmp_path: Path) -> None:
     with opened(tmp_path, 0, 0) as record:
         with pytest.raises(ValueError, match=r"step 0 is not after 0 in steps\.csv"):
             record.step(0, 1, {})
@@ -141,14 +141,14 @@ def test_a_step_is_never_written_twice(tmp_path: Path) -> None:
     assert read_steps(tmp_path)["step"].tolist() == [1, 2, 3, 4]
 
 
-def test_unknown_names_are_refused(tmp_path: Path) -> None:
+def test_unknown_names_are_an_error(tmp_path: Path) -> None:
     with opened(tmp_path) as record, pytest.raises(ValueError, match="has no column psnr"):
         record.step(1, 1, {"generator": 1.0, "psnr": 1.0})
     with pytest.raises(ValueError, match="distinct"):
         RunRecord(tmp_path, 0, 0, False, step_names=("epoch",), validation_names=())
 
 
-def test_other_columns_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_other_columns_are_an_error(tmp_path: Path) -> None:
     with opened(tmp_path) as record:
         train(record, 1, 4)
     before = tables(tmp_path)
@@ -157,7 +157,7 @@ def test_other_columns_are_not_gone_on_with(tmp_path: Path) -> None:
     assert tables(tmp_path) == before
 
 
-def test_a_missing_table_is_begun_anew_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_table_is_replaced_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path) as record:
         train(record, 1, 8)
     (tmp_path / "validation.csv").unlink()
@@ -168,7 +168,7 @@ def test_a_missing_table_is_begun_anew_with_a_warning(tmp_path: Path, caplog: py
     assert len(read_steps(tmp_path)["step"]) == 12
 
 
-def test_what_is_no_table_is_told_in_one_line(tmp_path: Path) -> None:
+def test_invalid_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"steps\.csv is missing.*not the folder of a training run"):
         read_steps(tmp_path)
     for content in (b"", b"name,age\nada,36\n", b"\x89PNG\r\n\x1a\n\0\0", b"epoch,step,psnr\n"):
@@ -185,7 +185,7 @@ def test_what_is_no_table_is_told_in_one_line(tmp_path: Path) -> None:
         read_steps(tmp_path)
 
 
-def test_a_table_saved_by_a_spreadsheet_reads_the_same(tmp_path: Path) -> None:
+def test_table_saved_by_a_spreadsheet(tmp_path: Path) -> None:
     (tmp_path / "steps.csv").write_bytes(b"step,epoch,l1\r\n1,1,2.5\r\n2,1,\r\n")
     np.testing.assert_array_equal(read_steps(tmp_path)["l1"], [2.5, np.nan])
 
@@ -207,7 +207,7 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_told_and_leaves_whole_rows(tmp_path: Path) -> None:
+def test_full_disk_leaves_complete_rows(tmp_path: Path) -> None:
     with (
         small_files(),
         pytest.raises(OutputError, match=r"cannot write .*steps\.csv: .*free some space"),
@@ -220,37 +220,37 @@ def test_a_full_disk_is_told_and_leaves_whole_rows(tmp_path: Path) -> None:
     assert len(read_steps(tmp_path)["step"]) > 50
 
 
-def test_pictures_that_do_not_fit_leave_the_older_one(tmp_path: Path) -> None:
+def test_failed_sample_image_keeps_the_previous_one(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     with small_files(), opened(tmp_path) as record:
-        record.picture(1, np.zeros((8, 8, 3), np.uint8))
+        record.samples(1, np.zeros((8, 8, 3), np.uint8))
         with pytest.raises(OutputError, match=r"epoch-0001\.png"):
-            record.picture(1, noise)
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["epoch-0001.png"]
-    assert read(tmp_path / "pictures" / "epoch-0001.png").shape == (8, 8, 3)
+            record.samples(1, noise)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["epoch-0001.png"]
+    assert read(tmp_path / "samples" / "epoch-0001.png").shape == (8, 8, 3)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
+def test_folder_without_permission_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="run"):
         opened(tmp_path / "run")
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+def test_file_instead_of_the_run_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(OutputError, match="run"):
         opened(tmp_path / "run")
 
 
-def test_pictures_are_named_by_epoch(tmp_path: Path) -> None:
+def test_sample_images_are_named_by_epoch(tmp_path: Path) -> None:
     image = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
     with opened(tmp_path) as record:
-        record.picture(12, image)
-    np.testing.assert_array_equal(read(tmp_path / "pictures" / "epoch-0012.png"), image)
+        record.samples(12, image)
+    np.testing.assert_array_equal(read(tmp_path / "samples" / "epoch-0012.png"), image)
 
 
-def test_what_went_wrong_first_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_error_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(self: RunRecord) -> None:
         raise OutputError("closing failed")
 

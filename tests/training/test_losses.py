@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from wsi2ihc.errors import DatasetError, OptionError
-from wsi2ihc.training.losses import (
-    adversarial_loss,
-    discriminator_loss,
-    l1_loss,
-    pyramid_l1_losses,
-    variance_loss,
-)
+from wsi2ihc.training.losses import adversarial_loss, discriminator_loss, l1_loss, pyramid_l1_losses, variance_loss
 from wsi2ihc.training.options import VarianceKind
 
 Array = npt.NDArray[np.float64]
@@ -87,7 +81,7 @@ def test_discriminator_loss_is_the_mean_of_two_terms() -> None:
     assert float(discriminator_loss(on_fake, on_real)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_adversarial_loss_is_finite_far_out() -> None:
+def test_adversarial_loss_of_large_logits_is_finite() -> None:
     assert float(adversarial_loss(torch.tensor([1e4]), False)) == pytest.approx(1e4)
 
 
@@ -100,7 +94,7 @@ def test_l1_loss() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pyramid_is_that_of_both_images(size: tuple[int, int]) -> None:
+def test_pyramid_of_difference_equals_that_of_both_images(size: tuple[int, int]) -> None:
     fake, real = pair((2, 3, *size))
     losses = pyramid_l1_losses(fake, real)
     levels = zip(numpy_octaves(fake.numpy(), 4), numpy_octaves(real.numpy(), 4), strict=True)

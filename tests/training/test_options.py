@@ -1,3 +1,5 @@
+"""Training options, recipes and configuration files."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -8,17 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi2ihc.errors import ModelError, OptionError
-from wsi2ihc.training.options import (
-    RECIPES,
-    TrainOptions,
-    config_text,
-    differences,
-    read_config,
-    resolve_options,
-)
+from wsi2ihc.training.options import RECIPES, TrainOptions, config_text, differences, read_config, resolve_options
 
 
-def test_the_recipes_are_those_of_the_study() -> None:
+def test_recipes_of_the_study() -> None:
     pix2pix, pyramid, variance = (resolve_options({"recipe": recipe}) for recipe in RECIPES)
     assert (pix2pix.network_name, pix2pix.octaves, pix2pix.l1_weight, pix2pix.variance_weight) == (
         "U-Net-256",
@@ -38,7 +33,7 @@ def test_defaults_are_the_study_s_hyperparameters() -> None:
     assert (options.ngf, options.ndf, options.crop_size) == (64, 64, 256)
 
 
-def test_what_is_nearer_to_the_user_wins(tmp_path: Path) -> None:
+def test_precedence_of_sources(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text('recipe = "pyramid"\nepochs = 7\nngf = 8\nmpp = 0.3\n')
     options = resolve_options({"ngf": 16}, config=config)
@@ -47,13 +42,13 @@ def test_what_is_nearer_to_the_user_wins(tmp_path: Path) -> None:
     assert resolve_options({"recipe": "pix2pix"}, config=config).octaves == 1
 
 
-def test_naming_a_recipe_replaces_that_of_a_run_s_configuration(tmp_path: Path) -> None:
+def test_recipe_replaces_that_of_a_configuration(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(config_text(resolve_options({"recipe": "variance", "ngf": 8})))
     assert resolve_options({"recipe": "pyramid"}, config=config) == resolve_options({"recipe": "pyramid", "ngf": 8})
 
 
-def test_groups_put_an_end_to_a_file_s_split_by_patch(tmp_path: Path) -> None:
+def test_groups_override_split_by_patch_of_a_file(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text("split_by_patch = true\n")
     assert resolve_options(config=config).split_by_patch
@@ -62,7 +57,7 @@ def test_groups_put_an_end_to_a_file_s_split_by_patch(tmp_path: Path) -> None:
         resolve_options({"group_by": "patients.csv", "split_by_patch": True})
 
 
-def test_a_preset_sets_no_option() -> None:
+def test_preset_sets_no_option() -> None:
     options = resolve_options({"preset": "bci"})
     assert options == dataclasses.replace(resolve_options(), preset="bci")
     with pytest.raises(OptionError, match="--preset is one of none, bci, not 'mine'"):
@@ -79,9 +74,7 @@ def test_a_preset_sets_no_option() -> None:
         dropout=st.booleans(),
     )
 )
-def test_a_configuration_file_gives_the_options_back(
-    tmp_path_factory: pytest.TempPathFactory, options: TrainOptions
-) -> None:
+def test_configuration_round_trip(tmp_path_factory: pytest.TempPathFactory, options: TrainOptions) -> None:
     path = tmp_path_factory.mktemp("config") / "config.toml"
     path.write_text(config_text(options), encoding="utf-8")
     assert TrainOptions(**read_config(path)) == options
@@ -105,14 +98,14 @@ def test_a_configuration_file_gives_the_options_back(
         ("stain = 3", "--stain is text"),
     ],
 )
-def test_a_bad_file_is_told_of(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_configuration_is_an_error(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(OptionError, match=said):
         resolve_options(config=path)
 
 
-def test_a_missing_file_is_told_of(tmp_path: Path) -> None:
+def test_missing_configuration_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"none\.toml cannot be read"):
         read_config(tmp_path / "none.toml")
 
@@ -122,10 +115,10 @@ def test_a_missing_file_is_told_of(tmp_path: Path) -> None:
     [
         ({"batch_size": 1}, "needs at least 2 images"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),
-        ({"crop_size": 130}, "no multiple of 4, which ResNet-9 needs"),
-        ({"recipe": "pix2pix", "crop_size": 128}, "no multiple of 256, which U-Net-256 needs; or lower --depth"),
+        ({"crop_size": 130}, "not a multiple of 4, which ResNet-9 needs"),
+        ({"recipe": "pix2pix", "crop_size": 128}, "not a multiple of 256, which U-Net-256 needs; or lower --depth"),
         ({"crop_size": 16}, "discriminator needs 32 px"),
-        ({"crop_size": 32, "octaves": 6}, "--octaves 6 is too many: 8 at most, and crops of 32 px have 5"),
+        ({"crop_size": 32, "octaves": 6}, "--octaves 6 is too large: the maximum is 8, and for crops of 32 px 5"),
         ({"mpp": 0.0}, "--mpp must lie between"),
         ({"validation_share": 1.0}, "--validation-share must lie between 0 and 1"),
         ({"beta1": 1.0}, "--beta1"),
@@ -133,17 +126,17 @@ def test_a_missing_file_is_told_of(tmp_path: Path) -> None:
         ({"workers": -2}, "--workers must be at least -1"),
     ],
 )  # fmt: skip
-def test_impossible_values_are_refused(changes: dict[str, object], said: str) -> None:
+def test_invalid_values_are_an_error(changes: dict[str, object], said: str) -> None:
     with pytest.raises(OptionError, match=said):
         resolve_options(changes)
 
 
-def test_an_impossible_network_is_refused() -> None:
+def test_invalid_network_is_an_error() -> None:
     with pytest.raises(ModelError, match="upsampling"):
         resolve_options({"recipe": "pix2pix", "upsampling": "bilinear"})
 
 
-def test_differences_name_what_changes_the_result_only() -> None:
+def test_differences_only_list_options_that_affect_the_result() -> None:
     options = resolve_options({"epochs": 10})
     assert differences(options, dataclasses.replace(options, workers=3, log_every=7)) == []
     assert differences(options, dataclasses.replace(options, epochs=20, seed=3)) == [

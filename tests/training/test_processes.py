@@ -1,4 +1,4 @@
-"""Launchers, and that two processes train what one does."""
+"""Launchers, and equality of training with one and two processes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.training import machine, step
+from wsi2ihc.training import fabric as fabric_module
+from wsi2ihc.training import train_step
 from wsi2ihc.training.discriminator import PatchDiscriminator
-from wsi2ihc.training.machine import Processes, count_processes, in_first_process, is_first_process, start_fabric
+from wsi2ihc.training.fabric import Processes, count_processes, in_first_process, is_first_process, start_fabric
 from wsi2ihc.training.options import TrainOptions
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -43,7 +44,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ({**SRUN, "SLURM_JOB_NAME": "bash"}, {"processes": 2}, Processes(2, 1)),
     ],
 )
-def test_processes_are_counted_as_the_launcher_has_them(
+def test_processes_of_the_launcher(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], changes: dict[str, Any], processes: Processes
 ) -> None:
     for name, value in environment.items():
@@ -51,7 +52,7 @@ def test_processes_are_counted_as_the_launcher_has_them(
     assert count_processes(tiny(batch_size=24, **changes)) == processes
 
 
-def test_a_batch_is_shared_out_equally() -> None:
+def test_batch_is_divided_equally() -> None:
     with pytest.raises(OptionError, match=r"--batch-size 4 .* equally among 3"):
         count_processes(tiny(batch_size=4, processes=3))
 
@@ -69,23 +70,23 @@ def test_a_batch_is_shared_out_equally() -> None:
         ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
     ],
 )
-def test_one_process_is_the_first(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], first: bool) -> None:
+def test_single_process_is_the_first(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], first: bool) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_first_process() == first
 
 
-def test_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cores", lambda: 64)
-    assert machine.count_workers(tiny(workers=-1)) == 8
-    assert machine.count_workers(tiny(workers=-1, processes=2, batch_size=4)) == 8
-    monkeypatch.setattr(machine, "cores", lambda: 2)
-    assert machine.count_workers(tiny(workers=-1)) == 1
-    assert machine.count_workers(tiny(workers=0)) == 0
+def test_workers_depend_on_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fabric_module, "cores", lambda: 64)
+    assert fabric_module.count_workers(tiny(workers=-1)) == 8
+    assert fabric_module.count_workers(tiny(workers=-1, processes=2, batch_size=4)) == 8
+    monkeypatch.setattr(fabric_module, "cores", lambda: 2)
+    assert fabric_module.count_workers(tiny(workers=-1)) == 1
+    assert fabric_module.count_workers(tiny(workers=0)) == 0
 
 
 class Other:
-    """A process that is not the first, and hears that the first one failed (or not)."""
+    """A process that is not the first one and is notified whether that one failed."""
 
     is_global_zero = False
 
@@ -123,16 +124,16 @@ def options_of(processes: int) -> TrainOptions:
 
 def momenta_after_a_step(processes: int) -> list[Tensor]:
     """Adam's first averages after one step: (1 - beta1) times the gradient, parameter by parameter."""
-    step.PatchDiscriminator = WithoutBatchNorm  # type: ignore[misc]
+    train_step.PatchDiscriminator = WithoutBatchNorm  # type: ignore[misc]
     options = options_of(processes)
     fabric = start_fabric(options)
-    networks = step.build_networks(options, fabric)
+    networks = train_step.build_networks(options, fabric)
     random = torch.Generator().manual_seed(5)
     he, ihc = torch.randint(0, 256, (2, 4, 32, 32, 3), generator=random, dtype=torch.uint8)
     share = slice(fabric.global_rank * 4 // processes, (fabric.global_rank + 1) * 4 // processes)
-    step.training_step(fabric, networks, he[share], ihc[share], options)
-    optimisers = (networks.generator_optimiser, networks.discriminator_optimiser)
-    return [state["exp_avg"] for one in optimisers for state in one.state_dict()["state"].values()]
+    train_step.training_step(fabric, networks, he[share], ihc[share], options)
+    optimizers = (networks.generator_optimizer, networks.discriminator_optimizer)
+    return [state["exp_avg"] for one in optimizers for state in one.state_dict()["state"].values()]
 
 
 def one_of_two(rank: int, port: int, folder: str) -> None:
@@ -143,14 +144,16 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
     (Path(folder) / f"{rank}.txt").write_text("\n".join(listening))
 
 
-def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_match_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     mp.start_processes(one_of_two, (port, str(tmp_path)), nprocs=2, start_method="spawn")
     listening = [(tmp_path / f"{rank}.txt").read_text().split() for rank in range(2)]
     assert [set(one) for one in listening] == [{"127.0.0.1"}] * 2, "a port is open to the network"
-    monkeypatch.setattr(step, "PatchDiscriminator", step.PatchDiscriminator)  # put back what the next line changes
+    monkeypatch.setattr(
+        train_step, "PatchDiscriminator", train_step.PatchDiscriminator
+    )  # put back what the next line changes
     whole = momenta_after_a_step(1)
     # biases before a norm have no gradient but rounding errors, so errors are seen against the largest gradient
     allowed = 1e-6 * max(float(one.abs().max()) for one in whole)
@@ -161,7 +164,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.
             torch.testing.assert_close(part, one, rtol=2e-5, atol=allowed)
 
 
-def test_half_precision_with_one_loss_scale_for_two_optimisers() -> None:
+def test_half_precision_with_one_loss_scale_for_two_optimizers() -> None:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision.amp import MixedPrecision
 
@@ -169,11 +172,11 @@ def test_half_precision_with_one_loss_scale_for_two_optimisers() -> None:
     # far too large a scale: the first steps overflow, are left out, and the scale is lowered
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
-    networks = step.build_networks(options, fabric)
+    networks = train_step.build_networks(options, fabric)
     before = [one.clone() for one in networks.generator_module.parameters()]
     he, ihc = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8)
     for _ in range(40):
-        losses = step.training_step(fabric, networks, he, ihc, options)
+        losses = train_step.training_step(fabric, networks, he, ihc, options)
     assert bool(torch.isfinite(losses).all())
     assert scaler.get_scale() < 2.0**40
     after = list(networks.generator_module.parameters())

@@ -1,20 +1,22 @@
+"""Learning rate, seeds and validation schedule."""
+
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi2ihc.training.schedule import is_validated, rate_factor, step_seed
+from wsi2ihc.training.train_step import is_validated, rate_factor, step_seed
 
 
-def test_half_constant_then_falling_in_equal_steps() -> None:
+def test_rate_is_constant_then_decreases_linearly() -> None:
     assert [rate_factor(epoch, 8) for epoch in range(8)] == pytest.approx([1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert [rate_factor(epoch, 3) for epoch in range(3)] == pytest.approx([1, 1, 0.5])
     assert rate_factor(0, 1) == 1
 
 
 @given(st.integers(1, 300))
-def test_every_epoch_trains_something(epochs: int) -> None:
+def test_rate_is_never_zero(epochs: int) -> None:
     factors = [rate_factor(epoch, epochs) for epoch in range(epochs)]
     assert factors[0] == 1
     assert min(factors) > 0
@@ -27,5 +29,5 @@ def test_seeds_of_steps_differ() -> None:
     assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
 
 
-def test_the_last_epoch_is_always_validated() -> None:
+def test_last_epoch_is_always_validated() -> None:
     assert [is_validated(epoch, 5, 2) for epoch in range(5)] == [False, True, False, True, True]

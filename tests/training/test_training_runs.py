@@ -1,4 +1,4 @@
-"""Whole runs, tiny ones: what they leave behind, that they repeat, and that a killed one goes on exactly."""
+"""Complete tiny runs: their files, reproducibility, and exact resumption after SIGKILL."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from torch import Tensor, nn
 
 import wsi2ihc
 from wsi2ihc.cli.main import main
+from wsi2ihc.concurrency import Progress
 from wsi2ihc.errors import DatasetError, DeviceMemoryError, OutputError, OutputExistsError, TrainingError
-from wsi2ihc.generator.checkpoint import build_network, load_checkpoint
-from wsi2ihc.notation import flag
-from wsi2ihc.progress import Progress
-from wsi2ihc.training import checkpoints, loop, trainer
-from wsi2ihc.training import step as step_module
-from wsi2ihc.training.checkpoints import read_state
+from wsi2ihc.models.model_file import build_network, load_checkpoint
+from wsi2ihc.text import flag
+from wsi2ihc.training import checkpoint, trainer
+from wsi2ihc.training import train_step as step_module
+from wsi2ihc.training import trainer as trainer_module
+from wsi2ihc.training.checkpoint import RunFolder, read_state
 from wsi2ihc.training.data import Pair
-from wsi2ihc.training.frozen_statistics import uses_running_statistics, with_estimated_statistics
 from wsi2ihc.training.history import read_steps, read_validation
-from wsi2ihc.training.job import prepare
 from wsi2ihc.training.options import TrainOptions, config_text, read_config
-from wsi2ihc.training.runs import RunFolder
-from wsi2ihc.training.step import Networks
+from wsi2ihc.training.train_step import Networks
 from wsi2ihc.training.trainer import train
-from wsi2ihc.training.validation import validate
+from wsi2ihc.training.training_setup import prepare
+from wsi2ihc.training.validation import uses_running_statistics, validate, with_estimated_statistics
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +77,12 @@ def summary_of(run: Path) -> dict[str, Any]:
     return value
 
 
-def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+def test_files_of_a_run(finished: Path) -> None:
     names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     assert names == {
         "config.toml", "data.json", "steps.csv", "validation.csv", "curves.png", "model.safetensors", "summary.json",
         "checkpoints/last.pt", "checkpoints/best.pt",
-        *(f"pictures/epoch-{epoch:04d}.png" for epoch in (1, 2, 3)),
+        *(f"samples/epoch-{epoch:04d}.png" for epoch in (1, 2, 3)),
     }  # fmt: skip
     assert TrainOptions(**read_config(finished / "config.toml")) == tiny()
     # a row every two steps, and at checkpoints and the ends of epochs
@@ -94,15 +93,15 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert {one["role"] for one in data["pairs"]} == {"train", "validation", "test"}
 
 
-def test_pictures_can_be_looked_at(finished: Path) -> None:
-    for name in ("pictures/epoch-0003.png", "curves.png"):
+def test_images_can_be_decoded(finished: Path) -> None:
+    for name in ("samples/epoch-0003.png", "curves.png"):
         with Image.open(finished / name) as image:
             assert min(image.size) > 40
             assert np.asarray(image.convert("RGB")).std() > 5
 
 
-def test_the_model_is_what_translate_takes(finished: Path) -> None:
-    generator = wsi2ihc.load_generator(str(finished / "model.safetensors"))
+def test_model_can_be_used_by_translate(finished: Path) -> None:
+    generator = wsi2ihc.load_model(str(finished / "model.safetensors"))
     assert (generator.stain, generator.mpp) == ("HER2", 0.5)
     assert generator.dependency.is_local
     assert generator.spec is not None
@@ -110,11 +109,11 @@ def test_the_model_is_what_translate_takes(finished: Path) -> None:
     assert provenance["recipe"] == "variance"
     assert provenance["data"]["counts"]["validation"]["pairs"] == 3
     assert provenance["results"]["steps"] == 3 * STEPS_PER_EPOCH
-    assert provenance["results"]["validation"].keys() == loop.FIGURES.keys()
+    assert provenance["results"]["validation"].keys() == trainer_module.VALIDATION_METRICS.keys()
     assert torch.__version__.startswith(provenance["versions"]["torch"].split("+")[0])
 
 
-def test_what_was_trained_can_be_read(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_provenance_of_the_model(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["models", "show", "-v", str(finished / "model.safetensors")])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -124,29 +123,29 @@ def test_what_was_trained_can_be_read(finished: Path, capsys: pytest.CaptureFixt
     assert ["epochs", "3"] in lines
 
 
-def test_pictures_are_of_pairs_not_of_names(tmp_path: Path) -> None:
+def test_samples_are_selected_by_pair_not_by_name(tmp_path: Path) -> None:
     side_by_side(tmp_path, {"a": ["0", "1"], "b": ["0", "1"]}, size=(32, 32))
     pairs = [Pair(f"{name}", path := tmp_path / slide / f"{name}.png", path, "left", "validation", slide)
              for slide in "ab" for name in "01"]  # fmt: skip
-    scores, shown = validate(nn.Identity(), pairs, torch.device("cpu"), batch_size=3, multiple=4, pictures=2)
+    scores, shown = validate(nn.Identity(), pairs, torch.device("cpu"), batch_size=3, multiple=4, samples=2)
     assert [pair for pair, _ in shown] == [pairs[0], pairs[2]]
-    assert scores["whole"].groups == ("a", "b")
+    assert scores["full_image"].groups == ("a", "b")
     for pair, (he, _, virtual) in shown:
         np.testing.assert_array_equal(he, np.asarray(Image.open(pair.he))[:, :32])
         np.testing.assert_array_equal(he, virtual)
 
 
-def test_the_model_names_no_folder(pairs: Path, finished: Path) -> None:
+def test_model_contains_no_paths(pairs: Path, finished: Path) -> None:
     content = (finished / "model.safetensors").read_bytes()
-    assert pairs.name.encode() in content  # the data set's name
+    assert pairs.name.encode() in content  # the dataset's name
     for folder in (*pairs.parents, *finished.parents):
         assert str(folder) == "/" or str(folder).encode() not in content
 
 
-def test_statistics_are_re_estimated_and_the_gaps_told(finished: Path) -> None:
+def test_statistics_are_re_estimated_and_compared(finished: Path) -> None:
     summary = summary_of(finished)
     chosen = read_state(finished / "checkpoints" / "best.pt")["generator"]
-    generator = wsi2ihc.load_generator(str(finished / "model.safetensors"))
+    generator = wsi2ihc.load_model(str(finished / "model.safetensors"))
     assert generator.module is not None
     model = generator.module.state_dict()
     assert torch.equal(model["model.1.weight"], chosen["model.1.weight"])
@@ -164,13 +163,13 @@ def test_best_is_recorded(finished: Path) -> None:
     assert best["epoch"] == 1 + int(np.nanargmax(values))
 
 
-def test_early_epochs_are_judged_as_the_model_will_be(finished: Path) -> None:
+def test_early_epochs_are_validated_with_re_estimated_statistics(finished: Path) -> None:
     summary = summary_of(finished)
     assert "re-estimated" in summary["validated_with"]
     assert summary["best"]["value"] == pytest.approx(summary["validation"]["stain_r_blocks"], rel=1e-5)
 
 
-def test_pictures_of_the_first_epoch_are_not_gray(pairs: Path) -> None:
+def test_samples_of_the_first_epoch_are_not_gray(pairs: Path) -> None:
     job = prepare(pairs, tiny())
     torch.manual_seed(0)
     module = build_network(job.spec).eval()
@@ -179,7 +178,7 @@ def test_pictures_of_the_first_epoch_are_not_gray(pairs: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     spread = []
     for one in (module, estimated):
-        _, shown = validate(one, job.validation, torch.device("cpu"), batch_size=2, multiple=4, pictures=1)
+        _, shown = validate(one, job.validation, torch.device("cpu"), batch_size=2, multiple=4, samples=1)
         spread.append(float(shown[0][1][2].std((0, 1)).max()))
     assert spread[0] < 1 < 5 * spread[0] < spread[1]
     assert not uses_running_statistics(job, 3)
@@ -187,7 +186,7 @@ def test_pictures_of_the_first_epoch_are_not_gray(pairs: Path) -> None:
     assert uses_running_statistics(prepare(pairs, tiny(norm="instance")), 3)
 
 
-def test_the_same_seed_gives_the_same_weights(pairs: Path, finished: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_weights(pairs: Path, finished: Path, tmp_path: Path) -> None:
     train(prepare(pairs, tiny()), tmp_path / "again")
     train(prepare(pairs, tiny(seed=1)), tmp_path / "other")
     assert_equal(weights(finished), weights(tmp_path / "again"))
@@ -207,14 +206,14 @@ def stop_at(step: int) -> Any:
 
 
 @pytest.mark.parametrize("step", [5, 6, 8])
-def test_a_stopped_run_goes_on_exactly(pairs: Path, finished: Path, tmp_path: Path, step: int) -> None:
+def test_interrupted_run_resumes_exactly(pairs: Path, finished: Path, tmp_path: Path, step: int) -> None:
     run = tmp_path / "run"
     with pytest.raises(StoppedError):
         train(prepare(pairs, tiny()), run, progress=stop_at(step))
     assert not (run / "model.safetensors").exists()
     train(prepare(pairs, tiny()), run, resume=True)
     assert_equal(weights(finished), weights(run))
-    for name in ("generator_optimiser", "discriminator_optimiser"):
+    for name in ("generator_optimizer", "discriminator_optimizer"):
         one, other = (read_state(folder / "checkpoints" / "last.pt")[name] for folder in (finished, run))
         assert str(one) == str(other)
     for table, reader in (("steps.csv", read_steps), ("validation.csv", read_validation)):
@@ -225,8 +224,8 @@ def test_a_stopped_run_goes_on_exactly(pairs: Path, finished: Path, tmp_path: Pa
     assert summary_of(finished)["validation"] == summary_of(run)["validation"]
 
 
-def test_the_model_can_be_an_average_of_the_generator_s_weights(pairs: Path, finished: Path, tmp_path: Path) -> None:
-    """Training is the same; what is kept is the average, and it is resumed exactly."""
+def test_model_can_be_a_moving_average(pairs: Path, finished: Path, tmp_path: Path) -> None:
+    """Training is the same; the average is saved, and it is resumed exactly."""
     options = tiny(ema_decay=0.9)
     train(prepare(pairs, options), tmp_path / "whole")
     state, plain = (read_state(run / "checkpoints" / "last.pt") for run in (tmp_path / "whole", finished))
@@ -246,7 +245,7 @@ def test_the_model_can_be_an_average_of_the_generator_s_weights(pairs: Path, fin
     assert not torch.equal(model.state_dict()[name], weights(finished, "best.pt")[name])
 
 
-def test_the_average_is_that_of_all_steps(pairs: Path, tmp_path: Path) -> None:
+def test_average_includes_all_steps(pairs: Path, tmp_path: Path) -> None:
     """By its definition, of weights after each step, the first of which it begins with; warmed up."""
     seen: list[Tensor] = []
     name, decay = "model.1.weight", 0.25
@@ -258,7 +257,7 @@ def test_the_average_is_that_of_all_steps(pairs: Path, tmp_path: Path) -> None:
         return losses
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_step", recorded)
+        patch.setattr(trainer_module, "training_step", recorded)
         train(prepare(pairs, tiny(ema_decay=decay, epochs=1)), tmp_path)
     expected = seen[0]
     for n, weight in enumerate(seen[1:], 1):
@@ -270,7 +269,7 @@ def test_the_average_is_that_of_all_steps(pairs: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(state["model"][name].double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_killed_process_goes_on_exactly(pairs: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_exactly(pairs: Path, tmp_path: Path) -> None:
     options = tiny(epochs=30, validate_every=30, checkpoint_every=4, workers=1)
     (tmp_path / "c.toml").write_text(config_text(options))
     command = [sys.executable, "-m", "wsi2ihc.cli.main", "train", str(pairs), "--out", str(tmp_path / "killed")]
@@ -293,7 +292,7 @@ def test_a_killed_process_goes_on_exactly(pairs: Path, tmp_path: Path) -> None:
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
-def test_a_finished_run_can_be_resumed_and_stays_as_it_is(pairs: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(pairs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(prepare(pairs, tiny(epochs=1)), run)
     first, first_spec, _ = load_checkpoint(run / "model.safetensors")
@@ -308,42 +307,42 @@ def test_resuming_with_another_configuration_shows_the_difference(pairs: Path, f
         train(prepare(pairs, tiny(epochs=4, learning_rate=1e-3)), finished, resume=True)
 
 
-def test_resuming_with_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_data_is_an_error(finished: Path, tmp_path: Path) -> None:
     other = tiny_pairs(tmp_path / "pairs")
     (other / "train" / "t3.png").rename(other / "train" / "t9.png")
     with pytest.raises(TrainingError, match="other patches"):
         train(prepare(other, tiny()), finished, resume=True)
 
 
-def test_resuming_in_another_precision_is_refused(pairs: Path, finished: Path, tmp_path: Path) -> None:
+def test_resuming_in_another_precision_is_an_error(pairs: Path, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     state = read_state(run / "checkpoints" / "last.pt")
     torch.save({**state, "precision": "bf16-mixed"}, run / "checkpoints" / "last.pt")
-    with pytest.raises(TrainingError, match=r"begun in bf16-mixed, and would go on in 32-true; say --precision"):
+    with pytest.raises(TrainingError, match="started in bf16-mixed and would be resumed in 32-true"):
         train(prepare(pairs, tiny()), run, resume=True)
 
 
-def test_two_trainings_keep_out_of_each_other_s_way(pairs: Path, tmp_path: Path) -> None:
-    with RunFolder(tmp_path).locked(), pytest.raises(OutputError, match="another training is at work"):
+def test_run_folder_is_locked(pairs: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path).locked(), pytest.raises(OutputError, match="another process is training"):
         train(prepare(pairs, tiny()), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_stays_out_of_the_data(tmp_path: Path) -> None:
+def test_run_folder_inside_the_dataset_is_an_error(tmp_path: Path) -> None:
     folder = tiny_pairs(tmp_path / "pairs")
-    with pytest.raises(OutputError, match="lies among the patches"):
+    with pytest.raises(OutputError, match="lies inside the dataset"):
         train(prepare(folder, tiny()), folder / "train" / "run")
 
 
-def test_what_ended_before_its_first_checkpoint_can_be_begun_again(pairs: Path, tmp_path: Path) -> None:
+def test_run_without_checkpoint_can_be_restarted(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         train(prepare(pairs, tiny()), tmp_path / "run", progress=stop_at(1))
     train(prepare(pairs, tiny(epochs=1)), tmp_path / "run")
     assert read_steps(tmp_path / "run")["step"].tolist() == [2, 3]
 
 
-def test_a_run_is_not_overwritten(pairs: Path, finished: Path, tmp_path: Path) -> None:
+def test_run_is_not_overwritten(pairs: Path, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="--resume"):
         train(prepare(pairs, tiny()), finished)
     (tmp_path / "mine.txt").write_text("precious")
@@ -359,23 +358,23 @@ def test_a_run_is_not_overwritten(pairs: Path, finished: Path, tmp_path: Path) -
         train(prepare(pairs, tiny()), tmp_path / "none", resume=True)
 
 
-def test_a_damaged_checkpoint_is_told_of(pairs: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_an_error(pairs: Path, tmp_path: Path) -> None:
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.parent.mkdir(parents=True)
     for content in (b"", b"PK\x03\x04 and so on", b"\x80\x04K\x01."):
         last.write_bytes(content)
-        with pytest.raises(TrainingError, match=r"last\.pt is (damaged, or is none|no checkpoint)"):
+        with pytest.raises(TrainingError, match=r"last\.pt is (damaged or invalid|no checkpoint)"):
             train(prepare(pairs, tiny()), tmp_path / "run", resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen = loop.training_step, []
+def test_infinite_loss_stops_the_run(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = trainer_module.training_step, []
 
     def poisoned(*arguments: Any) -> Tensor:
         seen.append(real(*arguments))
         return seen[-1] * (math.nan if len(seen) == 7 else 1.0)
 
-    monkeypatch.setattr(loop, "training_step", poisoned)
+    monkeypatch.setattr(trainer_module, "training_step", poisoned)
     with pytest.raises(TrainingError, match=r"generator loss is not finite at step 7 \(epoch 3 of 3\).*checkpoint"):
         train(prepare(pairs, tiny()), tmp_path / "run")
     state = read_state(tmp_path / "run" / "checkpoints" / "last.pt")
@@ -385,10 +384,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(pairs: Path, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("kind", ["generator", "discriminator"])
-def test_weights_that_are_not_finite_are_neither_scored_nor_saved(
+def test_infinite_weights_are_neither_scored_nor_saved(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    real, seen = loop.training_step, []
+    real, seen = trainer_module.training_step, []
 
     def poisoned(fabric: Any, networks: Any, *rest: Any) -> Tensor:
         seen.append(real(fabric, networks, *rest))
@@ -397,14 +396,14 @@ def test_weights_that_are_not_finite_are_neither_scored_nor_saved(
                 next(getattr(networks, f"{kind}_module").parameters()).fill_(math.nan)
         return seen[-1]
 
-    monkeypatch.setattr(loop, "training_step", poisoned)
+    monkeypatch.setattr(trainer_module, "training_step", poisoned)
     with pytest.raises(TrainingError, match=rf"the {kind}'s weights are not finite after step 6"):
         train(prepare(pairs, tiny()), tmp_path / "run")
     assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 4
     assert read_validation(tmp_path / "run")["epoch"].tolist() == [1]
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.save
 
     def full(state: Any, path: Any) -> None:
@@ -413,23 +412,23 @@ def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path, monk
             raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
         real(state, path)
 
-    monkeypatch.setattr(checkpoints.torch, "save", full)
-    with pytest.raises(OutputError, match=r"last\.pt cannot be written.*the one before it is kept"):
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(OutputError, match=r"last\.pt cannot be written.*the previous one is kept"):
         train(prepare(pairs, tiny()), tmp_path / "run")
     assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 4
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
 
 
-def test_running_out_of_memory_says_what_to_lower(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_error_suggests_options(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def greedy(*_: Any) -> Tensor:
         return torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr(loop, "training_step", greedy)
+    monkeypatch.setattr(trainer_module, "training_step", greedy)
     with pytest.raises(DeviceMemoryError, match="--batch-size, --crop-size or --ngf"):
         train(prepare(pairs, tiny()), tmp_path / "run")
 
 
-def test_a_patch_that_goes_bad_is_named(tmp_path: Path) -> None:
+def test_patch_damaged_during_training_is_named(tmp_path: Path) -> None:
     folder = tiny_pairs(tmp_path / "pairs")
     job = prepare(folder, tiny())
     bad = folder / "train" / "t2.png"
@@ -438,12 +437,12 @@ def test_a_patch_that_goes_bad_is_named(tmp_path: Path) -> None:
         train(job, tmp_path / "run")
 
 
-def test_a_batch_larger_than_the_data(pairs: Path) -> None:
+def test_batch_larger_than_the_data(pairs: Path) -> None:
     with pytest.raises(DatasetError, match="batch of 8 is larger than the 7"):
         prepare(pairs, tiny(batch_size=8))
 
 
-def test_overfitting_a_few_patches_learns_them(pairs: Path, tmp_path: Path) -> None:
+def test_overfitting_learns_a_few_patches(pairs: Path, tmp_path: Path) -> None:
     options = tiny(overfit=2, epochs=60, validate_every=60, learning_rate=2e-3, dropout=False, ngf=8, crop_size=48,
                    octaves=3)  # fmt: skip
     job = prepare(pairs, options)
@@ -464,11 +463,11 @@ def test_overfitting_a_few_patches_learns_them(pairs: Path, tmp_path: Path) -> N
         {"precision": "bf16"},
     ],
 )
-def test_every_kind_of_generator_trains(pairs: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_all_generators_can_be_trained(pairs: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     if changes.get("recipe") == "pix2pix":
         changes = {**changes, "ngf": 2}
     summary = train(prepare(pairs, tiny(epochs=1, **changes)), tmp_path / "run")
-    generator = wsi2ihc.load_generator(str(tmp_path / "run" / "model.safetensors"))
+    generator = wsi2ihc.load_model(str(tmp_path / "run" / "model.safetensors"))
     assert generator.spec is not None
     assert generator.spec.norm == changes.get("norm", "batch")
     assert summary["validation"]["psnr"] > 3

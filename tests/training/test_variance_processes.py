@@ -1,4 +1,4 @@
-"""The variance term under several processes: two with four images each against one with eight."""
+"""Variance loss over several processes: two with four images each against one with eight."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wsi2ihc.training.distributed import summed_over_processes
-from wsi2ihc.training.losses import VarianceKind, l1_loss, variance_loss
+from wsi2ihc.training.losses import VarianceKind, l1_loss, summed_over_processes, variance_loss
 
 PROCESSES = 2
 EACH = 4
@@ -37,7 +36,7 @@ def gradients(net: nn.Module) -> list[Tensor]:
 
 
 def loss_of_gathered(fake: Tensor, real: Tensor, rank: int) -> Tensor:
-    """The trap: every process sees the whole batch, and the value of the term is right."""
+    """The pitfall: every process sees the full batch, and the value of the term is correct."""
     gathered = []
     for local in (fake, real):
         parts = [torch.empty_like(local) for _ in range(PROCESSES)]
@@ -89,7 +88,7 @@ def assert_near(value: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_value_and_gradient_of_images_are_those_of_one_process(results, kind: VarianceKind) -> None:
+def test_value_and_image_gradient_match_one_process(results, kind: VarianceKind) -> None:
     loss, gradient = in_one_process(kind)
     for one in results:
         assert_near(one[kind][0], loss)
@@ -97,7 +96,7 @@ def test_value_and_gradient_of_images_are_those_of_one_process(results, kind: Va
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_of_parameters_is_that_of_one_process(results, kind: VarianceKind) -> None:
+def test_parameter_gradient_matches_one_process(results, kind: VarianceKind) -> None:
     fake, real = images()
     net = network()
     answer = net(fake)
@@ -116,6 +115,6 @@ def test_gathering_images_without_gradient_halves_the_term(results) -> None:
     assert_near(wrong * PROCESSES, gradient)
 
 
-def test_without_a_process_group_the_sum_is_the_tensor_itself() -> None:
+def test_sum_without_a_process_group() -> None:
     local = torch.ones(3)
     assert summed_over_processes(local) is local

@@ -1,4 +1,4 @@
-"""Names that XML and JSON cannot hold as they are: control characters, bytes that are not UTF-8, U+FFFE and U+FFFF."""
+"""Names that XML and JSON cannot store unchanged: control characters, bytes that are not UTF-8, U+FFFE and U+FFFF."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import tifffile
 from make_slides import write_exact
 
 import wsi2ihc
-from wsi2ihc.arrays import RGBImage
-from wsi2ihc.registration.files import load_transform
-from wsi2ihc.registration.options import RegistrationOptions
-from wsi2ihc.registration.registering import register
+from wsi2ihc.geometry import RGBImage
+from wsi2ihc.registration.register import RegistrationOptions, register
 from wsi2ihc.registration.report import report_of, write_registration
 from wsi2ihc.registration.transform import frame_of, identity
+from wsi2ihc.registration.transform_io import load_transform
 from wsi2ihc.registration.warped_slide import WarpOptions, warp_slide
 from wsi2ihc.slide import SlideInfo
 from wsi2ihc.tissue import detect_tissue, save_mask
@@ -33,12 +32,12 @@ NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 @pytest.fixture(scope="module")
-def odd_slide(picture: RGBImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def odd_slide(image: RGBImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("odd") / f"f{ODD_FILE}"
     folder.mkdir()
     path = folder / f"s{ODD_FILE}.svs"
     try:
-        write_exact(folder / "s.svs", picture).rename(path)
+        write_exact(folder / "s.svs", image).rename(path)
     except OSError:
         pytest.skip("the file system does not allow such names")
     return path
@@ -60,18 +59,18 @@ def test_any_name_of_slide_mask_and_output(odd_slide: Path, tmp_path: Path, resu
         save_mask(detect_tissue(slide), mask.with_name("m.png"))
         mask.with_name("m.png").rename(mask)
         options = TranslateOptions(tissue=mask, resume=resume)
-        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), out, options)
+        wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), out, options)
         assert json.loads(out.with_name(f"{out.name}.json").read_bytes())["source"]["name"] == odd_slide.name
     assert "s\x7f\x85\n.svs" in checked_description(out)
 
 
-@pytest.mark.parametrize("field", ["name", "version", "stain", "channel_name", "description", "licence"])
+@pytest.mark.parametrize("field", ["name", "version", "stain", "channel_name", "description", "license"])
 def test_any_text_of_a_model(slide_file: Path, tmp_path: Path, field: str) -> None:
-    model = dataclasses.replace(wsi2ihc.load_generator("identity"), **{field: f"odd{ODD}"})
+    model = dataclasses.replace(wsi2ihc.load_model("identity"), **{field: f"odd{ODD}"})
     with wsi2ihc.open_slide(slide_file) as slide:
         wsi2ihc.translate(slide, model, tmp_path / "out.ome.tiff", TranslateOptions())
     text = checked_description(tmp_path / "out.ome.tiff")
-    assert field == "licence" or "odd\x7f\x85" in text
+    assert field == "license" or "odd\x7f\x85" in text
 
 
 @pytest.mark.parametrize("field", ["name", "vendor", "reader", "quickhash", "mpp_source"])
@@ -79,7 +78,7 @@ def test_any_text_of_a_slide(slide_file: Path, tmp_path: Path, monkeypatch: pyte
     with wsi2ihc.open_slide(slide_file) as slide:
         info: SlideInfo = dataclasses.replace(slide.info, **{field: f"odd{ODD}"})
         monkeypatch.setattr(slide, "_info", info)
-        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", TranslateOptions())
+        wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), tmp_path / "out.ome.tiff", TranslateOptions())
     checked_description(tmp_path / "out.ome.tiff")
 
 

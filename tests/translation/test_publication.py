@@ -1,4 +1,4 @@
-"""A run that is killed while its output is published leaves nothing that the same command refuses."""
+"""A command succeeds when it is repeated after it was killed while publishing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import wsi2ihc
 from wsi2ihc.errors import OutputError, OutputExistsError
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.translation.options import TranslateOptions
-from wsi2ihc.translation.preview import is_preview_of
+from wsi2ihc.translation.output import is_preview_of
 from wsi2ihc.translation.report import is_report_of
 
 KILLED = """
 import os, sys
-import wsi2ihc.storage, wsi2ihc.pyramid.folders, wsi2ihc.bands.assembling
+import wsi2ihc.storage, wsi2ihc.pyramid.ome_zarr, wsi2ihc.translation.resume
 real, suffix = wsi2ihc.storage._publish, sys.argv[1]
 
 def publish(partial, handle, path, overwrite):
@@ -29,7 +29,7 @@ def publish_folder(folder, path, overwrite):
     os._exit(9)
 
 wsi2ihc.storage._publish = publish
-wsi2ihc.bands.assembling.publish_folder = publish_folder
+wsi2ihc.translation.resume.publish_folder = publish_folder
 from wsi2ihc.cli.main import main
 main(sys.argv[2:])
 """
@@ -68,7 +68,7 @@ def options(tmp_path: Path) -> TranslateOptions:
     return TranslateOptions(pyramid=PyramidOptions(tile_px=256), preview=tmp_path / "preview.png")
 
 
-def test_nothing_is_left_when_the_output_cannot_get_its_name(
+def test_a_failed_rename_of_the_output_leaves_no_files(
     slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wsi2ihc.storage
@@ -83,41 +83,39 @@ def test_nothing_is_left_when_the_output_cannot_get_its_name(
 
     monkeypatch.setattr("wsi2ihc.storage._publish", publish)
     with wsi2ihc.open_slide(slide_file) as slide, pytest.raises(OutputError, match="the disk is gone"):
-        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", options(tmp_path))
+        wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), tmp_path / "out.ome.tiff", options(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_preview_that_cannot_be_written_does_not_cost_the_output(
-    slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_preview_keeps_the_output(slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError("full")
 
-    monkeypatch.setattr("wsi2ihc.translation.finishing.write_preview", full)
+    monkeypatch.setattr("wsi2ihc.translation.output.write_preview", full)
     out = tmp_path / "out.ome.tiff"
     with (
         wsi2ihc.open_slide(slide_file) as slide,
         pytest.raises(OutputError, match=r"preview.*out\.ome\.tiff is complete"),
     ):
-        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), out, options(tmp_path))
+        wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), out, options(tmp_path))
     assert out.exists()
 
 
 @pytest.mark.parametrize("name", ["out.ome.tiff.json", "preview.png"])
 @pytest.mark.parametrize("content", [b"precious", b"{}", b'{"output_name": "out.ome.tiff"}', b"\x89PNG\r\n\x1a\n"])
-def test_files_of_others_are_not_taken_for_what_a_killed_run_left(
+def test_other_files_are_not_taken_for_leftovers_of_a_killed_run(
     slide_file: Path, tmp_path: Path, name: str, content: bytes
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with wsi2ihc.open_slide(slide_file) as slide, pytest.raises(OutputExistsError):
-        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), tmp_path / "out.ome.tiff", options(tmp_path))
+        wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), tmp_path / "out.ome.tiff", options(tmp_path))
     assert (tmp_path / name).read_bytes() == content
 
 
-def test_reports_and_previews_say_whose_they_are(slide_file: Path, tmp_path: Path) -> None:
+def test_reports_and_previews_identify_their_output(slide_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.tiff"
     with wsi2ihc.open_slide(slide_file) as slide:
-        wsi2ihc.translate(slide, wsi2ihc.load_generator("identity"), out, options(tmp_path))
+        wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), out, options(tmp_path))
         quickhash = slide.info.quickhash
     for is_of, file in ((is_report_of, tmp_path / "out.ome.tiff.json"), (is_preview_of, tmp_path / "preview.png")):
         assert is_of(file, "out.ome.tiff", quickhash)

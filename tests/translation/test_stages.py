@@ -1,4 +1,4 @@
-"""The stages between reading and writing: order, bounds, blending, feathering, assembling, the seam figures."""
+"""Stages between reading and writing: order, memory bounds, blending, feathering, assembly, seam metrics."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ import cv2
 import numpy as np
 import pytest
 
-from wsi2ihc.arrays import RGBBatch, RGBImage
-from wsi2ihc.geometry import Region, Size
-from wsi2ihc.ordered import ordered_map
-from wsi2ihc.plan import Layout, Plan, TissueGrid, plan_windows
-from wsi2ihc.translation.assembling import assemble_tiles
-from wsi2ihc.translation.blending import blend_overlaps, cut_cores
-from wsi2ihc.translation.feathering import FEATHER_UM, feather_cores, make_fade
-from wsi2ihc.translation.seams import SeamFigures, SeamMeter
-from wsi2ihc.translation.shades import ShadeSums
-from wsi2ihc.translation.stages import FinishedCore, TranslatedWindow, WindowPixels
-from wsi2ihc.translation.translating import DeviceClock, batched, translate_windows
+from wsi2ihc.concurrency import ordered_map
+from wsi2ihc.geometry import Region, RGBBatch, RGBImage, Size
+from wsi2ihc.translation.feather import FEATHER_UM, feather_cores, make_fade
+from wsi2ihc.translation.seams import SeamMeter, SeamMetrics, ShadeStatistics
+from wsi2ihc.translation.stages import (
+    DeviceClock,
+    FinishedCore,
+    TranslatedWindow,
+    WindowPixels,
+    assemble_tiles,
+    batched,
+    blend_overlaps,
+    crop_cores,
+    translate_windows,
+)
+from wsi2ihc.translation.windows import Plan, TissueGrid, WindowLayout, plan_windows
 
-GLASS = (240, 241, 242)
+BACKGROUND = (240, 241, 242)
 
 
 class Invert:
-    """A translator that is exact, has no reach, and notes what it is given."""
+    """Exact pixelwise translator that records its calls."""
 
-    halo_px, lattice_px, multiple_px, is_exact, bytes_per_px = 0, 1, 1, True, 0.0
+    halo_px, stride_px, multiple_px, is_exact, bytes_per_px = 0, 1, 1, True, 0.0
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -46,27 +51,27 @@ class Invert:
         return 255 - windows
 
 
-def make_plan(shape: tuple[int, int], layout: Layout, cell: Size, share: float = 1.0, seed: int = 0) -> Plan:
+def make_plan(shape: tuple[int, int], layout: WindowLayout, core_size: Size, share: float = 1.0, seed: int = 0) -> Plan:
     pixels = np.random.default_rng(seed).random((-(-shape[0] // 64), -(-shape[1] // 64))) < share
-    return plan_windows(Region(0, 0, shape[1], shape[0]), TissueGrid(pixels, (0, 0), (64, 64)), layout, cell)
+    return plan_windows(Region(0, 0, shape[1], shape[0]), TissueGrid(pixels, (0, 0), (64, 64)), layout, core_size)
 
 
-def image(shape: tuple[int, int], seed: int = 1) -> RGBImage:
+def random_image(shape: tuple[int, int], seed: int = 1) -> RGBImage:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-def windows_of(picture: RGBImage, plan: Plan) -> Iterator[WindowPixels]:
+def windows_of(image: RGBImage, plan: Plan) -> Iterator[WindowPixels]:
     pad = 600
-    around = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+    around = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
     frame = Region(-pad, -pad, around.shape[1], around.shape[0])
     for window in plan.windows:
         yield WindowPixels(window, around[window.region.slices_in(frame)])
 
 
-def answers_of(picture: RGBImage, plan: Plan) -> Iterator[TranslatedWindow]:
-    for patch in windows_of(picture, plan):
+def outputs_of(image: RGBImage, plan: Plan) -> Iterator[TranslatedWindow]:
+    for patch in windows_of(image, plan):
         window = patch.window
-        inner = window.answer.slices_in(window.region)
+        inner = window.output_region.slices_in(window.region)
         yield TranslatedWindow(window, patch.pixels[window.core.slices_in(window.region)], patch.pixels[inner])
 
 
@@ -103,35 +108,35 @@ def test_ordered_map_raises_the_first_failure_and_stops() -> None:
 
 
 def test_batches_hold_equal_shapes_only() -> None:
-    plan = make_plan((512, 700), Layout(), Size(256, 256))
-    batches = list(batched(windows_of(image((512, 700)), plan), 4))
+    plan = make_plan((512, 700), WindowLayout(), Size(256, 256))
+    batches = list(batched(windows_of(random_image((512, 700)), plan), 4))
     assert [patch.window.index for batch in batches for patch in batch] == list(range(len(plan.windows)))
     assert all(len({patch.pixels.shape for patch in batch}) == 1 and len(batch) <= 4 for batch in batches)
     assert max(len(batch) for batch in batches) == 2
 
 
 def test_two_devices_keep_the_order_and_both_work() -> None:
-    picture = image((640, 640))
-    plan = make_plan((640, 640), Layout(), Size(128, 128))
+    image = random_image((640, 640))
+    plan = make_plan((640, 640), WindowLayout(), Size(128, 128))
     devices, clock = [Invert(0.003), Invert(0.001)], DeviceClock()
-    answers = list(translate_windows(windows_of(picture, plan), devices, 2, clock))
-    assert [answer.window.index for answer in answers] == list(range(25))
+    outputs = list(translate_windows(windows_of(image, plan), devices, 2, clock))
+    assert [output.window.index for output in outputs] == list(range(25))
     assert all(device.shapes for device in devices)
-    for answer in answers:
-        np.testing.assert_array_equal(answer.pixels, 255 - answer.source)
+    for output in outputs:
+        np.testing.assert_array_equal(output.pixels, 255 - output.source)
     assert clock.busy_s > 0.02
 
 
 @pytest.mark.parametrize("share", [1.0, 0.4])
 @pytest.mark.parametrize("tile_px", [64, 96, 256])
-def test_cut_and_assembled_equals_the_picture(share: float, tile_px: int) -> None:
-    picture = image((500, 610))
-    plan = make_plan((500, 610), Layout(halo_px=8, lattice_px=4, multiple_px=16), Size(192, 128), share)
-    tiles = list(assemble_tiles(cut_cores(answers_of(picture, plan)), plan, tile_px, GLASS))
-    expected = np.full((500, 610, 3), GLASS, dtype=np.uint8)
+def test_cropped_and_assembled_cores_equal_the_image(share: float, tile_px: int) -> None:
+    image = random_image((500, 610))
+    plan = make_plan((500, 610), WindowLayout(halo_px=8, stride_px=4, multiple_px=16), Size(192, 128), share)
+    tiles = list(assemble_tiles(crop_cores(outputs_of(image, plan)), plan, tile_px, BACKGROUND))
+    expected = np.full((500, 610, 3), BACKGROUND, dtype=np.uint8)
     for window in plan.windows:
         rows, columns = window.core.slices_in(plan.extent)
-        expected[rows, columns] = picture[rows, columns]
+        expected[rows, columns] = image[rows, columns]
     occupied = plan.occupied_tiles(tile_px)
     assert sorted((tile.row, tile.column) for tile in tiles) == [tuple(index) for index in np.argwhere(occupied)]
     for tile in tiles:
@@ -141,28 +146,28 @@ def test_cut_and_assembled_equals_the_picture(share: float, tile_px: int) -> Non
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_blending_a_local_translation_changes_nothing(share: float) -> None:
-    picture = image((500, 610))
-    layout = Layout(overlap_px=64, lattice_px=4, multiple_px=4)
+    image = random_image((500, 610))
+    layout = WindowLayout(overlap_px=64, stride_px=4, multiple_px=4)
     plan = make_plan((500, 610), layout, Size(128, 96), share)
-    cores = list(blend_overlaps(answers_of(picture, plan), plan))
+    cores = list(blend_overlaps(outputs_of(image, plan), plan))
     assert sorted(core.window.index for core in cores) == list(range(len(plan.windows)))
     for core in cores:
-        np.testing.assert_array_equal(core.pixels, picture[core.window.core.slices_in(plan.extent)])
+        np.testing.assert_array_equal(core.pixels, image[core.window.core.slices_in(plan.extent)])
         np.testing.assert_array_equal(core.source, core.pixels)
 
 
-def test_blending_goes_linearly_from_one_window_to_the_next() -> None:
-    plan = make_plan((92, 256), Layout(overlap_px=64, lattice_px=4, multiple_px=4), Size(128, 128))
-    answers = [
+def test_blending_changes_linearly_between_windows() -> None:
+    plan = make_plan((92, 256), WindowLayout(overlap_px=64, stride_px=4, multiple_px=4), Size(128, 128))
+    outputs = [
         TranslatedWindow(
             window,
             np.zeros((window.core.height, window.core.width, 3), dtype=np.uint8),
-            np.full((window.answer.height, window.answer.width, 3), 100 * window.column, dtype=np.uint8),
+            np.full((window.output_region.height, window.output_region.width, 3), 100 * window.column, dtype=np.uint8),
         )
         for window in plan.windows
     ]
     assert [window.core.x for window in plan.windows] == [0, 92, 220]
-    row = np.concatenate([core.pixels for core in blend_overlaps(answers, plan)], axis=1)[64, :, 0].astype(int)
+    row = np.concatenate([core.pixels for core in blend_overlaps(outputs, plan)], axis=1)[64, :, 0].astype(int)
     assert row[:60].max() == 0
     np.testing.assert_allclose(row[60:124], (np.arange(64) + 0.5) / 64 * 100, atol=0.5)
     assert (row[124:188] == 100).all()
@@ -170,50 +175,50 @@ def test_blending_goes_linearly_from_one_window_to_the_next() -> None:
     assert (row[252:] == 200).all()
 
 
-def feathered(picture: RGBImage, cell: Size, tissue: TissueGrid) -> RGBImage:
-    """A picture that is translated into itself, as it is shown."""
+def feathered(image: RGBImage, core_size: Size, tissue: TissueGrid) -> RGBImage:
+    """Return the feathered output of the identity model."""
     fade = make_fade(tissue, (0.5, 0.5))
-    extent = Region(0, 0, picture.shape[1], picture.shape[0])
-    plan, result = plan_windows(extent, fade.covered, Layout(), cell), np.full_like(picture, GLASS)
+    extent = Region(0, 0, image.shape[1], image.shape[0])
+    plan, result = plan_windows(extent, fade.covered, WindowLayout(), core_size), np.full_like(image, BACKGROUND)
     with ThreadPoolExecutor(2) as executor:
-        for core in feather_cores(cut_cores(answers_of(picture, plan)), fade, GLASS, executor, 3):
+        for core in feather_cores(crop_cores(outputs_of(image, plan)), fade, BACKGROUND, executor, 3):
             result[core.window.core.slices_in(extent)] = core.pixels
     return result
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_blending_keeps_two_rows_of_answers_and_no_windows(share: float) -> None:
-    picture = image((700, 610))
-    plan = make_plan((700, 610), Layout(overlap_px=64, lattice_px=4, multiple_px=4), Size(96, 96), share)
+def test_blending_holds_two_rows_of_outputs_and_no_windows(share: float) -> None:
+    image = random_image((700, 610))
+    plan = make_plan((700, 610), WindowLayout(overlap_px=64, stride_px=4, multiple_px=4), Size(96, 96), share)
     windows: list[weakref.ref[RGBImage]] = []
-    answers: list[weakref.ref[RGBImage]] = []
+    outputs: list[weakref.ref[RGBImage]] = []
 
     def watched() -> Iterator[TranslatedWindow]:
-        for answer in answers_of(picture, plan):
-            window, pixels = np.tile(answer.source, (2, 2, 1)), answer.pixels.copy()
+        for output in outputs_of(image, plan):
+            window, pixels = np.tile(output.source, (2, 2, 1)), output.pixels.copy()
             windows.append(weakref.ref(window))
-            answers.append(weakref.ref(pixels))
-            core = answer.window.core
-            yield TranslatedWindow(answer.window, window[: core.height, : core.width], pixels)
-            del answer, window, pixels
+            outputs.append(weakref.ref(pixels))
+            core = output.window.core
+            yield TranslatedWindow(output.window, window[: core.height, : core.width], pixels)
+            del output, window, pixels
 
     columns = 1 + max(window.column for window in plan.windows)
     most = 0
     for _ in blend_overlaps(watched(), plan):
         assert sum(window() is not None for window in windows) <= 1
-        most = max(most, sum(answer() is not None for answer in answers))
+        most = max(most, sum(output() is not None for output in outputs))
     assert columns < most <= 2 * columns + 3
 
 
-def test_blending_refuses_windows_that_reach_beyond_the_next_cell() -> None:
-    plan = make_plan((92, 256), Layout(overlap_px=64), Size(32, 32))
+def test_blending_refuses_overlaps_beyond_the_adjacent_core() -> None:
+    plan = make_plan((92, 256), WindowLayout(overlap_px=64), Size(32, 32))
     assert list(blend_overlaps([], plan)) == []
-    too_wide = replace(plan, layout=Layout(overlap_px=66))
+    too_wide = replace(plan, layout=WindowLayout(overlap_px=66))
     with pytest.raises(ValueError, match="too small for an overlap of 66"):
         blend_overlaps([], too_wide)
 
 
-def test_the_translation_is_full_inside_the_mask_and_fades_outside() -> None:
+def test_the_translation_is_complete_inside_the_mask_and_fades_outside() -> None:
     pixels = np.zeros((64, 64), dtype=bool)
     pixels[20:40, 20:64] = True
     pixels[50, 50] = True
@@ -224,12 +229,12 @@ def test_the_translation_is_full_inside_the_mask_and_fades_outside() -> None:
     profile = result[480, :, 0].astype(int)
     assert (np.diff(profile) <= 0).all()
     assert np.diff(profile).min() > -12  # no step
-    assert (profile[: 20 * 16 - int(FEATHER_UM / 0.5) - 3 * 16] == GLASS[0]).all()
-    assert profile[1023] == 0  # the slide's own border is no border of the tissue
+    assert (profile[: 20 * 16 - int(FEATHER_UM / 0.5) - 3 * 16] == BACKGROUND[0]).all()
+    assert profile[1023] == 0  # the border of the slide does not count as a border
 
 
 @pytest.mark.parametrize("px", [(1.0, 1.0), (7.3, 4.1), (64.0, 200.0)])
-def test_every_px_of_a_mask_of_any_resolution_is_shown_in_full(px: tuple[float, float]) -> None:
+def test_every_px_of_a_mask_of_any_resolution_is_fully_translated(px: tuple[float, float]) -> None:
     pixels = np.random.default_rng(3).random((int(300 / px[1]) + 1, int(400 / px[0]) + 1)) < 0.1
     pixels[0, 0] = True
     result = feathered(np.zeros((300, 400, 3), dtype=np.uint8), Size(128, 128), TissueGrid(pixels, (0, 0), px))
@@ -238,18 +243,18 @@ def test_every_px_of_a_mask_of_any_resolution_is_shown_in_full(px: tuple[float, 
     assert result[inside].max() == 0
 
 
-def test_feathering_does_not_depend_on_the_cells() -> None:
+def test_feathering_does_not_depend_on_the_core_size() -> None:
     pixels = np.random.default_rng(2).random((40, 50)) < 0.01
     tissue = TissueGrid(pixels, (-3.3, -5.7), (12.7, 13.9))
-    picture = image((500, 600))
-    results = [feathered(picture, cell, tissue) for cell in (Size(64, 64), Size(100, 164), Size(600, 500))]
-    assert (results[0] == GLASS).all(axis=2).any()
+    image = random_image((500, 600))
+    results = [feathered(image, core_size, tissue) for core_size in (Size(64, 64), Size(100, 164), Size(600, 500))]
+    assert (results[0] == BACKGROUND).all(axis=2).any()
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
 
 def noisy(shape: tuple[int, int], seed: int) -> RGBImage:
-    """Correlated noise, as tissue is."""
+    """Correlated noise, similar to tissue."""
     rng = np.random.default_rng(seed)
     coarse = rng.normal(128, 40, (shape[0] // 4 + 2, shape[1] // 4 + 2, 3))
     fine = np.repeat(np.repeat(coarse, 4, axis=0), 4, axis=1)[: shape[0], : shape[1]]
@@ -261,16 +266,16 @@ def seam_z(result: RGBImage, source: RGBImage, plan: Plan) -> float:
     for window in plan.windows:
         place = window.core.slices_in(plan.extent)
         meter.add(FinishedCore(window, source[place], result[place]))
-    z = meter.figures().z
+    z = meter.metrics().z
     assert z is not None
     return z
 
 
-def test_the_seam_figure_is_quiet_without_seams_and_loud_with_them() -> None:
+def test_seam_score_is_low_without_seams_and_high_with_them() -> None:
     source = noisy((1500, 1700), 0)
-    plan = make_plan((1500, 1700), Layout(), Size(256, 192))
+    plan = make_plan((1500, 1700), WindowLayout(), Size(256, 192))
     clean = 255 - source
-    assert abs(seam_z(clean, source, plan)) <= 1e-6  # the very same differences
+    assert abs(seam_z(clean, source, plan)) <= 1e-6  # the same differences
     rng = np.random.default_rng(5)
     jittered = np.clip(clean + rng.normal(0, 3, clean.shape), 0, 255).astype(np.uint8)
     assert abs(seam_z(jittered, source, plan)) <= 3
@@ -280,42 +285,42 @@ def test_the_seam_figure_is_quiet_without_seams_and_loud_with_them() -> None:
     assert seam_z(np.clip(stepped, 0, 255).astype(np.uint8), source, plan) > 6
 
 
-def test_the_seam_figure_is_none_without_borders() -> None:
-    plan = make_plan((100, 100), Layout(), Size(128, 128))
+def test_seam_score_is_none_without_borders() -> None:
+    plan = make_plan((100, 100), WindowLayout(), Size(128, 128))
     meter = SeamMeter(plan)
-    picture = noisy((100, 100), 3)
-    meter.add(FinishedCore(plan.windows[0], picture, picture))
-    assert meter.figures().z is None
-    assert meter.figures().borders == 0
+    image = noisy((100, 100), 3)
+    meter.add(FinishedCore(plan.windows[0], image, image))
+    assert meter.metrics().z is None
+    assert meter.metrics().borders == 0
 
 
 def octaves(shape: tuple[int, int], seed: int) -> RGBImage:
-    """Noise from the size of nuclei to that of glands, as tissue has it."""
-    rng, picture = np.random.default_rng(seed), np.full((*shape, 3), 170, np.float32)
+    """Noise on scales from nuclei to glands, as in tissue."""
+    rng, image = np.random.default_rng(seed), np.full((*shape, 3), 170, np.float32)
     for step in (4, 16, 64, 256):
         coarse = rng.normal(0, 16, (shape[0] // step + 2, shape[1] // step + 2, 3)).astype(np.float32)
-        picture += cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+        image += cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def shaded(overlap_px: int, strength: float, cell: int = 320) -> SeamFigures:
-    """The figures of a translation in which every window is lighter or darker by chance."""
-    picture, rng = octaves((1300, 1400), 4), np.random.default_rng(1)
-    plan = make_plan((1300, 1400), Layout(overlap_px=overlap_px), Size(cell, cell))
+def shaded(overlap_px: int, strength: float, core_size: int = 320) -> SeamMetrics:
+    """Return the metrics of a translation with a random shade in every window."""
+    image, rng = octaves((1300, 1400), 4), np.random.default_rng(1)
+    plan = make_plan((1300, 1400), WindowLayout(overlap_px=overlap_px), Size(core_size, core_size))
     meter = SeamMeter(plan)
 
-    def answers() -> Iterator[TranslatedWindow]:
-        for answer in answers_of(picture, plan):
-            pixels = 255 * (answer.pixels / 255.0) ** 1.5 + rng.normal(0, strength, 3)
-            yield TranslatedWindow(answer.window, answer.source, np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    def outputs() -> Iterator[TranslatedWindow]:
+        for output in outputs_of(image, plan):
+            pixels = 255 * (output.pixels / 255.0) ** 1.5 + rng.normal(0, strength, 3)
+            yield TranslatedWindow(output.window, output.source, np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
-    for core in blend_overlaps(answers(), plan) if overlap_px else cut_cores(answers()):
+    for core in blend_overlaps(outputs(), plan) if overlap_px else crop_cores(outputs()):
         meter.add(core)
-    return meter.figures()
+    return meter.metrics()
 
 
 @pytest.mark.parametrize("overlap_px", [0, 64, 128])
-def test_windows_of_different_shade_are_noticed_although_they_leave_no_edges(overlap_px: int) -> None:
+def test_windows_of_different_shade_are_detected_without_edges(overlap_px: int) -> None:
     even, uneven = shaded(overlap_px, 0), shaded(overlap_px, 4)
     assert even.shade_z is not None
     assert uneven.shade_z is not None
@@ -325,18 +330,18 @@ def test_windows_of_different_shade_are_noticed_although_they_leave_no_edges(ove
     assert 2 < uneven.shade_step < 9
     if overlap_px:
         assert uneven.z is not None
-        assert abs(uneven.z) < 3  # blind to it
+        assert abs(uneven.z) < 3  # edges alone do not show it
 
 
-def test_shades_of_parts_add_up_and_survive_json() -> None:
+def test_shade_statistics_are_additive_and_survive_json() -> None:
     source = octaves((1000, 1000), 2)
-    plan = make_plan((1000, 1000), Layout(), Size(256, 256))
+    plan = make_plan((1000, 1000), WindowLayout(), Size(256, 256))
     result, meters = (255 - source), [SeamMeter(plan) for _ in range(3)]
     for window in plan.windows:
         place = window.core.slices_in(plan.extent)
         for meter in (meters[0], meters[1 + (window.row >= 2)]):
             meter.add(FinishedCore(window, source[place], result[place]))
-    whole, *parts = (meter.sums().shades for meter in meters)
-    both = ShadeSums.from_json(json.loads(json.dumps(parts[0].to_json()))) + parts[1]
+    whole, *parts = (meter.statistics().shades for meter in meters)
+    both = ShadeStatistics.from_json(json.loads(json.dumps(parts[0].to_json()))) + parts[1]
     np.testing.assert_allclose(both.along_x.products, whole.along_x.products)
-    assert both.along_y.pairs[0] == whole.along_y.pairs[0] - 4  # borders between the parts
+    assert both.along_y.pairs[0] == whole.along_y.pairs[0] - 4  # borders between the bands

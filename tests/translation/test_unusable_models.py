@@ -1,4 +1,4 @@
-"""Models whose weights make no answer: refused in one line, or reported, on every path."""
+"""Models with unusable weights are refused or reported, with every strategy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import nn
 import wsi2ihc
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.errors import ModelError
-from wsi2ihc.generator.model import Generator, make_translator
-from wsi2ihc.generator.networks import ResnetGenerator, UnetGenerator
+from wsi2ihc.models.networks import ResnetGenerator, UnetGenerator
+from wsi2ihc.models.registry import Model, make_translator
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.translation.options import TranslateOptions
 
@@ -31,25 +31,25 @@ PATHS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300×280 px of tissue on 420×400 px; a corner of it is much darker than the rest."""
-    picture = np.full((400, 420, 3), 243, np.uint8)
-    picture[60:340, 60:360] = synthetic_tissue(300, 280, seed=3)
-    picture[300:340, 320:360] = (40, 0, 60)
+    """300×280 px of tissue on 420×400 px, with a much darker corner."""
+    image = np.full((400, 420, 3), 243, np.uint8)
+    image[60:340, 60:360] = synthetic_tissue(300, 280, seed=3)
+    image[300:340, 320:360] = (40, 0, 60)
     path = tmp_path_factory.mktemp("slides") / "tissue.svs"
-    return write_slide(path, picture, style="aperio", compression="deflate", tile=256, mpp=0.5)
+    return write_slide(path, image, style="aperio", compression="deflate", tile=256, mpp=0.5)
 
 
-def resnet(change: Callable[[ResnetGenerator], None]) -> Generator:
+def resnet(change: Callable[[ResnetGenerator], None]) -> Model:
     torch.manual_seed(1)
     module = ResnetGenerator(1, 4, "batch", dropout=False).eval()
     with torch.no_grad():
         for weights in module.parameters():
             weights.mul_(6.0) if weights.ndim > 1 else None
         change(module)
-    return Generator("odd", "0", "HER2", "HER2 (virtual)", 0.5, "", "", module=module)
+    return Model("odd", "0", "HER2", "HER2 (virtual)", 0.5, "", "", module=module)
 
 
-def translated(slide_file: Path, generator: Generator, out: Path, how: dict[str, Any]) -> Any:
+def translated(slide_file: Path, generator: Model, out: Path, how: dict[str, Any]) -> Any:
     options = TranslateOptions(
         **{"device": "cpu", "pyramid": PyramidOptions(tile_px=64), "core_px": 128, "band_px": 128, **how}
     )
@@ -82,7 +82,7 @@ def with_overflow(module: ResnetGenerator) -> None:
 
 @pytest.mark.parametrize("how", list(PATHS))
 @pytest.mark.parametrize("change", [with_nan_weights, with_infinite_statistics, with_negative_variance, with_overflow])
-def test_values_that_are_not_finite_are_refused_naming_the_model(
+def test_values_that_are_not_finite_are_refused_with_the_model_name(
     slide_file: Path, tmp_path: Path, change: Callable[[ResnetGenerator], None], how: str
 ) -> None:
     with pytest.raises(ModelError, match=r"^model odd.*(not finite|overflow)") as caught:
@@ -93,7 +93,7 @@ def test_values_that_are_not_finite_are_refused_naming_the_model(
 
 
 class OnlyInTheDark(nn.Module):
-    """NaN where a window holds anything dark."""
+    """Return NaN for windows with dark pixels."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(x.mean(1, keepdim=True) < -0.6, torch.nan, x)
@@ -103,8 +103,8 @@ class OnlyInTheDark(nn.Module):
 def test_nan_in_some_windows_only_is_refused(
     slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("wsi2ihc.generator.reach._POINTWISE", (OnlyInTheDark, nn.Conv2d))
-    generator = Generator(
+    monkeypatch.setattr("wsi2ihc.models.receptive_field._POINTWISE", (OnlyInTheDark, nn.Conv2d))
+    generator = Model(
         "odd", "0", "HER2", "HER2", 0.5, "", "", module=nn.Sequential(OnlyInTheDark(), nn.Conv2d(3, 3, 1))
     )
     with pytest.raises(ModelError, match=r"^model odd.*not finite"):
@@ -114,7 +114,7 @@ def test_nan_in_some_windows_only_is_refused(
 
 @pytest.mark.parametrize("architecture", ["resnet", "instance", "unet"])
 @pytest.mark.parametrize("exact", [True, False])
-def test_an_overflow_does_not_pass_for_a_saturated_answer(architecture: str, exact: bool) -> None:
+def test_an_overflow_does_not_pass_for_a_saturated_output(architecture: str, exact: bool) -> None:
     torch.manual_seed(1)
     module: nn.Module = UnetGenerator(5, 2, "batch", dropout=False)
     if architecture != "unet":
@@ -128,7 +128,7 @@ def test_an_overflow_does_not_pass_for_a_saturated_answer(architecture: str, exa
         last.weight.fill_(3e38)
         assert last.bias is not None
         last.bias.fill_(3e38)
-    generator = Generator("odd", "0", "HER2", "HER2", 0.5, "", "", module=module.eval())
+    generator = Model("odd", "0", "HER2", "HER2", 0.5, "", "", module=module.eval())
     if exact and not generator.dependency.is_local:
         pytest.skip("not local")
     translator = make_translator(generator, "cpu", "fp32", exact=exact)
@@ -139,15 +139,15 @@ def test_an_overflow_does_not_pass_for_a_saturated_answer(architecture: str, exa
 
 
 @pytest.mark.parametrize("how", ["exact", "blended", "bands"])
-def test_an_answer_of_a_single_color_is_reported(slide_file: Path, tmp_path: Path, how: str) -> None:
+def test_an_output_of_a_single_color_is_reported(slide_file: Path, tmp_path: Path, how: str) -> None:
     def silence(module: ResnetGenerator) -> None:
         head(module).weight.zero_()
 
     report = translated(slide_file, resnet(silence), tmp_path / "out.ome.tiff", PATHS[how])
-    assert any(re.match(r"model odd answers tissue with a single color", warning) for warning in report.warnings)
+    assert any(re.match(r"model odd translates tissue into a single color", warning) for warning in report.warnings)
 
 
-def test_an_answer_that_is_only_saturated_is_reported(slide_file: Path, tmp_path: Path) -> None:
+def test_a_saturated_output_is_reported(slide_file: Path, tmp_path: Path) -> None:
     def shout(module: ResnetGenerator) -> None:
         head(module).weight.mul_(1e6)
 
@@ -155,6 +155,6 @@ def test_an_answer_that_is_only_saturated_is_reported(slide_file: Path, tmp_path
     assert any("nothing but 0 and 255" in warning for warning in report.warnings)
 
 
-def test_a_usable_model_is_not_doubted(slide_file: Path, tmp_path: Path) -> None:
+def test_a_usable_model_causes_no_warning(slide_file: Path, tmp_path: Path) -> None:
     report = translated(slide_file, resnet(lambda _: None), tmp_path / "out.ome.tiff", {})
     assert not any("model odd" in warning for warning in report.warnings)

@@ -1,7 +1,8 @@
-"""Paired H&E and IHC patches: find them, group them, split them, check them, read them.
+"""Paired H&E and IHC patches: find, group, split, check and read them.
 
-`load_data` says what there is, `check_images` looks at it, `decode_pairs` looks at every pixel of it, and `read_pair`
-decodes one. Batches for training are in `wsi2ihc.training.data.patches`, the only module here that knows torch.
+`load_data` finds, groups and splits the pairs, `check_images` reads all headers, `decode_pairs` all pixels, and
+`read_pair` decodes one pair. Batches for training come from `wsi2ihc.training.data.loader`, the only module of this
+package that imports torch.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from typing import TYPE_CHECKING
 
 from wsi2ihc.lazy import lazily
 
-from .pairs import ROLES, Augmentation, Order, Pair, PairedData, Role
+from .dataset import ROLES, Augmentation, Order, Pair, PairedData, Role
 
 if TYPE_CHECKING:
-    from .checking import decode_pairs as decode_pairs
-    from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+    from wsi2ihc.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+
     from .groups import assign_groups as assign_groups
     from .image_file import read_image as read_image
     from .images import PatchSizes as PatchSizes
     from .images import check_images as check_images
+    from .images import decode_pairs as decode_pairs
     from .images import read_pair as read_pair
     from .images import read_sizes as read_sizes
     from .layouts import LAYOUTS as LAYOUTS
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
     from .split import load_data as load_data
 
 _HOMES = {
-    "IMAGE_SUFFIXES": ".files",
+    "IMAGE_SUFFIXES": "...files",
     "LAYOUTS": ".layouts",
     "PatchSizes": ".images",
     "assign_groups": ".groups",
     "assign_roles": ".split",
     "check_images": ".images",
-    "decode_pairs": ".checking",
+    "decode_pairs": ".images",
     "find_pairs": ".layouts",
     "load_data": ".split",
     "read_image": ".image_file",

@@ -1,4 +1,8 @@
-"""Which patches must not be parted between train, validation and test."""
+"""Groups of patches that must stay in one split.
+
+Groups come from the dataset's own table, from a regular expression over the names of the patches, or from a CSV file.
+`assign_groups` also fills in patients and slides that become known, and the role if a CSV file states it.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +14,65 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.files import is_image
+from wsi2ihc.tables import read_csv
 from wsi2ihc.text import pluralize
 
-from .files import is_image, read_csv
-from .pairs import Pair, PairedData, Role
-from .table import role_in_table
+from .dataset import Pair, PairedData, Role
+from .layouts import role_in_table
 
 LONGEST_EXPRESSION = 2000
 
 _KEY_COLUMNS = ("name", "patch", "region", "slide", "patient")
 _GROUP_COLUMNS = ("group", "patient", "slide", "region")
-_FACTS = ("patient", "slide")
-"""Fields of a pair that a table or an expression fills in beside the group, where the pair has none."""
+_FIELDS = ("patient", "slide")
+"""Fields of a pair that a table or an expression fills in beside the group, if the pair has none."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Row:
-    """What a table of groups says of the patches that a key names.
+    """Entry of a table of groups for the patches that match a key.
 
-    group, role: what decides; rows that differ in these contradict each other
-    facts:       by their names in `_FACTS`; what rows do not agree on is None
+    Attributes
+    ----------
+    group, role
+        Rows with the same key must agree on these.
+    fields
+        By their names in `_FIELDS`; None where rows disagree.
     """
 
     group: str | None
     role: Role | None
-    facts: Mapping[str, str | None] = dataclasses.field(compare=False)
+    fields: Mapping[str, str | None] = dataclasses.field(compare=False)
 
 
 def assign_groups(data: PairedData, group_by: str | None) -> PairedData:
-    """Give every pair the group that it belongs to, and the role if a table of groups states one.
+    """Assign every pair its group, and its role if a table of groups states one.
 
-    What also becomes known of patients and slides is filled in where a pair has none; it decides nothing.
+    Patient and slide are filled in where a pair has none; they do not affect the split.
 
     Parameters
     ----------
-    data:
-        as `find_pairs` gives it
-    group_by:
-        None: the first of the columns ``group``, ``patient``, ``slide`` of the data's own table that has values; none
-        where there are none.
-        A regular expression with one named group, as in ``(?P<patient>[A-Z]+)_``, searched for in the pair's name. A
-        group named ``patient`` or ``slide`` says that of the pair as well.
-        The path of a CSV file (relative paths: also in the data's folder). Its first column of ``name``, ``patch``,
-        ``region``, ``slide``, ``patient`` is the key. A key belongs to a pair if it is the pair's name, or stands in it
-        between characters that are neither letters nor digits. The group is the first column of ``group``, ``patient``,
-        ``slide``, ``region``; ``split`` sets the role. ``patient`` and ``slide`` are taken from it in any case.
+    data
+        From `find_pairs`.
+    group_by
+        None for the first of the columns ``group``, ``patient``, ``slide`` of the dataset's own table that has values;
+        no groups if there are none.
+        A regular expression with one named group, as in ``(?P<patient>[A-Z]+)_``, searched in the pair's name. A group
+        named ``patient`` or ``slide`` also sets that field of the pair.
+        The path of a CSV file (relative paths may start in the dataset's folder). The first of its columns ``name``,
+        ``patch``, ``region``, ``slide``, ``patient`` is the key. A key matches a pair if it is the pair's name, or is a
+        part of it between characters that are neither letters nor digits. The group is the first of the columns
+        ``group``, ``patient``, ``slide``, ``region``; ``split`` sets the role; ``patient`` and ``slide`` are filled in.
 
     Raises
     ------
     OptionError
-        If the expression is none, or has not exactly one named group.
+        If the expression is invalid, or does not have exactly one named group.
     DatasetError
-        If the table cannot be used, a pair matches nothing or several groups, or files of a folder ``test`` were to be
-        trained on.
+        If the table is invalid, a pair matches no group or several, or files of a folder ``test`` would be trained on.
     """
     if group_by is None:
         return _by_own_columns(data)
@@ -74,7 +82,7 @@ def assign_groups(data: PairedData, group_by: str | None) -> PairedData:
 
 
 def names_table(group_by: str) -> bool:
-    """Whether groups come from a CSV file of this path, and not from a regular expression."""
+    """Return whether the value is the path of a CSV file, and not a regular expression."""
     return group_by.lower().endswith(".csv")
 
 
@@ -94,10 +102,10 @@ def _by_expression(data: PairedData, expression: str) -> PairedData:
     _check_matched(data.pairs, groups, f"the regular expression {expression!r}")
     if len(set(groups)) == len(groups) > 1:
         _log.warning(
-            "the regular expression %r makes every patch a group of its own: it keeps none together", expression
+            "the regular expression %r puts every patch into its own group, so no patches are kept together", expression
         )
     pairs = (
-        _with_facts(dataclasses.replace(pair, group=group), {name: group} if name in _FACTS else {})
+        _with_metadata(dataclasses.replace(pair, group=group), {name: group} if name in _FIELDS else {})
         for pair, group in zip(data.pairs, groups, strict=True)
     )
     return dataclasses.replace(data, pairs=tuple(pairs), grouped_by=f"regular expression {expression}")
@@ -111,7 +119,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
     except (re.error, RecursionError, OverflowError, MemoryError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.80}"
         raise OptionError(
-            f"{expression!r:.200} is no regular expression ({reason}), nor the name of a .csv file"
+            f"{expression!r:.200} is not a regular expression ({reason}) or the name of a .csv file"
         ) from error
     if len(pattern.groupindex) != 1:
         raise OptionError(
@@ -120,9 +128,9 @@ def _compiled(expression: str) -> re.Pattern[str]:
     return pattern
 
 
-def _with_facts(pair: Pair, facts: Mapping[str, str | None]) -> Pair:
+def _with_metadata(pair: Pair, fields: Mapping[str, str | None]) -> Pair:
     return dataclasses.replace(
-        pair, patient=pair.patient or facts.get("patient"), slide=pair.slide or facts.get("slide")
+        pair, patient=pair.patient or fields.get("patient"), slide=pair.slide or fields.get("slide")
     )
 
 
@@ -139,11 +147,11 @@ def _by_table(data: PairedData, path: Path) -> PairedData:
     for pair, row in zip(data.pairs, found, strict=True):
         assert row is not None
         if pair.role == "test" and row.role not in (None, "test"):
-            raise DatasetError(f"{path} says {row.role} of {pair.he}, which is a test file; take one of them back")
-        pairs.append(_with_facts(dataclasses.replace(pair, group=row.group, role=row.role or pair.role), row.facts))
+            raise DatasetError(f"{path} assigns {row.role} to {pair.he}, which is a test file; correct one of them")
+        pairs.append(_with_metadata(dataclasses.replace(pair, group=row.group, role=row.role or pair.role), row.fields))
     filled = [
         name
-        for name in _FACTS
+        for name in _FIELDS
         if any(getattr(one, name) != getattr(other, name) for one, other in zip(pairs, data.pairs, strict=True))
     ]
     grouped_by = f"{path.name} ({', '.join(filled)})" if filled else path.name
@@ -151,12 +159,12 @@ def _by_table(data: PairedData, path: Path) -> PairedData:
 
 
 def _read_keys(path: Path) -> dict[str, _Row]:
-    """The rows of a table of groups by their keys."""
-    rows = read_csv(path)
+    """Read the rows of a table of groups by their keys."""
+    rows = read_csv(path).rows
     key_column = next((name for name in _KEY_COLUMNS if name in rows[0]), None)
     if key_column is None:
-        raise DatasetError(f"{path} has none of the columns {', '.join(_KEY_COLUMNS)} to know patches by")
-    # A table of patches without any such column makes every patch its own group: that is no grouping.
+        raise DatasetError(f"{path} has none of the columns {', '.join(_KEY_COLUMNS)} to identify patches")
+    # without any such column every patch would be its own group
     group_column = next((name for name in _GROUP_COLUMNS if name in rows[0]), None)
     if group_column is None and "split" not in rows[0]:
         raise DatasetError(f"{path} has none of the columns {', '.join(_GROUP_COLUMNS)}, and no split")
@@ -170,7 +178,7 @@ def _read_keys(path: Path) -> dict[str, _Row]:
         entry = _Row(
             row[group_column] if group_column else None,
             role_in_table(where, row.get("split", "")),
-            {name: row.get(name) or None for name in _FACTS},
+            {name: row.get(name) or None for name in _FIELDS},
         )
         first = numbers.setdefault(key, number)
         if (known := keys.setdefault(key, entry)) != entry:
@@ -180,9 +188,9 @@ def _read_keys(path: Path) -> dict[str, _Row]:
 
 
 def _agreed(one: _Row, other: _Row) -> _Row:
-    """Two rows that decide the same, with the facts that both state."""
-    facts = {name: fact if other.facts[name] == fact else None for name, fact in one.facts.items()}
-    return dataclasses.replace(one, facts=facts)
+    """Merge two rows with the same group and role, keeping the fields on which they agree."""
+    fields = {name: value if other.fields[name] == value else None for name, value in one.fields.items()}
+    return dataclasses.replace(one, fields=fields)
 
 
 def _row_of(pair: Pair, rows: Mapping[str, _Row], path: Path) -> _Row | None:
@@ -190,12 +198,12 @@ def _row_of(pair: Pair, rows: Mapping[str, _Row], path: Path) -> _Row | None:
         return rows[pair.name]
     found = sorted({part for part in _parts(pair.name) if part in rows})
     if len({rows[key] for key in found}) > 1:
-        raise DatasetError(f"{path}: {pair.name} could be {found[0]} or {found[1]}; give that table longer keys")
+        raise DatasetError(f"{path}: {pair.name} matches both {found[0]} and {found[1]}; use longer keys in the table")
     return functools.reduce(_agreed, (rows[key] for key in found)) if found else None
 
 
 def _parts(name: str) -> Iterator[str]:
-    """All parts of a name that begin and end where a letter or digit meets another character, or at an end."""
+    """Yield all parts of a name that begin and end at an end or between a letter or digit and another character."""
     starts = [at for at in range(len(name)) if at == 0 or not name[at - 1].isalnum()]
     ends = [at for at in range(1, len(name) + 1) if at == len(name) or not name[at].isalnum()]
     for start in starts:

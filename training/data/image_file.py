@@ -1,14 +1,16 @@
-"""Image files of patches: their headers, checked before anything is decoded, and their pixels.
+"""Image files of patches: header checks and pixels.
 
-All images of patches are opened here. The first bytes of a file, not its name, select the decoder from a short list:
-Pillow alone would try about forty formats.
+Files are identified by their first bytes. Size, bit depth and the number of images are checked in the header before any
+decoder allocates memory.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,22 +22,38 @@ from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from wsi2ihc.arrays import RGBImage
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.files import open_regular
-from wsi2ihc.geometry import Size
+from wsi2ihc.geometry import RGBImage, Size
+from wsi2ihc.slide.tiff_metadata import ReadAt, TiffDirectory, TiffLayout, read_directory, read_layout
 
-from .pairs import LARGEST_SIDE_PX
-from .tiff_header import read_tiff_header
+from .dataset import LARGEST_SIDE_PX
+
+MAX_ENTRIES = 500
+"""Entries of a TIFF directory; those of patches have about twenty."""
+
+MAX_METADATA_BYTES = 64 << 20
+"""Bytes of all values of a TIFF directory. Entries may share bytes, so the size of the file is not a bound."""
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 259, 274, 322, 323
+_TAGS = frozenset({_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT})
+
+_FARTHEST_OFFSET = 1 << 43
+"""File systems refuse to seek much farther."""
+
+_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+
+_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946})
+"""None, LZW, JPEG, Deflate, PackBits, and the older code of Deflate."""
 
 LARGEST_PX = LARGEST_SIDE_PX**2
-"""Most pixels of an image of one stain."""
+"""Maximum number of pixels of an image of one stain."""
 
-_MOST_EXTRA_BYTES = 64 << 20
-"""Most bytes of a file beyond its pixels: profiles, text."""
+_MAX_EXTRA_BYTES = 64 << 20
+"""Maximum size of a file beyond its pixels: profiles, text."""
 
-_MOST_SCANS = 64
-"""Most scans of a progressive JPEG file. Files have about ten, and each takes as much time as the first."""
+_MAX_SCANS = 64
+"""Scans of a progressive JPEG file. Files have about ten, and each takes as much time as the first."""
 
 _SIGNATURES: tuple[tuple[bytes, str, Callable[..., Image.Image]], ...] = (
     (b"\x89PNG\r\n\x1a\n", "PNG", PngImageFile),
@@ -60,6 +78,93 @@ _MODES = {
     "RGBX": "has a fourth channel",
     "CMYK": "is CMYK",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class TiffHeader:
+    """Header fields that determine whether a TIFF file is decoded.
+
+    Attributes
+    ----------
+    width, height
+        Of the first image, px.
+    decoded_px
+        Pixels that are decoded at once: a tile, or the image.
+    bits
+        Maximum number of bits per channel.
+    is_upright
+        Whether rows run from top to bottom, and columns from left to right.
+    is_supported
+        Whether its compression is supported.
+    has_more
+        Whether further images follow.
+    """
+
+    width: int
+    height: int
+    decoded_px: int
+    bits: int
+    is_upright: bool
+    is_supported: bool
+    has_more: bool
+
+
+def read_tiff_header(file: BinaryIO) -> TiffHeader:
+    """Read the first directory.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a TIFF file, is damaged, or has more metadata than a patch.
+    """
+
+    def read_at(offset: int, count: int) -> bytes:
+        file.seek(min(offset, _FARTHEST_OFFSET))
+        return file.read(count)
+
+    found = read_layout(read_at)
+    if found is None:
+        raise ValueError("it is not a TIFF file")
+    layout, first = found
+    directory = read_directory(layout, read_at, first, MAX_ENTRIES)
+    if not 0 < directory.stated <= MAX_ENTRIES:
+        raise ValueError(f"its directory has {directory.stated} entries")
+    if directory.following is None:
+        raise ValueError("it is truncated")
+    metadata_bytes = sum(entry.size for entry in directory.entries)
+    if metadata_bytes > MAX_METADATA_BYTES:
+        raise ValueError(f"it has {metadata_bytes:,} bytes of metadata")
+    values = _values(layout, directory, read_at)
+    try:
+        width, height = values[_WIDTH], values[_HEIGHT]
+    except KeyError as error:
+        raise ValueError("it does not state its size") from error
+    tile = values.get(_TILE_WIDTH, width), values.get(_TILE_HEIGHT, height)
+    decoded_px = max(width * height, tile[0] * tile[1])
+    is_supported = values.get(_COMPRESSION, 1) in _COMPRESSIONS
+    is_upright = values.get(_ORIENTATION, 1) in (0, 1)
+    return TiffHeader(
+        width, height, decoded_px, values.get(_BITS, 1), is_upright, is_supported, bool(directory.following)
+    )
+
+
+def _values(layout: TiffLayout, directory: TiffDirectory, read_at: ReadAt) -> dict[int, int]:
+    """Return the largest value of each tag in `_TAGS`."""
+    values: dict[int, int] = {}
+    for entry in directory.entries:
+        if entry.code not in _TAGS:
+            continue
+        if entry.kind not in _INTEGERS or not 0 < entry.items <= 16 or entry.code in values:
+            raise ValueError(f"its tag {entry.code} is damaged")
+        content = entry.field
+        if entry.size > len(content):
+            content = read_at(layout.offset(content) or 0, entry.size)
+        try:
+            found = struct.unpack(f"{layout.order}{entry.items}{_INTEGERS[entry.kind]}", content[: entry.size])
+        except struct.error as error:
+            raise ValueError("it is truncated") from error
+        values[entry.code] = max(found)
+    return values
 
 
 def read_size(path: Path, *, images: int = 1) -> Size:
@@ -88,7 +193,7 @@ def read_image(path: Path, *, images: int = 1) -> RGBImage:
     """Decode one image as it is stored.
 
     PNG is decoded by libpng, in three quarters of the time of Pillow; other formats by Pillow, since the JPEG decoders
-    that are a fifth faster accept truncated files. Orientations in EXIF are ignored, and those of TIFF files refused:
+    that are a fifth faster accept truncated files. EXIF orientations are ignored, and TIFF orientations are an error:
     scanners do not write any, and if a tool left one in only one file of a pair, applying it would misalign the pair.
 
     Parameters
@@ -135,7 +240,7 @@ def _open(file: BinaryIO, path: Path, images: int) -> tuple[str, Image.Image]:
     problem = ""
     try:
         if make is None:
-            raise ValueError("its first bytes are not those of a format that is read here")
+            raise ValueError("its format is not supported")
         if kind == "PNG":
             _check_size(path, int.from_bytes(head[16:20]), int.from_bytes(head[20:24]), size_bytes, images)
         elif kind == "TIFF":
@@ -145,7 +250,7 @@ def _open(file: BinaryIO, path: Path, images: int) -> tuple[str, Image.Image]:
     except DatasetError:
         raise
     except Exception as error:  # Pillow raises many kinds of errors for damaged headers
-        if isinstance(error, OSError) and error.errno:  # the disk's
+        if isinstance(error, OSError) and error.errno:  # of the disk
             raise
         raise DatasetError(
             f"{path} is not an image, or is damaged; replace it by a PNG, JPEG, TIFF or BMP file, or remove the pair"
@@ -159,21 +264,21 @@ def _open(file: BinaryIO, path: Path, images: int) -> tuple[str, Image.Image]:
 
 
 def _check_size(path: Path, width: int, height: int, size_bytes: int, images: int, decoded_px: int = 0) -> None:
-    most_px = LARGEST_PX * images
-    if max(width * height, decoded_px) > most_px:
+    max_px = LARGEST_PX * images
+    if max(width * height, decoded_px) > max_px:
         beside = f" ({images} side by side)" if images > 1 else ""
         raise DatasetError(
             f"{path} is too large for a patch: {width}×{height} px, and {LARGEST_SIDE_PX}×{LARGEST_SIDE_PX} is the "
             f"most{beside}; cut it into patches"
         )
-    if size_bytes > 4 * width * height + _MOST_EXTRA_BYTES:
+    if size_bytes > 4 * width * height + _MAX_EXTRA_BYTES:
         raise DatasetError(
             f"{path} has {size_bytes:,} bytes, too many for {width}×{height} px; save it without metadata"
         )
 
 
 def _problem_of_tiff(file: BinaryIO, path: Path, size_bytes: int, images: int) -> str:
-    """Why a TIFF file cannot be decoded; "" if it can."""
+    """Return why a TIFF file cannot be decoded; "" if it can."""
     found = read_tiff_header(file)
     _check_size(path, found.width, found.height, size_bytes, images, found.decoded_px)
     if found.has_more:
@@ -181,33 +286,33 @@ def _problem_of_tiff(file: BinaryIO, path: Path, size_bytes: int, images: int) -
     if found.bits > 8:  # Pillow opens 16 bits per channel as mode RGB and drops the lower halves
         return f"has {found.bits} bits per channel; convert it to 8-bit RGB"
     if not found.is_upright:  # Pillow would rotate it, but not its partner
-        return "states an orientation; save it upright"
-    if not found.is_known:
-        return "is compressed in a way that is not read here; save it with Deflate or LZW, or as PNG"
+        return "has an orientation tag; save it upright"
+    if not found.is_supported:
+        return "has an unsupported compression; save it with Deflate or LZW, or as PNG"
     return ""
 
 
 def _problem_of(image: Image.Image, head: bytes) -> str:
-    """Why an opened image cannot be used; "" if it can."""
+    """Return why an opened image cannot be used; "" if it can."""
     if getattr(image, "is_animated", False):
         return "holds several images; keep one image in a file"
     kind = ""
     if image.format == "PNG" and head[_PNG_DEPTH_AT] > 8:  # Pillow drops the lower halves, as of TIFF
         kind = f"has {head[_PNG_DEPTH_AT]} bits per channel"
     elif image.mode != "RGB":
-        kind = _MODES.get(image.mode, f"is of the kind {image.mode}")
+        kind = _MODES.get(image.mode, f"has the mode {image.mode}")
     elif "transparency" in image.info:
         kind = "has an alpha channel"
     return f"{kind}; convert it to 8-bit RGB" if kind else ""
 
 
 def _check_scans(file: BinaryIO, kind: str) -> None:
-    """Refuse a JPEG file with so many scans that a few kB take hours."""
+    """Check that a JPEG file does not have so many scans that a few kB take hours to decode."""
     if kind != "JPEG":
         return
     at = file.tell()
     file.seek(0)
     scans = file.read().count(b"\xff\xda")
     file.seek(at)
-    if scans > _MOST_SCANS:
+    if scans > _MAX_SCANS:
         raise ValueError(f"it has {scans} scans")

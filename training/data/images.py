@@ -1,35 +1,63 @@
-"""Pixels of pairs: all headers are looked at before training, and one pair is read at a time."""
+"""Read image pairs, and check the images of a dataset.
+
+`check_images` and `read_sizes` read headers, `decode_pairs` reads all pixels and looks for duplicates, and
+`describe_swapped_stains` checks a few images for the wrong stain. All of them work in threads; `reserved_memory` limits
+how many pixels those hold at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import statistics
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from wsi2ihc.arrays import RGBImage
+import numpy as np
+
 from wsi2ihc.errors import DatasetError
-from wsi2ihc.geometry import Size
+from wsi2ihc.files import same_images
+from wsi2ihc.geometry import RGBImage, Size
+from wsi2ihc.text import pluralize
+from wsi2ihc.tissue import green_excess
 
-from .files import same_images
+from .dataset import Pair
 from .image_file import read_image, read_size
-from .pairs import Pair
 
 THREADS = 8
-"""That look at files: they mostly wait for the disk, or for the network behind it, or decode without Python's lock."""
+"""Threads that check files: they mostly wait for the disk or the network, or decode without the GIL."""
 
-MOST_DECODED_BYTES = 1 << 30
-"""Of the pairs that threads of one process hold at once; a larger pair is held alone."""
+MAX_DECODED_BYTES = 1 << 30
+"""Memory for the pairs that the threads of a process hold at once; a larger pair is held alone."""
 
 _BYTES_PER_PX = 12
 """While an image is decoded: the decoder's own copy, the coefficients of progressive JPEG, and the array."""
 
+_STAINS = ("H&E", "IHC")
+
+_Duplicates: TypeAlias = list[tuple[str, list[Pair]]]
+"""Pairs, sorted by path, whose images of one stain have the same pixels; and that stain."""
+
+CHECKED_PAIRS = 8
+"""Number of pairs that are checked, evenly spaced."""
+
+_LARGEST_PX = 1024
+"""Side of the part of an image that is measured."""
+
+_MAX_IHC_EXCESS, _MIN_HE_EXCESS = 1.5, 1.6
+"""Maximum green absorption of IHC, and minimum of H&E, relative to red and blue; `wsi2ihc.tissue.background` has the
+measurements. The stains are swapped if the supposed H&E is below the first and the supposed IHC above the second.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class PatchSizes:
-    """What `check_images` has seen: the least and the greatest width and height of a patch in px, and how many."""
+    """Minimum and maximum width and height of the patches in px, and their number."""
 
     smallest: Size
     largest: Size
@@ -37,8 +65,8 @@ class PatchSizes:
 
     @property
     def at_once(self) -> int:
-        """How many pairs of the largest size may be held decoded, at least one."""
-        return max(1, MOST_DECODED_BYTES // (2 * self.largest.area_px * _BYTES_PER_PX))
+        """Number of pairs of the largest size that fit into `MAX_DECODED_BYTES`, at least one."""
+        return max(1, MAX_DECODED_BYTES // (2 * self.largest.area_px * _BYTES_PER_PX))
 
     def __str__(self) -> str:
         same = self.smallest == self.largest
@@ -46,19 +74,19 @@ class PatchSizes:
 
 
 def check_images(pairs: Iterable[Pair], *, crop_px: int) -> PatchSizes:
-    """Look at the headers of all pairs, so that training does not stop hours later at one bad file.
+    """Read the headers of all pairs, so that training does not stop hours later at one bad file.
 
     Parameters
     ----------
-    pairs:
-        of train and of validation. Those of role test are not opened: nothing of a test set is read in training.
-    crop_px:
-        side of the square crops
+    pairs
+        Of train and validation. Test pairs are not opened: training reads nothing of a test set.
+    crop_px
+        Side of the square crops.
 
     Raises
     ------
     DatasetError
-        If a file is no 8-bit RGB image, the two sizes of a pair differ, or a patch is smaller than the crop.
+        If a file is not an 8-bit RGB image, the two sizes of a pair differ, or a patch is smaller than the crop.
     """
     opened = pairs_to_open(pairs)
     sizes = _sizes_of(opened)
@@ -67,18 +95,18 @@ def check_images(pairs: Iterable[Pair], *, crop_px: int) -> PatchSizes:
             raise DatasetError(
                 f"{pair.he}: a patch of {size} px is smaller than the crop of {crop_px}; lower --crop-size"
             )
-    return _summed_up(sizes)
+    return _size_range(sizes)
 
 
 def read_sizes(pairs: Iterable[Pair]) -> PatchSizes:
-    """Look at the headers of pairs of any role, at least one.
+    """Read the headers of at least one pair of any role.
 
     Raises
     ------
     DatasetError
-        If a file is no 8-bit RGB image, or the two sizes of a pair differ.
+        If a file is not an 8-bit RGB image, or the two sizes of a pair differ.
     """
-    return _summed_up(_sizes_of(list(pairs)))
+    return _size_range(_sizes_of(list(pairs)))
 
 
 def _sizes_of(pairs: list[Pair]) -> list[Size]:
@@ -86,17 +114,17 @@ def _sizes_of(pairs: list[Pair]) -> list[Size]:
         raise DatasetError(f"the H&E and the IHC images are the same ({same[0]} and {same[1]} are copies); put the "
                            "images of both stains where they belong")  # fmt: skip
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
-        warnings.simplefilter("ignore")  # Pillow's about damaged files: an error that names the file follows
+        warnings.simplefilter("ignore")  # of Pillow about damaged files; an error with the file name follows
         return list(pool.map(_check_pair, pairs))
 
 
-def _summed_up(sizes: list[Size]) -> PatchSizes:
+def _size_range(sizes: list[Size]) -> PatchSizes:
     widths, heights = [size.width for size in sizes], [size.height for size in sizes]
     return PatchSizes(Size(min(widths), min(heights)), Size(max(widths), max(heights)), len(sizes))
 
 
 def pairs_to_open(pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs of train and validation, each once, by path. Those of test stay closed.
+    """Return the pairs of train and validation, each once, sorted by path. Test pairs stay closed.
 
     Raises
     ------
@@ -105,7 +133,7 @@ def pairs_to_open(pairs: Iterable[Pair]) -> list[Pair]:
     """
     opened = sorted({pair for pair in pairs if pair.role != "test"}, key=lambda pair: (pair.he, pair.ihc))
     if not opened:
-        raise DatasetError("there are no pairs to look at")
+        raise DatasetError("there are no pairs to check")
     return opened
 
 
@@ -117,14 +145,14 @@ def _check_pair(pair: Pair) -> Size:
     return size
 
 
-class _Room:
-    """An amount that threads share; each waits until what it needs is there, or until it is alone."""
+class _MemoryBudget:
+    """A memory budget shared by threads; each waits until its amount is available, or until nothing else is in use."""
 
     def __init__(self, amount: int) -> None:
         self._amount, self._used, self._changed = amount, 0, threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, amount: int) -> Iterator[None]:
+    def reserved(self, amount: int) -> Iterator[None]:
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + amount <= self._amount)
             self._used += amount
@@ -136,19 +164,19 @@ class _Room:
                 self._changed.notify_all()
 
 
-_room = _Room(MOST_DECODED_BYTES)
+_memory = _MemoryBudget(MAX_DECODED_BYTES)
 
 
 @contextlib.contextmanager
-def room_for(pair: Pair) -> Iterator[None]:
-    """Wait until a pair can be decoded beside those that other threads hold; around all work on its pixels.
+def reserved_memory(pair: Pair) -> Iterator[None]:
+    """Reserve the memory to decode a pair; enclose all work on its pixels.
 
     Raises
     ------
     DatasetError
         If its headers cannot be read, as for `check_images`.
     """
-    with _room.taken(2 * _check_pair(pair).area_px * _BYTES_PER_PX):
+    with _memory.reserved(2 * _check_pair(pair).area_px * _BYTES_PER_PX):
         yield
 
 
@@ -158,7 +186,7 @@ def read_pair(pair: Pair) -> tuple[RGBImage, RGBImage]:
     Raises
     ------
     DatasetError
-        If a file is gone, damaged or truncated, is no single 8-bit RGB image, or the sizes differ.
+        If a file is missing, damaged or truncated, is not a single 8-bit RGB image, or the sizes differ.
     """
     he = read_image(pair.he, images=2 if pair.half else 1)
     if pair.half:
@@ -183,3 +211,144 @@ def _check_same(pair: Pair, he: Size, ihc: Size) -> None:
 
 def _size(image: RGBImage) -> Size:
     return Size(image.shape[1], image.shape[0])
+
+
+def decode_pairs(pairs: Iterable[Pair], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
+    """Decode every pair of train and validation, and look for duplicate images.
+
+    Headers do not show that a file is truncated, nor do names show that two files are the same image. Only hashes are
+    kept, so memory does not grow with the patches. Test pairs are not opened.
+
+    Parameters
+    ----------
+    pairs
+        Of any roles.
+    progress
+        Called with the number of pairs done and the total.
+
+    Returns
+    -------
+    tuple[str, ...]
+        Warnings, one line each: pairs whose H&E and IHC are the same image, images shared by train and validation, and
+        duplicates within one of them. Images of a single color (empty background) are not compared.
+
+    Raises
+    ------
+    DatasetError
+        At the first pair by path that cannot be decoded, is not 8-bit RGB, or has images of different sizes; or if both
+        images are the same in every pair.
+    """
+    opened = pairs_to_open(pairs)
+    hashes: list[tuple[bytes | None, ...]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow about damaged files; an error with the file name follows
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            for done, found in enumerate(pool.map(_hashes_of, opened), 1):
+                hashes.append(found)
+                if progress:
+                    progress(done, len(opened))
+        finally:
+            pool.shutdown(cancel_futures=True)  # otherwise an interrupt would wait for the whole queue
+    identical_stains = [pair for pair, (he, ihc) in zip(opened, hashes, strict=True) if he is not None and he == ihc]
+    if len(identical_stains) == len(opened):
+        raise DatasetError(
+            f"the H&E and the IHC of every pair have the same pixels ({opened[0].he} and all others); "
+            "put the images of both stains where they belong"
+        )
+    duplicates = _find_duplicates(opened, hashes)
+    return (*_identical_stains(identical_stains), *_shared(duplicates), *_repeated(duplicates))
+
+
+def _hashes_of(pair: Pair) -> tuple[bytes | None, ...]:
+    with reserved_memory(pair):
+        return tuple(_hash_of(image) for image in read_pair(pair))
+
+
+def _hash_of(image: RGBImage) -> bytes | None:
+    """Return a hash of the pixels; None for an image of a single color, which is empty background."""
+    if (image == image[0, 0]).all():
+        return None
+    content = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
+    content.update(repr(image.shape).encode())
+    return content.digest()
+
+
+def _find_duplicates(pairs: Sequence[Pair], hashes: Sequence[tuple[bytes | None, ...]]) -> _Duplicates:
+    seen: dict[tuple[str, bytes], list[Pair]] = defaultdict(list)
+    for pair, own in zip(pairs, hashes, strict=True):
+        for stain, content in zip(_STAINS, own, strict=True):
+            if content is not None:
+                seen[stain, content].append(pair)
+    return [(stain, members) for (stain, _), members in seen.items() if len(members) > 1]
+
+
+def _identical_stains(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield a warning about pairs whose two images are the same."""
+    if pairs:
+        verb = "has" if len(pairs) == 1 else "have"
+        yield (
+            f"{len(pairs)} of the pairs {verb} the same pixels in H&E and IHC, first {pairs[0].he}: one of them was "
+            "replaced by a copy of the other"
+        )
+
+
+def _shared(duplicates: _Duplicates) -> Iterator[str]:
+    """Yield a warning about images in both train and validation."""
+    examples: list[str] = []
+    shared: set[Pair] = set()
+    for stain, members in duplicates:
+        train, validation = _of(members, "train"), _of(members, "validation")
+        if train and validation:
+            examples.append(f"the {stain} of {train[0].he} (train) and of {validation[0].he} (validation)")
+            shared.update(validation)
+    if shared:
+        yield (
+            f"{examples[0]} have the same pixels, and images of {pluralize(len(shared), 'validation pair')} in all are "
+            "also in train, which makes metrics too optimistic; remove them, or keep them in one group"
+        )
+
+
+def _repeated(duplicates: _Duplicates) -> Iterator[str]:
+    """Yield warnings about duplicates within train or validation."""
+    for role in ("train", "validation"):
+        repeated = {pair for _, members in duplicates for pair in _of(members, role)[1:]}
+        if repeated:
+            yield f"{pluralize(len(repeated), 'pair')} of {role} with the pixels of an image of another {role} pair"
+
+
+def _of(pairs: Iterable[Pair], role: str) -> list[Pair]:
+    return [pair for pair in pairs if (pair.role or "train") == role]
+
+
+def describe_swapped_stains(pairs: Sequence[Pair]) -> str:
+    """Return, as a clause, why the stains seem to be swapped; "" if they do not.
+
+    Parameters
+    ----------
+    pairs
+        Pairs of any role; test pairs are not opened.
+
+    Raises
+    ------
+    DatasetError
+        If an image cannot be read.
+    """
+    opened = pairs_to_open(pairs)
+    checked = opened[:: -(-len(opened) // CHECKED_PAIRS)]
+    found = [tuple(_excess(image) for image in read_pair(pair)) for pair in checked]
+    known = [(he, ihc) for he, ihc in found if he is not None and ihc is not None]
+    if 2 * len(known) < len(checked):
+        return ""
+    he, ihc = (statistics.median(values) for values in zip(*known, strict=True))
+    if he > _MAX_IHC_EXCESS or ihc < _MIN_HE_EXCESS:
+        return ""
+    return (
+        f"the images used as H&E look like IHC, and their partners like H&E (they absorb green {he:.2f} and "
+        f"{ihc:.2f} times as much as red and blue; H&E at least 1.6 times)"
+    )
+
+
+def _excess(image: RGBImage) -> float | None:
+    part = np.ascontiguousarray(image[:_LARGEST_PX, :_LARGEST_PX])
+    return green_excess(part, np.ones(part.shape[:2], np.bool_))

@@ -1,30 +1,133 @@
-"""What makes virtual images of H&E images: trained models, and the floors that they have to beat."""
+"""Methods under evaluation: models and baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wsi2ihc.arrays import RGBBatch
-from wsi2ihc.errors import OptionError
+import cv2
+import numpy as np
+import numpy.typing as npt
 
-from ..floors import ColourRegression
+from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.geometry import RGBBatch, RGBImage
+from wsi2ihc.slide.grid import MAX_ENLARGEMENT
 
-Kind = Literal["model", "floor", "given"]
+PIXELS_PER_IMAGE = 4096
+
+_BLOCK_PX = 1 << 16
+"""Pixels processed at a time: 40 bytes of terms per pixel, and 12 of colors."""
+
+_TERMS = 10
+
+Kind = Literal["model", "baseline", "given"]
+
+MPP_TOLERANCE = 0.1
+"""Relative difference between the resolutions of model and patches up to which nothing is resampled."""
+
+_MAX_REDUCTION = 16.0
+"""Maximum factor by which patches are reduced for a model; beyond it, almost no detail remains."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColorRegression:
+    """A quadratic polynomial from color to color.
+
+    Attributes
+    ----------
+    coefficients
+        (10, 3) float64, for the terms 1, r, g, b, r², g², b², rg, gb, br of values in [-1, 1], giving red, green and
+        blue in [-1, 1].
+    """
+
+    coefficients: npt.NDArray[np.float64]
+
+    def __call__(self, images: RGBBatch) -> RGBBatch:
+        """Translate images (N, H, W, 3) uint8 pixel by pixel, rounded and clipped."""
+        output = np.empty_like(images, order="C")
+        coefficients = self.coefficients.astype(np.float32)
+        pixels, done = images.reshape(-1, 3), output.reshape(-1, 3)
+        for start in range(0, len(pixels), _BLOCK_PX):
+            values = _terms(pixels[start : start + _BLOCK_PX]) @ coefficients
+            done[start : start + _BLOCK_PX] = np.clip(np.rint((values + 1) * 127.5), 0, 255)
+        return output
+
+
+def fit_color_regression(
+    pairs: Iterable[tuple[RGBImage, RGBImage]], seed: int = 0, pixels_per_image: int = PIXELS_PER_IMAGE
+) -> ColorRegression:
+    """Fit the polynomial to pixels of pairs by least squares.
+
+    The normal equations are accumulated in float64, so memory does not depend on the number of pairs. If the colors do
+    not determine the polynomial (an image of one color), the solution of minimum norm is taken.
+
+    Parameters
+    ----------
+    pairs
+        H&E and IHC images, (H, W, 3) uint8 each; read once.
+    seed
+        Of the choice of pixels.
+    pixels_per_image
+        Drawn from each pair with replacement; all pixels if a pair has no more than these.
+
+    Raises
+    ------
+    DatasetError
+        If there are no pairs, or the sizes of one differ.
+    """
+    random = np.random.default_rng(seed)
+    squares, products, count = np.zeros((_TERMS, _TERMS)), np.zeros((_TERMS, 3)), 0
+    for number, (he, ihc) in enumerate(pairs):
+        if he.shape != ihc.shape:
+            raise DatasetError(f"the images of pair {number} differ in size: {he.shape[:2]} and {ihc.shape[:2]}")
+        inputs, outputs = he.reshape(-1, 3), ihc.reshape(-1, 3)
+        if len(inputs) > pixels_per_image:
+            chosen = random.integers(0, len(inputs), pixels_per_image)
+            inputs, outputs = inputs[chosen], outputs[chosen]
+        terms = _terms(inputs).astype(np.float64)
+        squares += terms.T @ terms
+        products += terms.T @ (outputs / 127.5 - 1)
+        count += len(inputs)
+    if count == 0:
+        raise DatasetError("there are no pairs to fit a color regression to")
+    return ColorRegression(np.asarray(np.linalg.lstsq(squares, products, rcond=None)[0], np.float64))
+
+
+def _terms(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the polynomial terms of pixels (N, 3): (N, 10)."""
+    terms = np.empty((len(pixels), _TERMS), np.float32)
+    terms[:, 0] = 1
+    linear = terms[:, 1:4]
+    linear[:] = pixels
+    linear /= 127.5
+    linear -= 1
+    np.square(linear, out=terms[:, 4:7])
+    np.multiply(linear, np.roll(linear, -1, axis=1), out=terms[:, 7:])
+    return terms
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """A way from H&E to a virtual stain.
+    """A way to make a virtual stain from H&E.
 
-    name:         in tables; unique among those that are compared
-    kind:         a trained model, a floor, or images that some other program made
-    translate:    images (N, H, W, 3) uint8 to as many; None for given images
-    multiple_px:  sides of images must be multiples of this
-    halo_px:      how far from its border an image can tell that nothing lies beyond; None where that is no local matter
-    facts:        what it is, for the report: JSON values, no paths
+    Attributes
+    ----------
+    name
+        In tables; unique among the methods compared.
+    kind
+        A trained model, a baseline, or images made by another program.
+    translate
+        Maps images (N, H, W, 3) uint8 to virtual images; None for given images.
+    multiple_px
+        Sides of images must be multiples of this.
+    halo_px
+        Radius of the receptive field; None if the method is not local.
+    metadata
+        For the report: JSON values, no paths.
     """
 
     name: str
@@ -32,56 +135,110 @@ class Method:
     translate: Callable[[RGBBatch], RGBBatch] | None
     multiple_px: int = 1
     halo_px: int | None = 0
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_methods(models: Sequence[str], device: str, precision: str) -> list[Method]:
-    """Load models by name or file. Patches are translated by one plain pass with the network's own padding.
+    """Load models by name or file. Patches are translated by one plain forward pass with the network's own padding.
 
     Raises
     ------
     ModelNotFoundError
-        If there is no such model.
+        If a model does not exist.
     ModelError
-        If a file is no usable model.
+        If a file is not a usable model.
     OptionError
-        If a model is named twice.
+        If a model is given twice.
     DeviceError
-        If there is no such device, or it cannot work in this precision.
+        If the device does not exist, or does not support the precision.
     """
-    from wsi2ihc.generator.model import make_translator
-    from wsi2ihc.generator.registry import load_generator
+    from wsi2ihc.models.registry import load_model, make_translator
 
     methods: list[Method] = []
     for model in models:
-        generator = load_generator(model)
+        generator = load_model(model)
         translator = make_translator(generator, device, precision, exact=False)
-        reach = generator.dependency
-        facts = {
+        dependency = generator.dependency
+        metadata = {
             "version": generator.version,
             "stain": generator.stain,
             "mpp": generator.mpp,
-            "licence": generator.licence,
+            "license": generator.license,
             "description": generator.description,
         }
-        # models of several runs have one name each, model.safetensors: then the run's folder tells them apart
+        # runs call their model model.safetensors; use the folder of the run to distinguish them
         name = generator.name if generator.name != "model" else Path(model).resolve().parent.name
         if any(method.name == name for method in methods):
-            raise OptionError(f"two models are called {name}; rename one of the files, so that tables can tell them")
-        halo_px = reach.radius_px if reach.is_local else None
-        methods.append(Method(name, "model", translator, translator.multiple_px, halo_px, facts))
+            raise OptionError(f"two models are called {name}; rename one of the files, since tables show names")
+        halo_px = dependency.radius_px if dependency.is_local else None
+        methods.append(Method(name, "model", translator, translator.multiple_px, halo_px, metadata))
     return methods
 
 
-def floors(regression: ColourRegression | None, taken: Sequence[str] = ()) -> list[Method]:
-    """Both floors: ``counterstain``, and the colour regression if there was something to fit it to."""
-    from wsi2ihc.generator.builtin import counterstain
+def baselines(regression: ColorRegression | None, used_names: Sequence[str] = ()) -> list[Method]:
+    """Return both baselines: ``counterstain``, and the color regression if it could be fitted."""
+    from wsi2ihc.models.builtin import counterstain
 
     found = []
-    if "counterstain" not in taken:
-        what = "H&E without its eosin: no learning"
-        found.append(Method("counterstain", "floor", counterstain, facts={"description": what}))
+    if "counterstain" not in used_names:
+        what = "H&E without its eosin; not trained"
+        found.append(Method("counterstain", "baseline", counterstain, metadata={"description": what}))
     if regression is not None:
-        what = "a quadratic polynomial from colour to colour, fitted on the training split; each px by itself"
-        found.append(Method("colour regression", "floor", regression, facts={"description": what}))
+        what = "a quadratic polynomial from color to color, fitted to the training split, pixel by pixel"
+        found.append(Method("color regression", "baseline", regression, metadata={"description": what}))
     return found
+
+
+def resolution_differs(method: Method, mpp: float | None) -> bool:
+    """Return whether a model has another resolution than the patches; False if either is unknown."""
+    model_mpp = method.metadata.get("mpp")
+    return bool(model_mpp and mpp) and abs(model_mpp / mpp - 1) > MPP_TOLERANCE  # type: ignore[operator]
+
+
+def at_model_resolution(method: Method, mpp: float | None) -> Method:
+    """Return a method that resamples images to the model's µm per px, and its output back.
+
+    Parameters
+    ----------
+    method
+        A model.
+    mpp
+        µm per px of the images; None if unknown.
+
+    Raises
+    ------
+    OptionError
+        If the resolutions are too different for a meaningful evaluation.
+    """
+    if method.translate is None or not resolution_differs(method, mpp):
+        return method
+    assert mpp is not None
+    model_mpp: float = method.metadata["mpp"]
+    scale, translate, multiple_px = mpp / model_mpp, method.translate, method.multiple_px
+    if not 1 / _MAX_REDUCTION <= scale <= MAX_ENLARGEMENT * (1 + MPP_TOLERANCE):
+        raise OptionError(
+            f"the patches have {mpp:g} µm/px, and {method.name} works at {model_mpp:g}: too different for an "
+            "evaluation; use patches of its resolution, or correct theirs with --mpp"
+        )
+
+    def at_model_mpp(images: RGBBatch) -> RGBBatch:
+        height, width = images.shape[1:3]
+        scaled = max(1, round(width * scale)), max(1, round(height * scale))
+        padded = [_padded(_resized(image, scaled), multiple_px) for image in images]
+        translated = translate(np.stack(padded))[:, : scaled[1], : scaled[0]]
+        return np.stack([_resized(image, (width, height)) for image in translated])
+
+    halo_px = None if method.halo_px is None else math.ceil(method.halo_px / scale)
+    return dataclasses.replace(method, translate=at_model_mpp, multiple_px=1, halo_px=halo_px)
+
+
+def _resized(image: RGBImage, size: tuple[int, int]) -> RGBImage:
+    smaller = size[0] < image.shape[1]
+    method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(np.ascontiguousarray(image), size, interpolation=method), np.uint8)
+
+
+def _padded(image: RGBImage, multiple_px: int) -> RGBImage:
+    """Pad by reflection at the right and bottom."""
+    down, right = (-side % multiple_px for side in image.shape[:2])
+    return np.asarray(cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REFLECT_101), np.uint8)

@@ -1,1 +1,1 @@
-"""What a paired data set is like, and what is wrong with it: looks by level, leaks between splits, misaligned pairs."""
+"""Inspection of paired datasets: image statistics, duplicate tissue across splits, misaligned pairs."""

@@ -1,30 +1,25 @@
-# ruff: noqa: RUF009 (`_option` only makes a field)
-"""How to inspect a data set: one configuration, whose fields are the options of ``wsi2ihc dataset``."""
+"""Options of a dataset inspection."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.notation import MOST_WORKERS, check_bounds
-from wsi2ihc.slide.resolution import MPP_RANGE
+from wsi2ihc.slide.metadata import MPP_RANGE
+from wsi2ihc.text import MOST_WORKERS, check_bounds, option
 
 from ..data import Order
 from ..data.groups import names_table
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
     """Options of `inspect_dataset`; each field's text is the help of its command-line option.
 
-    pictures: whether the report gets plots and pictures of patches, or tables only; the command line derives it
+    ``figures`` adds plots and images of patches to the report; the command line sets it if a report is written.
 
     Raises
     ------
@@ -32,15 +27,16 @@ class InspectOptions:
         If a value is impossible.
     """
 
-    order: Order = _option(
-        "AB", "Of side-by-side images, and of folders A and B: AB has the H&E to the left, and in A."
+    order: Order = option(
+        "AB", "Order of side-by-side images and of folders A and B: AB has the H&E on the left and in A."
     )
-    group_by: str | None = _option(
-        None, "What must not be parted: a regular expression with one named group, or a CSV file (as in training)."
+    group_by: str | None = option(
+        None,
+        "Groups to keep in one split: a regular expression with one named group, or a CSV file (as in training).",
     )
-    mpp: float | None = _option(None, "µm per px of the patches, where the data does not say.")
-    workers: int = _option(0, "Threads (0: as many as there are cores, up to 8).")
-    pictures: bool = True
+    mpp: float | None = option(None, "Resolution of the patches in µm per px, if the dataset does not state it.")
+    workers: int = option(0, "Threads (0: number of cores, up to 8).")
+    figures: bool = True
 
     def __post_init__(self) -> None:
         if self.order not in ("AB", "BA"):
@@ -51,8 +47,8 @@ class InspectOptions:
         check_bounds(self, {"workers": (0, MOST_WORKERS)})
 
     def stated(self) -> dict[str, Any]:
-        """All that can change a figure, as JSON values; of files the base names, since folders may name people."""
+        """Return all options that affect the results as JSON values, with base names of files for privacy."""
         values = dataclasses.asdict(self)
         if self.group_by is not None and names_table(self.group_by):
             values["group_by"] = Path(self.group_by).name
-        return {name: value for name, value in values.items() if name not in ("workers", "pictures")}
+        return {name: value for name, value in values.items() if name not in ("workers", "figures")}

@@ -1,55 +1,222 @@
-"""The engine of one machine: a long-lived child for each GPU, or one or more on the CPU."""
+"""Workers on one machine: one for each GPU, or some on the CPU."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import queue
 import shutil
 import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import DeviceError
-from ..processes import Ended, how_it_ended
-from ..runtime import cores
-from .child import IN_HAND, THREADS_VARIABLE
-from .events import Done, Event, Failed
+from ..files import open_without_following
+from ..system import ProcessEnd, cores, how_it_ended, python_command, safe_environment
+from ..text import anonymize, printable
 from .options import BatchOptions
-from .places import logs_folder
-from .process import Child
-from .staging import CACHE_VARIABLE, cache_folder, remove_leftovers_of, remove_old_copies
-from .task import SlideTask
+from .task import Done, Event, Failed, Ready, Requeued, SlideTask, Started, Waiting, from_line, logs_folder
+from .worker import (
+    CACHE_VARIABLE,
+    MAX_IN_FLIGHT,
+    THREADS_VARIABLE,
+    cache_folder,
+    remove_leftovers_of,
+    remove_old_copies,
+)
+
+Receive = Callable[[int, Event | None], None]
+"""Receives the number of a worker and its event; None when its pipe has ended."""
+
+_KNOWN_TASKS = 8
+"""Recent slides whose paths are redacted in the log."""
+
+_LONGEST_LINE = 1 << 16
+"""Longest line of the log in bytes; longer ones are split."""
+
+_END_TIMEOUT_S = 10.0
+"""Seconds for a worker to end after its stdin was closed."""
+
+
+class WorkerProcess:
+    """Worker process of this machine.
+
+    Parameters
+    ----------
+    number
+        Number of the worker.
+    receive
+        Called by a thread with every event.
+    environment
+        Additional environment variables.
+    log
+        File to which its stderr is appended.
+    """
+
+    def __init__(self, number: int, receive: Receive, environment: Mapping[str, str], log: Path) -> None:
+        self.number = number
+        self.in_flight: dict[int, SlideTask] = {}
+        self._clocks: dict[int, _Clock] = {}
+        self.is_tainted = False
+        self.submitted = 0
+        self.is_ready = False
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stream = os.fdopen(open_without_following(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+        try:
+            self._process = subprocess.Popen(
+                python_command("wsi2ihc.batch.worker"),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env={**os.environ, **environment, **safe_environment({**os.environ, **environment})},
+                start_new_session=True,
+            )  # fmt: skip
+        except BaseException:
+            stream.close()
+            raise
+        self._paths: deque[tuple[str, ...]] = deque(maxlen=_KNOWN_TASKS)
+        self._log_thread = threading.Thread(target=self._keep_log, args=(stream,), daemon=True)
+        self._log_thread.start()
+        self._event_thread = threading.Thread(target=self._listen, args=(receive,), daemon=True)
+        self._event_thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def submit(self, task: SlideTask) -> None:
+        """Send a task. If the worker has ended, the end of its pipe reports it."""
+        self._paths.append((task.slide, str(task.output), task.model, str(task.options.tissue)))
+        self.in_flight[task.number] = task
+        self.submitted += 1
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write((json.dumps(task.to_json()) + "\n").encode())
+            self._process.stdin.flush()
+
+    def overdue(self, timeout_s: float) -> SlideTask | None:
+        """Return a task that exceeded its timeout, if any. Starting and waiting do not count."""
+        if timeout_s:
+            for number, clock in self._clocks.items():
+                if clock.seconds() > timeout_s:
+                    return self.in_flight[number]
+        return None
+
+    def update(self, event: Event) -> None:
+        """Update the tasks in flight, their clocks, and whether the process is ready or tainted."""
+        if isinstance(event, Ready):
+            self.is_ready = True
+        elif isinstance(event, Started) and event.number in self.in_flight:
+            self._clocks[event.number] = _Clock(0.0, time.monotonic())
+        elif isinstance(event, Waiting) and event.number in self._clocks:
+            self._clocks[event.number].set_waiting(event.is_waiting)
+        elif isinstance(event, Done | Failed):
+            self.in_flight.pop(event.number, None)
+            self._clocks.pop(event.number, None)
+            self.is_tainted = self.is_tainted or (isinstance(event, Failed) and event.kind == "crash")
+
+    def end(self, *, now: bool = False) -> int:
+        """End the process, at once or after its tasks; return its exit code (negative: a signal)."""
+        with contextlib.suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        if now:
+            self._process.kill()
+        try:
+            code = self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        for thread in (self._event_thread, self._log_thread):
+            thread.join(_END_TIMEOUT_S)  # its pipe has ended with the process
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+        return code
+
+    def unfinished_tasks(self, reason: ProcessEnd, failed_task: int | None = None) -> list[Event]:
+        """Return events for the tasks in flight of a worker that has ended.
+
+        A named task failed, and so did one that was alone in a worker that was ready. With two tasks in flight the
+        cause is unknown. If the worker was tainted or never ready, no task is the cause.
+        """
+        numbers = list(self.in_flight)
+        self.in_flight.clear()
+        if failed_task is not None:
+            return [
+                Failed(failed_task, "timeout", reason.text),
+                *(Requeued(number, reason.text) for number in numbers if number != failed_task),
+            ]
+        if len(numbers) == 1 and self.is_ready and not self.is_tainted:
+            return [Failed(numbers[0], "memory" if reason.was_killed else "crash", reason.text)]
+        return [Requeued(number, reason.text) for number in numbers]
+
+    def _keep_log(self, log: BinaryIO) -> None:
+        """Append the stderr of the process to its log, with paths redacted: the log is in the output folder."""
+        assert self._process.stderr is not None
+        with log, contextlib.suppress(OSError, ValueError):
+            while line := self._process.stderr.readline(_LONGEST_LINE):
+                known = [path for paths in list(self._paths) for path in paths]
+                text = anonymize(line.decode("utf-8", "replace").rstrip("\r\n"), *known)
+                with contextlib.suppress(OSError):  # a full disk must not block the process
+                    log.write(f"{printable(text)}\n".encode())
+                    log.flush()
+
+    def _listen(self, receive: Receive) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._process.stdout:
+                if (event := from_line(line.decode("utf-8", "replace"))) is not None:
+                    receive(self.number, event)
+        receive(self.number, None)
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Working time of a slide: seconds so far, and when the present work began, if any."""
+
+    spent_s: float
+    since: float | None
+
+    def seconds(self) -> float:
+        return self.spent_s + (0.0 if self.since is None else time.monotonic() - self.since)
+
+    def set_waiting(self, is_waiting: bool) -> None:
+        self.spent_s, self.since = self.seconds(), None if is_waiting else time.monotonic()
+
 
 _FAILED_STARTS = 3
-"""Children that die one after the other before they were ready have something wrong that a new one will not mend."""
+"""Consecutive workers that end before they are ready, after which the batch fails."""
 
-_LOOK_S = 1.0
-"""Between two looks for slides that take too long."""
+_POLL_S = 1.0
+"""Interval at which timeouts are checked."""
 
 
 class LocalEngine:
-    """Children of this process; each is replaced after a crash, and after so many slides.
+    """Engine of worker processes on this machine; each is replaced after a crash and after a number of slides.
 
     Parameters
     ----------
     folder
-        Of the outputs; what children print is kept there.
+        Folder of the outputs; it also holds the logs of the workers.
     device
-        As `TranslateOptions.device` has it.
+        `TranslateOptions.device`.
     options
-        Of the batch.
+        Options of the batch.
     environments
-        Variables of each child, instead of those that follow from the device and the options.
+        Environment variables of each worker; by default they follow from the device and the options.
     log_name
-        What the names of the children's logs begin with.
+        Prefix of the log files.
 
     Raises
     ------
     DeviceError
-        If a GPU is asked for and none is found; later, if children cannot even be started.
+        If a GPU is required and none is found; later, if workers cannot be started.
     """
 
     def __init__(
@@ -58,128 +225,130 @@ class LocalEngine:
     ) -> None:  # fmt: skip
         self._options, self._log_name = options, log_name
         self._logs = logs_folder(folder)
-        self._heard: queue.SimpleQueue[tuple[int, Event | None]] = queue.SimpleQueue()
-        self._told: deque[Event] = deque()
+        self._received: queue.SimpleQueue[tuple[int, Event | None]] = queue.SimpleQueue()
+        self._events: deque[Event] = deque()
         self._numbers = itertools.count()
         self._failed_starts = 0
-        self._children: dict[int, Child] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._environments: dict[int, Mapping[str, str]] = {}
         self._alone: set[int] = set()
         remove_old_copies(options.cache)
-        for environment in child_environments(device, options) if environments is None else environments:
+        for environment in worker_environments(device, options) if environments is None else environments:
             self._start(environment)
 
     def has_room(self, *, alone: bool) -> bool:
         """See `Engine`."""
-        return self._roomiest(alone) is not None
+        return self._least_busy(alone) is not None
 
     def take(self, task: SlideTask, *, alone: bool) -> None:
         """See `Engine`."""
-        child = self._roomiest(alone)
-        assert child is not None, "there is no room"
+        worker = self._least_busy(alone)
+        assert worker is not None, "no worker has room"
         if alone:
-            self._alone.add(child.number)
-        child.give(task.with_share(len(self._children)))
+            self._alone.add(worker.number)
+        worker.submit(task.with_share(len(self._workers)))
 
     def next_event(self, timeout_s: float) -> Event | None:
         """See `Engine`."""
         until = time.monotonic() + timeout_s
-        while not self._told:
+        while not self._events:
             self._end_overdue()
-            left = until - time.monotonic()
+            remaining_s = until - time.monotonic()
             try:
-                self._hear(*self._heard.get(timeout=max(0.0, min(_LOOK_S, left))))
+                self._handle(*self._received.get(timeout=max(0.0, min(_POLL_S, remaining_s))))
             except queue.Empty:
-                if left <= 0:
+                if remaining_s <= 0:
                     return None
-        return self._told.popleft()
+        return self._events.popleft()
 
     def close(self) -> None:
         """See `Engine`."""
-        for child in self._children.values():
-            child.end(now=True)
-            remove_leftovers_of(child.pid, list(child.in_hand.values()), self._options.cache)
-        self._children.clear()
+        for worker in self._workers.values():
+            worker.end(now=True)
+            remove_leftovers_of(worker.pid, list(worker.in_flight.values()), self._options.cache)
+        self._workers.clear()
 
-    def _roomiest(self, alone: bool) -> Child | None:
-        """The child with the least in hand that takes another slide."""
-        room = 1 if alone else IN_HAND
+    def _least_busy(self, alone: bool) -> WorkerProcess | None:
+        """Return the worker with the fewest tasks in flight that has room."""
+        room = 1 if alone else MAX_IN_FLIGHT
         able = [
-            child
-            for child in self._children.values()
-            if len(child.in_hand) < room and child.number not in self._alone and not self._is_worn(child)
+            worker
+            for worker in self._workers.values()
+            if len(worker.in_flight) < room
+            and worker.number not in self._alone
+            and not self._is_due_for_restart(worker)
         ]
-        return min(able, key=lambda child: len(child.in_hand), default=None)
+        return min(able, key=lambda worker: len(worker.in_flight), default=None)
 
-    def _is_worn(self, child: Child) -> bool:
-        return child.given >= self._options.restart_every
+    def _is_due_for_restart(self, worker: WorkerProcess) -> bool:
+        return worker.submitted >= self._options.restart_every
 
-    def _hear(self, number: int, event: Event | None) -> None:
-        child = self._children.get(number)
-        if child is None:  # one that was ended on purpose
+    def _handle(self, number: int, event: Event | None) -> None:
+        worker = self._workers.get(number)
+        if worker is None:  # it was ended on purpose
             return
         if event is None:
-            self._replace(child, how_it_ended(child.end()))
+            self._replace(worker, how_it_ended(worker.end()))
             return
-        child.hear(event)
+        worker.update(event)
         if isinstance(event, Done | Failed):
             self._failed_starts = 0
             self._alone.discard(number)
-        self._told.append(event)
-        if self._is_worn(child) and not child.in_hand:
-            child.end()
-            self._replace(child, Ended(""))
+        self._events.append(event)
+        if self._is_due_for_restart(worker) and not worker.in_flight:
+            worker.end()
+            self._replace(worker, ProcessEnd(""))
 
-    def _replace(self, child: Child, how: Ended, to_blame: int | None = None) -> None:
-        remove_leftovers_of(child.pid, list(child.in_hand.values()), self._options.cache)
-        self._told.extend(child.losses(how, to_blame))
-        self._alone.discard(child.number)
-        del self._children[child.number]
-        if not child.is_ready:
+    def _replace(self, worker: WorkerProcess, reason: ProcessEnd, failed_task: int | None = None) -> None:
+        remove_leftovers_of(worker.pid, list(worker.in_flight.values()), self._options.cache)
+        self._events.extend(worker.unfinished_tasks(reason, failed_task))
+        self._alone.discard(worker.number)
+        del self._workers[worker.number]
+        if not worker.is_ready:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
                 logs = f"{self._logs.parent.name}/{self._logs.name}"
-                raise DeviceError(f"processes that translate end before they begin ({how.text}); see {logs}")
-        self._start(self._environments.pop(child.number))
+                raise DeviceError(f"processes that translate end before they begin ({reason.text}); see {logs}")
+        self._start(self._environments.pop(worker.number))
 
     def _end_overdue(self) -> None:
         timeout_s = self._options.timeout_min * 60
-        for child in list(self._children.values()):
-            if (task := child.overdue(timeout_s)) is not None:
-                child.end(now=True)
+        for worker in list(self._workers.values()):
+            if (task := worker.overdue(timeout_s)) is not None:
+                worker.end(now=True)
                 why = f"it took more than {self._options.timeout_min:g} minutes (--timeout-min)"
-                self._replace(child, Ended(why), task.number)
+                self._replace(worker, ProcessEnd(why), task.number)
 
     def _start(self, environment: Mapping[str, str]) -> None:
         number = next(self._numbers)
         self._environments[number] = environment
-        self._children[number] = Child(
+        self._workers[number] = WorkerProcess(
             number,
-            lambda *heard: self._heard.put(heard),
+            lambda *received: self._received.put(received),
             environment,
             self._logs / f"{self._log_name}-{number}.log",
         )
 
 
-def child_environments(device: str, options: BatchOptions) -> list[dict[str, str]]:
-    """The variables of every child: which GPU it sees, how many threads it may use, and where its cache is.
+def worker_environments(device: str, options: BatchOptions) -> list[dict[str, str]]:
+    """Return the environment variables of each worker: visible GPU, number of threads, cache folder.
 
     Raises
     ------
     DeviceError
-        If a GPU is asked for and none is found.
+        If a GPU is required and none is found.
     """
-    # a worker of a cluster that has a disk of its own says so where it starts
+    # a cluster worker may set the cache folder itself
     common = {CACHE_VARIABLE: str(cache_folder(options.cache) or "")}
     gpus = [] if device in ("cpu", "mps") else visible_gpus()
     if device.startswith("cuda"):
         if not gpus:
             raise DeviceError(f"--device {device}: no NVIDIA GPU was found; use --device cpu")
         if ":" in device:
-            wanted = [int(number) for number in device.partition(":")[2].split(",")]
-            if missing := [number for number in wanted if number >= len(gpus)]:
+            indices = [int(number) for number in device.partition(":")[2].split(",")]
+            if missing := [number for number in indices if number >= len(gpus)]:
                 raise DeviceError(f"--device {device}: there is no GPU {missing[0]}, only {len(gpus)}")
-            gpus = [gpus[number] for number in wanted]
+            gpus = [gpus[number] for number in indices]
     if gpus:
         count = options.children or len(gpus)
         own = [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(count)]
@@ -190,7 +359,7 @@ def child_environments(device: str, options: BatchOptions) -> list[dict[str, str
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a child may see, as `CUDA_VISIBLE_DEVICES` names them. Nothing of CUDA is loaded here."""
+    """Return the GPUs that a worker may use, as in `CUDA_VISIBLE_DEVICES`, without loading CUDA."""
     stated = os.environ.get("CUDA_VISIBLE_DEVICES")
     if stated is not None:
         return [name for name in stated.split(",") if name and name != "-1"]

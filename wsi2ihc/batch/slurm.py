@@ -1,4 +1,4 @@
-"""Workers as SLURM jobs: one worker and one GPU a job, submitted again when a job ends before the batch does."""
+"""Dask workers as SLURM jobs."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from ..errors import BatchError
 if TYPE_CHECKING:
     from dask_jobqueue.slurm import SLURMCluster
 
-_LOOK_S, _LOOK_AT_LEAST_S = 2.0, 60.0
-"""Between two looks at the queue while workers are missing: soon, and then ever later, since jobs may wait for days."""
+_POLL_S, _LONGEST_POLL_S = 2.0, 60.0
+"""First and longest interval at which the queue is polled while workers are missing; jobs may wait for days."""
 
 _CLOSE_S = 15.0
 
-_TELL_S = 300.0
-"""Between two words about jobs that wait in the queue."""
+_REPORT_S = 300.0
+"""Interval of log messages about waiting jobs."""
 
 _FRUITLESS = 3
-"""So many jobs that end one after the other without a worker have something wrong that another one will not mend."""
+"""Consecutive jobs that end without a worker, after which the batch fails."""
 
 _CORES, _MEMORY = 8, "32GB"
-"""Of a job, where dask-jobqueue's settings do not say."""
+"""Defaults of a job if the settings of dask-jobqueue do not state them."""
 
 _log = logging.getLogger(__name__)
 
 
 class SlurmJobs:
-    """A scheduler in this process, and jobs that bring its workers.
+    """Dask scheduler in this process with SLURM jobs as workers.
 
     Parameters
     ----------
     logs
-        Folder for what jobs print, unless dask-jobqueue's settings name one.
+        Folder for the output of jobs, unless the settings of dask-jobqueue name one.
     count
-        Of jobs, and so of workers.
+        Number of jobs, each with one worker.
     needs_gpu
-        Whether each job asks for a GPU.
+        Whether each job requests a GPU.
 
     Raises
     ------
@@ -57,8 +57,8 @@ class SlurmJobs:
 
     def __init__(self, logs: Path, count: int, *, needs_gpu: bool) -> None:
         self._count = count
-        self._looked_at = self._told_at = time.monotonic()
-        self._pause_s, self._there = _LOOK_S, 0
+        self._polled_at = self._reported_at = time.monotonic()
+        self._pause_s, self._connected = _POLL_S, 0
         self._numbers = itertools.count()
         self._fruitful: set[str] = set()
         self._fruitless: set[str] = set()
@@ -66,14 +66,14 @@ class SlurmJobs:
             if shutil.which(program) is None:
                 raise BatchError(
                     f"--slurm: there is no {program} here; run this on a machine from which jobs are submitted, or see "
-                    "docs/cluster.md for other ways"
+                    "docs/batch.md for other ways"
                 )
         make_cluster, site = _jobqueue()
         settings = job_settings(site, logs, needs_gpu=needs_gpu)
         if listens_everywhere(site):
             _log.warning(
                 "the scheduler and its workers can be reached by all machines of the network: set interface in "
-                "dask-jobqueue's settings, or use certificates (docs/cluster.md, Security)"
+                "dask-jobqueue's settings, or use certificates (docs/batch.md, Security)"
             )
         self._logs = settings["log_directory"]
         try:
@@ -89,55 +89,55 @@ class SlurmJobs:
 
     @property
     def address(self) -> str:
-        """Of the scheduler."""
+        """Address of the scheduler."""
         return str(self._cluster.scheduler_address)
 
     def look(self, names: Collection[str]) -> None:
-        """Submit jobs again in place of those that have ended.
+        """Replace jobs that have ended.
 
         Parameters
         ----------
         names
-            Of the workers that are there.
+            Names of the connected workers.
 
         Raises
         ------
         BatchError
-            If jobs end and bring no workers, or are refused.
+            If jobs end without a worker or are refused.
         """
         now, jobs = time.monotonic(), self._job_ids()
         self._fruitful.update(job for name, job in jobs.items() if name in names)
-        if len(names) != self._there:
-            self._there, self._pause_s = len(names), _LOOK_S
-        if len(names) >= self._count or now - self._looked_at < self._pause_s:
+        if len(names) != self._connected:
+            self._connected, self._pause_s = len(names), _POLL_S
+        if len(names) >= self._count or now - self._polled_at < self._pause_s:
             return
-        self._looked_at = now
-        self._pause_s = min(2 * self._pause_s, _LOOK_AT_LEAST_S)
+        self._polled_at = now
+        self._pause_s = min(2 * self._pause_s, _LONGEST_POLL_S)
         if (queued := queued_jobs()) is None:
             return
         ended = {name: job for name, job in jobs.items() if job not in queued and name not in names}
         self._judge(ended, is_queue_empty=len(ended) == len(jobs))
-        if not names and now - self._told_at >= _TELL_S:
-            self._told_at = now
+        if not names and now - self._reported_at >= _REPORT_S:
+            self._reported_at = now
             _log.warning("still waiting for workers; SLURM jobs: %s", _listed(jobs.values()))
         if ended or len(jobs) < self._count:
             self._submit_again(ended, is_vital=not names)
 
     def close(self) -> None:
-        """Cancel all jobs, and end the scheduler."""
+        """Cancel all jobs and end the scheduler."""
         from distributed.core import Status
 
         for job in self._cluster.workers.values():
-            job.status = Status.closed  # dask-jobqueue does not say so itself, and Dask insists on it
+            job.status = Status.closed  # dask-jobqueue does not set it, and Dask requires it
         try:
             self._cluster.close(timeout=_CLOSE_S)
         except (OSError, RuntimeError, TimeoutError) as error:
             _log.warning("SLURM jobs may be left (%s); see squeue", _line(error))
 
     def _judge(self, ended: Mapping[str, str], *, is_queue_empty: bool) -> None:
-        """End the batch if jobs bring no workers."""
+        """Raise an error if jobs end without workers."""
         if set(ended.values()) & self._fruitful:
-            self._fruitless.clear()  # a job that had a worker: what was wrong is so no more
+            self._fruitless.clear()  # a job had a worker, so earlier failures no longer count
         self._fruitless.update(set(ended.values()) - self._fruitful)
         if not self._fruitless:
             return
@@ -154,20 +154,20 @@ class SlurmJobs:
         except BatchError as error:
             if is_vital:
                 raise
-            _log.warning("%s; the batch goes on with the workers that are left", error)
+            _log.warning("%s; the batch continues with the remaining workers", error)
         else:
             _log.info("submitted again, in place of: %s", _listed(ended.values()))
 
     def _submit(self) -> None:
-        """Submit as many jobs as are missing."""
+        """Submit the missing jobs."""
         from distributed.core import Status
 
         cluster = self._cluster
         while len(cluster.worker_spec) < self._count:
-            # a name that was used before would have a job cancelled when Dask gives up the worker that had it
+            # a reused name would be cancelled when Dask drops the earlier worker
             cluster.worker_spec[f"wsi2ihc-{next(self._numbers)}"] = cluster.new_spec
         try:
-            cluster.sync(_settled, cluster)
+            cluster.sync(_submitted, cluster)
         except (OSError, RuntimeError, ValueError) as error:
             for name, job in list(cluster.workers.items()):
                 if not job.job_id:
@@ -176,12 +176,12 @@ class SlurmJobs:
             raise BatchError(f"--slurm: a job was refused ({_line(error)})") from error
 
     def _job_ids(self) -> dict[str, str]:
-        """Of submitted jobs, by the name of the worker."""
+        """Return the numbers of submitted jobs by the names of their workers."""
         return {str(name): str(job.job_id) for name, job in self._cluster.workers.items() if job.job_id}
 
 
 def _jobqueue() -> tuple[Callable[..., SLURMCluster], Mapping[str, Any]]:
-    """What makes a cluster of SLURM jobs, and the site's settings for it.
+    """Return the class of a cluster of SLURM jobs and the settings of the site.
 
     Raises
     ------
@@ -196,42 +196,42 @@ def _jobqueue() -> tuple[Callable[..., SLURMCluster], Mapping[str, Any]]:
     except ImportError as error:
         raise BatchError("--slurm needs dask-jobqueue: pip install 'wsi2ihc[cluster]'") from error
     finally:
-        # importing dask-jobqueue 0.9 sets handlers that leave with exit code 0, as if all were done
+        # importing dask-jobqueue 0.9 sets handlers that exit with code 0
         if threading.current_thread() is threading.main_thread():
             for one, handler in handlers.items():
                 signal.signal(one, handler)
     return SLURMCluster, dask.config.get("jobqueue.slurm")
 
 
-async def _settled(cluster: SLURMCluster) -> None:
-    """Until all jobs are submitted."""
+async def _submitted(cluster: SLURMCluster) -> None:
+    """Wait until all jobs are submitted."""
     await cluster
 
 
 def queued_jobs() -> set[str] | None:
-    """Numbers of this user's jobs that wait or run; None if SLURM does not answer."""
+    """Return the numbers of waiting and running jobs of this user; None if SLURM does not respond."""
     try:
         listed = subprocess.run(
             ["squeue", "--noheader", "--format=%A", f"--user={os.getuid()}"],
             capture_output=True, text=True, check=True, timeout=30,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
-        _log.info("squeue does not answer: %s", error)
+        _log.info("squeue does not respond: %s", error)
         return None
     return set(listed.stdout.split())
 
 
 def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) -> dict[str, Any]:
-    """What a job asks for, in the words of `dask_jobqueue.SLURMCluster`: its settings, and what they leave open.
+    """Return the arguments of `dask_jobqueue.SLURMCluster`: the settings of the site with defaults.
 
     Parameters
     ----------
     settings
         ``jobqueue.slurm`` of Dask's configuration.
     logs
-        Folder for what jobs print.
+        Folder for the output of jobs.
     needs_gpu
-        Whether each job asks for a GPU, and its worker offers it.
+        Whether each job requests a GPU, which its worker offers.
 
     Raises
     ------
@@ -242,7 +242,7 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
     if not any("dashboard" in one for one in arguments):
         arguments.append("--no-dashboard")
     if not _mentions(arguments, "--dashboard-address"):
-        # without a dashboard a worker still serves HTTP, by default on all networks
+        # without a dashboard a worker still serves HTTP on all networks by default
         arguments += ["--dashboard-address", "127.0.0.1:0"]
     directives = list(settings.get("job-extra-directives") or [])
     if needs_gpu and not _mentions(arguments, "--resources"):
@@ -251,17 +251,17 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
         directives.append("--gres=gpu:1")
     if settings.get("walltime") and not _mentions(arguments, "--lifetime"):
         walltime_s = seconds_of(str(settings["walltime"]))
-        # it has to leave before SLURM ends it, or the scheduler learns of it by a timeout
+        # a worker must close before SLURM ends its job, otherwise the scheduler notices by a timeout only
         stagger_s = min(60, walltime_s // 20)
         lifetime_s = walltime_s - max(2 * stagger_s, min(300, walltime_s // 10))
         arguments += ["--lifetime", f"{lifetime_s}s", "--lifetime-stagger", f"{stagger_s}s"]
     name = settings.get("name")
-    # workers have to reach the scheduler, but nobody has to reach the dashboard
+    # the scheduler must be reachable by workers, but not the dashboard
     scheduler = {"dashboard_address": "127.0.0.1:0", **(settings.get("scheduler-options") or {})}
     if listens_everywhere(settings):
         from distributed.utils import get_ip
 
-        scheduler["host"] = get_ip()  # the address that Dask gives to workers; no other has to be open
+        scheduler["host"] = get_ip()  # the address that Dask gives to workers
     return {
         "cores": settings.get("cores") or _CORES,
         "memory": settings.get("memory") or _MEMORY,
@@ -291,13 +291,11 @@ def seconds_of(walltime: str) -> int:
     Raises
     ------
     BatchError
-        If it is no such time.
+        If the walltime is invalid.
     """
     parts = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", walltime.strip())
     if parts is None:
-        raise BatchError(
-            f"walltime {walltime!r:.40} (dask-jobqueue's settings) is no time of SLURM's, such as 12:00:00"
-        )
+        raise BatchError(f"walltime {walltime!r:.40} (dask-jobqueue's settings) is not a SLURM time such as 12:00:00")
     days, first, second, third = (None if part is None else int(part) for part in parts.groups())
     if days is not None:
         return ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)

@@ -1,40 +1,56 @@
-"""One slide of a batch: what a child is told, as JSON, and what makes two tasks the same work."""
+"""Task of a worker, its messages, done markers, and paths in the output folder."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
-from ..files import sha256_of_file
+from ..errors import DeviceError, DeviceMemoryError, OutputError, Wsi2IhcError
+from ..files import read_json, sha256_of_file
 from ..geometry import Region
 from ..pyramid import PyramidOptions
-from ..runtime import versions
+from ..storage import published
+from ..system import versions
 from ..translation.options import SMALLEST_MEMORY_BYTES, TranslateOptions
+from ..translation.output import report_path
 
 _WITHOUT_EFFECT = ("device", "workers", "overwrite", "preview", "max_memory_bytes", "batch_size", "band_px",
                    "resume")  # fmt: skip
-"""Options that may differ between two runs whose pixels are the same, or are meant to be."""
+"""Options that do not change the pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlideTask:
-    """What to do with one slide.
+    """Task of translating one slide.
 
-    number:   place in the manifest, from 0; the task's name between processes
-    slide:    path or URL
-    output:   the virtual slide
-    model:    name or file
-    mpp:      the slide's resolution, where it has to be stated
-    options:  of the translation
-    source:   what tells the slide from others: base name, quickhash, size in px, when the file was changed
-    version:  of the model: SHA-256 of its file, or the name of a built-in
-    series:   which image of the file, by its number; None: the largest RGB image (``source`` tells them apart)
-    page:     which page of the file
+    Attributes
+    ----------
+    number
+        Position in the manifest, from 0; identifies the task between processes.
+    slide
+        Path or URL.
+    output
+        Path of the virtual slide.
+    model
+        Name or file of the model.
+    mpp
+        Resolution of the slide, if it has to be stated.
+    options
+        Options of the translation.
+    source
+        Identity of the slide: base name, quickhash, size in px, modification time.
+    version
+        SHA-256 of the model file, or the name of a built-in model.
+    series
+        Number of the image in the file; None for the largest RGB image.
+    page
+        Number of the page in the file.
     """
 
     number: int
@@ -55,12 +71,12 @@ class SlideTask:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that the pixels of the output follow from: slide, model, options, program; no devices."""
+        """SHA-256 of everything that determines the pixels: slide, model, options and program, but not the device."""
         defaults = options_to_json(TranslateOptions())
         options = {
             name: value
             for name, value in options_to_json(self.options).items()
-            if name not in _WITHOUT_EFFECT and value != defaults[name]  # so that a new option changes nothing
+            if name not in _WITHOUT_EFFECT and value != defaults[name]  # so that new options keep old fingerprints
         }
         if self.options.tissue not in ("auto", "none"):
             options["tissue"] = sha256_of_file(Path(self.options.tissue))
@@ -72,7 +88,7 @@ class SlideTask:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """For the pipe to a child."""
+        """Convert the task for the pipe to a worker."""
         return {
             "number": self.number, "slide": self.slide, "output": str(self.output), "model": self.model,
             "mpp": self.mpp, "options": options_to_json(self.options), "source": self.source, "version": self.version,
@@ -85,17 +101,14 @@ class SlideTask:
         return cls(**{**facts, "output": Path(facts["output"]), "options": options_from_json(facts["options"])})
 
     def with_share(self, processes: int) -> SlideTask:
-        """The same task for one of several processes, which together keep to its bound for memory.
-
-        None gets less than the least that a translation can do with.
-        """
+        """Return the task with its share of the memory bound, but not less than a translation needs."""
         if processes == 1:
             return self
         share = max(SMALLEST_MEMORY_BYTES, self.options.max_memory_bytes // processes)
         return dataclasses.replace(self, options=dataclasses.replace(self.options, max_memory_bytes=share))
 
     def smaller(self) -> SlideTask:
-        """The same task with half the memory: after it has run out."""
+        """Return the task with half the memory, for a retry after it ran out."""
         options = dataclasses.replace(
             self.options,
             batch_size=max(1, self.options.batch_size // 2),
@@ -105,7 +118,7 @@ class SlideTask:
 
 
 def options_to_json(options: TranslateOptions) -> dict[str, Any]:
-    """Options as JSON values."""
+    """Convert options to JSON values."""
     plain = dataclasses.asdict(options)
     plain["tissue"] = str(options.tissue)
     plain["preview"] = None if options.preview is None else str(options.preview)
@@ -121,3 +134,255 @@ def options_from_json(facts: Mapping[str, Any]) -> TranslateOptions:
         "pyramid": PyramidOptions(**facts["pyramid"]),
         "preview": None if preview is None else Path(preview),
     })  # fmt: skip
+
+
+FailureKind = Literal["permanent", "transient", "memory", "crash", "timeout"]
+"""permanent: fails again; transient: may succeed later (disk, network); memory: may succeed with less; crash: the
+worker or its device failed; timeout: the worker was ended.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker can take slides; ``device`` is for display."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A slide is being opened."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A slide starts or stops waiting for the device or for another batch; waiting does not count as its time."""
+
+    number: int
+    is_waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Translating:
+    """Progress of a slide in px of windows."""
+
+    number: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A slide is done; ``facts`` as in its done marker. It is not new if another batch has translated it."""
+
+    number: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    is_new: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A slide failed; the message is one line."""
+
+    number: int
+    kind: FailureKind
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """A slide is unfinished and its worker has ended, not necessarily because of it.
+
+    ``is_elsewhere``: the worker is gone, and another process has its name.
+    """
+
+    number: int
+    message: str
+    is_elsewhere: bool = False
+
+
+Event: TypeAlias = Ready | Started | Waiting | Translating | Done | Failed | Requeued
+
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+
+
+def to_line(event: Event) -> str:
+    """Convert an event to a line of JSON."""
+    return json.dumps({"event": type(event).__name__, **asdict(event)})
+
+
+def from_line(line: str) -> Event | None:
+    """Parse an event from a line; None if the line is invalid."""
+    try:
+        facts = json.loads(line)
+        return _KINDS[facts.pop("event")](**facts)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def kind_of(error: BaseException) -> FailureKind:
+    """Classify an exception."""
+    if isinstance(error, DeviceMemoryError | MemoryError):
+        return "memory"
+    text = str(error).lower()
+    if isinstance(error, RuntimeError) and not isinstance(error, Wsi2IhcError) and ("cuda" in text or "device" in text):
+        return "crash"  # after a device error the process cannot be used again
+    if isinstance(error, OutputError):
+        return "transient"
+    if isinstance(error, Wsi2IhcError):
+        return "transient" if isinstance(error, DeviceError) else "permanent"
+    return "transient"
+
+
+BATCH_FOLDER = ".wsi2ihc-batch"
+"""Folder of the files of the batch in the output folder."""
+
+
+def marker_path(output: Path) -> Path:
+    """Return the path of the done marker of an output."""
+    return output.parent / BATCH_FOLDER / "done" / f"{output.name}.json"
+
+
+def thumbnail_path(output: Path) -> Path:
+    """Return the path of the thumbnail of an output."""
+    return output.parent / BATCH_FOLDER / "thumbnails" / f"{output.name}.jpg"
+
+
+def locks_folder(folder: Path) -> Path:
+    """Return the folder of the locks on outputs."""
+    return folder / BATCH_FOLDER / "locks"
+
+
+def shards_folder(folder: Path) -> Path:
+    """Return the folder in which each shard records the hash of its manifest."""
+    return folder / BATCH_FOLDER / "shards"
+
+
+def logs_folder(folder: Path) -> Path:
+    """Return the folder of the logs of workers."""
+    return folder / BATCH_FOLDER / "logs"
+
+
+_LARGEST_BYTES = 16 << 20
+"""Largest size of a marker or report, which have some kB."""
+
+
+def write_marker(task: SlideTask, facts: Mapping[str, Any], sha256: str) -> None:
+    """Write the done marker of a task after its output was published.
+
+    The output is read once more, so that the recorded times belong to the bytes that were written.
+
+    Parameters
+    ----------
+    task
+        Finished task.
+    facts
+        Results for the table.
+    sha256
+        SHA-256 of the output as it was written.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or the output was changed since it was written.
+    OSError
+        If the output or its report cannot be read.
+    """
+    output = _fingerprint_of(task.output)
+    if output is None or output["sha256"] != sha256:
+        raise OutputError(f"{task.output}: another program changed the output after it was written; try again")
+    report = sha256_of_file(report_path(task.output))
+    _write(task.output, {"fingerprint": task.fingerprint, "output": output, "report": report, "facts": dict(facts)})
+
+
+def read_done(task: SlideTask, *, verify: bool = False, renew: bool = True) -> dict[str, Any] | None:
+    """Return the results of a finished task; None if it is not done or its output or report has changed.
+
+    Parameters
+    ----------
+    task
+        Task to check.
+    verify
+        Read the output even if its size and times are unchanged.
+    renew
+        Update the marker after reading the output: record its new times, or remove the marker of a damaged output.
+    """
+    try:
+        content = _read(task.output)
+        if content["fingerprint"] != task.fingerprint:
+            return None
+        if not _is_intact(task.output, content, verify=verify, renew=renew):
+            return None
+        facts = dict(content["facts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return facts
+
+
+def is_intact(output: Path, *, verify: bool = False) -> bool:
+    """Return whether an output and its report match the done marker; see `read_done`."""
+    try:
+        return _is_intact(output, _read(output), verify=verify, renew=False)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def has_size(output: Path) -> bool:
+    """Return whether an output has the size in its done marker, without opening it."""
+    try:
+        return bool(_read(output)["output"]["bytes"] == output.stat().st_size)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_of_another(task: SlideTask) -> bool:
+    """Return whether the output of a task was made from another slide, model or options."""
+    try:
+        return bool(_read(task.output)["fingerprint"] != task.fingerprint)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_intact(output: Path, content: Mapping[str, Any], *, verify: bool, renew: bool) -> bool:
+    known, now = content["output"], _times_of(output)
+    if known["bytes"] != now["bytes"] or content["report"] != sha256_of_file(report_path(output)):
+        return False
+    matches_marker = all(known[name] == value for name, value in now.items())
+    if matches_marker and not verify:
+        return True
+    found = _fingerprint_of(output)
+    if found is None or found["sha256"] != known["sha256"]:
+        if renew:  # otherwise its times would be trusted next time
+            marker_path(output).unlink(missing_ok=True)
+        return False
+    if renew and not matches_marker:
+        with contextlib.suppress(OSError):  # it is read again next time
+            _write(output, {**content, "output": found})
+    return True
+
+
+def _times_of(output: Path) -> dict[str, int]:
+    """Return size, modification time and change time (which no program can set) of a file."""
+    status = output.stat()
+    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "changed_ns": status.st_ctime_ns}
+
+
+def _fingerprint_of(output: Path) -> dict[str, Any] | None:
+    """Return size, times and SHA-256 of a file; None if it changes while it is read."""
+    before = _times_of(output)
+    digest = sha256_of_file(output)
+    return {**before, "sha256": digest} if _times_of(output) == before else None
+
+
+def _read(output: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(marker_path(output), _LARGEST_BYTES)
+    return content
+
+
+def _write(output: Path, content: Mapping[str, Any]) -> None:
+    path = marker_path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with published(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,16 +1,12 @@
-"""A synthetic H&E slide, for the demo, the tests and the benchmarks: no patient, no licence to mind.
+"""Synthetic H&E slides for the demo, the tests and the benchmarks, without patients or licenses.
 
-`make_demo_slide` writes a whole slide file, `make_demo_pair` one and its IHC partner, `make_demo_study` two such pairs
-and a manifest of them; `synthetic_tissue` gives pixels of stained mucosa.
-
-- `layout`: coarse maps of where tissue, its layers, glass and ink lie
-- `crypts`, `scene`: cells and glands as polygons
-- `painting`, `noise`, `staining`: from polygons to amounts of stain to colours
-- `slide_file`: the pyramidal TIFF
-- `restained`, `pair`: the same section in another stain, turned and warped in a way that is known
+`make_demo_slide` writes a slide file, `make_demo_pair` a slide and its IHC partner, `make_demo_study` two such pairs
+and a manifest; `synthetic_tissue` returns pixels of stained mucosa. Coarse maps of the tissue (`layout`) are populated
+with glands and nuclei as polygons (`histology`), which are painted as amounts of stain and converted to colors
+(`render`).
 """
 
-from .pair import make_demo_pair as make_demo_pair
-from .pair import make_demo_study as make_demo_study
-from .slide_file import make_demo_slide as make_demo_slide
-from .synthetic import synthetic_tissue as synthetic_tissue
+from .demo_slide import make_demo_slide as make_demo_slide
+from .ihc_pair import make_demo_pair as make_demo_pair
+from .ihc_pair import make_demo_study as make_demo_study
+from .render import synthetic_tissue as synthetic_tissue

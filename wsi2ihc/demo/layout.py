@@ -1,7 +1,4 @@
-"""Where things lie on the synthetic slide: a piece of colon wall, a biopsy, glass, and a stroke of felt-tip pen.
-
-All maps are coarse: one value for `STEP_PX` × `STEP_PX` px of the slide, in all about 25 bytes per 100 px of it.
-"""
+"""Layout of the synthetic slide: coarse maps of the tissue, its layers, pen marks and focus."""
 
 from __future__ import annotations
 
@@ -14,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..geometry import Region, Size
-from .noise import FloatImage, slow_noise
-from .shapes import Floats
+from .textures import FloatImage, Floats, slow_noise
 
 STEP_PX = 8
 
@@ -28,28 +24,32 @@ SURFACE_EPITHELIUM_PX = 46.0
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """What one layer of the wall is made of.
+    """Composition of a layer of the wall.
 
-    eosin, fine, broad:  amount of eosin (optical density along its stain vector), and how much thin and thick
-                         fibres modulate it
-    haematoxylin:        amount of haematoxylin outside nuclei
-    cleft:               level above which the fibre noise (of unit variance) is an empty cleft
-    round_cells:         lymphocytes and plasma cells per mm²
-    spindle_cells:       fibroblasts or muscle cells per mm²
+    Attributes
+    ----------
+    eosin, fine, broad
+        Amount of eosin (optical density along its stain vector), and its modulation by thin and thick fibers.
+    hematoxylin
+        Amount of hematoxylin outside nuclei.
+    cleft
+        Level above which the fiber noise (of unit variance) is an empty cleft.
+    round_cells, spindle_cells
+        Lymphocytes and plasma cells, and fibroblasts or muscle cells, per mm².
     """
 
     eosin: float
     fine: float
     broad: float
-    haematoxylin: float
+    hematoxylin: float
     cleft: float
     round_cells: float
     spindle_cells: float
 
 
-# Stroma is paler, looser, and holds more cells than in many laboratories' slides: about so it is in the fields that the
-# default model was trained on, where eosin has 0.08 to 0.26 outside epithelium (median 0.15) and 0.14 to 0.37 in it
-# (0.26). The model takes redder and emptier stroma for epithelium.
+# Stroma is paler, looser and more cellular than in slides of many laboratories. It resembles the training data of the
+# default model, where the density of eosin is 0.08 to 0.26 outside epithelium (median 0.15) and 0.14 to 0.37 inside
+# (0.26). The model mistakes redder and emptier stroma for epithelium.
 LAMINA_PROPRIA = Zone(0.12, 0.03, 0.03, 0.05, 1.25, 5600, 2200)
 MUSCLE_PLATE = Zone(0.14, 0.02, 0.02, 0.05, 1.9, 250, 3200)
 SUBMUCOSA = Zone(0.11, 0.04, 0.06, 0.02, 0.35, 260, 1500)
@@ -67,17 +67,27 @@ ZONES: Mapping[str, Zone] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The coarse maps of one slide, each (height / STEP_PX, width / STEP_PX) float32, rounded up.
+class SlideLayout:
+    """Coarse maps of a slide, (height / STEP_PX, width / STEP_PX) float32 each, rounded up.
 
-    size:      of the slide in px
-    tissue_px: distance to the outline of the tissue, positive inside
-    depth_px:  distance to the surface that faces the gut; large where there is none
-    zones:     share of each layer of the wall, 0 to 1, adding up to 1
-    pen:       optical density of the ink
-    stain:     slow relative variation of the stain's strength, about 1
-    focus:     0 where the slide is in focus, towards 1 where it is not
-    surface:   the free surfaces as polylines, each (N, 2) px
+    Attributes
+    ----------
+    size
+        Size of the slide in px.
+    tissue_px
+        Distance to the outline of the tissue, positive inside.
+    depth_px
+        Distance to the luminal surface; large if there is none.
+    zones
+        Fraction of each layer of the wall; they add up to 1.
+    pen
+        Optical density of pen marks.
+    stain
+        Slow relative variation of the stain strength, about 1.
+    focus
+        Amount of blur, from 0 (in focus) to 1.
+    surface
+        Free surfaces as polylines, (N, 2) px each.
     """
 
     size: Size
@@ -91,20 +101,20 @@ class Layout:
 
     @property
     def frame(self) -> Region:
-        """The whole slide."""
+        """Region of the complete slide."""
         return Region(0, 0, self.size.width, self.size.height)
 
     def at(self, coarse: FloatImage, points: Floats) -> npt.NDArray[np.float32]:
-        """Values of a coarse map at (N, 2) points of the slide, nearest neighbour: (N,) float32."""
+        """Sample a coarse map at (N, 2) points of the slide, nearest neighbor: (N,) float32."""
         column = np.clip(points[:, 0] / STEP_PX, 0, coarse.shape[1] - 1).astype(np.intp)
         row = np.clip(points[:, 1] / STEP_PX, 0, coarse.shape[0] - 1).astype(np.intp)
         return coarse[row, column]
 
 
 def enlarged(coarse: FloatImage, region: Region) -> FloatImage:
-    """A coarse map at the pixels of ``region``, whose sides and origin are multiples of `STEP_PX`: float32.
+    """Enlarge a coarse map to the pixels of ``region``, whose sides and origin are multiples of `STEP_PX`: float32.
 
-    Bilinear, with one value more on each side, so that neighbouring regions fit together exactly.
+    Interpolation is bilinear, with an additional value on each side, so that neighboring regions match exactly.
     """
     rows = np.arange(region.y // STEP_PX - 1, region.bottom // STEP_PX + 1).clip(0, coarse.shape[0] - 1)
     columns = np.arange(region.x // STEP_PX - 1, region.right // STEP_PX + 1).clip(0, coarse.shape[1] - 1)
@@ -114,19 +124,19 @@ def enlarged(coarse: FloatImage, region: Region) -> FloatImage:
     return np.asarray(large[STEP_PX:-STEP_PX, STEP_PX:-STEP_PX], np.float32)
 
 
-def slide_layout(size: Size, rng: np.random.Generator) -> Layout:
-    """A colon wall cut across, a small biopsy beside it, and a pen stroke over the wall's lower right corner."""
+def slide_layout(size: Size, rng: np.random.Generator) -> SlideLayout:
+    """Lay out a section of a colon wall, a small biopsy, and a pen stroke at the lower right corner of the wall."""
     shape = _map_shape(size)
     wall, wall_surface = _wall(size, rng)
     biopsy = _biopsy(size, rng)
     tissue = np.maximum(_signed_distance(wall, shape), _signed_distance(biopsy, shape))
     depth = np.minimum(_distance_to(wall_surface, shape, closed=False), _distance_to(biopsy, shape, closed=True))
-    # torn and cut edges are ragged, the surface that faces the gut is smooth
+    # cut edges are ragged, the luminal surface is smooth
     tissue = tissue + np.clip(depth / 150 - 0.3, 0, 1) * (
         14 * slow_noise(rng, shape, 240 / STEP_PX) + 75 * slow_noise(rng, shape, 1100 / STEP_PX)
     )
     thickness = 0.66 * size.height
-    return Layout(
+    return SlideLayout(
         size,
         tissue.astype(np.float32),
         depth,
@@ -138,12 +148,12 @@ def slide_layout(size: Size, rng: np.random.Generator) -> Layout:
     )
 
 
-def tissue_layout(size: Size, rng: np.random.Generator) -> Layout:
-    """Mucosa from edge to edge: glands and the stroma between them, without glass."""
+def tissue_layout(size: Size, rng: np.random.Generator) -> SlideLayout:
+    """Lay out mucosa from edge to edge, without background."""
     shape = _map_shape(size)
     everywhere = np.full(shape, 1e4, np.float32)
     zones = {name: np.full(shape, float(name == "lamina propria"), np.float32) for name in ZONES}
-    return Layout(
+    return SlideLayout(
         size,
         everywhere,
         np.full(shape, MUCOSA_PX / 2, np.float32),
@@ -156,11 +166,11 @@ def tissue_layout(size: Size, rng: np.random.Generator) -> Layout:
 
 
 def _map_shape(size: Size) -> tuple[int, int]:
-    return max(2, -(-size.height // STEP_PX)), max(2, -(-size.width // STEP_PX))  # two values have a slope
+    return max(2, -(-size.height // STEP_PX)), max(2, -(-size.width // STEP_PX))  # a slope needs two values
 
 
 def _wall(size: Size, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Outline of the colon wall, (N, 2) px, and the part of it that faces the gut."""
+    """Draw the outline of the colon wall, (N, 2) px, and its luminal part."""
     length, thickness = 0.60 * size.width, 0.66 * size.height
     s = np.linspace(-0.5, 0.5, max(40, int(length / 16)))
     folds = sum(
@@ -176,25 +186,25 @@ def _wall(size: Size, rng: np.random.Generator) -> tuple[Floats, Floats]:
     bottom = np.stack([(0.90 * s + 0.02) * length, thickness / 2 + sag], axis=1)[::-1]
     tilt = np.deg2rad(rng.uniform(7, 12))
     turn = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
-    centre = np.array([0.385 * size.width, 0.52 * size.height])
-    return np.concatenate([top, bottom]) @ turn.T + centre, top @ turn.T + centre
+    center = np.array([0.385 * size.width, 0.52 * size.height])
+    return np.concatenate([top, bottom]) @ turn.T + center, top @ turn.T + center
 
 
 def _biopsy(size: Size, rng: np.random.Generator) -> Floats:
-    """Outline of the biopsy, (N, 2) px."""
+    """Draw the outline of the biopsy, (N, 2) px."""
     angle = np.linspace(0, 2 * np.pi, 160, endpoint=False)
     radius = np.ones_like(angle)
     for harmonic in range(2, 7):
         radius += 0.16 / harmonic * rng.standard_normal() * np.cos(harmonic * angle + rng.uniform(0, 6))
     reach = np.array([0.085 * size.width, 0.15 * size.height])
-    centre = np.array([0.845 * size.width, 0.25 * size.height])
-    return np.asarray(np.stack([np.cos(angle) * radius, np.sin(angle) * radius], axis=1) * reach + centre, np.float64)
+    center = np.array([0.845 * size.width, 0.25 * size.height])
+    return np.asarray(np.stack([np.cos(angle) * radius, np.sin(angle) * radius], axis=1) * reach + center, np.float64)
 
 
 def _zones(depth: FloatImage, thickness: float, size: Size, rng: np.random.Generator) -> dict[str, FloatImage]:
-    """Shares of the layers of the wall by depth, with a lymphoid follicle at the bottom of the mucosa."""
+    """Compute the fractions of the layers by depth, with a lymphoid follicle at the bottom of the mucosa."""
     shape = depth.shape
-    # a slide that is smaller than the tissue gets thinner layers, not fewer
+    # small slides have thinner layers, not fewer
     scale = min(1.0, thickness / 3900)
     wavy = depth / scale + 70 * slow_noise(rng, shape, 500 / STEP_PX)
     mucosa_end, plate_end = MUCOSA_PX, MUCOSA_PX + MUSCLE_PLATE_PX
@@ -220,7 +230,7 @@ def _zones(depth: FloatImage, thickness: float, size: Size, rng: np.random.Gener
 
 
 def _pen(size: Size, rng: np.random.Generator) -> FloatImage:
-    """Optical density of a felt-tip stroke from the wall's lower right corner out over the glass."""
+    """Draw the optical density of a felt-tip stroke from the lower right corner of the wall into the background."""
     shape = _map_shape(size)
     corners = np.array([[0.545, 0.80], [0.63, 0.875], [0.735, 0.80], [0.81, 0.635], [0.965, 0.655]])
     path = _smooth_path(corners * [size.width, size.height])
@@ -228,7 +238,7 @@ def _pen(size: Size, rng: np.random.Generator) -> FloatImage:
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     aside = np.stack([-along[:, 1], along[:, 0]], axis=1)
     half_width = 0.020 * size.width
-    # the fibres of the tip lay down streaks of their own; ink dries darkest along the rim
+    # the tip leaves streaks; ink dries darkest along the rim
     density = np.zeros(shape, np.float32)
     offsets = np.linspace(-1, 1, 23)
     for offset in offsets:
@@ -244,7 +254,7 @@ def _pen(size: Size, rng: np.random.Generator) -> FloatImage:
 
 
 def _smooth_path(corners: Floats) -> Floats:
-    """A line of 300 points through rounded corners: (300, 2)."""
+    """Interpolate a line of 300 points with rounded corners: (300, 2)."""
     knots, t = np.arange(len(corners)), np.linspace(0, len(corners) - 1, 300)
     path = np.stack([np.interp(t, knots, corners[:, axis]) for axis in (0, 1)], axis=1)
     kernel = np.hanning(91) / np.hanning(91).sum()
@@ -253,7 +263,7 @@ def _smooth_path(corners: Floats) -> Floats:
 
 
 def _signed_distance(outline: Floats, shape: tuple[int, int]) -> FloatImage:
-    """Distance to a closed outline in px, positive inside, smoothed over two map px."""
+    """Compute the distance to a closed outline in px, positive inside, smoothed over two map px."""
     mask = np.zeros(shape, np.uint8)
     cv2.fillPoly(mask, [np.rint(outline / STEP_PX * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
     inside = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -262,7 +272,7 @@ def _signed_distance(outline: Floats, shape: tuple[int, int]) -> FloatImage:
 
 
 def _distance_to(line: Floats, shape: tuple[int, int], *, closed: bool) -> FloatImage:
-    """Distance to a line in px, smoothed over two map px."""
+    """Compute the distance to a line in px, smoothed over two map px."""
     mask = np.ones(shape, np.uint8)
     cv2.polylines(mask, [np.rint(line / STEP_PX * 16).astype(np.int32)], closed, 0, 1, cv2.LINE_8, 4)
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * np.float32(STEP_PX)

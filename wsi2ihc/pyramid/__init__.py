@@ -1,18 +1,17 @@
-"""The output: a pyramidal OME-TIFF (or OME-Zarr), which appears under its name only when it is complete."""
+"""Pyramidal output files: OME-TIFF and OME-Zarr."""
 
 from ..storage import SUFFIXES, check_output, published
-from .folders import ZARR_SUFFIX, check_folder_output, is_zarr, publish_folder
-from .omexml import OmeImage, nominal_magnification, ome_xml
+from .levels import Tile
+from .ome_tiff import PyramidReport, write_pyramid
+from .ome_xml import ImageDescription, nominal_magnification, ome_xml
+from .ome_zarr import ZARR_SUFFIX, check_folder_output, is_zarr, publish_folder
 from .options import PyramidOptions
-from .reading import read_level, read_overview
-from .tiles import Tile
-from .validation import validate
-from .writer import PyramidReport, write_pyramid
+from .verify import read_level, read_overview, validate
 
 __all__ = [
     "SUFFIXES",
     "ZARR_SUFFIX",
-    "OmeImage",
+    "ImageDescription",
     "PyramidOptions",
     "PyramidReport",
     "Tile",

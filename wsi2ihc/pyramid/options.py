@@ -1,4 +1,4 @@
-"""How the output is stored: every choice a user has, checked when it is made."""
+"""Options of the output file."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import OptionError
+from ..text import option
 
 Compression = Literal["jpeg", "deflate"]
 Subsampling = Literal["420", "422", "444"]
 
 TILE_STEP_PX = 16
-"""TIFF 6.0, section 15: sides of tiles are multiples of 16; that is also the largest JPEG block used here (4:2:0)."""
+"""Sides of tiles are multiples of 16 (TIFF 6.0, section 15), which is also the largest JPEG block used (4:2:0)."""
 LARGEST_TILE_PX = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class PyramidOptions:
-    """Options of `write_pyramid`.
+    """Options of `write_pyramid`; the text of each field is the help of its command-line option.
 
-    tile_px:               side of the square tiles, px
-    compression:           "jpeg", or "deflate": lossless, with horizontal prediction
-    quality:               of JPEG, 1 to 100 on libjpeg's scale
-    subsampling:           of JPEG's colour: "420" halves it both ways, "422" across only, "444" keeps it whole
-    openslide_compatible:  also chain the lower levels behind the first image, so that OpenSlide finds them; the OME
-                           specification forbids it and GDAL then lists each overview twice
+    `openslide_compatible` also chains the lower levels behind the first image; GDAL then lists each overview twice.
     """
 
-    tile_px: int = 512
-    compression: Compression = "jpeg"
-    quality: int = 85
-    subsampling: Subsampling = "422"
-    openslide_compatible: bool = False
+    tile_px: int = option(512, "Side of the tiles of the output in px.", name="tile_size")
+    compression: Compression = option("jpeg", "Compression of the output; deflate is lossless.")
+    quality: int = option(85, "JPEG quality.", bounds=(1, 100))
+    subsampling: Subsampling = option("422", "Chroma subsampling of JPEG.")
+    openslide_compatible: bool = option(
+        False, "Let OpenSlide read all levels, although the OME-TIFF specification forbids it."
+    )
 
     def __post_init__(self) -> None:
         if not (TILE_STEP_PX <= self.tile_px <= LARGEST_TILE_PX) or self.tile_px % TILE_STEP_PX:

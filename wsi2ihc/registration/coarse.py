@@ -1,8 +1,4 @@
-"""Where two slides may lie upon each other: every rotation, every shift, mirrored or not, on small pictures.
-
-Masked normalised cross-correlation (Padfield, IEEE Trans. Image Process. 21:2706, 2012) of tissue density, for a set
-of rotations and scales. It looks at nothing but coarse shape, so it proposes several placements and decides nothing.
-"""
+"""Coarse registration: rotations, shifts and mirroring on overviews."""
 
 from __future__ import annotations
 
@@ -16,36 +12,35 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from .structure import Stain, structure
+from .overview import Overview, OverviewPair, Stain, structure
 from .transform import FloatArray
-from .views import Overview, OverviewPair
 
 SIDE_PX = 160
-"""Long side of the pictures."""
+"""Long side of the density images."""
 
-TURNS = 48
-"""Rotations: 7.5° apart, so that none is further than 3.75° off, or 5 px at the end of a picture."""
+ROTATIONS = 48
+"""Number of rotations, 7.5° apart: the largest error is 3.75°, or 5 px at the border of an image."""
 
 SCALES = (0.94, 1.0, 1.06)
-"""Between them, sections that shrank or swelled by a tenth are at most 4 % off."""
+"""Scales; the largest error for sections that shrank or swelled by a tenth is 4 %."""
 
 CANDIDATES = 6
 
 SATURATED_DENSITY = 0.6
-"""Darker tissue counts like this: a fold or a strong stain must not outweigh the shape."""
+"""Densities are clipped here, so that folds and strong stain do not outweigh the shape."""
 
 LEAST_OVERLAP = 0.5
-"""Share of the smaller tissue that has to lie on both slides."""
+"""Smallest fraction of the smaller tissue that lies on both slides."""
 
 _APART = 0.12
-"""Placements that differ by less than this share of the slide's length (mean over its corners) are one."""
+"""Placements that differ by less than this fraction of the length of the slide are considered equal."""
 
 FloatImage = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """A placement: matrix from fixed to moving µm, (2, 3), of the overviews; correlation, 0 to 1; mirrored or not."""
+class CoarseAlignment:
+    """Coarse placement: matrix (2, 3) from fixed to moving µm of the overviews, correlation, and mirroring."""
 
     matrix: FloatArray
     score: float
@@ -53,7 +48,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Picture:
+class _DensityImage:
     """Tissue density of a slide, smoothed, at ``mpp`` µm per px."""
 
     density: FloatImage
@@ -61,89 +56,91 @@ class _Picture:
     mpp: float
 
 
-def find_candidates(pair: OverviewPair) -> tuple[Candidate, ...]:
-    """The most promising placements, best first; at most `CANDIDATES`, all clearly different from each other.
+def find_candidates(pair: OverviewPair) -> tuple[CoarseAlignment, ...]:
+    """Return the best distinct placements, at most `CANDIDATES`, best first.
 
     Parameters
     ----------
     pair
-        Overviews with some tissue.
+        Overviews with tissue.
     """
     mpp = pair.longest_um / SIDE_PX
-    reference, moving = _Reference(_picture(pair.fixed, mpp, "he")), _picture(pair.moving, mpp, "ihc")
+    reference, moving = _Reference(_density_image(pair.fixed, mpp, "he")), _density_image(pair.moving, mpp, "ihc")
     found = sorted(
         itertools.chain.from_iterable(
-            _placements(reference, moving, turn, scale, mirrored)
+            _placements(reference, moving, rotation, scale, mirrored)
             for mirrored in (False, True)
             for scale in SCALES
-            for turn in range(TURNS)
+            for rotation in range(ROTATIONS)
         ),
         key=lambda candidate: -candidate.score,
     )
     return _distinct(found, pair.fixed, _APART * pair.longest_um)
 
 
-def _picture(overview: Overview, mpp: float, stain: Stain) -> _Picture:
+def _density_image(overview: Overview, mpp: float, stain: Stain) -> _DensityImage:
     view = overview.view
     pixels = view.slide.read_level(0, view.slide.info.bounds)
-    density = structure(pixels, view.glass, stain)[..., 0]
+    density = structure(pixels, view.background, stain)[..., 0]
     _, _, width_um, height_um = view.extent_um
     size = (max(8, round(width_um / mpp)), max(8, round(height_um / mpp)))
     small = cv2.resize(np.minimum(density, SATURATED_DENSITY), size, interpolation=cv2.INTER_AREA)
     tissue = cv2.resize(overview.tissue.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    return _Picture(np.asarray(cv2.GaussianBlur(small, (0, 0), 1.0), np.float32), np.asarray(tissue, np.float32), mpp)
+    return _DensityImage(
+        np.asarray(cv2.GaussianBlur(small, (0, 0), 1.0), np.float32), np.asarray(tissue, np.float32), mpp
+    )
 
 
 class _Reference:
-    """The fixed picture's part of the correlations, which all placements share."""
+    """Fourier transforms of the fixed image, shared by all placements."""
 
-    def __init__(self, picture: _Picture) -> None:
-        self.picture = picture
+    def __init__(self, image: _DensityImage) -> None:
+        self.image = image
         self._spectra: dict[tuple[int, int], tuple[npt.NDArray[np.complex64], ...]] = {}
 
     def spectra(self, shape: tuple[int, int]) -> tuple[npt.NDArray[np.complex64], ...]:
-        """Of the density, its square, the frame and the tissue, padded to ``shape``."""
+        """Return the spectra of the density, its square, the frame and the tissue, padded to ``shape``."""
         if shape not in self._spectra:
-            density = self.picture.density
-            planes = (density, density**2, np.ones_like(density), self.picture.tissue)
+            density = self.image.density
+            planes = (density, density**2, np.ones_like(density), self.image.tissue)
             self._spectra[shape] = tuple(fft.rfft2(plane, shape) for plane in planes)
         return self._spectra[shape]
 
 
 def _placements(
-    reference: _Reference, moving: _Picture, turn: int, scale: float, mirrored: bool
-) -> Iterator[Candidate]:
-    """The two best shifts of the moving picture at one turn and scale."""
-    angle = 2 * math.pi * turn / TURNS
+    reference: _Reference, moving: _DensityImage, rotation: int, scale: float, mirrored: bool
+) -> Iterator[CoarseAlignment]:
+    """Iterate over the two best shifts of the moving image at one rotation and scale."""
+    angle = 2 * math.pi * rotation / ROTATIONS
     linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     if mirrored:
         linear = linear @ np.diag([-1.0, 1.0])
-    turned, corner_um = _turned(moving, linear)
-    rows, columns = turned.density.shape
-    correlation = _correlation(reference, turned)
+    rotated, corner_um = _rotated(moving, linear)
+    rows, columns = rotated.density.shape
+    correlation = _correlation(reference, rotated)
     for _ in range(2):
         row, column = np.unravel_index(int(correlation.argmax()), correlation.shape)
         score = float(correlation[row, column])
         shift_um = np.array([column - columns + 1, row - rows + 1]) * moving.mpp
         if score > 0:
-            yield Candidate(np.column_stack([linear, linear @ (corner_um - shift_um)]), score, mirrored)
+            yield CoarseAlignment(np.column_stack([linear, linear @ (corner_um - shift_um)]), score, mirrored)
         correlation[max(0, row - 8) : row + 9, max(0, column - 8) : column + 9] = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Turned:
+class _Rotated:
     density: FloatImage
     tissue: FloatImage
     frame: FloatImage
 
 
-def _turned(moving: _Picture, linear: FloatArray) -> tuple[_Turned, FloatArray]:
-    """The moving picture as the fixed slide's axes have it, and where its corner then lies, in µm before the shift."""
+def _rotated(moving: _DensityImage, linear: FloatArray) -> tuple[_Rotated, FloatArray]:
+    """Rotate the moving image onto the axes of the fixed slide; also return its corner in µm before the shift."""
     height, width = moving.density.shape
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) * moving.mpp @ np.linalg.inv(linear).T
     low, high = corners.min(axis=0), corners.max(axis=0)
     columns, rows = (math.ceil(side / moving.mpp) for side in high - low)
-    # px (u, v) of the result lies at low + (u + 0.5, v + 0.5) · mpp, which `linear` takes to the moving picture
+    # px (u, v) of the result lies at low + (u + 0.5, v + 0.5) · mpp, which `linear` takes to the moving image
     start = linear @ (low / moving.mpp + 0.5) - 0.5
     inverse_map = np.column_stack([linear, start])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -152,15 +149,16 @@ def _turned(moving: _Picture, linear: FloatArray) -> tuple[_Turned, FloatArray]:
         for plane in (moving.density, moving.tissue, np.ones_like(moving.density))
     ]
     density, tissue, frame = (np.asarray(plane, np.float32) for plane in planes)
-    return _Turned(density, tissue, frame), low
+    return _Rotated(density, tissue, frame), low
 
 
-def _correlation(reference: _Reference, moving: _Turned) -> FloatImage:
-    """At [row, column]: with the moving picture's last px on that px of the fixed one; -1 where too little is shared.
+def _correlation(reference: _Reference, moving: _Rotated) -> FloatImage:
+    """Compute the correlation with the last px of the moving image on each px of the fixed one.
 
-    Lowered by the root of the share of tissue that lies on both slides, so that a small overlap has to fit better.
+    It is multiplied by the root of the fraction of tissue on both slides, so that a small overlap must fit better, and
+    is -1 if too little overlaps.
     """
-    fixed = reference.picture
+    fixed = reference.image
     shape = tuple(
         fft.next_fast_len(a + b - 1, real=True) for a, b in zip(fixed.density.shape, moving.density.shape, strict=True)
     )
@@ -187,8 +185,8 @@ def _correlation(reference: _Reference, moving: _Turned) -> FloatImage:
     return np.asarray(np.where(usable, values, -1.0), np.float32)
 
 
-def _distinct(found: list[Candidate], fixed: Overview, apart_um: float) -> tuple[Candidate, ...]:
-    kept: list[Candidate] = []
+def _distinct(found: list[CoarseAlignment], fixed: Overview, apart_um: float) -> tuple[CoarseAlignment, ...]:
+    kept: list[CoarseAlignment] = []
     for candidate in found:
         if all(fixed.distance_um(candidate.matrix, other.matrix) > apart_um for other in kept):
             kept.append(candidate)

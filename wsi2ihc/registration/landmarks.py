@@ -1,9 +1,4 @@
-"""Landmarks that people set on both slides, and how far a transform misses them.
-
-The files are those of ANHIR and BIRL: a CSV with a head, an id per row (its column may have no name), and ``X`` and
-``Y`` in level-0 px. A position of whole px is taken to mean the middle of that pixel, so that it lies at
-``(X + 0.5) · mpp`` µm.
-"""
+"""Landmarks on both slides, and the registration error they show."""
 
 from __future__ import annotations
 
@@ -17,19 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RegistrationError
-from ..files import read_regular
+from ..tables import csv_rows, open_csv
 from .transform import FloatArray, SlideFrame, Transform, to_moving
 
 LARGEST_FILE_BYTES = 64 << 20
 FARTHEST_PX = 1e8
-"""No slide has a side of this length; a coordinate beyond it is damage."""
+"""Largest plausible coordinate."""
 
 LEAST_TO_CONTRADICT = 3
-"""Fewer landmarks say too little."""
+"""Smallest number of landmarks for a contradiction."""
 
 CONTRADICTS_FROM_UM = 20.0
-"""Median error below which landmarks contradict nothing: two cells, which is what people miss a place by, and what
-neighbouring sections differ by."""
+"""Smallest median error of a contradiction: two cells, the accuracy of manual landmarks and of neighboring sections."""
 
 CONTRADICTS_RESIDUAL, CONTRADICTS_BEFORE = 3.0, 0.5
 """Landmarks contradict a registration if their median error is more than three times the distance at which it found its
@@ -38,11 +32,7 @@ own blocks, and more than half of what it was without it."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landmarks:
-    """What one file says of one slide.
-
-    ids:        one per landmark, all different
-    points_um:  (N, 2), µm from the slide's top left corner
-    """
+    """Landmarks of one slide: unique ids, and points (N, 2) in µm from the top left corner."""
 
     ids: tuple[str, ...]
     points_um: FloatArray
@@ -50,13 +40,16 @@ class Landmarks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatchedLandmarks:
-    """Landmarks that both slides have, in the order of the fixed slide's file.
+    """Landmarks on both slides, in the order of the file of the fixed slide.
 
-    ids:               one per pair
-    fixed_um:          (N, 2), on the fixed slide
-    moving_um:         (N, 2), on the moving slide
-    unmatched_fixed:   how many only the fixed slide has
-    unmatched_moving:  how many only the moving slide has
+    Attributes
+    ----------
+    ids
+        Ids of the pairs.
+    fixed_um, moving_um
+        (N, 2), on either slide.
+    unmatched_fixed, unmatched_moving
+        Number of landmarks on one slide only.
     """
 
     ids: tuple[str, ...]
@@ -68,11 +61,16 @@ class MatchedLandmarks:
 
 @dataclass(frozen=True, slots=True)
 class LandmarkErrors:
-    """Distances between where landmarks are on the moving slide and where a transform puts them.
+    """Target registration errors of landmarks on the moving slide.
 
-    count:                     of pairs
-    median_um, p90_um, max_um: of the distances
-    median_rtre, p90_rtre:     of the distances, as shares of the moving slide's diagonal
+    Attributes
+    ----------
+    count
+        Number of pairs.
+    median_um, p90_um, max_um
+        Statistics of the errors.
+    median_rtre, p90_rtre
+        Statistics of the errors relative to the diagonal of the moving slide.
     """
 
     count: int
@@ -89,15 +87,15 @@ def read_landmarks(path: Path, mpp: tuple[float, float]) -> Landmarks:
     Parameters
     ----------
     path
-        A CSV file, separated by commas or semicolons. Columns ``X`` and ``Y`` (in any case) are needed; the first
-        other column is the id, and without one the number of the row is.
+        CSV file, separated by commas or semicolons, with the columns ``X`` and ``Y`` in any case. The first other
+        column is the id; without one it is the number of the row.
     mpp
-        The slide's resolution, µm per level-0 px along (x, y).
+        Resolution of the slide, µm per level-0 px along (x, y).
 
     Raises
     ------
     RegistrationError
-        If the file cannot be read, has no such columns, no landmark, an id twice, or something that is no coordinate.
+        If the file cannot be read or has missing columns, no landmarks, duplicate ids or invalid coordinates.
     """
     head, rows = _table(path)
     names = [name.strip().lower() for name in head]
@@ -108,13 +106,13 @@ def read_landmarks(path: Path, mpp: tuple[float, float]) -> Landmarks:
     x, y = names.index("x"), names.index("y")
     column = next((number for number in range(len(names)) if number not in (x, y)), None)
     ids = [str(number) if column is None else _cell(row, column) for number, (_, row) in enumerate(rows, start=1)]
-    points = np.array([[_coordinate(row, place, line, path) for place in (x, y)] for line, row in rows], np.float64)
+    points = np.array([[_coordinate(row, axis, line, path) for axis in (x, y)] for line, row in rows], np.float64)
     if not rows:
-        raise RegistrationError(f"{path.name}: there is no landmark in it; give a file with rows, or none")
+        raise RegistrationError(f"{path.name}: it contains no landmarks; name a file with rows, or none")
     seen: set[str] = set()
     for (line, _), name in zip(rows, ids, strict=True):
         if name in seen:
-            raise RegistrationError(f"{path.name}, line {line}: the landmark {name!r} is there twice; remove one")
+            raise RegistrationError(f"{path.name}, line {line}: duplicate landmark {name!r}; remove one")
         seen.add(name)
     return Landmarks(tuple(ids), (points + 0.5) * np.array(mpp))
 
@@ -122,7 +120,7 @@ def read_landmarks(path: Path, mpp: tuple[float, float]) -> Landmarks:
 def read_landmark_pair(
     files: tuple[Path, Path], mpp: tuple[float, float], moving_mpp: tuple[float, float]
 ) -> MatchedLandmarks:
-    """Read the files of the fixed and of the moving slide, and pair their landmarks.
+    """Read the landmarks of both slides and match them.
 
     Raises
     ------
@@ -138,15 +136,15 @@ def read_landmark_pair(
 
 
 def match_landmarks(fixed: Landmarks, moving: Landmarks) -> MatchedLandmarks:
-    """Pair landmarks by their ids; those that only one slide has are counted.
+    """Match landmarks by their ids and count those on one slide only.
 
     Raises
     ------
     RegistrationError
         If no id is on both slides.
     """
-    place = {name: number for number, name in enumerate(moving.ids)}
-    common = [(number, place[name]) for number, name in enumerate(fixed.ids) if name in place]
+    index = {name: number for number, name in enumerate(moving.ids)}
+    common = [(number, index[name]) for number, name in enumerate(fixed.ids) if name in index]
     if not common:
         raise RegistrationError(
             f"the two landmark files have no id in common ({_some(fixed.ids)} and {_some(moving.ids)}); "
@@ -163,18 +161,18 @@ def match_landmarks(fixed: Landmarks, moving: Landmarks) -> MatchedLandmarks:
 
 
 def landmark_errors(transform: Transform, matched: MatchedLandmarks, moving_diagonal_um: float) -> LandmarkErrors:
-    """How far a transform misses the landmarks, measured on the moving slide.
+    """Compute the errors of a transform on the moving slide.
 
-    With `identity` as the transform, these are the errors before registration: positions compared as they are, in µm.
+    With `identity` as the transform, these are the errors before registration.
 
     Parameters
     ----------
     transform
-        From fixed to moving.
+        Transform from fixed to moving.
     matched
-        At least one pair.
+        Landmarks, at least one pair.
     moving_diagonal_um
-        Diagonal of the moving slide, as `diagonal_um` gives it.
+        Diagonal of the moving slide, see `diagonal_um`.
 
     Notes
     -----
@@ -194,14 +192,14 @@ def landmark_errors(transform: Transform, matched: MatchedLandmarks, moving_diag
 
 
 def contradiction(before: LandmarkErrors, after: LandmarkErrors, residual_um: float | None) -> str:
-    """Why landmarks do not bear out a transform, one sentence; "" if they do, or are too few to tell.
+    """Return why landmarks contradict a transform; "" if they do not or are too few.
 
     Parameters
     ----------
     before, after
-        Their errors without the transform, and with it.
+        Errors without and with the transform.
     residual_um
-        How far tissue lies from where it puts it (median), by its own measure; None if nobody measured.
+        Median residual of the registration, if known.
     """
     least_um = max(CONTRADICTS_FROM_UM, CONTRADICTS_RESIDUAL * (residual_um or 0.0))
     if after.count < LEAST_TO_CONTRADICT or after.median_um <= least_um:
@@ -211,12 +209,12 @@ def contradiction(before: LandmarkErrors, after: LandmarkErrors, residual_um: fl
     own = "" if residual_um is None else f", where blocks of tissue miss by {residual_um:.3g} µm"
     return (
         f"the landmarks contradict the transform: it misses them by {after.median_um:.3g} µm (median; without it "
-        f"{before.median_um:.3g}){own}; look at after.png, and whether both files are of these slides"
+        f"{before.median_um:.3g}){own}; inspect after.png, and check that both files belong to these slides"
     )
 
 
 def diagonal_um(frame: SlideFrame) -> float:
-    """From one corner of a slide to the opposite one."""
+    """Return the diagonal of a slide in µm."""
     return math.hypot(frame.size.width * frame.mpp[0], frame.size.height * frame.mpp[1])
 
 
@@ -226,29 +224,27 @@ def _quantiles(errors_um: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The head, and the rows that are not empty with the numbers of their lines."""
+    """Read the header, and the numbered rows that are not empty."""
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise RegistrationError(
                 f"{path.name} is larger than {LARGEST_FILE_BYTES >> 20} MB, so it holds no landmarks"
             )
-        # with a byte order mark, as spreadsheets write it
-        text = read_regular(path, LARGEST_FILE_BYTES).decode("utf-8-sig")
+        with open_csv(path, LARGEST_FILE_BYTES) as file:
+            head = file.readline()
+            file.seek(0)
+            rows = list(csv_rows(file, ";" if head.count(";") > head.count(",") else ","))
     except FileNotFoundError:
-        raise RegistrationError(f"{path}: there is no such file of landmarks; check the path") from None
+        raise RegistrationError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise RegistrationError(f"{path}: cannot be read ({error.strerror}); check the path and permissions") from error
     except UnicodeDecodeError as error:
-        raise RegistrationError(f"{path.name}: this is no text in UTF-8; save it as CSV in UTF-8") from error
-    lines = text.splitlines()
-    separator = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
-    try:
-        parsed = list(csv.reader(lines, delimiter=separator))
+        raise RegistrationError(f"{path.name}: not a UTF-8 text file; save it as CSV in UTF-8") from error
     except csv.Error as error:
-        raise RegistrationError(f"{path.name}: this is no CSV file ({error}); export the landmarks again") from error
-    if not parsed:
+        raise RegistrationError(f"{path.name}: not a CSV file ({error}); export the landmarks again") from error
+    if not rows:
         raise RegistrationError(f"{path.name}: the file is empty; give a CSV file with the columns X and Y")
-    return parsed[0], [(line, row) for line, row in enumerate(parsed[1:], start=2) if any(cell.strip() for cell in row)]
+    return rows[0][1], rows[1:]
 
 
 def _cell(row: Sequence[str], column: int) -> str:
@@ -264,7 +260,9 @@ def _coordinate(row: Sequence[str], column: int, line: int, path: Path) -> float
     except ValueError:
         value = math.nan
     if not abs(value) <= FARTHEST_PX:
-        raise RegistrationError(f"{path.name}, line {line}: {text[:40]!r} is no coordinate in px; write a plain number")
+        raise RegistrationError(
+            f"{path.name}, line {line}: {text[:40]!r} is not a coordinate in px; write a plain number"
+        )
     return value
 
 

@@ -1,14 +1,13 @@
-"""What came out of a registration, as a folder: figures for programs, a transform for the next step, pictures.
-
-Nothing here may identify a patient: of the slides only base names and hashes are told, and no paths at all.
-"""
+"""Folder of a registration: metrics, transform and figures."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -18,30 +17,167 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..arrays import RGBImage
-from ..errors import OutputError
-from ..files import json_bytes
-from ..runtime import versions
+from ..errors import OutputError, OutputExistsError, TransformError
+from ..files import json_bytes, read_json
+from ..geometry import RGBImage
 from ..slide import Slide, agreeing_levels
-from .files import save_transform, write_file
-from .folder import AFTER_NAME, BEFORE_NAME, DEFORMATION_NAME, FORMAT, OWN_NAMES, REPORT_NAME, VERSION
+from ..storage import LOCK, exclusive_lock
+from ..system import versions
+from .figures import checkerboard, deformation_figure, figure_mpp, thumbnail
 from .landmarks import LandmarkErrors, MatchedLandmarks, contradiction, diagonal_um, landmark_errors
-from .options import RegistrationOptions
-from .pictures import checkerboard, deformation_picture, picture_mpp, thumbnail
-from .result import Registration, Stage
+from .register import Registration, RegistrationOptions, Stage
 from .transform import SlideFrame, Transform, frame_of, identity
+from .transform_io import FORMAT as TRANSFORM_FORMAT
+from .transform_io import TRANSFORM_NAME, load_transform, save_transform, write_file
+
+FORMAT, VERSION = "wsi2ihc registration", 1
+
+REPORT_NAME = "registration.json"
+BEFORE_NAME, AFTER_NAME, DEFORMATION_NAME = "before.png", "after.png", "deformation.png"
+OWN_NAMES = (REPORT_NAME, TRANSFORM_NAME, Path(TRANSFORM_NAME).with_suffix(".npz").name, BEFORE_NAME, AFTER_NAME,
+             DEFORMATION_NAME)  # fmt: skip
+
+
+@contextlib.contextmanager
+def reserved(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Lock the folder of a registration against other runs while the body writes it.
+
+    A new folder that stays empty is removed at the end.
+
+    Parameters
+    ----------
+    folder
+        Folder, created if necessary.
+    overwrite
+        Replace a complete registration. Failed and interrupted ones are always replaced.
+
+    Raises
+    ------
+    OutputExistsError
+        If a registration exists and may not be replaced, or the folder contains other files.
+    OutputBusyError
+        If another run is writing it.
+    OutputError
+        If it is a file or cannot be written.
+    """
+    was_locked = check_folder(folder, overwrite)
+    created = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        with exclusive_lock(
+            folder, f"another run is registering into {folder}: wait for it to end, or choose another folder"
+        ):
+            check_folder(folder, overwrite, was_locked)  # again, now that no other run can start
+            yield
+    finally:
+        for path in created:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # fails if it is not empty, as intended
+
+
+def check_folder(folder: Path, overwrite: bool, was_locked: bool | None = None) -> bool:
+    """Check before any work whether a registration can be written to a folder.
+
+    Parameters
+    ----------
+    folder, overwrite
+        As for `reserved`.
+    was_locked
+        Whether an interrupted run left its lock; None to check.
+
+    Returns
+    -------
+    bool
+        Whether an interrupted run left its lock.
+
+    Raises
+    ------
+    OutputExistsError
+        If a registration exists and may not be replaced, or the folder contains other files.
+    OutputError
+        If it is a file or cannot be written.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"output {folder} exists and is not a folder: name a folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        names = sorted(entry.name for entry in folder.iterdir()) if existing == folder else []
+    except OSError as error:
+        raise OutputError(f"output folder {folder} cannot be read ({error.strerror}): choose another") from error
+    if was_locked is None:
+        was_locked = LOCK in names
+    visible = [name for name in names if name != LOCK and not name.endswith(".partial")]
+    if foreign := _foreign(folder, visible, was_locked):
+        raise OutputExistsError(
+            f"output folder {folder} holds other files ({foreign[:60]}): name a new folder, or an empty one"
+        )
+    if not overwrite and _is_complete(folder, visible):
+        raise OutputExistsError(f"{folder} already holds a registration: choose another folder, or allow it with "
+                                "--overwrite")  # fmt: skip
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"output folder {existing} is not writable: change its permissions, or write elsewhere")
+    return was_locked
+
+
+def _foreign(folder: Path, names: list[str], was_locked: bool) -> str:
+    """Return the first file that does not belong to a registration; "" if all do.
+
+    Names are not sufficient: other programs may write a ``before.png``.
+    """
+    report, transform = _json(folder / REPORT_NAME), _json(folder / TRANSFORM_NAME)
+    is_reported = REPORT_NAME in names and report.get("format") == FORMAT
+    # invalid JSON is a damaged registration if all other files belong to one
+    if transform and transform.get("format") != TRANSFORM_FORMAT:
+        return TRANSFORM_NAME
+    if is_reported:
+        return ""
+    if REPORT_NAME in names and (report or not was_locked):
+        return REPORT_NAME
+    others = [name for name in names if name not in OWN_NAMES]
+    # a transform that was saved from Python has no status
+    is_ours = was_locked or "status" in transform
+    return next(iter(others or ([] if is_ours else names)), "")
+
+
+def _is_complete(folder: Path, names: list[str]) -> bool:
+    """Return whether the folder contains all files of a successful registration."""
+    if _json(folder / REPORT_NAME).get("status") != "registered":
+        return False
+    if not {BEFORE_NAME, AFTER_NAME, DEFORMATION_NAME} <= set(names):
+        return False
+    try:
+        load_transform(folder)
+    except TransformError:
+        return False
+    return True
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing or invalid."""
+    try:
+        facts = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RegistrationReport:
-    """The facts of one registration.
+    """Report of a registration.
 
-    fixed, moving:  the two slides
-    options:        what was asked for
-    registration:   what was found
-    matched:        landmarks on both slides; None where none were given
-    before:         their errors when both slides are laid corner upon corner
-    after:          their errors after each of the registration's stages; empty where none were given
+    Attributes
+    ----------
+    fixed, moving
+        Frames of the slides.
+    options
+        Options of the registration.
+    registration
+        Result.
+    matched
+        Landmarks on both slides, if any.
+    before
+        Their errors without a transform.
+    after
+        Their errors after each stage.
     """
 
     fixed: SlideFrame
@@ -53,7 +189,7 @@ class RegistrationReport:
     after: tuple[LandmarkErrors, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json.dumps` takes as it is; what is no finite number is null."""
+        """Convert the report to JSON values; numbers that are not finite become null."""
         found = self.registration
         plain: dict[str, Any] = {
             "format": FORMAT,
@@ -79,23 +215,22 @@ class RegistrationReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Doubts about a registration that did not fail, one sentence each, for people."""
-        doubts = []
+        """Warnings about a registration that did not fail, for display."""
+        warnings = []
         if self.fixed.quickhash and (self.fixed.quickhash, self.fixed.size) == (
             self.moving.quickhash,
             self.moving.size,
         ):
-            doubts.append(
-                f"{self.fixed.name} and {self.moving.name} are the same slide: this says nothing of an IHC slide; "
-                "name the slides of both stains"
+            warnings.append(
+                f"{self.fixed.name} and {self.moving.name} are the same slide; name the slides of both stains"
             )
         if self.before is not None and self.after and self.registration.transform is not None:
-            doubts.append(contradiction(self.before, self.after[-1], self.registration.residual_um))
-        return tuple(filter(None, doubts))
+            warnings.append(contradiction(self.before, self.after[-1], self.registration.residual_um))
+        return tuple(filter(None, warnings))
 
     @property
     def stages(self) -> list[tuple[Stage, LandmarkErrors | None]]:
-        """The stages, each with the errors of landmarks after it."""
+        """Stages with the errors of landmarks after each."""
         return list(zip_longest(self.registration.stages, self.after))
 
     def _landmarks(self) -> dict[str, Any] | None:
@@ -117,7 +252,7 @@ def report_of(
     registration: Registration,
     matched: MatchedLandmarks | None = None,
 ) -> RegistrationReport:
-    """Everything that is told of a registration, the errors of landmarks before and after each stage included."""
+    """Make the report of a registration, with the errors of landmarks before it and after each stage."""
     if matched is None:
         return RegistrationReport(fixed, moving, options, registration)
     length_um = diagonal_um(moving)
@@ -135,35 +270,35 @@ def report_of(
 def write_registration(
     folder: Path, fixed: Slide, moving: Slide, transform: Transform | None, facts: Mapping[str, Any]
 ) -> None:
-    """Write a registration: its facts, pictures, and the transform where there is one.
+    """Write the report, figures and transform of a registration.
 
-    Files of an earlier registration are removed. ``registration.json`` goes first and comes last, so that a folder
-    that has it is complete.
+    Files of an earlier registration are removed. ``registration.json`` is removed first and written last, so that a
+    folder with this file is complete.
 
     Parameters
     ----------
     folder
-        Made if it is not there. `folder.reserved` says beforehand whether it may be used.
+        Folder, created if necessary; see `reserved`.
     fixed, moving
-        The open slides, for the pictures.
+        Open slides, for the figures.
     transform
-        From one to the other; None if there is none, and then no picture of it.
+        Transform from fixed to moving, if any.
     facts
-        For ``registration.json``, as `RegistrationReport.to_json` gives them.
+        Content of ``registration.json``, see `RegistrationReport.to_json`.
 
     Raises
     ------
     OutputError
         If the file system refuses.
     UnreadableSlideError
-        If a slide is damaged where a picture needs it; the folder is then as it was.
+        If a slide cannot be read for a figure; the folder is then unchanged.
     """
     fixed, moving = agreeing_levels(fixed), agreeing_levels(moving)
-    pictures = {BEFORE_NAME: checkerboard(fixed, moving, None)}
+    figures = {BEFORE_NAME: checkerboard(fixed, moving, None)}
     if transform is not None:
-        mpp = picture_mpp((frame_of(fixed.info),))
-        pictures[AFTER_NAME] = checkerboard(fixed, moving, transform)
-        pictures[DEFORMATION_NAME] = deformation_picture(transform, thumbnail(fixed, mpp), mpp)
+        mpp = figure_mpp((frame_of(fixed.info),))
+        figures[AFTER_NAME] = checkerboard(fixed, moving, transform)
+        figures[DEFORMATION_NAME] = deformation_figure(transform, thumbnail(fixed, mpp), mpp)
     content = json_bytes(facts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,16 +306,16 @@ def write_registration(
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"output folder {folder} cannot be written ({error.strerror}): write elsewhere") from error
-    for name, picture in pictures.items():
-        write_picture(folder / name, picture)
+    for name, figure in figures.items():
+        write_figure(folder / name, figure)
     if transform is not None:
         repeated = ("status", "score", "residual_um")
         save_transform(folder, transform, {name: facts[name] for name in repeated if name in facts})
     write_file(folder / REPORT_NAME, content)
 
 
-def write_picture(path: Path, image: RGBImage) -> None:
-    """Write a picture as PNG, in one piece.
+def write_figure(path: Path, image: RGBImage) -> None:
+    """Write an image as PNG.
 
     Raises
     ------
@@ -206,7 +341,7 @@ def _stage(stage: Stage, errors: LandmarkErrors | None) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON does not know, and plain lists and floats."""
+    """Convert to JSON values, with null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,13 +1,10 @@
-"""Where a place on the fixed slide (H&E) lies on the moving one (IHC).
-
-Positions are (x, y) in µm from the top left corner of a slide's level 0, and continuous: the centre of level-0 px
-(i, j) lies at ((i + 0.5) · mpp_x, (j + 0.5) · mpp_y). A transform maps from fixed to moving, which is what a pixel of
-the output has to ask: an affine map, and where wanted a displacement (`local_field`).
-"""
+"""Transform from the fixed slide (H&E) to the moving slide (IHC)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +12,138 @@ import numpy.typing as npt
 from ..errors import TransformError
 from ..geometry import Size
 from ..slide import SlideInfo, known_mpp
-from .local_field import (
-    FloatArray,
-    LocalField,
-    displacements,
-    finite_numbers,
-    spline_slopes,
-    spline_support,
-    spline_values,
-    tensor_product,
-)
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+Weights: TypeAlias = Callable[[FloatArray, float], FloatArray]
+"""Returns weights of four control points, (4, N), from positions in an interval, (N,), and the spacing in µm."""
+
+_CHUNK_POINTS = 16_384
+"""Points of a grid that are evaluated at once: 256 kB, which fit the cache."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalField:
+    """Displacements on a grid of control points, joined by uniform cubic B-splines.
+
+    With B the cubic B-spline, s the spacing and (ox, oy) the origin, the displacement at (x, y) is the sum over i and j
+    of B((x - ox) / s - j) · B((y - oy) / s - i) · c[i, j]. Beyond the grid its outermost control points go on, so
+    that the field is defined everywhere, smooth, and constant far away.
+
+    origin_um:     fixed position of the control point in row 0, column 0
+    spacing_um:    distance of neighboring control points
+    coefficients:  (rows, columns, 2) float64, µm, (dx, dy) in the moving frame; read-only
+
+    Raises
+    ------
+    TransformError
+        If a number is not finite, the spacing is not positive, or the coefficients are no grid.
+    """
+
+    origin_um: tuple[float, float]
+    spacing_um: float
+    coefficients: FloatArray
+
+    def __post_init__(self) -> None:
+        coefficients = finite_numbers(self.coefficients, "coefficients of the local field")
+        if coefficients.ndim != 3 or coefficients.shape[2] != 2 or coefficients.size == 0:
+            raise TransformError(
+                f"coefficients of a local field are (rows, columns, 2), not {coefficients.shape}; register again"
+            )
+        if not (np.isfinite(self.origin_um).all() and len(self.origin_um) == 2):
+            raise TransformError(f"a local field cannot begin at {self.origin_um} µm; register again")
+        if not 0 < self.spacing_um < np.inf:
+            raise TransformError(f"control points cannot be {self.spacing_um} µm apart; register again")
+        object.__setattr__(self, "coefficients", coefficients)
+        object.__setattr__(self, "origin_um", (float(self.origin_um[0]), float(self.origin_um[1])))
+        object.__setattr__(self, "spacing_um", float(self.spacing_um))
+
+
+def spline_support(
+    positions_um: FloatArray, origin_um: float, spacing_um: float, count: int
+) -> tuple[npt.NDArray[np.intp], FloatArray]:
+    """Return the control points that act on each position, (4, N), and their weights, (4, N)."""
+    return _support(positions_um, origin_um, spacing_um, count, spline_values)
+
+
+def spline_values(t: FloatArray, _spacing_um: float) -> FloatArray:
+    """Return the weights of the four control points around a position t in the interval, (4, N)."""
+    rest = 1 - t
+    return np.stack([
+        rest**3 / 6,
+        (3 * t**3 - 6 * t**2 + 4) / 6,
+        (3 * rest**3 - 6 * rest**2 + 4) / 6,
+        t**3 / 6,
+    ])  # fmt: skip
+
+
+def spline_slopes(t: FloatArray, spacing_um: float) -> FloatArray:
+    """Return the derivatives of `spline_values` per µm."""
+    rest = 1 - t
+    return np.stack([
+        -(rest**2) / 2,
+        (9 * t**2 - 12 * t) / 6,
+        (12 * rest - 9 * rest**2) / 6,
+        t**2 / 2,
+    ]) / spacing_um  # fmt: skip
+
+
+def _support(
+    positions: FloatArray, origin_um: float, spacing_um: float, count: int, weights: Weights
+) -> tuple[npt.NDArray[np.intp], FloatArray]:
+    """Return the control points that act on each position along one axis, (4, N), and their weights, (4, N)."""
+    # Far outside all control points are the outermost one. Clipped there, since a float may exceed any integer.
+    place = np.clip((positions - origin_um) / spacing_um, -4.0, count + 4.0)
+    before = np.floor(place)
+    indices = before.astype(np.intp) + np.arange(-1, 3)[:, None]
+    return np.clip(indices, 0, count - 1), weights(place - before, spacing_um)
+
+
+def displacements(field: LocalField, points: FloatArray, across: Weights, down: Weights) -> FloatArray:
+    """Evaluate the field or a derivative at scattered points: (N, 2)."""
+    rows, columns = field.coefficients.shape[:2]
+    j, weight_x = _support(points[:, 0], field.origin_um[0], field.spacing_um, columns, across)
+    i, weight_y = _support(points[:, 1], field.origin_um[1], field.spacing_um, rows, down)
+    total = np.zeros_like(points)
+    for column in range(4):
+        part = np.zeros_like(points)
+        for row in range(4):
+            part += weight_y[row, :, None] * field.coefficients[i[row], j[column]]
+        total += weight_x[column, :, None] * part
+    return total
+
+
+def tensor_product(field: LocalField, x: FloatArray, y: FloatArray, across: Weights, down: Weights) -> FloatArray:
+    """Evaluate the field or a derivative on a grid: (2, H, W), always in the same order of operations."""
+    rows, columns = field.coefficients.shape[:2]
+    j, weight_x = _support(x, field.origin_um[0], field.spacing_um, columns, across)
+    i, weight_y = _support(y, field.origin_um[1], field.spacing_um, rows, down)
+    coefficients = np.moveaxis(field.coefficients, -1, 0)
+    first, last = (int(j.min()), int(j.max()) + 1) if j.size else (0, 1)
+    lines = np.zeros((2, y.size, last - first))
+    for row in range(4):
+        lines += weight_y[row, :, None] * coefficients[:, i[row], first:last]
+    total = np.zeros((2, y.size, x.size))
+    for start in range(0, y.size, step := max(1, _CHUNK_POINTS // max(1, x.size))):
+        chunk = slice(start, start + step)
+        for column in range(4):
+            total[:, chunk] += lines[:, chunk, j[column] - first] * weight_x[column]
+    return total
+
+
+def finite_numbers(values: Any, what: str) -> FloatArray:
+    """Return a read-only float64 copy of finite numbers."""
+    try:
+        numbers = np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise TransformError(
+            f"the {what} contains values that are not numbers; check the file, or register again"
+        ) from None
+    if not np.isfinite(numbers).all():
+        raise TransformError(f"the {what} holds values that are not finite; register again")
+    numbers.flags.writeable = False
+    return numbers
+
 
 __all__ = [
     "FloatArray",
@@ -42,7 +161,7 @@ __all__ = [
 ]
 
 LEAST_STRETCH = 1e-3
-"""A matrix that shrinks some direction more than a thousandfold is a mistake, and its inverse is of no use."""
+"""Smallest scale of a matrix; its inverse would be inaccurate below."""
 
 INVERSE_TOLERANCE_UM = 1e-3
 _NEWTON_TOLERANCE_UM = 1e-6
@@ -52,7 +171,7 @@ _SHORTEST_STEP = 1 / 64
 
 @dataclass(frozen=True, slots=True)
 class SlideFrame:
-    """Which slide a side of a transform belongs to.
+    """Identity and size of a slide of a transform.
 
     name:       base name of its file
     size:       level-0 px
@@ -68,7 +187,7 @@ class SlideFrame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transform:
-    """A map from positions on the fixed slide to positions on the moving slide, in µm.
+    """Map from positions on the fixed slide to positions on the moving slide, in µm.
 
     matrix:  (2, 3) float64, read-only; moving = matrix[:, :2] @ fixed + matrix[:, 2] + displacement(fixed)
     field:   the displacement; None for none
@@ -78,7 +197,7 @@ class Transform:
     Raises
     ------
     TransformError
-        If the matrix has another shape, holds what is no number, or flattens the plane.
+        If the matrix has another shape, contains values that are not numbers, or is singular.
     """
 
     matrix: FloatArray
@@ -98,17 +217,17 @@ class Transform:
 
 
 def identity() -> Transform:
-    """The transform of two slides that lie upon each other, µm for µm."""
+    """Return the identity transform."""
     return Transform(np.eye(2, 3))
 
 
 def affine(matrix: npt.ArrayLike) -> Transform:
-    """A transform of nothing but a matrix, (2, 3); a (3, 3) one whose last row is (0, 0, 1) will do, too.
+    """Return a transform from a matrix, (2, 3), or (3, 3) with the last row (0, 0, 1).
 
     Raises
     ------
     TransformError
-        If it is no such matrix.
+        If the matrix is invalid.
     """
     numbers = finite_numbers(matrix, "matrix of the transform")
     if numbers.shape == (3, 3) and np.array_equal(numbers[2], (0, 0, 1)):
@@ -117,7 +236,7 @@ def affine(matrix: npt.ArrayLike) -> Transform:
 
 
 def frame_of(info: SlideInfo) -> SlideFrame:
-    """The frame of an open slide.
+    """Return the frame of an open slide.
 
     Raises
     ------
@@ -128,7 +247,7 @@ def frame_of(info: SlideInfo) -> SlideFrame:
 
 
 def to_moving(transform: Transform, points_um: npt.ArrayLike) -> FloatArray:
-    """Positions on the moving slide, (N, 2) µm, of positions on the fixed one, (N, 2) µm."""
+    """Map positions on the fixed slide, (N, 2) µm, to the moving slide."""
     points = _points(points_um)
     moved = _affine_part(transform, points[:, 0], points[:, 1])
     if transform.field is not None:
@@ -137,7 +256,7 @@ def to_moving(transform: Transform, points_um: npt.ArrayLike) -> FloatArray:
 
 
 def to_fixed(transform: Transform, points_um: npt.ArrayLike) -> FloatArray:
-    """Positions on the fixed slide, (N, 2) µm, that lie at ``points_um`` on the moving one, to 0.001 µm.
+    """Map positions on the moving slide, (N, 2) µm, to the fixed slide, accurate to 0.001 µm.
 
     NaN where the iteration finds none, which happens only where the field folds. Newton's method, with steps that are
     halved until they come closer.
@@ -166,9 +285,9 @@ def to_fixed(transform: Transform, points_um: npt.ArrayLike) -> FloatArray:
 
 
 def moving_grid(transform: Transform, x_um: npt.ArrayLike, y_um: npt.ArrayLike) -> FloatArray:
-    """Positions on the moving slide, (H, W, 2) µm, of the grid of the fixed positions ``x_um`` (W) and ``y_um`` (H).
+    """Map the grid of fixed positions ``x_um`` (W) and ``y_um`` (H) to the moving slide, (H, W, 2) µm.
 
-    Equals `to_moving` of the grid's points but for rounding. Each value is added up in one order whatever the grid, so
+    Equals `to_moving` of the points of the grid up to rounding. The order of operations does not depend on the grid, so
     that any window of a grid equals the same part of a larger one, to the bit.
 
     Notes
@@ -186,7 +305,7 @@ def moving_grid(transform: Transform, x_um: npt.ArrayLike, y_um: npt.ArrayLike) 
 
 
 def jacobian_range(transform: Transform, points_per_interval: int = 4) -> tuple[float, float]:
-    """Least and greatest determinant of the transform's Jacobian over its field, relative to the matrix alone.
+    """Return the range of the Jacobian determinant over the field, relative to the matrix.
 
     1 where the field shifts only; at 0 and below it folds. Looked at on so many points per interval of control points
     each way, over the whole control grid and half an interval around.
@@ -212,7 +331,7 @@ def _affine_part(transform: Transform, x: FloatArray, y: FloatArray) -> FloatArr
 
 
 def _jacobians(transform: Transform, points: FloatArray) -> FloatArray:
-    """Derivatives of the moving position along the fixed one, (N, 2, 2)."""
+    """Return the Jacobian at points, (N, 2, 2)."""
     jacobians = np.broadcast_to(transform.matrix[:, :2], (len(points), 2, 2)).copy()
     if transform.field is not None:
         jacobians[:, :, 0] += displacements(transform.field, points, spline_slopes, spline_values)
@@ -221,7 +340,7 @@ def _jacobians(transform: Transform, points: FloatArray) -> FloatArray:
 
 
 def _solved(jacobians: FloatArray, misses: FloatArray) -> FloatArray:
-    """Newton's steps, (N, 2). Where a Jacobian is singular the step is huge, and is shortened later."""
+    """Return Newton steps, (N, 2); those at singular Jacobians are huge and shortened later."""
     (a, b), (c, d) = jacobians.transpose(1, 2, 0)
     determinant = a * d - b * c
     determinant = np.where(np.abs(determinant) < 1e-9, np.copysign(1e-9, determinant), determinant)
@@ -233,7 +352,7 @@ def _solved(jacobians: FloatArray, misses: FloatArray) -> FloatArray:
 def _closer(
     transform: Transform, targets: FloatArray, found: FloatArray, steps: FloatArray, misses: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """The points after a step, and what they miss by: the longest of 1, 1/2, 1/4 … of it that comes closer."""
+    """Return the points after a step and their errors; the step is halved until the error decreases."""
     after, missed = found.copy(), misses.copy()
     pending, share = np.arange(len(found)), 1.0
     while pending.size and share >= _SHORTEST_STEP:

@@ -1,60 +1,240 @@
-"""A whole moving slide, written as it lies on the fixed one: a pyramidal OME-TIFF like any other output.
-
-The writer pulls tiles; each is warped in a thread when its turn comes, and nothing is ever as large as a slide.
-"""
+"""Write the moving slide in the frame of the fixed slide."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 
-from ..arrays import RGB, BoolImage
-from ..errors import OptionError, OutputError
+from ..concurrency import Progress, ProgressCallback, ordered_map, silent
+from ..errors import OptionError, OutputError, TransformError
 from ..files import json_bytes, read_json
-from ..geometry import Size
-from ..notation import MOST_WORKERS, check_bounds
-from ..ordered import ordered_map
-from ..progress import Progress, ProgressCallback, silent
-from ..pyramid import PyramidOptions, Tile, check_output, published, validate, write_pyramid
-from ..pyramid.folders import sync_file
-from ..runtime import cores, versions
-from ..slide import Slide, agreeing_levels
+from ..geometry import RGB, BoolImage, Size, ceil_to
+from ..pyramid import ImageDescription, PyramidOptions, Tile, ome_xml, validate, write_pyramid
+from ..pyramid.ome_zarr import sync_file
+from ..slide import Slide, SlideInfo, agreeing_levels, known_mpp
+from ..storage import check_output, published
+from ..system import cores, versions
+from ..text import MOST_WORKERS, auto_option, check_bounds, option
 from ..tissue import TissueMask, detect_tissue, whole_slide
-from .files import fingerprint, make_folder, write_file
-from .transform import Transform
-from .warp_plan import OutputFrame, occupied_tiles, output_frame
-from .warp_provenance import NOTICE, describe_image
-from .warping import read_warped
+from .transform import FloatArray, SlideFrame, Transform, moving_grid
+from .transform_io import fingerprint, make_folder, write_file
+from .warp import read_warped, warping_grid
+
+TISSUE_MARGIN_UM = 64.0
+"""Margin around the tissue mask that is also written, since the mask is coarse."""
+
+PREVIEW_UM = 16.0
+"""Spacing at which the tissue mask is sampled; with the margin, no tile with tissue is missed."""
+
+MPP_TOLERANCE = 0.01
+"""Largest relative difference between the resolution of a slide and that of its registration."""
+
+_SAMPLE_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFrame:
+    """Frame of the output: size in px, µm per px along (x, y), side of its tiles, and resolution of reading."""
+
+    size: Size
+    mpp: tuple[float, float]
+    tile_px: int
+    read_mpp: float
+
+
+def check_slide(frame: SlideFrame | None, info: SlideInfo, otherwise: str = "") -> None:
+    """Raise an error if a transform was made for another slide.
+
+    Parameters
+    ----------
+    frame
+        What the transform knows of the slide on this side of it.
+    info
+        The slide.
+    otherwise
+        What else a user can do about another file, to end the message with.
+
+    Raises
+    ------
+    TransformError
+        If something is known, and size, identity or resolution of the slide differ.
+    """
+    if frame is None:
+        return
+    if frame.size != info.size:
+        raise TransformError(
+            f"{info.name}: {info.size} px, but the transform was made for {frame.name} of {frame.size} px; give that "
+            f"slide, or register this one{otherwise}"
+        )
+    if is_comparable(frame.quickhash, info.quickhash) and frame.quickhash != info.quickhash:
+        known = "the one of this name" if frame.name == info.name else f"the {frame.name}"
+        raise TransformError(
+            f"{info.name}: this is another file than {known} that the transform was made for (its hash differs); give "
+            f"that slide, or register this one{otherwise}"
+        )
+    if info.mpp is not None and any(
+        abs(own / known - 1) > MPP_TOLERANCE for own, known in zip(info.mpp, frame.mpp, strict=True)
+    ):
+        raise TransformError(
+            f"{info.name}: {info.mpp[0]:.4g} µm per pixel, but the transform was made with {frame.mpp[0]:.4g}; state "
+            f"that one with {info.mpp_option}, or register again"
+        )
+
+
+def warning_of_slide(frame: SlideFrame | None, info: SlideInfo) -> str:
+    """Return a warning if a slide that passes `check_slide` may be another one; "" otherwise.
+
+    A renamed file with the same hash is the same slide.
+    """
+    if frame is None or frame.name == info.name or is_comparable(frame.quickhash, info.quickhash):
+        return ""
+    return (
+        f"The transform was made for {frame.name}; whether {info.name} is that slide is unknown, since there is no "
+        "hash to compare."
+    )
+
+
+def is_comparable(one: str, other: str) -> bool:
+    """Return whether two hashes are of the same kind, which depends on the reader."""
+    return bool(one and other) and one.startswith("sha256:") == other.startswith("sha256:")
+
+
+def output_frame(
+    info: SlideInfo, transform: Transform, mpp: float, tile_px: int, *, any_slide: bool = False
+) -> OutputFrame:
+    """Return the frame of the fixed slide at ``mpp`` µm per px (0: its own), with tiles of at most ``tile_px``.
+
+    ``any_slide`` accepts a moving slide that the transform was not made for.
+
+    Raises
+    ------
+    TransformError
+        If the transform belongs to another slide, or does not say how large the fixed one is.
+    MissingResolutionError
+        If the resolution of the moving slide, ``info``, is unknown.
+    """
+    if not any_slide:
+        check_slide(transform.moving, info, ", or accept it with --any-slide")
+    own_mpp = known_mpp(info)
+    fixed = transform.fixed
+    if fixed is None:
+        raise TransformError(
+            "the transform does not say how large the fixed slide is, so there is no frame to write; register again"
+        )
+    size, um_per_px = fixed.size, fixed.mpp
+    if mpp:
+        width, height = (
+            max(1, math.ceil(side * own / mpp - 1e-6))
+            for side, own in zip((size.width, size.height), um_per_px, strict=True)
+        )
+        size, um_per_px = Size(width, height), (mpp, mpp)
+    # Read no finer than the moving slide is: its own px are then interpolated directly.
+    read_mpp = max(min(um_per_px), min(own_mpp))
+    warping_grid(info, read_mpp)  # whether it can be read so
+    # Tiles no larger than the image needs: libvips refuses much larger ones.
+    tile_px = min(tile_px, ceil_to(max(size.width, size.height), 16))
+    return OutputFrame(size, um_per_px, tile_px, read_mpp)
+
+
+def occupied_tiles(info: SlideInfo, transform: Transform, mask: TissueMask, frame: OutputFrame) -> BoolImage:
+    """Return which tiles contain tissue or its margin, (rows, columns)."""
+    mpp = info.mpp or frame.mpp
+    pixel_um = (mask.pixel_size[0] * mpp[0], mask.pixel_size[1] * mpp[1])
+    near = _grown(mask.pixels, pixel_um)
+    rows, columns = (-(-side // frame.tile_px) for side in (frame.size.height, frame.size.width))
+    occupied = np.zeros((rows, columns), np.bool_)
+    x, tile_x = _looks(frame.size.width, frame.mpp[0], frame.tile_px)
+    y, tile_y = _looks(frame.size.height, frame.mpp[1], frame.tile_px)
+    corner_um = (mask.origin[0] * mpp[0], mask.origin[1] * mpp[1])
+    for start in range(0, len(y), _SAMPLE_ROWS):
+        part = slice(start, start + _SAMPLE_ROWS)
+        places = np.floor((moving_grid(transform, x, y[part]) - corner_um) / pixel_um)
+        i, j = np.clip(places[..., 1], -1, near.shape[0]), np.clip(places[..., 0], -1, near.shape[1])
+        inside = (i >= 0) & (i < near.shape[0]) & (j >= 0) & (j < near.shape[1])
+        seen = np.zeros(inside.shape, np.bool_)
+        seen[inside] = near[i[inside].astype(np.intp), j[inside].astype(np.intp)]
+        hit_rows, hit_columns = np.nonzero(seen)
+        occupied[tile_y[part][hit_rows], tile_x[hit_columns]] = True
+    return occupied
+
+
+def _grown(mask: BoolImage, pixel_um: tuple[float, float]) -> BoolImage:
+    """Dilate a mask by the tissue margin."""
+    radius_x, radius_y = (math.ceil(TISSUE_MARGIN_UM / um) for um in pixel_um)
+    if max(radius_x, radius_y) > 4096 or mask.all():
+        return mask
+    square = np.ones((2 * radius_y + 1, 2 * radius_x + 1), np.uint8)
+    return np.asarray(cv2.dilate(mask.view(np.uint8), square), np.bool_)
+
+
+def _looks(side_px: int, mpp: float, tile_px: int) -> tuple[FloatArray, npt.NDArray[np.intp]]:
+    """Return the sample positions along one axis in µm, at least two per tile, and the tile of each."""
+    per_tile = max(2, math.ceil(tile_px * mpp / PREVIEW_UM))
+    count = -(-side_px // tile_px)
+    places = (np.arange(count * per_tile, dtype=np.float64) + 0.5) * (tile_px * mpp / per_tile)
+    tiles = np.repeat(np.arange(count), per_tile)
+    kept = places < side_px * mpp + PREVIEW_UM
+    return places[kept], tiles[kept]
+
+
+NOTICE = "Resampled: a scan of a stained slide, as it lies on another one. Research use only, not for diagnosis."
+
+
+def describe_image(
+    info: SlideInfo, transform: Transform, options: Mapping[str, Any], frame: OutputFrame, name: str
+) -> str:
+    """Return the OME-XML of the output ``name``."""
+    fixed = transform.fixed
+    provenance = {
+        "source": info.name,
+        "source quickhash": info.quickhash,
+        "registered onto": "" if fixed is None else fixed.name,
+        "quickhash of that": "" if fixed is None else fixed.quickhash,
+        "transform": f"sha256:{fingerprint(transform)}",
+        "options": json.dumps(options),
+        "versions": json.dumps(versions()),
+        "notice": NOTICE,
+    }
+    magnification = None
+    if info.magnification is not None and info.mpp is not None:  # coarser px are seen as through a weaker objective
+        magnification = info.magnification * info.mpp[0] / frame.mpp[0]
+    return ome_xml(
+        ImageDescription(
+            name=name,
+            size=frame.size,
+            mpp=frame.mpp,
+            magnification=magnification,
+            channel="IHC (registered)",
+            notice=NOTICE,
+            description=f"{info.name} as it lies on {'another slide' if fixed is None else fixed.name}.",
+            provenance=provenance,
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class WarpOptions:
-    """Options of `warp_slide`; the fields are those of the command line.
+    """Options of `warp_slide`; the text of each field is the help of its command-line option."""
 
-    mpp:        µm per px of the output, 0 for the fixed slide's level 0, px for px
-    tissue:     "auto" leaves tiles without tissue as plain glass, "none" writes all that the slide holds
-    workers:    threads that read, warp and encode; 0 for one per core
-    pyramid:    how the output is stored
-    any_slide:  take a slide that the transform was not made for: another export of the same section, say
-    overwrite:  replace an output that is there
-    """
-
-    mpp: float = 0.0
-    tissue: Literal["auto", "none"] = "auto"
-    workers: int = 0
+    mpp: float = option(0.0, "Resolution of the output in µm per px (0: level 0 of the fixed slide).")
+    tissue: Literal["auto", "none"] = option("auto", "auto leaves out plain background; none writes the entire slide.")
+    workers: int = auto_option("Threads that read, warp and encode.")
     pyramid: PyramidOptions = field(default_factory=PyramidOptions)
-    any_slide: bool = False
-    overwrite: bool = False
+    any_slide: bool = option(False, "Accept a slide that was not registered, such as another export of the section.")
+    overwrite: bool = option(False, "Replace an existing output.")
 
     def __post_init__(self) -> None:
         if not (self.mpp == 0 or 0.02 <= self.mpp <= 50):
@@ -66,9 +246,9 @@ class WarpOptions:
 
 @dataclass(frozen=True, slots=True)
 class WarpReport:
-    """The facts of one warped slide; lengths in px of level 0, times in seconds.
+    """Report of a warped slide; lengths in px of level 0, times in seconds.
 
-    ``written_px`` are those of tiles that are not plain glass; ``on_slide`` is the share of them that lies on the
+    ``written_px`` counts the px of tiles that are not plain background; ``on_slide`` is the fraction of them on the
     moving slide.
     """
 
@@ -81,7 +261,7 @@ class WarpReport:
     output_mpp: tuple[float, float]
     output_levels: tuple[Size, ...]
     output_bytes: int
-    glass: RGB
+    background: RGB
     written_px: int
     on_slide: float
     seconds: float
@@ -91,7 +271,7 @@ class WarpReport:
     created: str
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json.dumps` takes as it is."""
+        """Convert the report to JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return plain | {"notice": NOTICE}
 
@@ -105,10 +285,10 @@ def warp_slide(
     progress: ProgressCallback = silent,
     notes: Sequence[str] = (),
 ) -> WarpReport:
-    """Write the moving slide in the frame of the fixed one, so that viewers lay them on each other px by px.
+    """Write the moving slide in the frame of the fixed one, so that viewers overlay them px by px.
 
-    The output covers the whole fixed slide. What the moving slide does not hold gets the colour of its own glass.
-    Colours and colour profile are kept. The file appears under its name only when it is complete and was read back; its
+    The output covers the entire fixed slide. Positions outside the moving slide get its background color.
+    Colors and color profile are kept. The file appears under its name only when it is complete and was read back; its
     report is then written beside it, under its name and ``.json``.
 
     Parameters
@@ -124,7 +304,7 @@ def warp_slide(
     progress
         Called from this thread, often.
     notes
-        What else is to be told among the warnings of the report.
+        Further warnings for the report.
 
     Raises
     ------
@@ -156,11 +336,11 @@ def warp_slide(
     with published(path, options.overwrite) as partial, ThreadPoolExecutor(workers, "warp") as executor:
         written = write_pyramid(
             partial,
-            _tiles(slide, transform, frame, occupied, mask.glass, executor, 2 * workers, counts, progress),
+            _tiles(slide, transform, frame, occupied, mask.background, executor, 2 * workers, counts, progress),
             occupied,
             frame.size,
             frame.mpp,
-            mask.glass,
+            mask.background,
             dataclasses.replace(options.pyramid, tile_px=frame.tile_px),
             ome_xml=describe_image(slide.info, transform, dataclasses.asdict(options), frame, path.name),
             icc_profile=slide.info.icc_profile,
@@ -179,7 +359,7 @@ def warp_slide(
             output_mpp=frame.mpp,
             output_levels=written.levels,
             output_bytes=written.file_bytes,
-            glass=mask.glass,
+            background=mask.background,
             written_px=counts.done_px,
             on_slide=counts.valid_px / max(1, counts.done_px),
             seconds=seconds,
@@ -196,23 +376,23 @@ def warp_slide(
 
 
 def report_path(output: Path) -> Path:
-    """Where the report of an output goes."""
+    """Return the path of the report of an output."""
     return output.with_name(f"{output.name}.json")
 
 
 def _check_outputs(path: Path, slide: Slide, overwrite: bool) -> None:
-    """Refuse what cannot be written, and only then make the folder."""
-    existing = next(place for place in path.absolute().parents if place.exists())
+    """Check that the output can be written, then create its folder."""
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
     check_output(existing / path.name if existing != path.absolute().parent else path, overwrite)
     make_folder(path.parent)
-    is_left_behind = not os.path.lexists(path) and _is_report_of(report_path(path), path.name, slide.info.quickhash)
-    check_output(report_path(path), overwrite or is_left_behind, suffixes=(".json",))
+    is_stale = not os.path.lexists(path) and _is_report_of(report_path(path), path.name, slide.info.quickhash)
+    check_output(report_path(path), overwrite or is_stale, suffixes=(".json",))
     if path.exists() and Path(slide.path).is_file() and path.samefile(slide.path):
         raise OutputError(f"{path}: this file is also the input; give the output another name")
 
 
 def _is_report_of(report: Path, name: str, quickhash: str) -> bool:
-    """Whether a file is the report of an output of this name and slide: without the output, a killed run left it."""
+    """Return whether a file is the report of this output; without the output, an interrupted run left it."""
     try:
         facts = read_json(report)
         is_same = facts["output_name"] == name and facts["source"]["quickhash"] == quickhash
@@ -222,9 +402,9 @@ def _is_report_of(report: Path, name: str, quickhash: str) -> bool:
 
 
 def _find_mask(slide: Slide, options: WarpOptions) -> tuple[TissueMask, tuple[str, ...]]:
-    """The tissue, or the whole slide where none is wanted or found; and what to say of it.
+    """Return the tissue mask, or the entire slide if none is used or found, and warnings.
 
-    What the mask says of the stain is left out: it looks for H&E.
+    Warnings of the mask about the stain are omitted, since it expects H&E.
     """
     if options.tissue == "auto":
         mask = detect_tissue(slide)
@@ -236,7 +416,7 @@ def _find_mask(slide: Slide, options: WarpOptions) -> tuple[TissueMask, tuple[st
 
 @dataclass(slots=True)
 class _Counts:
-    """What has been written: px in all, px so far, and those of them that lie on the moving slide."""
+    """Progress of writing: px in total, px so far, and px on the moving slide."""
 
     total_px: int
     done_px: int = 0
@@ -248,13 +428,13 @@ def _tiles(
     transform: Transform,
     frame: OutputFrame,
     occupied: BoolImage,
-    glass: RGB,
+    background: RGB,
     executor: Executor,
     ahead: int,
     counts: _Counts,
     progress: ProgressCallback,
 ) -> Iterator[Tile]:
-    """The occupied tiles in raster order, warped in threads; at most ``ahead`` wait."""
+    """Iterate over the occupied tiles in raster order, warped in threads; at most ``ahead`` are queued."""
 
     def warp(place: tuple[int, int]) -> tuple[Tile, int]:
         row, column = place
@@ -262,7 +442,7 @@ def _tiles(
             (np.arange(number * frame.tile_px, (number + 1) * frame.tile_px) + 0.5) * mpp
             for number, mpp in zip((column, row), frame.mpp, strict=True)
         )
-        warped = read_warped(slide, transform, frame.read_mpp, x, y, glass)
+        warped = read_warped(slide, transform, frame.read_mpp, x, y, background)
         return Tile(column, row, warped.pixels), int(warped.valid.sum())
 
     progress(Progress("warping", 0, counts.total_px))

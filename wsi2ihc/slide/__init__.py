@@ -1,14 +1,13 @@
-"""From a file to pixels: open a slide, and read any region of it at any resolution."""
+"""Open slides, and read regions of them at any resolution."""
 
-from .agreement import agreeing_levels, level_problems
-from .colour import srgb_profile, to_srgb_transform
-from .dicom_folder import dicom_files, dicom_slides, is_dicom
-from .grid import WorkingGrid, overview_grid, working_grid
+from .grid import WorkingGrid, overview_grid, read_overview, read_region, working_grid
+from .icc import srgb_profile, to_srgb_transform
 from .image_choice import NO_CHOICE, Choice
-from .opening import is_zarr, open_slide
+from .metadata import known_mpp
+from .open import is_zarr, open_slide
 from .protocol import ImageEntry, Level, Slide, SlideInfo, SlideWrapper, is_same_slide
-from .regions import read_overview, read_region
-from .resolution import known_mpp
+from .readers.dicom import dicom_files, dicom_slides, is_dicom
+from .slide_view import agreeing_levels, level_problems
 
 __all__ = [
     "NO_CHOICE",

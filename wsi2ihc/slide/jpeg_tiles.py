@@ -1,21 +1,12 @@
-"""Tiles of a TIFF, decoded straight from the file.
-
-For slides that OpenSlide reads this is the fast path: OpenSlide decodes the same tiles, but then paints them, four
-bytes a pixel, through Cairo; without that, reading is about four times as fast. On levels whose downsample is not an
-integer there is a second reason: OpenSlide is asked in level-0 px and interpolates between the pixels of such a level,
-which blurs them; a tile decoded here has the pixels as stored. Such a level is read this way only if `prove` found its
-pixels equal to those that OpenSlide reads.
-
-For all other TIFFs, local or remote, this is the only path: the libraries that could read them decode whatever a stream
-claims to be, and pass over damage.
-"""
+"""Decode TIFF tiles directly from the file, with a cache."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,34 +14,119 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from ..arrays import RGB, WHITE, RGBImage
 from ..errors import UnreadableSlideError
-from ..geometry import Region
-from .pixels import composited, fill_with
-from .tiff_facts import TileTable
-from .tile_cache import TileCache
+from ..geometry import RGB, WHITE, Region, RGBImage, Size
+from .protocol import composited, fill_with
+from .tiff_metadata import TileTable
 from .tile_codecs import Decode, check_count, tile_decoder
+
+MIN_CACHE_BYTES = 32 * 2**20
+MAX_CACHE_BYTES = 128 * 2**20
+
+_SLAB_BYTES = 8 * 2**20
+
+
+class TileSlot:
+    """Memory of one decoded tile, which returns to its `TileCache` when this object is deleted."""
+
+    __slots__ = ("_free", "pixels")
+
+    def __init__(self, pixels: RGBImage, free: deque[RGBImage]) -> None:
+        self.pixels = pixels
+        self._free = free
+
+    def __del__(self) -> None:
+        self._free.append(self.pixels)
+
+
+class TileCache:
+    """First-in, first-out cache of decoded tiles of one size. Thread-safe.
+
+    A hit does not refresh a tile: windows are read row by row, so the windows to the right and below need a tile soon
+    after it was decoded, and never again. (An LRU cache would have to be twice as large for the same effect.)
+
+    Memory: ``capacity_bytes``, one slab of 8 MiB, and the tiles that threads are working on. Memory is allocated in
+    slabs and reused, because new memory from the system costs half as much time as decoding into it.
+
+    Parameters
+    ----------
+    tile
+        Size of the tiles in px.
+    capacity_bytes
+        Capacity of the cache.
+    samples
+        Samples per px.
+    """
+
+    def __init__(self, tile: Size, capacity_bytes: int, samples: int = 3) -> None:
+        self._shape = (tile.height, tile.width, samples)
+        self._tile_bytes = tile.area_px * samples
+        self.capacity = capacity_bytes // self._tile_bytes
+        self._tiles: OrderedDict[Hashable, TileSlot] = OrderedDict()
+        self._free: deque[RGBImage] = deque()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def get(self, key: Hashable) -> TileSlot | None:
+        """Return a tile, which must not be written to, or None."""
+        return self._tiles.get(key)  # one operation of a dict: atomic
+
+    def slot(self) -> TileSlot:
+        """Return uninitialized memory for a tile."""
+        try:
+            pixels = self._free.pop()
+        except IndexError:
+            count = max(1, _SLAB_BYTES // self._tile_bytes)
+            pixels, *others = np.empty((count, *self._shape), np.uint8)
+            self._free.extend(others)
+        return TileSlot(pixels, self._free)
+
+    def put(self, key: Hashable, slot: TileSlot) -> None:
+        """Add a tile, which must not be written to afterwards."""
+        with self._lock:
+            self._tiles[key] = slot
+            if len(self._tiles) > self.capacity:
+                self._tiles.popitem(last=False)
+
+    def clear(self) -> None:
+        """Remove all tiles."""
+        with self._lock:
+            self._tiles.clear()
+        self._free.clear()
+
+
+def cache_bytes(level: Size, tile: Size, bytes_per_px: int = 3) -> int:
+    """Return the cache capacity for a level: three rows of tiles, but at least 32 MiB and at most 128 MiB.
+
+    Windows that are read row by row share one or two rows of tiles with the row of windows below. Between two uses of a
+    tile, one row of windows is read, of which only tiles near the edges of windows are cached.
+    """
+    columns = -(-level.width // tile.width)
+    return min(max(3 * columns * tile.area_px * bytes_per_px, MIN_CACHE_BYTES), MAX_CACHE_BYTES)
+
 
 logger = logging.getLogger(__name__)
 
 _SHARED_BAND_PX = 168
-"""Windows overlap their neighbours by two halos, of 84 px for ResNet-9; tiles this close to an edge are held."""
+"""Distance to an edge of the window within which tiles are cached: windows overlap by two halos (ResNet-9: 84 px)."""
 
 _PROOF_TILES, _PROOF_CANDIDATES = 3, 12
 
-MISPLACED = "the place in the file that is stated for it cannot be right"
+MISPLACED = "its stated offset in the file cannot be right"
 
-_ONE_COLOUR_RANGE = 48
-"""Gray levels within which a tile that is stored once for several places has to stay: only background is the same."""
+_ONE_COLOR_RANGE = 48
+"""Largest range of gray levels of a tile that is stored once for several positions, which must be background."""
 
 
 class TileFile(Protocol):
-    """Where the bytes of tiles come from. Thread-safe."""
+    """Source of the bytes of tiles. Thread-safe."""
 
     name: str
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """So many bytes from an offset; fewer at the file's end."""
+        """Read ``count`` bytes at an offset; fewer at the end of the file."""
         ...
 
     def close(self) -> None: ...
@@ -100,11 +176,11 @@ class DirectTiles:
     file
         The file.
     tables
-        For each level that may be read this way, its tiles and how many level-0 px one of its px spans.
+        Tile table and downsample of each level that may be read this way.
     cache_bytes
-        Bound of the cache of decoded tiles, per size of tile (a slide has one, rarely two).
+        Capacity of the cache of decoded tiles, per tile size (a slide has one, rarely two).
     premultiplied
-        Whether colours are already multiplied by the fourth sample, alpha, where there is one.
+        Whether colors are already multiplied by the fourth sample, alpha, if there is one.
     """
 
     def __init__(
@@ -134,26 +210,26 @@ class DirectTiles:
         return frozenset(self._sources)
 
     def table(self, level: int) -> TileTable:
-        """Where the tiles of one of these levels lie."""
+        """Return the tile table of one of these levels."""
         return self._sources[level].table
 
     def drop(self, level: int) -> None:
-        """Read this level no more."""
+        """Remove a level from those that can be read."""
         del self._sources[level]
 
     def close(self) -> None:
-        """Close the file and let go of the cache."""
+        """Close the file and clear the cache."""
         self._file.close()
         for source in self._sources.values():
             source.cache.clear()
 
     def read(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
-        """Put the pixels of ``region`` (px of the level, inside it) into ``out``; ``fill`` where tiles are missing.
+        """Read the pixels of ``region`` (px of the level, inside it) into ``out``; missing tiles have color ``fill``.
 
         Raises
         ------
         UnreadableSlideError
-            Where a tile is damaged.
+            If a tile is damaged.
         """
         source = self._sources[level]
         table, tile = source.table, source.table.tile
@@ -209,16 +285,16 @@ class DirectTiles:
                 single = np.empty((*out.shape[:2], 1), np.uint8)
                 source.decode(self._stored(plane, row, column), single)
                 out[..., number] = single[..., 0]
-            if table.shared is not None and table.shared[row, column] and not has_one_colour(out):
+            if table.shared is not None and table.shared[row, column] and not has_one_color(out):
                 raise ValueError(MISPLACED)
-        # What the codecs raise is derived from these.
+        # Errors of the codecs derive from these.
         except (OSError, ValueError, RuntimeError) as error:
             if self._file.closed:
                 raise ValueError(f"{self._file.name} is closed") from None
             raise damaged(self._file.name, region, source.downsample, error) from error
 
     def samples(self, level: int, row: int, column: int) -> RGBImage:
-        """All samples of one tile, its padding left out: (height, width, samples).
+        """Return all samples of one tile without padding, (height, width, samples).
 
         Raises
         ------
@@ -233,7 +309,7 @@ class DirectTiles:
         return pixels[: region.height, : region.width]
 
     def _stored(self, table: TileTable, row: int, column: int) -> bytes:
-        """The bytes of one tile."""
+        """Read the encoded bytes of one tile."""
         offset, count = int(table.offsets[row, column]), int(table.byte_counts[row, column])
         check_count(table, count)
         data = self._file.read_at(offset, count)
@@ -242,7 +318,7 @@ class DirectTiles:
         return data
 
     def _scratch(self, table: TileTable) -> RGBImage:
-        """Memory for one tile, of this thread, which stays in the CPU's cache."""
+        """Return memory of this thread for one tile, which stays in the CPU cache."""
         shape = (table.tile.height, table.tile.width, table.samples)
         scratch: RGBImage | None = getattr(self._local, "scratch", None)
         if scratch is None or scratch.shape != shape:
@@ -250,26 +326,26 @@ class DirectTiles:
         return scratch
 
 
-def has_one_colour(pixels: RGBImage) -> bool:
-    """Whether pixels can be background, of which a file may hold one tile for several places."""
+def has_one_color(pixels: RGBImage) -> bool:
+    """Whether a tile can be background, which a file may store once for several positions."""
     sparse = pixels[::4, ::4]
-    return bool((sparse.max((0, 1)).astype(int) - sparse.min((0, 1)) <= _ONE_COLOUR_RANGE).all())
+    return bool((sparse.max((0, 1)).astype(int) - sparse.min((0, 1)) <= _ONE_COLOR_RANGE).all())
 
 
 def damaged(name: str, region: Region, downsample: float, reason: object) -> UnreadableSlideError:
-    """The error for a place, given in px of a level, that cannot be read."""
+    """Return the error for a region, in px of a level, that cannot be read."""
     x, y, width, height = (round(side * downsample) for side in (region.x, region.y, region.width, region.height))
     return UnreadableSlideError(
         f"{name}: damaged at level-0 px x {x}, y {y} (within {width}×{height} px): {reason}; "
-        "copy the file again from its source, or go on without such places (--on-read-error glass)"
+        "copy the file again from its source, or continue without such regions (--on-read-error background)"
     )
 
 
 def prove(direct: DirectTiles, level: int, library: Callable[[int, Region], RGBImage | None], name: str) -> bool:
-    """Whether the tiles of a level, decoded here, equal what the slide's library reads.
+    """Whether tiles of a level, decoded here, equal the pixels that the library of the slide reads.
 
-    Compares three tiles (first, middle and last of those that exist), or others where these are damaged. ``library``
-    gives None for a region that it cannot read without interpolating; at least one tile has to be compared.
+    Three tiles are compared (first, middle and last of the existing ones), or others if these are damaged. ``library``
+    returns None for a region that it cannot read without interpolation; at least one tile must be compared.
     """
     table = direct.table(level)
     existing = np.argwhere(table.byte_counts > 0)
@@ -295,7 +371,7 @@ def prove(direct: DirectTiles, level: int, library: Callable[[int, Region], RGBI
 
 
 def _picks(count: int) -> list[int]:
-    """Which of so many tiles to compare, each once: the first, the middle, the last, then some in between."""
+    """Return the indices of tiles to compare: the first, the middle, the last, then some in between."""
     if count == 0:
         return []
     spread = np.linspace(0, count - 1, _PROOF_CANDIDATES).astype(int).tolist()
@@ -303,10 +379,10 @@ def _picks(count: int) -> list[int]:
 
 
 def _passing(table: TileTable, region: Region) -> tuple[range, range]:
-    """Rows and columns of the tiles that no neighbouring region will want, so that they need not be held.
+    """Return rows and columns of the tiles that neighboring regions do not need, so that they are not cached.
 
-    These are all but those within `_SHARED_BAND_PX` of an edge. Of a region whose edges all lie on borders between
-    tiles, or at the level's end, neighbours want none: windows with a halo hardly ever lie so.
+    These are the tiles not within `_SHARED_BAND_PX` of an edge. If all edges of a region lie on borders between tiles,
+    or at the end of the level, neighbors need none: windows with a halo rarely have such edges.
     """
     size, tile = table.size, table.tile
     fits = (region.x % tile.width, region.y % tile.height) == (0, 0)
@@ -322,7 +398,7 @@ def _passing(table: TileTable, region: Region) -> tuple[range, range]:
 
 
 def _inner(start: int, stop: int, tile_px: int, level_px: int) -> range:
-    """Along one axis, the tiles that lie wholly inside, and not near an edge beyond which the level goes on."""
+    """Return the tiles along one axis that lie inside, and not near an edge beyond which the level continues."""
     first = start + (_SHARED_BAND_PX if start > 0 else 0)
     last = stop - _SHARED_BAND_PX if stop < level_px else stop + tile_px - 1
     return range(-(-first // tile_px), last // tile_px)

@@ -1,14 +1,22 @@
-"""What a slide is to the rest of the program: facts, and pixels of one level."""
+"""The `Slide` protocol: metadata, and pixels of one level."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from ..arrays import RGB, WHITE, RGBImage
-from ..geometry import Region, Size
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..errors import UnreadableSlideError
+from ..geometry import RGB, WHITE, Region, RGBImage, Size
+from ..text import pluralize
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +69,14 @@ class SlideInfo:
     magnification:   objective's nominal magnification, or None
     bounds:          the scanned area in level-0 px (the whole slide where the format has none)
     background:      what the format says missing areas look like; white where it says nothing
-    icc_profile:     embedded colour profile, or None
+    icc_profile:     embedded color profile, or None
     quickhash:       OpenSlide's quickhash-1 where it has one, else a hash of our own with the prefix "sha256:"
-    changed_at:      when the file was last changed, whole s since 1970; None of what is no local file. It tells a file
-                     that was copied anew from what it was: readers' hashes do not cover all pixels
-    problems:        what is wrong or doubtful, one sentence each, for people
-    mpp_option:      what a user states another mpp with, for messages
-    levels_checked:  whether the lower levels were compared with level 0 (see `agreement`)
-    images:          what the file holds, the slide included; empty where that is not known
+    changed_at:      modification time of a local file, whole s since 1970, else None. It distinguishes a file from one
+                     that replaced it, because the hashes of readers do not cover all pixels
+    problems:        human-readable problems and warnings, one sentence each
+    mpp_option:      command-line option that states another mpp, for messages
+    levels_checked:  whether the lower levels were compared with level 0
+    images:          images of the file, including the slide; empty if unknown
     """
 
     name: str
@@ -190,3 +198,157 @@ class SlideWrapper:
 
     def __reduce__(self) -> tuple[object, ...] | str:
         return self._slide.__reduce__()
+
+
+_MIXED_SHARE = 0.1
+"""Largest fraction of half-transparent pixels of an alpha channel, where they occur only at edges."""
+
+
+def alpha_in(samples: npt.NDArray[np.uint8]) -> Literal["", "straight", "premultiplied"]:
+    """Whether the fourth of four samples, (n, 4), behaves as alpha, and whether the colors are multiplied by it.
+
+    Alpha is 255 or 0 nearly everywhere, and where it is 0 there are no colors. Infrared, focus or filler is not so.
+    """
+    colors, fourth = samples[:, :3], samples[:, 3]
+    clear = fourth == 0
+    if not clear.any() or not (fourth == 255).any():
+        return ""
+    mixed = (fourth > 0) & (fourth < 255)
+    if mixed.mean() > _MIXED_SHARE or np.ptp(colors[clear], axis=0).any():
+        return ""
+    return "premultiplied" if (colors.max(axis=1) <= fourth).all() else "straight"
+
+
+def transparent(name: str) -> str:
+    """The message for an image that cannot be seen at all."""
+    return f"{name}: its alpha channel makes all of it transparent; export it as RGB without alpha"
+
+
+def fill_with(pixels: RGBImage, color: RGB) -> None:
+    """Set all of an image, or of a view of one, to one color."""
+    # One value for all channels is a memset; three are not.
+    pixels[...] = color[0] if color[0] == color[1] == color[2] else color
+
+
+def filled(width: int, height: int, color: RGB) -> RGBImage:
+    """A new image of one color, (height, width, 3)."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    fill_with(pixels, color)
+    return pixels
+
+
+def composited(image: Image.Image, fill: RGB) -> RGBImage:
+    """An RGBA image (not premultiplied) laid over ``fill``: (height, width, 3) uint8.
+
+    Pixels of full opacity are left exactly as they are, and those of none become exactly ``fill``.
+    """
+    alpha = image.getchannel("A")
+    low, high = alpha.getextrema()
+    if low == 255:
+        return np.asarray(image.convert("RGB"))
+    if high == 0:
+        return filled(image.width, image.height, fill)
+    base = Image.new("RGB", image.size, fill)
+    base.paste(image.convert("RGB"), mask=alpha)
+    return np.asarray(base)
+
+
+_RGB, _PALETTE, _YCBCR = 2, 3, 6
+
+_PHOTOMETRIC = {
+    0: "gray levels (MinIsWhite)",
+    1: "gray levels (MinIsBlack)",
+    4: "a transparency mask",
+    5: "inks (CMYK)",
+    8: "CIE L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32803: "a color filter array",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "linear raw samples",
+    51177: "a depth map",
+}
+"""PhotometricInterpretation (TIFF tag 262) that is not RGB."""
+
+_SAMPLE_FORMAT = {2: "signed integers", 3: "floating-point numbers", 5: "complex integers", 6: "complex numbers"}
+
+Alpha = Literal["", "straight", "premultiplied", "unspecified"]
+
+
+@dataclass(frozen=True, slots=True)
+class PixelKind:
+    """The kind of the samples of an image.
+
+    samples:  samples per pixel
+    bits:     bits per sample
+    problem:  why they are not 8-bit RGB, to follow "its pixels"; "" if they are
+    alpha:    what the fourth sample is; "" if there is none
+    note:     how they are converted, one sentence, or ""
+    """
+
+    samples: int
+    bits: int
+    problem: str = ""
+    alpha: Alpha = ""
+    note: str = ""
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the image can be a slide."""
+        return not self.problem
+
+    def refusal(self, name: str) -> UnreadableSlideError:
+        """Create the error for a file with pixels of this kind."""
+        return not_rgb(name, self.problem)
+
+
+def pixel_kind(page: TiffPage) -> PixelKind:
+    """Determine the kind of the pixels of a TIFF page from its tags."""
+    samples, bits = int(page.samplesperpixel), int(page.bitspersample)
+    photometric = int(page.photometric)
+
+    def bad(problem: str) -> PixelKind:
+        return PixelKind(samples, bits, problem)
+
+    depths = page.tags.valueof(258, default=bits)
+    depths = depths if isinstance(depths, tuple) else (depths,)
+    if bits != 8 or any(depth != 8 for depth in depths):
+        return bad(samples_of_bits(samples, max(bits, *map(int, depths))))
+    if int(page.sampleformat) in _SAMPLE_FORMAT:
+        return bad(f"are {_SAMPLE_FORMAT[int(page.sampleformat)]}")
+    if int(page.imagedepth) != 1:
+        return bad(f"lie in {page.imagedepth} planes of one image (ImageDepth)")
+    if photometric == _PALETTE and samples == 1:
+        return PixelKind(samples, bits, note="Its colors are indexed (a palette); they are converted to RGB.")
+    if samples < 3:
+        return bad(samples_of_bits(samples, bits))
+    if photometric not in (_RGB, _YCBCR):
+        meaning = _PHOTOMETRIC.get(photometric, f"of an unknown kind (PhotometricInterpretation {photometric})")
+        return bad(f"have {samples} samples that the file declares to be {meaning}")
+    if samples == 3:
+        return PixelKind(samples, bits)
+    if samples > 4 or photometric == _YCBCR:
+        return bad(f"have {samples} samples, of which only 3 are colors")
+    return PixelKind(samples, bits, alpha=_alpha(page))
+
+
+def samples_of_bits(samples: int, bits: int) -> str:
+    """Describe pixels that have too few samples, or samples of another depth."""
+    return f"have {pluralize(samples, 'sample')} of {pluralize(bits, 'bit')}"
+
+
+def not_rgb(name: str, problem: str) -> UnreadableSlideError:
+    """Create the error for an image with pixels of another kind; ``problem`` follows "its pixels"."""
+    return UnreadableSlideError(
+        f"{name}: its pixels {problem}, not 8-bit RGB, so it cannot be read as a brightfield slide; "
+        "export the H&E image as 8-bit RGB"
+    )
+
+
+def _alpha(page: TiffPage) -> Alpha:
+    """Determine the kind of the fourth sample (ExtraSamples, TIFF tag 338)."""
+    extra = [int(kind) for kind in page.extrasamples]
+    if extra[:1] == [1]:
+        return "premultiplied"
+    return "straight" if extra[:1] == [2] else "unspecified"

@@ -1,11 +1,9 @@
-"""Where the tissue is: detection on an overview, masks in and out, and whether the slide looks like H&E."""
+"""Tissue detection on an overview, mask files, and the check for H&E staining."""
 
-from .detect import Finding, find_tissue
-from .files import load_mask, read_mask, save_mask
+from .background import green_excess, staining_warning
+from .detection import Finding, detect_tissue, find_tissue, measure_background, whole_slide
 from .mask import Annotation, TissueMask
-from .placing import place_mask, without_margin
-from .staining import green_excess, staining_warning
-from .survey import detect_tissue, measure_glass, whole_slide
+from .mask_io import load_mask, read_mask, save_mask
 
 __all__ = [
     "Annotation",
@@ -15,11 +13,9 @@ __all__ = [
     "find_tissue",
     "green_excess",
     "load_mask",
-    "measure_glass",
-    "place_mask",
+    "measure_background",
     "read_mask",
     "save_mask",
     "staining_warning",
     "whole_slide",
-    "without_margin",
 ]

@@ -1,4 +1,4 @@
-"""Paired data sets with HER2 levels whose stain says which: in BCI's layout, with a table of slides."""
+"""Paired datasets whose stain strength depends on the HER2 level, with a table of slides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from make_images import stained_image
 from PIL import Image
 
-from wsi2ihc.arrays import RGBImage
+from wsi2ihc.geometry import RGBImage
 
 STRENGTHS = {"0": 0.05, "1+": 0.3, "2+": 0.6, "3+": 1.2}
 
@@ -23,7 +23,7 @@ def write_data(
 ) -> Path:
     """``pairs.csv`` with a slide for every level in train (two) and in test, of so many patches each.
 
-    The H&E is the stained image, mirrored in colour, so that a colour regression can find it again.
+    The H&E is the stained image, mirrored in color, so that a color regression can find it again.
     """
     rows = []
     for split, slides in (("train", 2), ("test", 1)):

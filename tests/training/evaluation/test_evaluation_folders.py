@@ -13,11 +13,11 @@ from PIL import Image
 
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.training.data import Order
-from wsi2ihc.training.evaluation.folders import evaluate_folders
+from wsi2ihc.training.evaluation.image_folders import evaluate_folders
 from wsi2ihc.training.evaluation.options import EvaluateOptions
-from wsi2ihc.training.evaluation.presenting import present
+from wsi2ihc.training.evaluation.report import make_report
 
-QUICK = EvaluateOptions(resamples=100, pictures=1)
+QUICK = EvaluateOptions(resamples=100, examples=1)
 NAMES = ("00000_test_1+", "00001_test_3+", "00002_test_3+", "00003_test_1+")
 
 
@@ -42,22 +42,22 @@ def test_each_virtual_folder_is_a_method(folders: dict[str, Path]) -> None:
     good, bad = (result.scores.subset().values() for result in evaluation.methods[:2])
     assert good["psnr"] > 25 > bad["psnr"]
     assert evaluation.levels == ("1+", "3+"), "from names as in BCI"
-    assert evaluation.unit == "patches"
-    assert "scored references" in evaluation.calibration.source
-    report = present(evaluation, resamples=100)
+    assert evaluation.resampling_unit == "patches"
+    assert "scored references" in evaluation.threshold_fit.source
+    report = make_report(evaluation, resamples=100)
     assert "good" in report.data["methods"]
 
 
-def test_groups_make_the_intervals(folders: dict[str, Path]) -> None:
-    options = EvaluateOptions(resamples=100, pictures=0, group_by=r"_(?P<slide>\d\+)", stained_from=0.2)
+def test_intervals_are_over_groups(folders: dict[str, Path]) -> None:
+    options = EvaluateOptions(resamples=100, examples=0, group_by=r"_(?P<slide>\d\+)", stained_from=0.2)
     evaluation = evaluate_folders(folders["real"], [folders["good"]], None, options)
-    assert evaluation.unit == "groups"
+    assert evaluation.resampling_unit == "groups"
     assert evaluation.methods[0].scores.subset().units == ("group 1+", "group 3+")
-    assert evaluation.calibration.stained_from == 0.2
+    assert evaluation.threshold_fit.stained_from == 0.2
     assert any("--he" in note for note in evaluation.notes)
 
 
-def test_folders_that_do_not_match_name_the_first_missing_partners(folders: dict[str, Path]) -> None:
+def test_mismatched_folders_name_the_first_missing_partners(folders: dict[str, Path]) -> None:
     (folders["good"] / f"{NAMES[1]}.png").unlink()
     with pytest.raises(DatasetError, match=r"good lacks partners of 00001_test_3\+"):
         evaluate_folders(folders["real"], [folders["good"]], None, QUICK)
@@ -70,13 +70,13 @@ def test_folders_that_do_not_match_name_the_first_missing_partners(folders: dict
         evaluate_folders(folders["real"], [folders["bad"]], None, QUICK)
 
 
-def test_sizes_that_differ_are_named(folders: dict[str, Path]) -> None:
+def test_different_sizes_are_an_error(folders: dict[str, Path]) -> None:
     Image.new("RGB", (64, 60)).save(folders["good"] / f"{NAMES[2]}.png")
     with pytest.raises(DatasetError, match=r"00002_test_3\+\.png has 64×60 px"):
         evaluate_folders(folders["real"], [folders["good"]], None, QUICK)
 
 
-def test_a_corrupt_image_is_named(folders: dict[str, Path]) -> None:
+def test_corrupt_image_is_named(folders: dict[str, Path]) -> None:
     file = folders["good"] / f"{NAMES[0]}.png"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
@@ -99,17 +99,17 @@ def test_identical_images_are_counted(folders: dict[str, Path]) -> None:
     shutil.copy(folders["real"] / f"{NAMES[0]}.png", folders["good"] / f"{NAMES[0]}.png")
     evaluation = evaluate_folders(folders["real"], [folders["good"]], None, QUICK)
     assert evaluation.methods[0].scores.subset().identical == 1
-    report = present(evaluation, resamples=100)
+    report = make_report(evaluation, resamples=100)
     assert any("1 image without a PSNR" in note for note in report.sections[0].contents[0].notes)  # type: ignore[union-attr]
 
 
-def test_one_image_will_do(folders: dict[str, Path]) -> None:
+def test_single_image(folders: dict[str, Path]) -> None:
     for name in NAMES[1:]:
         for folder in folders.values():
             for file in folder.glob(f"{name}.*"):
                 file.unlink()
-    report = present(evaluate_folders(folders["real"], [folders["good"]], None, QUICK), resamples=100)
-    assert report.data["methods"]["good"]["figures"]["ssim"]["low"] is None
+    report = make_report(evaluate_folders(folders["real"], [folders["good"]], None, QUICK), resamples=100)
+    assert report.data["methods"]["good"]["metrics"]["ssim"]["low"] is None
 
 
 def linked(source: Path, target: Path) -> None:
@@ -139,7 +139,7 @@ def saved_again(source: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [linked, hard_linked, one_linked, shutil.copytree, saved_again])
-def test_references_under_another_name_are_no_virtual_images(
+def test_references_under_another_name_are_not_virtual_images(
     folders: dict[str, Path], tmp_path: Path, make: Callable[[Path, Path], None]
 ) -> None:
     make(folders["real"], tmp_path / "again")
@@ -150,15 +150,15 @@ def test_references_under_another_name_are_no_virtual_images(
 @pytest.mark.parametrize(
     ("virtual", "he"), [("real", None), ("real", "he"), ("good", "real"), ("good", "good"), ("x/real", None)]
 )
-def test_one_folder_for_two_roles_is_refused(folders: dict[str, Path], virtual: str, he: str | None) -> None:
+def test_one_folder_for_two_roles_is_an_error(folders: dict[str, Path], virtual: str, he: str | None) -> None:
     base = folders["real"].parent
     (base / "x").mkdir()
     (base / "x" / "real").symlink_to(folders["real"])
-    with pytest.raises(DatasetError, match=r"are the same images .* name a folder for each"):
+    with pytest.raises(DatasetError, match=r"are the same images .* give a separate folder"):
         evaluate_folders(folders["real"], [base / virtual], he and base / he, QUICK)  # type: ignore[arg-type]
 
 
-def test_two_methods_may_have_made_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_two_methods_may_have_the_same_output(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["good"], tmp_path / "again")
     evaluation = evaluate_folders(folders["real"], [folders["good"], tmp_path / "again"], None, QUICK)
     assert [result.method.name for result in evaluation.methods] == ["good", "again"]
@@ -172,7 +172,7 @@ def test_two_methods_may_have_made_the_same(folders: dict[str, Path], tmp_path: 
         (("_real_A", "_fake_A", "_real_B"), "BA"),
     ],
 )
-def test_roles_are_told_by_names_as_in_pix2pix(
+def test_roles_from_names_as_in_pix2pix(
     folders: dict[str, Path], tmp_path: Path, ends: tuple[str, str, str], order: Order
 ) -> None:
     images = tmp_path / "images"
@@ -200,7 +200,7 @@ def test_names_as_in_pix2pix_need_their_partners(folders: dict[str, Path], tmp_p
         evaluate_folders(images, [images], None, QUICK)
 
 
-def test_folders_of_one_name_are_told_apart_by_their_parents(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_folders_of_one_name_are_distinguished_by_their_parents(folders: dict[str, Path], tmp_path: Path) -> None:
     for run, source in (("run1", "good"), ("run2", "bad")):
         shutil.copytree(folders[source], tmp_path / run / "images")
     copies = [tmp_path / "run1" / "images", tmp_path / "run2" / "images"]

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from make_images import stained_image
 
-from wsi2ihc.arrays import RGBBatch
 from wsi2ihc.errors import OptionError
-from wsi2ihc.training.evaluation.methods import Method
-from wsi2ihc.training.evaluation.resolution import at_own_resolution
+from wsi2ihc.geometry import RGBBatch
+from wsi2ihc.training.evaluation.methods import Method, at_model_resolution
 
 
 def model(mpp: float | None, seen: list[tuple[int, ...]], multiple_px: int = 16) -> Method:
@@ -21,16 +20,16 @@ def model(mpp: float | None, seen: list[tuple[int, ...]], multiple_px: int = 16)
 
 
 @pytest.mark.parametrize(("mpp", "patch_mpp"), [(0.5, 0.46), (0.5, 0.5), (0.5, None), (None, 0.25)])
-def test_a_model_of_the_patches_resolution_gets_them_as_they_are(mpp: float | None, patch_mpp: float | None) -> None:
+def test_no_resampling_at_the_same_resolution(mpp: float | None, patch_mpp: float | None) -> None:
     method = model(mpp, [])
-    assert at_own_resolution(method, patch_mpp) is method
+    assert at_model_resolution(method, patch_mpp) is method
 
 
 @pytest.mark.parametrize(("mpp", "scaled"), [(0.5, (1, 48, 64, 3)), (0.125, (1, 192, 208, 3)), (0.3, (1, 80, 96, 3))])
-def test_patches_are_brought_to_the_models_resolution_and_answers_back(mpp: float, scaled: tuple[int, ...]) -> None:
+def test_patches_are_resampled_for_the_model_and_back(mpp: float, scaled: tuple[int, ...]) -> None:
     seen: list[tuple[int, ...]] = []
     image = stained_image(1, 112)[:96, :103]
-    method = at_own_resolution(model(mpp, seen), 0.25)
+    method = at_model_resolution(model(mpp, seen), 0.25)
     assert method.translate is not None
     (answer,) = method.translate(image[np.newaxis])
     assert seen == [scaled], "padded to multiples of 16"
@@ -40,6 +39,6 @@ def test_patches_are_brought_to_the_models_resolution_and_answers_back(mpp: floa
 
 
 @pytest.mark.parametrize("patch_mpp", [0.02, 5.0])
-def test_a_model_of_quite_another_resolution_is_refused(patch_mpp: float) -> None:
-    with pytest.raises(OptionError, match="too different to judge it by"):
-        at_own_resolution(model(0.5, []), patch_mpp)
+def test_very_different_resolution_is_an_error(patch_mpp: float) -> None:
+    with pytest.raises(OptionError, match="too different for an evaluation"):
+        at_model_resolution(model(0.5, []), patch_mpp)

@@ -12,27 +12,24 @@ import tifffile
 from make_slides import halves, write_slide
 from scipy.ndimage import uniform_filter
 
-from wsi2ihc.arrays import RGBImage
 from wsi2ihc.demo import synthetic_tissue
-from wsi2ihc.demo.restained import IHC_GLASS, restain
+from wsi2ihc.demo.ihc_pair import IHC_BACKGROUND, restain
 from wsi2ihc.errors import DatasetError, TransformError
-from wsi2ihc.generator.builtin import counterstain
-from wsi2ihc.generator.registry import load_generator
-from wsi2ihc.geometry import Region, Size
+from wsi2ihc.geometry import Region, RGBImage, Size
+from wsi2ihc.models.builtin import counterstain
+from wsi2ihc.models.registry import load_model
 from wsi2ihc.pyramid import PyramidOptions
-from wsi2ihc.registration.files import save_transform
 from wsi2ihc.registration.transform import SlideFrame, Transform, affine, frame_of, identity
+from wsi2ihc.registration.transform_io import save_transform
 from wsi2ihc.slide import open_slide
-from wsi2ihc.slide.memory_slide import MemorySlide
-from wsi2ihc.training.evaluation.grid_seams import GridSeams, measure_grid
+from wsi2ihc.slide.readers.image_reader import MemorySlide
 from wsi2ihc.training.evaluation.options import EvaluateOptions
-from wsi2ihc.training.evaluation.origin import CellGrid
-from wsi2ihc.training.evaluation.scores import ImageFacts, Scores
-from wsi2ihc.training.evaluation.slide_presenting import present_slide
+from wsi2ihc.training.evaluation.report import make_slide_report
+from wsi2ihc.training.evaluation.slide_grid import BorderGrid, GridSeams, SlideComparison, measure_seams, plan_squares
 from wsi2ihc.training.evaluation.slides import area_agreement, evaluate_slides
-from wsi2ihc.training.evaluation.squares import SlidePair, plan_squares
+from wsi2ihc.training.metrics.bootstrap import ImageMetadata, Scores
 from wsi2ihc.translation.options import TranslateOptions
-from wsi2ihc.translation.pipeline import translate
+from wsi2ihc.translation.translate import translate
 
 QUICK = EvaluateOptions(resamples=100)
 SHIFT_PX = 40
@@ -48,7 +45,7 @@ def ihc() -> RGBImage:
 def slides(tmp_path_factory: pytest.TempPathFactory, ihc: RGBImage) -> Path:
     folder = tmp_path_factory.mktemp("slides")
     write_slide(folder / "virtual.tif", halves(ihc, 2), compression="deflate")
-    moved = np.full((600 + SHIFT_PX, 700 + SHIFT_PX, 3), IHC_GLASS, np.uint8)
+    moved = np.full((600 + SHIFT_PX, 700 + SHIFT_PX, 3), IHC_BACKGROUND, np.uint8)
     moved[SHIFT_PX:, SHIFT_PX:] = ihc
     write_slide(folder / "reference.tif", halves(moved, 2), compression="deflate")
     pale = restain(synthetic_tissue(700, 600, seed=1), 1, 0.5)
@@ -57,7 +54,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory, ihc: RGBImage) -> Path:
     return folder
 
 
-def test_the_right_transform_finds_the_same_pixels(slides: Path) -> None:
+def test_correct_transform_finds_the_same_pixels(slides: Path) -> None:
     result = evaluate_slides(
         str(slides / "reference.tif"), str(slides / "virtual.tif"), slides / "transform.json", QUICK, square_um=50
     )
@@ -73,7 +70,7 @@ def test_the_right_transform_finds_the_same_pixels(slides: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["virtual", "reference"])
-def test_levels_that_do_not_show_the_slide_are_not_used(slides: Path, tmp_path: Path, role: str) -> None:
+def test_inconsistent_levels_are_not_used(slides: Path, tmp_path: Path, role: str) -> None:
     images = {name: tifffile.imread(slides / f"{name}.tif") for name in ("virtual", "reference")}
     (tmp_path / "true").mkdir()
     for name, image in images.items():
@@ -96,61 +93,61 @@ def test_levels_that_do_not_show_the_slide_are_not_used(slides: Path, tmp_path: 
 
 @pytest.mark.parametrize("role", ["virtual", "reference", "he"])
 @pytest.mark.parametrize("is_copy", [False, True])
-def test_one_slide_for_two_roles_is_refused(slides: Path, tmp_path: Path, role: str, is_copy: bool) -> None:
+def test_one_slide_for_two_roles_is_an_error(slides: Path, tmp_path: Path, role: str, is_copy: bool) -> None:
     names = {"reference": "reference.tif", "virtual": "virtual.tif", "he": "pale.tif"}
     files = {kind: str(slides / name) for kind, name in names.items()}
     other = "reference" if role == "virtual" else "virtual"
     files[role] = files[other]
     if is_copy:
         files[role] = shutil.copy(files[other], tmp_path / "copy.tif")
-    with pytest.raises(DatasetError, match="name the same slide"):
+    with pytest.raises(DatasetError, match="are the same slide"):
         evaluate_slides(files["reference"], files["virtual"], None, QUICK, he=files["he"])
 
 
-def test_a_virtual_slide_of_the_reference_itself_is_noted(slides: Path, tmp_path: Path) -> None:
+def test_virtual_slide_of_the_reference_itself_is_noted(slides: Path, tmp_path: Path) -> None:
     with open_slide(slides / "virtual.tif") as slide:
-        translate(slide, load_generator("identity"), tmp_path / "v.ome.tiff", TranslateOptions(tissue="none"))
+        translate(slide, load_model("identity"), tmp_path / "v.ome.tiff", TranslateOptions(tissue="none"))
     result = evaluate_slides(str(slides / "virtual.tif"), str(tmp_path / "v.ome.tiff"), None, QUICK, square_um=50)
     assert any(
-        "virtual.tif is the slide that the virtual slide was made from" in one for one in result.evaluation.notes
+        "virtual.tif is the slide from which the virtual slide was made" in one for one in result.evaluation.notes
     )
 
 
-def test_too_little_stain_shows_in_the_maps_and_the_report(slides: Path) -> None:
+def test_weak_stain_appears_in_maps_and_report(slides: Path) -> None:
     result = evaluate_slides(str(slides / "virtual.tif"), str(slides / "pale.tif"), None, QUICK, square_um=50)
     known = np.isfinite(result.maps.reference)
     assert known.sum() == len(result.squares.chosen) > 10
     assert (result.maps.virtual[known] - result.maps.reference[known]).mean() < -0.02
-    report = present_slide(result, resamples=100)
+    report = make_slide_report(result, resamples=100)
     names = {one.name for section in report.sections for one in section.contents}
-    assert {"map_reference", "map_virtual", "map_error", "places", "seams", "overview_virtual"} <= names
+    assert {"map_reference", "map_virtual", "map_error", "agreement", "seams", "overview_virtual"} <= names
     json.dumps(report.data, allow_nan=False)
     assert len(report.data["slide"]["squares"]) == len(result.squares.chosen)
 
 
-def test_a_part_of_a_slide_lies_where_its_report_says(slides: Path, tmp_path: Path, ihc: RGBImage) -> None:
+def test_position_of_a_region_from_its_metadata(slides: Path, tmp_path: Path, ihc: RGBImage) -> None:
     part = tmp_path / "part.tif"
     write_slide(part, halves(np.ascontiguousarray(ihc[100:500, 200:680]), 2), compression="deflate")
     (tmp_path / "part.tif.json").write_text(
         json.dumps({
             "position_um": [100, 50], "output_size": {"width": 480, "height": 400}, "source": {},
             "options": {"pyramid": {"tile_px": 256}},
-            "plan": {"cell": [128, 128], "cell_origin": [-36, -36], "halo_px": 88, "overlap_px": 0},
+            "plan": {"core_size": [128, 128], "core_origin": [-36, -36], "halo_px": 88, "overlap_px": 0},
             "seams": {"z": 0.7},
         })
     )  # fmt: skip
     result = evaluate_slides(str(slides / "virtual.tif"), str(part), None, QUICK, square_um=50)
     assert result.evaluation.methods[0].scores.subset().values()["stain_r"] > 0.9999
-    assert [one.what for one in result.seams] == ["tiles of 256 px", "cores of 128×128 px"]
+    assert [one.borders_of for one in result.seams] == ["tiles of 256 px", "cores of 128×128 px"]
     assert result.origin.seams == {"z": 0.7}
 
 
-def test_the_translations_own_report_says_where_a_part_lies(slides: Path, tmp_path: Path) -> None:
+def test_position_of_a_region_from_the_translation_report(slides: Path, tmp_path: Path) -> None:
     with open_slide(slides / "virtual.tif") as slide:
         options = TranslateOptions(
             region=Region(200, 100, 480, 400), tissue="none", pyramid=PyramidOptions(compression="deflate")
         )
-        translate(slide, load_generator("identity"), tmp_path / "part.ome.tiff", options)
+        translate(slide, load_model("identity"), tmp_path / "part.ome.tiff", options)
     for name in ("part", "moved"):  # with its report, and without
         virtual = tmp_path / f"{name}.ome.tiff"
         if name == "moved":
@@ -161,9 +158,9 @@ def test_the_translations_own_report_says_where_a_part_lies(slides: Path, tmp_pa
         assert result.origin.is_reported is (name == "part")
 
 
-def test_an_he_slide_or_a_transform_of_another_slide_is_refused(slides: Path, tmp_path: Path) -> None:
+def test_he_slide_or_transform_of_another_slide_is_an_error(slides: Path, tmp_path: Path) -> None:
     with open_slide(slides / "virtual.tif") as slide:
-        translate(slide, load_generator("identity"), tmp_path / "v.ome.tiff", TranslateOptions(tissue="none"))
+        translate(slide, load_model("identity"), tmp_path / "v.ome.tiff", TranslateOptions(tissue="none"))
     files = (str(slides / "reference.tif"), str(tmp_path / "v.ome.tiff"))
     with pytest.raises(DatasetError, match=r"was made from virtual\.tif, but --he names pale\.tif"):
         evaluate_slides(*files, slides / "transform.json", QUICK, he=str(slides / "pale.tif"))
@@ -174,7 +171,7 @@ def test_an_he_slide_or_a_transform_of_another_slide_is_refused(slides: Path, tm
         evaluate_slides(*files, tmp_path / "other.json", QUICK)
 
 
-def test_the_floor_is_made_of_the_he_slide_at_its_own_resolution(slides: Path, tmp_path: Path, ihc: RGBImage) -> None:
+def test_baseline_uses_the_he_slide_at_its_own_resolution(slides: Path, tmp_path: Path, ihc: RGBImage) -> None:
     """An H&E slide of twice the resolution shows the same tissue in the same place."""
     he = synthetic_tissue(700, 600, seed=1)
     write_slide(tmp_path / "he.tif", halves(np.repeat(np.repeat(he, 2, 0), 2, 1), 2), mpp=0.25, compression="deflate")
@@ -182,41 +179,41 @@ def test_the_floor_is_made_of_the_he_slide_at_its_own_resolution(slides: Path, t
     write_slide(tmp_path / "reference.tif", halves(ihc, 2), compression="lzw")
     files = str(tmp_path / "reference.tif"), str(slides / "virtual.tif")
     result = evaluate_slides(*files, None, QUICK, square_um=50, he=str(tmp_path / "he.tif"))
-    _, floor = result.evaluation.methods
-    assert floor.method.name == "counterstain"
+    _, baseline = result.evaluation.methods
+    assert baseline.method.name == "counterstain"
     rows, columns = result.squares.shape
     side = result.squares.side_px
-    scores = Scores([ImageFacts("all", "all")], floor.scores.scale)
+    scores = Scores([ImageMetadata("all", "all")], baseline.scores.scale)
     for row, column in result.squares.chosen:
         part = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
         with open_slide(slides / "virtual.tif") as slide:
             ihc = slide.read_level(0, Region(0, 0, columns * side, rows * side))[part]
-        scores.add(ImageFacts("all", "all"), counterstain(he[part][np.newaxis])[0], ihc)
-    expected, found = scores.subset().values(), floor.scores.subset().values()
+        scores.add(ImageMetadata("all", "all"), counterstain(he[part][np.newaxis])[0], ihc)
+    expected, found = scores.subset().values(), baseline.scores.subset().values()
     assert found["l1"] == pytest.approx(expected["l1"], rel=0.02)
     assert found["psnr"] == pytest.approx(expected["psnr"], abs=0.3)
 
 
-def test_a_transform_of_other_slides_is_refused(slides: Path, tmp_path: Path) -> None:
+def test_transform_of_other_slides_is_an_error(slides: Path, tmp_path: Path) -> None:
     frame = SlideFrame("other.tif", Size(123, 456), (0.5, 0.5), "")
     save_transform(tmp_path / "other.json", Transform(np.eye(2, 3), moving=frame))
     with pytest.raises(TransformError, match=r"other\.tif"):
         evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), tmp_path / "other.json", QUICK)
 
 
-def test_tissue_beside_tissue_is_no_coverage() -> None:
+def test_neighboring_tissue_does_not_count_as_coverage() -> None:
     left = np.full((400, 400, 3), 243, np.uint8)
     right = left.copy()
     tissue = synthetic_tissue(160, 400, seed=3)
     left[:, :160], right[:, 240:] = tissue, tissue
-    pair = SlidePair(*(MemorySlide(image, "slide", (0.5, 0.5)) for image in (left, right)), identity())
-    with pytest.raises(DatasetError, match="no tissue in the same place"):
+    pair = SlideComparison(*(MemorySlide(image, "slide", (0.5, 0.5)) for image in (left, right)), identity())
+    with pytest.raises(DatasetError, match="no common tissue"):
         plan_squares(pair, 200)
 
 
-def test_slides_without_tissue_in_the_same_place_are_refused(slides: Path, tmp_path: Path) -> None:
+def test_slides_without_common_tissue_are_an_error(slides: Path, tmp_path: Path) -> None:
     save_transform(tmp_path / "far.json", affine([[1, 0, 5000], [0, 1, 5000]]))
-    with pytest.raises(DatasetError, match="no tissue in the same place"):
+    with pytest.raises(DatasetError, match="no common tissue"):
         evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), tmp_path / "far.json", QUICK)
     with pytest.raises(DatasetError, match="smaller than one square"):
         evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), None, QUICK, square_um=2000)
@@ -227,8 +224,8 @@ def seams(
 ) -> GridSeams:
     slide = MemorySlide(image, "virtual", (0.5, 0.5))
     source = None if he is None else MemorySlide(he, "he", (0.5, 0.5))
-    return measure_grid(
-        SlidePair(slide, slide, identity(), he=source), CellGrid("cells", (256, 256), origin, overlap_px)
+    return measure_seams(
+        SlideComparison(slide, slide, identity(), he=source), BorderGrid("cells", (256, 256), origin, overlap_px)
     )
 
 
@@ -239,7 +236,7 @@ def checked(image: RGBImage, fade_px: int = 1) -> RGBImage:
     return np.clip(image.astype(int) + steps, 0, 255).astype(np.uint8)
 
 
-def test_a_grid_of_steps_stands_out_and_plain_tissue_does_not(ihc: RGBImage) -> None:
+def test_grid_of_steps_is_detected_in_tissue_only(ihc: RGBImage) -> None:
     tissue = np.tile(ihc, (2, 2, 1))
     smooth, found = seams(tissue), seams(checked(tissue))
     assert smooth.z is not None
@@ -256,7 +253,7 @@ def test_a_grid_of_steps_stands_out_and_plain_tissue_does_not(ihc: RGBImage) -> 
     assert seams(np.full_like(tissue, 240)).z is None
 
 
-def test_blended_windows_of_another_shade_stand_out_though_they_leave_no_edges(ihc: RGBImage) -> None:
+def test_blended_windows_of_another_shade_are_detected_without_edges(ihc: RGBImage) -> None:
     he = np.tile(ihc, (2, 2, 1))
     virtual = (220 * (he / 255) ** 2).astype(np.uint8)
     smooth, found = (seams(image, he=he, overlap_px=32) for image in (virtual, checked(virtual, 32)))
@@ -269,7 +266,7 @@ def test_blended_windows_of_another_shade_stand_out_though_they_leave_no_edges(i
     assert found.shade_step == pytest.approx(12, abs=2)
 
 
-def test_steps_that_the_source_has_are_not_the_virtual_slides(ihc: RGBImage) -> None:
+def test_steps_of_the_source_are_divided_out(ihc: RGBImage) -> None:
     seamed = checked(np.tile(ihc, (2, 2, 1)))
     relative = seams(seamed, he=seamed)
     assert relative.is_relative

@@ -1,0 +1,238 @@
+"""Resumed builds: changed rows, missing slides, damage and unlisted files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_slide_pairs import SIZE, row, tree, write_manifest, write_pairs
+from make_slides import halves, write_slide
+
+from wsi2ihc.demo import synthetic_tissue
+from wsi2ihc.errors import OutputError
+from wsi2ihc.registration.transform import Transform, frame_of
+from wsi2ihc.registration.transform_io import save_transform
+from wsi2ihc.slide import open_slide
+from wsi2ihc.training.pairs.build import build_pairs, preview_pairs
+from wsi2ihc.training.pairs.options import PairsOptions
+from wsi2ihc.training.pairs.verify_dataset import check_dataset
+
+OPTIONS = PairsOptions(patch_size=128, mpp=1.0, validation=0.3, test=0.3, workers=2, name="ours")
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("slides"))
+
+
+@pytest.fixture(scope="module")
+def manifest(slides: Path) -> Path:
+    return write_manifest(slides / "manifest.csv", [row(number) for number in range(3)])
+
+
+@pytest.fixture(scope="module")
+def complete(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("complete") / "data"
+    build_pairs(manifest, folder, OPTIONS)
+    return folder
+
+
+@pytest.fixture
+def data(complete: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(complete, tmp_path / "data")
+
+
+def away(slides: Path, folder: Path) -> Path:
+    """The same manifest where none of its slides is."""
+    folder.mkdir()
+    return shutil.copy(slides / "manifest.csv", folder / "manifest.csv")
+
+
+def test_slides_that_are_not_there_leave_their_patches(slides: Path, data: Path, tmp_path: Path) -> None:
+    before = tree(data)
+    report = build_pairs(away(slides, tmp_path / "elsewhere"), data, OPTIONS)
+    assert (report.failed, report.kept, report.unchanged) == ((), 12, True)
+    (note,) = [note for note in report.warnings if "unavailable" in note]
+    assert note.startswith("the files of 3 pairs of slides are unavailable (S0, S1, S2): their patches are kept")
+    assert tree(data) == before
+    preview = preview_pairs(tmp_path / "elsewhere" / "manifest.csv", data, OPTIONS)
+    assert [slide.kept for slide in preview.slides] == [4, 4, 4]
+    assert any("unavailable" in note for note in preview.warnings)
+
+
+def test_rows_that_say_something_else_keep_nothing(slides: Path, data: Path, tmp_path: Path) -> None:
+    before = tree(data)
+    (tmp_path / "elsewhere").mkdir()
+    other = write_manifest(tmp_path / "elsewhere" / "m.csv", [row(number, ihc_mpp="0.4") for number in range(3)])
+    report = build_pairs(other, data, OPTIONS)
+    assert [failure.slide for failure in report.failed] == ["S0", "S1", "S2"]
+    assert report.slides == ()
+    # nothing to make a data set of: what is there is worth more
+    assert report.warnings == ("no row of the manifest can be used: the dataset is unchanged, with 12 patches",)
+    assert tree(data) == before
+
+
+def test_rows_that_go_are_told_and_wait(slides: Path, data: Path, manifest: Path) -> None:
+    before = tree(data)
+    fewer = write_manifest(slides / "fewer.csv", [row(0), row(2)])
+    report = build_pairs(fewer, data, OPTIONS)
+    wanted = "1 pair of slides not listed in the manifest (S1) removed from the dataset (4 patches kept"
+    assert any(note.startswith(wanted) for note in report.warnings)
+    assert report.kept == 8
+    assert len(list((data / "slides" / "S1" / "patches").iterdir())) == 8
+    assert build_pairs(manifest, data, OPTIONS).kept == 12
+    assert tree(data) == before
+
+
+def test_a_row_that_fails_discards_nothing(slides: Path, data: Path, manifest: Path) -> None:
+    """Another manifest with the same ids, one of whose pairs cannot be registered."""
+    before = tree(data)
+    write_slide(slides / "other.tif", halves(synthetic_tissue(*SIZE, seed=77), 2))
+    rows = [row(0), row(1, ihc_path="other.tif", transform=""), row(2)]
+    report = build_pairs(write_manifest(slides / "other.csv", rows), data, OPTIONS)
+    assert [failure.slide for failure in report.failed] == ["S1"]
+    assert any("with failed rows (S1) removed from the dataset (4 patches kept" in note for note in report.warnings)
+    assert {path.name for path in (data / "slides" / "S1" / "attempt").iterdir()} == {"before.png", "registration.json"}
+    again = build_pairs(manifest, data, OPTIONS)
+    assert [slide.is_new for slide in again.slides] == [False] * 3
+    assert tree(data) == before
+
+
+@pytest.mark.parametrize("name", ["HE/*/*.png", "slides/S1/transform.json", "slides/S0/registration.json"])
+def test_damage_is_repaired(data: Path, manifest: Path, name: str) -> None:
+    before = tree(data)
+    damaged = next(data.glob(name))
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    assert check_dataset(data).problems
+    report = build_pairs(manifest, data, OPTIONS)
+    assert sum(slide.is_new for slide in report.slides) == 1
+    assert tree(data) == before
+    assert check_dataset(data).problems == ()
+
+
+def test_pictures_may_go(data: Path, manifest: Path) -> None:
+    (data / "slides" / "S0" / "before.png").unlink()
+    assert build_pairs(manifest, data, OPTIONS).unchanged
+
+
+def test_lost_places_are_found_again(data: Path, manifest: Path) -> None:
+    before = tree(data)
+    (data / "places.json").unlink()
+    build_pairs(manifest, data, OPTIONS)
+    assert tree(data) == before
+
+
+def test_files_of_others_stay_and_are_told(slides: Path, data: Path, manifest: Path) -> None:
+    mine = data / "IHC" / "val" / "mine.png"
+    mine.write_bytes(b"a picture")
+    (data / "slides" / "S0" / "notes.txt").write_text("mine")
+    report = build_pairs(manifest, data, OPTIONS)
+    (note,) = [note for note in report.warnings if "not listed in" in note]
+    assert note.startswith("1 image in the folders of the dataset not listed in pairs.csv (IHC/val/mine.png)")
+    next((data / "HE" / "train").iterdir()).unlink()  # a slide is cut anew
+    build_pairs(manifest, data, OPTIONS)
+    assert (mine.read_bytes(), (data / "slides" / "S0" / "notes.txt").read_text()) == (b"a picture", "mine")
+
+
+def test_what_is_in_the_way_is_not_replaced(slides: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    two = write_manifest(slides / "two.csv", [row(0, split="train"), row(1, split="train")])
+    three = write_manifest(slides / "three.csv", [row(0, split="train"), row(1, split="train"), row(2, split="train")])
+    build_pairs(two, data, OPTIONS)
+    foreign = data / "HE" / "train" / "00008_train_3+.png"
+    foreign.write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"00008_train_3\+\.png already exists and is not part of this dataset"):
+        build_pairs(three, data, OPTIONS)
+    assert foreign.read_bytes() == b"mine"
+    foreign.rename(tmp_path / "mine.png")
+    assert build_pairs(three, data, OPTIONS).kept == 12
+    assert check_dataset(data).problems == ()
+
+
+# one file under two names
+
+
+def test_copies_of_one_slide_fail_all_their_rows(slides: Path, tmp_path: Path) -> None:
+    shutil.copy(slides / "he0.tif", slides / "copy.tif")
+    rows = [row(0, split="train"), row(1, he_path="copy.tif", split="test"), row(2)]
+    manifest = write_manifest(slides / "copies.csv", rows)
+    for failed in (build_pairs(manifest, tmp_path / "data", OPTIONS).failed, preview_pairs(manifest, tmp_path).failed):
+        messages = [failure.message for failure in failed if failure.slide != "S2"]
+        assert (
+            messages
+            == ["these files are identical: he0.tif (H&E of row 2), copy.tif (H&E of row 3); keep one of them"] * 2
+        )
+    (slides / "copy.tif").unlink()
+
+
+def test_one_file_as_both_stains(slides: Path, tmp_path: Path) -> None:
+    shutil.copy(slides / "he0.tif", slides / "copy.tif")
+    manifest = write_manifest(slides / "both.csv", [row(0, ihc_path="copy.tif")])
+    (failure,) = build_pairs(manifest, tmp_path / "data", OPTIONS).failed
+    assert "he0.tif (H&E of row 2), copy.tif (IHC of row 2)" in failure.message
+    (slides / "copy.tif").unlink()
+
+
+# what is told before anything is registered
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        (
+            {"ihc_mpp": "9"},
+            {},
+            "ihc0.tif: at 9 µm per px the slide is 9 times coarser than the patches (1), and at most 4",
+        ),
+        ({}, {"patch_size": 512}, "he0.tif: 300×280 px at 1 µm per px, which is smaller than a patch of 512 px"),
+    ],
+)
+def test_slides_that_give_no_patch(
+    slides: Path, tmp_path: Path, changes: dict[str, str], options: dict[str, int], message: str
+) -> None:
+    manifest = write_manifest(slides / "coarse.csv", [row(0, transform="", **changes)])
+    how = PairsOptions(**{"patch_size": 128, "mpp": 1.0, "workers": 1, **options})
+    for failed in (preview_pairs(manifest, tmp_path / "data", how).failed,
+                   build_pairs(manifest, tmp_path / "data", how).failed):  # fmt: skip
+        (failure,) = failed
+        assert message in failure.message
+        assert "model" not in failure.message
+    assert not list(tmp_path.glob("data/slides/**/registration.json"))
+
+
+def test_doubts_are_told_in_advance_and_at_the_end(slides: Path, tmp_path: Path) -> None:
+    for name, shift in (("marks-he.csv", 0), ("marks-ihc.csv", 200)):
+        points = [f"{number},{x + shift},{y}" for number, (x, y) in enumerate([(20, 20), (200, 300), (350, 80)])]
+        (slides / name).write_text("\n".join([",X,Y", *points]))
+    rows = [
+        row(0, patient_id="p", her2="0", ihc_mpp="", landmarks="marks-he.csv;marks-ihc.csv"),
+        row(1, patient_id="P", her2="3+", ihc_mpp="0.7"),
+        row(2, patient_id="P", her2="0"),
+    ]
+    manifest = write_manifest(slides / "odd.csv", rows)
+    before = preview_pairs(manifest, tmp_path / "data", OPTIONS).warnings
+    after = build_pairs(manifest, tmp_path / "data", OPTIONS).warnings
+    for wanted in (
+        "'P' and 'p' count as different patients",
+        "the patient 'P' has slides of different HER2 levels: 0 and 3+",
+        "S1: ihc1.tif states 0.5 µm per px, the manifest's column ihc_mpp 0.7, which takes precedence",
+    ):
+        for warnings in (before, after):
+            assert sum(note.startswith(wanted) for note in warnings) == 1, wanted
+    (doubt,) = [note for note in after if "landmarks contradict" in note]
+    assert doubt.startswith("S0: the landmarks contradict the transform: it misses them by 100 µm")
+    facts = json.loads((tmp_path / "data" / "slides" / "S0" / "registration.json").read_text())
+    assert facts["warnings"] == [doubt.removeprefix("S0: ")]
+    assert build_pairs(manifest, tmp_path / "data", OPTIONS).warnings == after
+
+
+def test_a_transform_of_another_file(slides: Path, tmp_path: Path) -> None:
+    with open_slide(slides / "he1.tif") as he, open_slide(slides / "ihc0.tif") as ihc:
+        save_transform(slides / "strange", Transform(np.eye(2, 3), None, frame_of(he.info), frame_of(ihc.info)))
+    manifest = write_manifest(slides / "strange.csv", [row(0, transform="strange")])
+    (failure,) = build_pairs(manifest, tmp_path / "data", OPTIONS).failed
+    assert failure.message.startswith("he0.tif: this is another file than the he1.tif that the transform was made for")
+    assert "--any-slide" not in failure.message

@@ -1,0 +1,77 @@
+"""What a child's end tells, however it comes about."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+
+import pytest
+
+from wsi2ihc.concurrency import Finished, Send, run_in_processes
+from wsi2ihc.errors import DatasetError, OutputError
+
+NAMES = ("well", "refused", "crashed", "killed", "full", "short", "odd", "left", "bytes", "surrogate", "exits")
+
+
+def work(job: str, threads: int, send: Send) -> None:
+    """One of the ways to end."""
+    send((job, threads, threading.current_thread() is threading.main_thread()))
+    logging.getLogger("wsi2ihc.work").warning("this is %s", job)
+    if job == "crashed":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == "left":
+        os._exit(7)
+    errors = {
+        "refused": DatasetError("two\nlines"),
+        "full": OutputError("the disk is full"),
+        "short": MemoryError(),
+        "odd": KeyError("x"),
+        "bytes": UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "invalid start byte"),
+        "surrogate": ValueError("a\udcff"),
+        "exits": SystemExit(3),
+    }
+    if job in errors:
+        raise errors[job]
+
+
+def test_every_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "wsi2ihc"):
+        messages = list(run_in_processes(work, NAMES, NAMES, 2))
+    heard = {NAMES[number]: message for number, message in messages if not isinstance(message, Finished)}
+    assert [heard[name][0] for name in NAMES] == list(NAMES)  # type: ignore[index]
+    ended = {NAMES[number]: message for number, message in messages if isinstance(message, Finished)}
+    assert ended["well"] == Finished()
+    assert ended["refused"] == Finished("two lines")
+    assert ended["full"] == Finished("the disk is full", fatal=True)
+    assert "lower --workers" in ended["short"].failure
+    assert "unexpected KeyError: 'x'" in ended["odd"].failure
+    assert "crashed (SIGSEGV)" in ended["crashed"].failure
+    assert "was killed (SIGKILL)" in ended["killed"].failure
+    assert "ended with code 7" in ended["left"].failure
+    assert "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff" in ended["bytes"].failure
+    assert r"ValueError: a\xff" in ended["surrogate"].failure
+    assert ended["surrogate"].failure.encode()
+    assert "ended with code 3" in ended["exits"].failure
+    assert not any(end.fatal for name, end in ended.items() if name != "full")
+    texts = {record.getMessage() for record in caplog.records if record.name == "wsi2ihc.work"}
+    assert texts == {f"{name}: this is {name}" for name in NAMES}
+
+
+def wait(job: str, threads: int, send: Send) -> None:
+    """Tell the process, and never end."""
+    send(os.getpid())
+    threading.Event().wait()
+
+
+def test_who_stops_listening_ends_the_children() -> None:
+    messages = run_in_processes(wait, ["a", "b"], ["a", "b"], 2)
+    first = next(messages)
+    second = next(messages)
+    messages.close()
+    for _, number in (first, second):
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)  # type: ignore[arg-type]

@@ -1,0 +1,329 @@
+"""Image statistics: color, sharpness, contrast and texture.
+
+`image_statistics` measures one image; `describe` summarizes the statistics of all pairs by split and HER2 level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsi2ihc.geometry import RGBImage
+
+from ..data import ROLES, Pair
+from ..data.layouts import LEVELS
+from ..pairs.quality import sharpness
+
+GRAY_LEVELS = 64
+"""Gray levels of the co-occurrence matrix."""
+
+OFFSETS = ((0, 1), (1, 1), (1, 0), (1, -1))
+"""Offsets (rows, columns) of neighbors at distance 1 and 0°, 45°, 90° and 135°."""
+
+_CONSTANT = 1e-15
+"""Standard deviation of levels below which the correlation is set to 1, as in scikit-image."""
+
+Matrix = npt.NDArray[np.float64]
+
+
+class Texture(NamedTuple):
+    """Texture features of symmetric, normalized co-occurrence matrices, averaged over four directions.
+
+    Attributes
+    ----------
+    contrast
+        Mean squared difference of neighbors, in levels from 0 to 63.
+    homogeneity
+        Mean of 1 / (1 + squared difference).
+    energy
+        Root of the sum of squared frequencies; 1 for one color.
+    correlation
+        Correlation of the levels of neighbors.
+    """
+
+    contrast: float
+    homogeneity: float
+    energy: float
+    correlation: float
+
+
+def texture(luminance: npt.NDArray[np.uint8]) -> Texture:
+    """Compute the texture features of an image (rows, columns) uint8 of at least 2 x 2 px."""
+    levels = np.asarray(luminance // (256 // GRAY_LEVELS), np.uint8)
+    by_direction = [_features(_co_occurrence(levels, *offset)) for offset in OFFSETS]
+    return Texture(*(float(np.mean(values)) for values in zip(*by_direction, strict=True)))
+
+
+def _co_occurrence(levels: npt.NDArray[np.uint8], down: int, across: int) -> Matrix:
+    """Return the symmetric, normalized co-occurrence matrix for an offset."""
+    rows, columns = levels.shape
+    one = levels[: rows - down, max(0, -across) : columns - max(0, across)]
+    other = levels[down:, max(0, across) : columns - max(0, -across)]
+    counts = cv2.calcHist(
+        [np.ascontiguousarray(one), np.ascontiguousarray(other)],
+        [0, 1],
+        None,
+        [GRAY_LEVELS] * 2,
+        [0, GRAY_LEVELS, 0, GRAY_LEVELS],
+    ).astype(np.float64)
+    return np.asarray((counts + counts.T) / (2 * counts.sum()), np.float64)
+
+
+def _features(matrix: Matrix) -> Texture:
+    squared, level = _squared_differences(), np.arange(GRAY_LEVELS)
+    marginal = matrix.sum(axis=1)
+    mean = float(marginal @ level)
+    variance = float(marginal @ (level - mean) ** 2)
+    covariance = float((level - mean) @ matrix @ (level - mean))
+    return Texture(
+        contrast=float((matrix * squared).sum()),
+        homogeneity=float((matrix / (1 + squared)).sum()),
+        energy=float(np.sqrt(np.square(matrix).sum())),
+        correlation=covariance / variance if variance > _CONSTANT**2 else 1.0,
+    )
+
+
+@functools.cache
+def _squared_differences() -> Matrix:
+    level = np.arange(GRAY_LEVELS, dtype=np.float64)
+    return np.asarray((level[:, np.newaxis] - level) ** 2, np.float64)
+
+
+RANGE_PERCENT = (1.0, 99.0)
+"""Percentiles of luminance that limit the dynamic range."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatistics:
+    """Statistics of one image; NaN if unknown.
+
+    Attributes
+    ----------
+    red, green, blue
+        Means, 0 to 255.
+    laplacian_variance
+        Variance of the Laplacian of luminance (3 x 3 kernel of four neighbors), in squared gray levels.
+    sharpness
+        See `pairs.quality.sharpness`; independent of stain and amount of tissue; NaN without resolution.
+    dynamic_range
+        99th minus 1st percentile of luminance, in gray levels.
+    rms_contrast
+        Standard deviation of luminance, in gray levels.
+    michelson_contrast
+        (99th - 1st percentile) / (99th + 1st), 0 to 1.
+    texture_contrast, texture_homogeneity, texture_energy, texture_correlation
+        See `Texture`.
+    """
+
+    red: float
+    green: float
+    blue: float
+    laplacian_variance: float
+    sharpness: float
+    dynamic_range: float
+    rms_contrast: float
+    michelson_contrast: float
+    texture_contrast: float
+    texture_homogeneity: float
+    texture_energy: float
+    texture_correlation: float
+
+
+def image_statistics(image: RGBImage, mpp: float | None) -> ImageStatistics:
+    """Measure an image (rows, columns, 3) uint8 RGB with ``mpp`` µm per px (None if unknown)."""
+    luminance = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    low, high = _percentiles(luminance)
+    red, green, blue = (float(mean) for mean in cv2.mean(image)[:3])
+    return ImageStatistics(
+        red,
+        green,
+        blue,
+        laplacian_variance=_variance(cv2.Laplacian(luminance, cv2.CV_16S)),  # 1,020 at most: exact
+        sharpness=float("nan") if mpp is None else sharpness(image, mpp),
+        dynamic_range=high - low,
+        rms_contrast=_variance(luminance) ** 0.5,
+        michelson_contrast=(high - low) / (high + low) if high else 0.0,
+        **{f"texture_{name}": value for name, value in texture(luminance)._asdict().items()},
+    )
+
+
+def _percentiles(luminance: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Return the lowest levels that `RANGE_PERCENT` of the pixels do not exceed."""
+    counts = cv2.calcHist([luminance], [0], None, [256], [0, 256]).ravel().astype(np.float64)
+    below = np.cumsum(counts)
+    low, high = (float(np.searchsorted(below, below[-1] * percent / 100)) for percent in RANGE_PERCENT)
+    return low, high
+
+
+def _variance(plane: npt.NDArray[np.generic] | cv2.typing.MatLike) -> float:
+    return float(cv2.meanStdDev(np.asarray(plane))[1][0, 0]) ** 2
+
+
+STATISTICS = tuple(one.name for one in dataclasses.fields(ImageStatistics))
+"""Names of the statistics, in order."""
+
+
+MAX_GROUPS = 30
+"""Maximum number of groups that are described separately."""
+
+ALL = "all"
+
+Stain: TypeAlias = Literal["H&E", "IHC"]
+STAINS: tuple[Stain, Stain] = ("H&E", "IHC")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and standard deviation of one statistic over images.
+
+    Attributes
+    ----------
+    mean
+        NaN without images.
+    deviation
+        Standard deviation (N - 1); NaN for fewer than two images.
+    """
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Description of a subset of the pairs.
+
+    Attributes
+    ----------
+    split
+        Role, or "all".
+    level
+        HER2 level, or "all".
+    group
+        Group or slide; "" for all.
+    pairs
+        Number of pairs.
+    groups, slides, patients
+        Numbers of groups, slides and patients; None if unknown.
+    statistics
+        Mean and deviation by stain and statistic.
+    """
+
+    split: str
+    level: str
+    group: str
+    pairs: int
+    groups: int | None
+    slides: int | None
+    patients: int | None
+    statistics: Mapping[Stain, Mapping[str, Spread]]
+
+
+def describe(
+    pairs: Sequence[Pair], statistics: Sequence[tuple[ImageStatistics, ImageStatistics]]
+) -> tuple[Description, ...]:
+    """Describe every split and HER2 level, and the whole dataset.
+
+    Parameters
+    ----------
+    pairs
+        At least one pair.
+    statistics
+        Statistics of the H&E and the IHC of each pair.
+
+    Returns
+    -------
+    tuple of Description
+        By split, then level; "all" is last. If no level is known, also by group (or slide, without groups), for 2 to
+        `MAX_GROUPS` of them.
+    """
+    table = np.array([[[getattr(one, name) for name in STATISTICS] for one in both] for both in statistics], np.float64)
+    descriptions = []
+    for split in splits_of(pairs):
+        for level in levels_of(pairs):
+            chosen = [
+                number
+                for number, pair in enumerate(pairs)
+                if split in (ALL, pair.role or "train") and level in (ALL, pair.her2)
+            ]
+            descriptions.append(_described(split, level, "", pairs, chosen, table))
+    if len(levels_of(pairs)) == 1:
+        for name, chosen in _groups(pairs):
+            descriptions.append(_described(ALL, ALL, name, pairs, chosen, table))
+    return tuple(descriptions)
+
+
+def splits_of(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Return the roles that occur and "all"; only "all" for fewer than two roles.
+
+    In a dataset with roles, pairs without a role belong to train, as in training.
+    """
+    known = {pair.role for pair in pairs} - {None}
+    roles = [role for role in ROLES if any((pair.role or "train") == role for pair in pairs)] if known else []
+    return (*roles, ALL) if len(roles) > 1 else (ALL,)
+
+
+def levels_of(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Return all HER2 levels, also those that do not occur, and "all"; only "all" if no level is known."""
+    known = {pair.her2 for pair in pairs} - {None}
+    return (*LEVELS, *sorted(str(level) for level in known - set(LEVELS)), ALL) if known else (ALL,)
+
+
+def slide_of(pair: Pair) -> tuple[str, str] | None:
+    """Return patient ("" if unknown) and slide, since slide names may repeat between patients; None without a slide."""
+    return None if pair.slide is None else (pair.patient or "", pair.slide)
+
+
+def empty_levels(descriptions: Sequence[Description]) -> Iterator[str]:
+    """Yield a warning for each level that a split lacks."""
+    splits = {one.split for one in descriptions}
+    for one in descriptions:
+        if one.pairs == 0 and (one.split != ALL or len(splits) == 1):
+            yield f"there is no pair of HER2 {one.level}" + ("" if one.split == ALL else f" in {one.split}")
+
+
+def _groups(pairs: Sequence[Pair]) -> list[tuple[str, list[int]]]:
+    for field in ("group", "slide"):
+        members: dict[str, list[int]] = {}
+        for number, pair in enumerate(pairs):
+            if (name := getattr(pair, field)) is not None:
+                members.setdefault(name, []).append(number)
+        if members:
+            return sorted(members.items()) if 2 <= len(members) <= MAX_GROUPS else []
+    return []
+
+
+def _described(
+    split: str, level: str, group: str, pairs: Sequence[Pair], chosen: Sequence[int], table: np.ndarray
+) -> Description:
+    own = [pairs[number] for number in chosen]
+    values = table[list(chosen)] if chosen else np.zeros((0, *table.shape[1:]))
+    statistics = {
+        stain: {name: _spread(values[:, index, column]) for column, name in enumerate(STATISTICS)}
+        for index, stain in enumerate(STAINS)
+    }
+    groups, slides, patients = (_count(pairs, own, field) for field in ("group", "slide", "patient"))
+    return Description(split, level, group, len(own), groups, slides, patients, statistics)
+
+
+def _count(pairs: Sequence[Pair], own: Sequence[Pair], field: str) -> int | None:
+    if all(getattr(pair, field) is None for pair in pairs):
+        return None
+    if field == "slide":
+        return len({slide_of(pair) for pair in own} - {None})
+    return len({getattr(pair, field) for pair in own} - {None})
+
+
+def _spread(values: np.ndarray) -> Spread:
+    known = values[np.isfinite(values)]
+    return Spread(
+        float(known.mean()) if known.size else math.nan,
+        float(known.std(ddof=1)) if known.size > 1 else math.nan,
+    )

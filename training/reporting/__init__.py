@@ -1,1 +1,0 @@
-"""Reports of figures and pictures: one document, written as a web page, Markdown, CSV and JSON."""

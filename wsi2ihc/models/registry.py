@@ -1,0 +1,305 @@
+"""Models by name or file, and their translators.
+
+`load_model` finds a built-in model, a bundled file or another file. `make_translator` prepares it for a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError, ModelNotFoundError
+from ..geometry import RGBBatch
+from .builtin import PixelTranslator, counterstain, identity
+from .model_spec import PIXELWISE, SUFFIX, Dependency, GeneratorSpec, Translator, file_sha256, read_spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that translates slides: a trained network, or a built-in pixelwise function.
+
+    Attributes
+    ----------
+    name
+        Listed name, or the name of the file without suffix.
+    version
+        Name and number of a built-in, as in "counterstain 1"; SHA-256 of a model file.
+    stain
+        Virtual stain, as in "HER2".
+    channel_name
+        Channel name of the output, which states that it is computed.
+    mpp
+        Resolution in µm per px; None for a built-in, which uses that of the slide.
+    license
+        License of the weights; "" if unknown.
+    description
+        One sentence for display.
+    spec
+        Specification of a trained model, else None.
+    module
+        Network in evaluation mode; None for a built-in or a model without its weights.
+    pixelwise
+        Function of a built-in, from images (N, H, W, 3) uint8 to the same; else None.
+    bytes_per_px
+        Working memory of ``pixelwise``.
+    """
+
+    name: str
+    version: str
+    stain: str
+    channel_name: str
+    mpp: float | None
+    license: str
+    description: str
+    spec: GeneratorSpec | None = None
+    module: nn.Module | None = None
+    pixelwise: Callable[[RGBBatch], RGBBatch] | None = None
+    bytes_per_px: float = 0.0
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of the model file; None for a built-in."""
+        return None if self.spec is None else self.version
+
+    @property
+    def dependency(self) -> Dependency:
+        """Receptive field, computed from the layers on each access."""
+        if self.pixelwise is not None:
+            return PIXELWISE
+        from .receptive_field import dependency
+
+        return dependency(_network(self))
+
+
+@dataclass(frozen=True, slots=True)
+class SlideStatistics:
+    """A generator with normalization statistics of a slide.
+
+    Attributes
+    ----------
+    generator
+        Generator, which is now local.
+    moved_levels
+        Change of its mean output for the sample, in red, green and blue gray levels.
+    """
+
+    generator: Model
+    moved_levels: tuple[float, float, float]
+
+
+def make_translator(
+    generator: Model, device: str | torch.device = "auto", precision: str = "auto", *, exact: bool
+) -> Translator:
+    """Make a translator of a generator for one device and precision.
+
+    Parameters
+    ----------
+    generator
+        Model; a built-in always runs on the CPU, and is always exact.
+    device
+        Single device, as for `device.parse_devices`.
+    precision
+        "auto", "fp32", "bf16" or "fp16"; see `device.choose_precision`.
+    exact
+        True for cores with a halo, which are seamless; False for windows to be blended, which the network pads.
+
+    Raises
+    ------
+    DeviceError
+        If the device is missing, several are given, or it does not support the precision.
+    ModelError
+        If ``exact`` and the generator is not local.
+    """
+    if generator.pixelwise is not None:
+        return PixelTranslator(generator.pixelwise, generator.bytes_per_px)
+    from .device import choose_precision, one_device
+    from .inference import TorchTranslator
+
+    chosen = one_device(device)
+    return TorchTranslator(
+        _network(generator), chosen, choose_precision(precision, chosen), exact=exact, name=generator.name
+    )
+
+
+def with_slide_statistics(
+    generator: Model, sample: Iterable[RGBBatch], device: str | torch.device = "cpu"
+) -> SlideStatistics:
+    """Freeze the normalization of a generator at the statistics of tissue; see `normalization.estimate_statistics`.
+
+    Parameters
+    ----------
+    generator
+        Trained model; a built-in is returned unchanged.
+    sample
+        Batches of tissue (N, H, W, 3) uint8 at the resolution of the generator, held in memory together; about 30
+        images of 256 px suffice.
+    device
+        Single device.
+
+    Raises
+    ------
+    ModelError
+        If the sample is empty, or its statistics are not finite.
+    DeviceError
+        If the device is missing.
+    """
+    if generator.pixelwise is not None:
+        return SlideStatistics(generator, (0.0, 0.0, 0.0))
+    from .device import one_device
+    from .normalization import statistics_of_pixels
+
+    estimated = statistics_of_pixels(_network(generator), sample, one_device(device))
+    return SlideStatistics(dataclasses.replace(generator, module=estimated.module), estimated.moved_levels)
+
+
+def statistics_to_bytes(estimated: SlideStatistics) -> bytes:
+    """Serialize the statistics of a slide as a safetensors file."""
+    from .normalization import to_bytes
+
+    return to_bytes(_network(estimated.generator), estimated.moved_levels)
+
+
+def statistics_from_bytes(generator: Model, content: bytes) -> SlideStatistics:
+    """Restore a generator with statistics of `statistics_to_bytes`, bit by bit.
+
+    Raises
+    ------
+    ModelError
+        If they are damaged, or belong to another generator.
+    """
+    from .normalization import from_bytes
+
+    stored = from_bytes(_network(generator), content)
+    return SlideStatistics(dataclasses.replace(generator, module=stored.module), stored.moved_levels)
+
+
+def _network(generator: Model) -> nn.Module:
+    if generator.module is None:
+        raise ModelError(f"the model {generator.name} has no weights; load it with load_model")
+    return generator.module
+
+
+DEFAULT_MODEL = "pan-ck-demo"
+"""A demonstration on an epithelial marker of the colon, not HER2; see docs/models/pan-ck-demo/README.md."""
+
+BUNDLED = Path(__file__).with_name("bundled")
+"""Folder of the trained models of this package, each as ``name.safetensors``."""
+
+_BUILT_IN = (
+    Model(
+        name="counterstain",
+        version="counterstain 1",
+        stain="hematoxylin",
+        channel_name="counterstain (computed)",
+        mpp=None,
+        license="Apache-2.0",
+        description="Takes the eosin out by color deconvolution: what an IHC-negative slide would look like.",
+        pixelwise=counterstain,
+        bytes_per_px=6.0,
+    ),
+    Model(
+        name="identity",
+        version="identity 1",
+        stain="H&E",
+        channel_name="H&E (copy)",
+        mpp=None,
+        license="Apache-2.0",
+        description="Gives the slide back as it is; to test the path.",
+        pixelwise=identity,
+        bytes_per_px=3.0,
+    ),
+)
+
+
+def list_models() -> tuple[Model, ...]:
+    """List the built-in and bundled models by name, without their networks."""
+    bundled = map(describe_generator, BUNDLED.glob(f"*{SUFFIX}"))
+    return tuple(sorted([*_BUILT_IN, *bundled], key=lambda model: model.name))
+
+
+def describe_generator(name_or_path: str | Path) -> Model:
+    """Describe a model without its network, and without torch. Its ``version`` is unique.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelError
+        As `load_model` does.
+    """
+    found = _find(name_or_path)
+    if isinstance(found, Model):
+        return found
+    spec = read_spec(found)  # first, since it refuses other files
+    return _described(found.stem, file_sha256(found), spec)
+
+
+def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
+    """Load a model by name, or from a file of `save_checkpoint`.
+
+    The default model is a demonstration on pan-cytokeratin, not HER2.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such model or file; the message lists the models.
+    ModelError
+        If the file is not a usable model, or its weights make an ordinary image overflow.
+    """
+    found = _find(name_or_path)
+    if isinstance(found, Model):
+        return found
+    from .inference import check_response
+    from .model_file import load_checkpoint
+
+    module, spec, sha256 = load_checkpoint(found)
+    if found.parent != BUNDLED:
+        check_response(module, found.name)
+    return replace(_described(found.stem, sha256, spec), module=module)
+
+
+def _find(name_or_path: str | Path) -> Model | Path:
+    """Return a built-in model, or the path of an existing model file."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(f"a model is given by its name or file, not as a {type(name_or_path).__name__}")
+    name = os.fspath(name_or_path)
+    for model in _BUILT_IN:
+        if name == model.name:
+            return model
+    path = BUNDLED / f"{name}{SUFFIX}" if Path(name).name == name else Path(name)
+    if not _exists(path):
+        path = Path(name)
+    if not name or not _exists(path):
+        names = ", ".join(model.name for model in list_models())
+        raise ModelNotFoundError(f"there is no model or file {name!r:.200}; the models are {names}, or give a file")
+    return path
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a path exists; False if its name is too long for the system."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _described(name: str, version: str, spec: GeneratorSpec) -> Model:
+    """Make a model without its network from a specification."""
+    kind = f"{'ResNet' if spec.architecture == 'resnet' else 'U-Net'} of depth {spec.depth}, width {spec.width}"
+    summary = f"{kind}, {spec.norm} norm, trained at {spec.mpp:g} µm/px"
+    return Model(
+        name=name,
+        version=version,
+        stain=spec.stain,
+        channel_name=f"virtual {spec.stain} (computed)",
+        mpp=spec.mpp,
+        license=spec.license,
+        description=f"{spec.about} ({summary})" if spec.about else summary,
+        spec=spec,
+    )

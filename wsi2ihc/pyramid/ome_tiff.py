@@ -1,0 +1,267 @@
+"""Write pyramidal OME-TIFF: level 0 in the first image, lower levels in its SubIFDs."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tifffile import TiffWriter
+
+from ..geometry import RGB, BoolImage, Size
+from ..storage import disk_errors
+from .downsample import Cascade
+from .encode import TileSpool, make_encoder, tiff_compression
+from .levels import PyramidLevel, Tile, plan_levels
+from .options import PyramidOptions
+from .tile_queue import TileFeed, default_pending
+
+SUBIFDS_TAG = 330
+HEADER = struct.Struct("<2sHHHQ")  # byte order, version (43), bytes of an offset (8), 0, offset of the first image
+ENTRY = struct.Struct("<HHQQ")  # tag, type, count, value or offset of the values
+OFFSET = struct.Struct("<Q")
+
+
+def chain_levels(file: Path) -> None:
+    """Link the first image to its first SubIFD and each SubIFD to the next, in place.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a little-endian BigTIFF, or has more than one image in its chain already.
+    """
+    with file.open("r+b") as tiff:
+        order, bigtiff, _, _, first_image = HEADER.unpack(tiff.read(HEADER.size))
+        if (order, bigtiff) != (b"II", 43):
+            raise ValueError(f"{file.name} is not a little-endian BigTIFF")
+        entries, link = _directory(tiff, first_image)
+        tiff.seek(link)
+        if tiff.read(OFFSET.size) != bytes(OFFSET.size):
+            raise ValueError(f"{file.name} has more than one image in its chain")
+        offsets = [first_image, *_subifds(tiff, entries)]
+        for image, following in pairwise((*offsets, 0)):
+            _, link = _directory(tiff, image)
+            tiff.seek(link)
+            tiff.write(OFFSET.pack(following))
+
+
+def chain_problem(file: Path, levels: Sequence[Size]) -> str:
+    """Describe why OpenSlide does not read all levels of a file; "" if it does."""
+    import openslide
+
+    with openslide.OpenSlide(file) as slide:
+        seen = [Size(*size) for size in slide.level_dimensions]
+        if seen != list(levels):
+            return f"OpenSlide sees {len(seen)} levels instead of {len(levels)}"
+        for number in range(len(levels)):
+            slide.read_region((0, 0), number, (1, 1))
+    return ""
+
+
+def _directory(tiff: BinaryIO, offset: int) -> tuple[list[tuple[int, int, int]], int]:
+    """Return (tag, count, value) of each entry of an image, and the position of the offset of the next image."""
+    tiff.seek(offset)
+    (count,) = OFFSET.unpack(tiff.read(OFFSET.size))
+    entries = [ENTRY.unpack(tiff.read(ENTRY.size)) for _ in range(count)]
+    return [(tag, number, value) for tag, _, number, value in entries], tiff.tell()
+
+
+def _subifds(tiff: BinaryIO, entries: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Return the offsets of the SubIFDs of an image."""
+    for tag, values, value in entries:
+        if tag == SUBIFDS_TAG:
+            if values == 1:  # a single offset is stored in the entry itself
+                return [value]
+            tiff.seek(value)
+            return [OFFSET.unpack(tiff.read(OFFSET.size))[0] for _ in range(values)]
+    return []
+
+
+UM_PER_CM = 10_000.0
+CONTAINER: dict[str, Any] = {"bigtiff": True, "byteorder": "<", "ome": False, "shaped": False}
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidReport:
+    """Summary of a written pyramid.
+
+    Attributes
+    ----------
+    levels
+        Sizes of all levels, largest first.
+    blank_tiles
+        Number of tiles that have only the fill color and share their bytes.
+    tiles
+        Number of tiles of all levels.
+    sha256
+        SHA-256 of the file or folder, once it is known (`files.sha256_of`).
+    """
+
+    levels: tuple[Size, ...]
+    file_bytes: int
+    blank_tiles: int
+    tiles: int
+    sha256: str = ""
+
+
+def write_pyramid(
+    file: Path,
+    tiles: Iterable[Tile],
+    occupied: BoolImage,
+    size: Size,
+    mpp: tuple[float, float],
+    fill: RGB,
+    options: PyramidOptions,
+    *,
+    ome_xml: str,
+    icc_profile: bytes | None,
+    executor: Executor,
+    on_progress: Callable[[int], None] | None = None,
+    max_pending: int | None = None,
+) -> PyramidReport:
+    """Write a pyramidal OME-TIFF from the finished tiles of its largest level.
+
+    Memory bound: that of `TileFeed` (raw tiles in flight, encoded tiles out of order) and of `Cascade` (one row of
+    tiles of each lower level), and about 150 bytes of index per tile, most of it in tifffile. Blank tiles need no
+    memory for pixels.
+
+    Parameters
+    ----------
+    file
+        Path to write to; an existing file is replaced (`published` protects the final path). A temporary file of about
+        a quarter of the result is in the same folder meanwhile.
+    tiles
+        The occupied tiles of level 0, each exactly once and nearly in raster order (see `TileFeed`). Consumed in the
+        calling thread to the end, and closed, also after a failure.
+    occupied
+        (rows, columns) of tiles of level 0: False for tiles that have only the color ``fill``, which must not come.
+    size
+        Size of level 0 in px.
+    mpp
+        µm per px of level 0 along (x, y).
+    fill
+        Color of blank tiles.
+    options
+        Tile size, compression, compatibility.
+    ome_xml
+        Image description of level 0, ASCII (see `ome_xml`).
+    icc_profile
+        Stored with each level, or None.
+    executor
+        Thread pool that encodes and halves tiles; may be shared.
+    on_progress
+        Called in the calling thread with the number of occupied tiles of level 0 written so far.
+    max_pending
+        Most raw tiles in flight; by default twice the number of cores, at least 16.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, for example because the disk is full.
+    ValueError
+        If the tiles differ from ``occupied``, or come too far out of order.
+    Exception
+        Any error of ``tiles`` or a codec, unchanged. In each case no job is left running, and ``file`` is not a valid
+        image.
+    """
+    if not ome_xml.isascii():
+        raise ValueError("a TIFF image description has to be ASCII")
+    levels = plan_levels(size, options.tile_px, occupied)
+    encode = make_encoder(options)
+    blank = np.empty((options.tile_px, options.tile_px, 3), np.uint8)
+    blank[:] = fill
+    feed: TileFeed | None = None
+    with disk_errors(file, unless=lambda error: feed is not None and error is feed.source_failure):
+        with TileSpool(file.parent, levels) as spool:
+            cascade = Cascade(levels, blank, encode, spool.put)
+            feed = TileFeed(tiles, levels[0], cascade.finish, executor, max_pending or default_pending())
+            sources: list[Callable[[int], bytes]] = [_with_progress(feed.encoded, on_progress)]
+            sources += [partial(spool.get, number) for number in range(1, len(levels))]
+            with contextlib.closing(feed), TiffWriter(file, **CONTAINER) as tiff:
+                for number, (level, source) in enumerate(zip(levels, sources, strict=True)):
+                    tags = _tags(number, len(levels), mpp, ome_xml, icc_profile) | tiff_compression(options)
+                    tiff.write(_payloads(level.occupied, encode(blank), source), **_layout(level), **tags)
+                    if number == 0:
+                        feed.finish()
+                tiff.filehandle.flush()  # TiffWriter ignores an error of this on closing
+        if options.openslide_compatible:
+            chain_levels(file)
+        file_bytes = file.stat().st_size
+    tile_count = sum(level.occupied.size for level in levels)
+    occupied_count = sum(int(level.occupied.sum()) for level in levels)
+    return PyramidReport(tuple(level.size for level in levels), file_bytes, tile_count - occupied_count, tile_count)
+
+
+def _payloads(occupied: BoolImage, blank: bytes, encoded: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yield (bytes to append, byte count) for each tile of one level in raster order, as tifffile expects.
+
+    The offset that tifffile stores for a tile is the end of the file before its bytes are appended. A blank tile that
+    appends nothing thus has the offset of the next appended bytes: the last tile of each run of blank tiles appends
+    the encoded blank tile, and the whole run shares it. No tile has a byte count of 0.
+    """
+    flat = occupied.tobytes()
+    last = len(flat) - 1
+    for index, is_occupied in enumerate(flat):
+        if is_occupied:
+            data = encoded(index)
+            yield data, len(data)
+        else:
+            ends_run = index == last or flat[index + 1]
+            yield blank if ends_run else b"", len(blank)
+
+
+def _with_progress(
+    encoded: Callable[[int], bytes], on_progress: Callable[[int], None] | None
+) -> Callable[[int], bytes]:
+    if on_progress is None:
+        return encoded
+    done = count(1)
+
+    def encoded_with_progress(index: int) -> bytes:
+        data = encoded(index)
+        on_progress(next(done))
+        return data
+
+    return encoded_with_progress
+
+
+def _layout(level: PyramidLevel) -> dict[str, Any]:
+    return {
+        "shape": (level.size.height, level.size.width, 3),
+        "dtype": "uint8",
+        "tile": (level.tile_px, level.tile_px),
+        "photometric": "rgb",
+    }
+
+
+def _tags(
+    number: int, level_count: int, mpp: tuple[float, float], ome_xml: str, icc_profile: bytes | None
+) -> dict[str, Any]:
+    """Return the arguments of `TiffWriter.write` that differ between levels or describe the image."""
+    tags: dict[str, Any] = {
+        "metadata": None,
+        "software": _software(),
+        "resolution": tuple(UM_PER_CM / (um * 2**number) for um in mpp),
+        "resolutionunit": "CENTIMETER",
+        "iccprofile": icc_profile,
+    }
+    if number > 0:
+        return tags | {"subfiletype": 1}
+    if level_count > 1:  # some readers fail on an empty SubIFDs tag
+        tags["subifds"] = level_count - 1
+    return tags | {"description": ome_xml}
+
+
+def _software() -> str:
+    try:
+        return f"wsi2ihc {version('wsi2ihc')}"
+    except PackageNotFoundError:
+        return "wsi2ihc"

@@ -1,0 +1,507 @@
+"""Checkpoint folder of a resumable translation.
+
+The folder ``.NAME.bands`` lies beside the output. It holds the shared plan (`write_plan`), the growing image, a done
+marker for each finished band, locks, and at the end a commit record of the published output. It gets its name when it
+is complete, and only one process at a time creates, opens or removes it (`checkpoint_lock`). A band is done if its
+marker lists exactly the shards on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from ..concurrency import Progress, ProgressCallback
+from ..errors import OutputBusyError, OutputError
+from ..files import read_json, read_regular
+from ..geometry import Size
+from ..pyramid import PyramidOptions
+from ..pyramid.levels import PyramidLevel
+from ..pyramid.ome_zarr import remove_replaced, remove_tree, shard_grid, shard_path
+from ..storage import exclusive_lock, hidden_files, hidden_path, hidden_stem, is_there, published, unused
+from ..tissue import Annotation, TissueMask
+from .bands import Band
+from .job import SharedPlan, TranslationJob
+from .report import TranslateReport, is_stored_as
+from .seams import SeamStatistics
+from .windows import WindowLayout
+
+IMAGE, DONE, LOCKS, IN_USE, COMMITTED = "image.ome.zarr", "done", "locks", "in-use", "committed.json"
+"""Names in the folder: the image, done markers, locks, a file locked by each user, the commit record."""
+
+PLAN, MASK, STATISTICS = "plan.json", "mask.npz", "statistics.safetensors"
+"""Names of the files of the shared plan."""
+
+FORMAT, VERSION = "wsi2ihc-bands", 5
+_CHECKSUM = "sha256"
+"""Key of the checksum of the plan: a fill or core size that changed on disk would change pixels."""
+
+LARGEST_FILE_BYTES = 1 << 30
+"""Masks have one pixel for several µm of the slide, and statistics a few numbers per channel."""
+
+_SUFFIX = "partial"
+
+PAUSE_S = 0.5
+"""Interval at which the work of other processes is polled."""
+
+_log = logging.getLogger(__name__)
+
+
+def checkpoint_path(output: Path) -> Path:
+    """Return the path of the checkpoint folder that processes share."""
+    return output.with_name(hidden_stem(_visible_path(output)))
+
+
+def hidden_checkpoint_path(output: Path) -> Path:
+    """Return a new path for a checkpoint folder that is being created or removed, or belongs to one process only."""
+    return hidden_path(_visible_path(output), _SUFFIX)
+
+
+def _visible_path(output: Path) -> Path:
+    """Return the path from which the hidden names of checkpoint folders are derived."""
+    return output.with_name(f"{output.name}.bands")
+
+
+def count_done(output: Path) -> int | None:
+    """Count the done markers in the checkpoint folder of an output; None if there is no such folder."""
+    folder = checkpoint_path(output) / DONE
+    return sum(path.suffix == ".json" for path in folder.iterdir()) if folder.is_dir() else None
+
+
+@contextmanager
+def checkpoint_lock(output: Path, progress: ProgressCallback, *, wait: bool) -> Iterator[bool]:
+    """Lock the checkpoint folder of an output against creation, opening and removal by other processes.
+
+    Yields
+    ------
+    bool
+        Whether it is locked; False on file systems without locks.
+
+    Raises
+    ------
+    OutputBusyError
+        If another process holds the lock and ``wait`` is False.
+    """
+    with exclusive_lock(
+        output.parent,
+        _busy_message(output),
+        f"{checkpoint_path(output).name}.lock",
+        timeout_s=math.inf if wait else 0.0,
+        poll_s=PAUSE_S,
+        on_wait=lambda: progress(Progress("waiting for another process")),
+    ) as is_locked:
+        yield is_locked
+
+
+def remove_stale(output: Path, *, shared: bool) -> None:
+    """Remove folders that interrupted runs left under hidden names.
+
+    Raises
+    ------
+    OutputBusyError
+        If the process of such a folder is alive, unless ``shared``.
+    """
+    for leftover in hidden_files(_visible_path(output), _SUFFIX):
+        try:
+            with _ensure_unused(leftover, output):
+                remove_tree(leftover)
+                _log.info("removed %s, left behind by an interrupted run", leftover.name)
+        except OutputBusyError:
+            if not shared:
+                raise
+        except OutputError as error:
+            _log.warning("%s", error)
+
+
+def remove_checkpoint(folder: Path, output: Path) -> None:
+    """Remove a checkpoint folder: rename it in one step, then delete its files.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses.
+    """
+    hidden = hidden_checkpoint_path(output)
+    try:
+        folder.rename(hidden)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be removed ({error.strerror}); {output.name} does not need it") from error
+    remove_tree(hidden)
+
+
+def remove_unused(output: Path) -> None:
+    """Remove the shared checkpoint folder.
+
+    Raises
+    ------
+    OutputBusyError
+        If a process uses it.
+    OutputError
+        If the file system refuses.
+    """
+    with _ensure_unused(checkpoint_path(output), output):
+        remove_checkpoint(checkpoint_path(output), output)
+
+
+def discard_checkpoint(output: Path) -> None:
+    """Remove all checkpoint folders of a complete output, except those that a process uses or may use."""
+    try:
+        with checkpoint_lock(output, lambda _: None, wait=False):
+            remove_stale(output, shared=True)
+            remove_replaced(output)
+            if checkpoint_path(output).is_dir():
+                remove_unused(output)
+    except OSError as error:
+        _log.info("%s", error)
+
+
+def _ensure_unused(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]:
+    if not (folder / IN_USE).is_file():
+        return contextlib.nullcontext()
+    return unused(folder / IN_USE, _busy_message(output))
+
+
+def _busy_message(output: Path) -> str:
+    return f"another run is writing {output}: wait for it to end, or choose another name"
+
+
+@dataclass(frozen=True, slots=True)
+class DoneMarker:
+    """Record of a finished band.
+
+    Attributes
+    ----------
+    shards
+        Size in bytes and SHA-256 of each shard, by its path in the image.
+    seams
+        Seam statistics; None if the model cannot produce seams.
+    model_s
+        Seconds spent in the translators.
+    run_s
+        Seconds spent on the band.
+    damaged_areas
+        Unreadable areas of the slide known to the process, as (level, x, y).
+    """
+
+    shards: Mapping[str, tuple[int, str]]
+    seams: SeamStatistics | None
+    model_s: float
+    run_s: float
+    damaged_areas: tuple[tuple[int, int, int], ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size in bytes of each shard, by its path in the image."""
+        return {name: size for name, (size, _) in self.shards.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to a dictionary for `json.dumps`."""
+        return {
+            "shards": dict(self.shards),
+            "seams": None if self.seams is None else self.seams.to_json(),
+            "model_s": self.model_s,
+            "run_s": self.run_s,
+            "damaged_areas": self.damaged_areas,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DoneMarker:
+        """Invert `to_json`.
+
+        Raises
+        ------
+        LookupError, TypeError, ValueError, ArithmeticError
+            If the values are invalid.
+        """
+        seams = None if values["seams"] is None else SeamStatistics.from_json(values["seams"])
+        damaged_areas = tuple(_triple(area) for area in values["damaged_areas"])
+        shards = {str(name): (int(size), str(digest)) for name, (size, digest) in dict(values["shards"]).items()}
+        return cls(shards, seams, float(values["model_s"]), float(values["run_s"]), damaged_areas)
+
+
+def write_done_marker(path: Path, marker: DoneMarker) -> None:
+    """Write a done marker atomically and durably.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    with published(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(marker.to_json(), separators=(",", ":")) + "\n", encoding="ascii")
+
+
+def read_done_marker(path: Path) -> DoneMarker | None:
+    """Read a done marker; None if it is missing or damaged."""
+    try:
+        return DoneMarker.from_json(read_json(path))
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        return None
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """An open checkpoint folder.
+
+    Attributes
+    ----------
+    folder
+        Path of the checkpoint folder.
+    output
+        Path of the output.
+    job
+        The translation, prepared according to the shared plan.
+    bands
+        All bands.
+    levels
+        Levels of the output.
+    damaged_areas
+        Unreadable areas found during tissue detection, as (level, x, y).
+    in_use
+        File kept open while this process uses the folder.
+    known
+        Markers of bands that were found done. They are not checked again.
+    """
+
+    folder: Path
+    output: Path
+    job: TranslationJob
+    bands: tuple[Band, ...]
+    levels: tuple[PyramidLevel, ...]
+    damaged_areas: tuple[tuple[int, int, int], ...]
+    in_use: TextIO
+    known: dict[int, DoneMarker] = field(default_factory=dict)
+
+    @property
+    def image(self) -> Path:
+        """Path of the growing image."""
+        return self.folder / IMAGE
+
+
+def still_exists(checkpoint: Checkpoint) -> bool:
+    """Return whether the folder still has its name; a process that completes the output removes it."""
+    return is_there(checkpoint.in_use, checkpoint.folder / IN_USE)
+
+
+def band_lock(checkpoint: Checkpoint, number: int) -> contextlib.AbstractContextManager[object]:
+    """Lock a band for translation; `OutputBusyError` if another process holds the lock."""
+    return exclusive_lock(checkpoint.folder / LOCKS, "", f"{number:04d}", make=False)
+
+
+def marker_path(checkpoint: Checkpoint, number: int) -> Path:
+    """Return the path of the done marker of a band."""
+    return checkpoint.folder / DONE / f"{number:04d}.json"
+
+
+def missing_bands(checkpoint: Checkpoint) -> list[int]:
+    """List the bands that are not done; other processes may be translating some of them."""
+    return [number for number in range(len(checkpoint.bands)) if done_marker(checkpoint, number) is None]
+
+
+def done_marker(checkpoint: Checkpoint, number: int) -> DoneMarker | None:
+    """Return the marker of a band that is done, else None."""
+    if number not in checkpoint.known:
+        marker = read_done_marker(marker_path(checkpoint, number))
+        if marker is None or marker.sizes != shards_on_disk(checkpoint, number):
+            return None
+        if marker.damaged_areas and checkpoint.job.options.on_read_error == "fail":
+            return None
+        checkpoint.known[number] = marker
+    return checkpoint.known[number]
+
+
+def row_folders(checkpoint: Checkpoint, number: int) -> list[Path]:
+    """Return the folders of the rows of shards of a band, existing or not. Bands do not share them."""
+    return [checkpoint.image / shard_path(0, row, 0).parent for row in checkpoint.bands[number].rows]
+
+
+def shards_on_disk(checkpoint: Checkpoint, number: int) -> dict[str, int] | None:
+    """Return the size in bytes of each shard of a band; None if one is missing or there are other files."""
+    try:
+        files = [file for folder in row_folders(checkpoint, number) for file in folder.iterdir()]
+        sizes = {file.relative_to(checkpoint.image): file.stat().st_size for file in files}
+    except (FileNotFoundError, NotADirectoryError):  # also if the image has become the output meanwhile
+        return None
+    _, columns = shard_grid(checkpoint.levels[0])
+    expected = {shard_path(0, row, column) for row in checkpoint.bands[number].rows for column in range(columns)}
+    return {path.as_posix(): size for path, size in sizes.items()} if sizes.keys() == expected else None
+
+
+def forget_band(checkpoint: Checkpoint, number: int) -> None:
+    """Remove the done marker of a band, whose lock must be held.
+
+    Processes that have already read the marker keep it in `Checkpoint.known`.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses.
+    """
+    checkpoint.known.pop(number, None)
+    marker_path(checkpoint, number).unlink(missing_ok=True)
+
+
+def write_plan(folder: Path, plan: SharedPlan) -> None:
+    """Write the shared plan into a folder that no other process knows yet.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, or the file system refuses.
+    """
+    mask, buffer = plan.mask, io.BytesIO()
+    np.savez_compressed(buffer, pixels=mask.pixels)
+    (folder / MASK).write_bytes(buffer.getvalue())
+    if plan.statistics is not None:
+        (folder / STATISTICS).write_bytes(plan.statistics)
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": plan.fingerprint,
+        "band_px": plan.band_px,
+        "size": [plan.size.width, plan.size.height],
+        "damaged_areas": plan.damaged_areas,
+        "layout": dataclasses.asdict(plan.layout),
+        "core_size": [plan.core_size.width, plan.core_size.height],
+        "fill": plan.fill,
+        "statistics": plan.statistics is not None,
+        "mask": {one.name: getattr(mask, one.name) for one in dataclasses.fields(mask) if one.name != "pixels"},
+    }
+    values[_CHECKSUM] = _checksum(values, buffer.getvalue(), plan.statistics)
+    (folder / PLAN).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def read_plan(folder: Path) -> SharedPlan:
+    """Read the shared plan.
+
+    Raises
+    ------
+    OutputError
+        If it is damaged, or has another format version.
+    PermissionError
+        If another user owns it and does not share it.
+    """
+    try:
+        values = read_json(folder / PLAN)
+        if values["format"] != FORMAT or values["version"] != VERSION:
+            raise ValueError(f"format {values['format']!r:.40}, version {values['version']!r:.20}")
+        mask = read_regular(folder / MASK, LARGEST_FILE_BYTES)
+        statistics = read_regular(folder / STATISTICS, LARGEST_FILE_BYTES) if values["statistics"] else None
+        if values.pop(_CHECKSUM) != _checksum(values, mask, statistics):
+            raise ValueError("the checksum differs")
+        with np.load(io.BytesIO(mask), allow_pickle=False) as arrays:
+            pixels = np.asarray(arrays["pixels"], np.bool_)
+        return SharedPlan(
+            fingerprint={str(group): dict(entries) for group, entries in values["fingerprint"].items()},
+            mask=_mask_from_json(pixels, values["mask"]),
+            statistics=statistics,
+            layout=WindowLayout(**values["layout"]),
+            core_size=Size(*values["core_size"]),
+            fill=_triple(values["fill"]),
+            band_px=int(values["band_px"]),
+            size=Size(*values["size"]),
+            damaged_areas=tuple(_triple(area) for area in values["damaged_areas"]),
+        )
+    except (PermissionError, MemoryError):
+        raise
+    # numpy, zipfile and zlib raise many kinds of errors for damaged files
+    except Exception as error:
+        raise damaged_checkpoint(folder, str(error)) from error
+
+
+def _checksum(values: Mapping[str, Any], mask: bytes, statistics: bytes | None) -> str:
+    """Return the SHA-256 of a plan, in hex, equal before it is written and after it is read."""
+    digest = hashlib.sha256(json.dumps(json.loads(json.dumps(values)), sort_keys=True).encode())
+    for part in (mask, statistics or b""):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _mask_from_json(pixels: Any, values: Mapping[str, Any]) -> TissueMask:
+    (x, y), (across, down), (left, top) = values["origin"], values["pixel_size"], values["bounds_origin"]
+    annotations = tuple(Annotation(*one) for one in values["annotations"])
+    return TissueMask(
+        pixels,
+        (x, y),
+        (across, down),
+        _triple(values["background"]),
+        tuple(values["warnings"]),
+        (left, top),
+        annotations,
+    )
+
+
+def _triple(values: Any) -> tuple[int, int, int]:
+    first, second, third = values
+    return int(first), int(second), int(third)
+
+
+def damaged_checkpoint(folder: Path, reason: str) -> OutputError:
+    """Return the error for a checkpoint folder that cannot be read."""
+    return OutputError(
+        f"{folder}: the checkpoint of an earlier run is damaged ({reason:.80}); restart with --overwrite, or remove it"
+    )
+
+
+def record_commit(folder: Path, unpublished: Path, report: TranslateReport) -> None:
+    """Write the commit record before an output is published: the state of its file, and its report.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    values = {"state": _commit_state(unpublished), "report": report.to_json()}
+    with published(folder / COMMITTED, overwrite=True) as partial:
+        partial.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
+
+
+def is_committed(folder: Path, output: Path, pyramid: PyramidOptions) -> bool:
+    """Return whether the output was published from this folder with these storage options; only cleanup remains."""
+    try:
+        values = read_json(folder / COMMITTED)
+        stored = values["report"]["options"]["pyramid"]
+        return bool(values["state"] == _commit_state(output)) and is_stored_as(stored, output, pyramid)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def remove_commit_record(folder: Path) -> None:
+    """Remove the commit record, if any."""
+    (folder / COMMITTED).unlink(missing_ok=True)
+
+
+def committed_report(folder: Path, output: Path) -> TranslateReport:
+    """Read the report of a published output from the commit record.
+
+    Raises
+    ------
+    OutputError
+        If the record is damaged.
+    """
+    try:
+        report = read_json(folder / COMMITTED)["report"]
+        return replace(TranslateReport.from_json(report), output_name=output.name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{folder}: the commit record of the finished {output.name} is damaged ({error!s:.80}); the output is "
+            "complete, and the folder can be removed"
+        ) from error
+
+
+def _commit_state(output: Path) -> list[int]:
+    """Return inode and size of a file, or of the metadata of an OME-Zarr; publishing does not change them."""
+    status = (output / "zarr.json" if output.is_dir() else output).stat()
+    return [status.st_ino, status.st_size]

@@ -1,0 +1,627 @@
+"""Resumable translation in bands, in one or several processes.
+
+`open_checkpoint` opens or creates the checkpoint folder. `complete` translates every band that no other process is
+working on (`translate_band`), and assembles the output when all bands are done (`assemble`). A band is marked as done
+after its shards are on disk; the output is published after a commit record, from which another process can do the
+remaining cleanup. An interruption costs at most the bands in progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import numpy as np
+
+from ..concurrency import Progress, ProgressCallback, silent
+from ..errors import OutputBusyError, OutputError, OutputExistsError
+from ..files import sha256_of, sha256_of_file
+from ..geometry import Size
+from ..models.registry import Model
+from ..pyramid import PyramidReport, Tile, is_zarr, publish_folder, validate
+from ..pyramid.levels import PyramidLevel, plan_levels, tile_grid
+from ..pyramid.ome_zarr import (
+    DamagedShardError,
+    check_level,
+    create_image,
+    create_level,
+    open_level,
+    read_tiles,
+    remove_replaced,
+    remove_tree,
+    shards_ahead,
+    sync_file,
+    sync_tree,
+    tree_bytes,
+    validate_image,
+    write_lower_levels,
+    write_tiles,
+)
+from ..slide import Slide
+from ..storage import disk_errors, exclusive_lock, in_use, published, sync_folder
+from .bands import Band, band_height, core_for_bands, crop_to_band, divide_into_bands, occupied_tiles
+from .checkpoint_folder import (
+    DONE,
+    IMAGE,
+    IN_USE,
+    LOCKS,
+    PAUSE_S,
+    Checkpoint,
+    DoneMarker,
+    band_lock,
+    checkpoint_lock,
+    checkpoint_path,
+    committed_report,
+    count_done,
+    damaged_checkpoint,
+    done_marker,
+    forget_band,
+    hidden_checkpoint_path,
+    is_committed,
+    marker_path,
+    missing_bands,
+    read_plan,
+    record_commit,
+    remove_checkpoint,
+    remove_commit_record,
+    remove_stale,
+    remove_unused,
+    row_folders,
+    shards_on_disk,
+    still_exists,
+    write_done_marker,
+    write_plan,
+)
+from .job import SharedPlan, TranslationFingerprint, TranslationJob, differences, prepare, translation_fingerprint
+from .options import CHECKING, WAITING, WRITING, TranslateOptions
+from .output import (
+    WorkSummary,
+    check_outputs,
+    make_report,
+    plan_metadata,
+    removing_extras,
+    report_progress,
+    tiles_of_cores,
+    translated_cores,
+    write_extras,
+    write_extras_first,
+    write_image,
+)
+from .report import TranslateReport, describe_image, unused_in_zarr
+from .seams import SeamMeter
+from .stages import DeviceClock
+from .window_size import choose_layout
+
+_MAX_EXCESS = 1.25
+"""How many times larger than affordable windows may be without a warning; the memory in use varies."""
+
+_ASSEMBLE_LOCK = "assembling"
+"""Lock held while the output is assembled."""
+
+_NO_PROFILE = "OME-Zarr cannot store the color profile of the slide, which was left out; --icc srgb converts colors"
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_checkpoint(
+    slide: Slide,
+    generator: Model,
+    output: str | os.PathLike[str],
+    options: TranslateOptions | None = None,
+    *,
+    fingerprint: TranslationFingerprint | None = None,
+    progress: ProgressCallback = silent,
+) -> Iterator[Checkpoint]:
+    """Open the checkpoint folder of an output while the body runs; create it if it is missing.
+
+    With ``options.resume`` it is shared, and stays until the output is complete; else it belongs to this process and is
+    removed at the end. A process that creates the folder keeps others waiting; processes that find one prepare at the
+    same time.
+
+    Parameters
+    ----------
+    fingerprint
+        Result of `translation_fingerprint`, if known.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be written, if another run is writing it, if the file system has no locks for a shared
+        folder, or if the folder belongs to another translation (unless ``options.overwrite`` allows a restart).
+    Wsi2IhcError
+        As `prepare` does.
+    """
+    options, path = options or TranslateOptions(), Path(output)
+    fingerprint = fingerprint or translation_fingerprint(slide, generator, options)
+    _check_outputs(slide, path, options)
+    with ExitStack() as stack:
+        job, folder = None, checkpoint_path(path)
+        with checkpoint_lock(path, progress, wait=options.resume) as is_locked:
+            if options.resume and not is_locked:
+                raise OutputError(
+                    f"{path.parent}: this file system has no locks, so two runs could do the same part of {path.name} "
+                    "at once; translate without --resume, or write elsewhere"
+                )
+            _check_outputs(slide, path, options)  # another process may have written it while this one waited
+            with disk_errors(folder):
+                remove_replaced(path)
+                remove_stale(path, shared=options.resume)
+                plan = _existing_plan(path, fingerprint, options) if options.resume else None
+            if plan is None:
+                job = prepare(slide, generator, options, fingerprint=fingerprint, progress=progress)
+                plan = _make_plan(job)
+                folder = _create(path, job, plan)
+                if not options.resume:
+                    stack.callback(remove_tree, folder)
+            with disk_errors(folder):
+                in_use_file = stack.enter_context(in_use(folder / IN_USE))
+        if job is None:
+            job = prepare(slide, generator, options, shared=plan, fingerprint=fingerprint, progress=progress)
+            _check_device(job, folder)
+            if not _is_finished(path, options):
+                _warn_about_kept_options(job, plan, folder)
+        bands = divide_into_bands(job, plan.core_size, plan.band_px)
+        tile_px = job.options.pyramid.tile_px
+        levels = plan_levels(job.plan.extent.size, tile_px, occupied_tiles(bands, tile_px))
+        yield Checkpoint(folder, path, job, bands, levels, plan.damaged_areas, in_use_file)
+
+
+def check_checkpoint(
+    slide: Slide, generator: Model, output: str | os.PathLike[str], options: TranslateOptions | None = None
+) -> int | None:
+    """Check what `open_checkpoint` would refuse, without changes.
+
+    Returns
+    -------
+    int or None
+        Number of finished bands; None without a checkpoint folder.
+
+    Raises
+    ------
+    OutputError
+        As `open_checkpoint` does.
+    """
+    options, path = options or TranslateOptions(), Path(output)
+    _check_outputs(slide, path, options)
+    if not options.overwrite:  # which restarts from a folder that does not fit
+        _existing_plan(path, translation_fingerprint(slide, generator, options), options)
+    return count_done(path)
+
+
+def _is_finished(output: Path, options: TranslateOptions) -> bool:
+    """Return whether the output is published as requested, so that only cleanup remains."""
+    return options.resume and is_committed(checkpoint_path(output), output, options.pyramid)
+
+
+def _check_outputs(slide: Slide, output: Path, options: TranslateOptions) -> None:
+    """Check the outputs, and accept an existing one that was published from the checkpoint folder."""
+    try:
+        check_outputs(slide, output, options)
+    except OutputExistsError:
+        if not _is_finished(output, options):  # checked last, since another process may be publishing it right now
+            raise
+
+
+def _existing_plan(output: Path, fingerprint: TranslationFingerprint, options: TranslateOptions) -> SharedPlan | None:
+    """Read the plan of an existing folder. One that does not fit is removed with ``overwrite``, else refused."""
+    folder = checkpoint_path(output)
+    if not folder.is_dir():
+        return None
+    try:
+        plan = read_plan(folder)
+        _check_parts(folder)
+        _check_image(folder, plan, output, options)
+        found = differences(plan.fingerprint, fingerprint)
+        if options.on_read_error == "background":  # bands that were read without an error are the same
+            found = [one for one in found if not one.startswith("--on-read-error")]
+        if not found:
+            return plan
+        problem = OutputError(
+            f"{folder}: started with other settings: {'; '.join(found)}. Resume with the original ones, choose "
+            "another output, or restart with --overwrite"
+        )
+    except OutputError as error:
+        problem = error
+    if not options.overwrite:
+        raise problem
+    _log.warning("%s: restarted", problem)
+    remove_unused(output)
+    return None
+
+
+def _check_parts(folder: Path) -> None:
+    """Refuse a checkpoint folder with missing parts."""
+    for name, is_kind in ((IN_USE, Path.is_file), (DONE, Path.is_dir), (LOCKS, Path.is_dir)):
+        if not is_kind(folder / name):
+            raise damaged_checkpoint(folder, f"no {name}")
+
+
+def _check_image(folder: Path, plan: SharedPlan, output: Path, options: TranslateOptions) -> None:
+    """Refuse a checkpoint folder with a damaged image, unless the image has become the output."""
+    try:
+        check_level(folder / IMAGE, 0, _empty_level(plan.size, plan.layout.tile_px))
+    except OutputError as error:
+        if not _is_finished(output, options):
+            raise damaged_checkpoint(folder, str(error)) from error
+
+
+def _empty_level(size: Size, tile_px: int) -> PyramidLevel:
+    return PyramidLevel(size, tile_px, np.zeros(tile_grid(size, tile_px), np.bool_))
+
+
+def _make_plan(job: TranslationJob) -> SharedPlan:
+    band_px = band_height(job.options, job.layout.overlap_px, job.options.pyramid.tile_px)
+    return SharedPlan(
+        fingerprint=job.fingerprint,
+        mask=job.prepared.mask,
+        statistics=job.inference.statistics,
+        layout=job.layout,
+        core_size=core_for_bands(job, band_px),
+        fill=job.fill,
+        band_px=band_px,
+        size=job.plan.extent.size,
+        damaged_areas=job.prepared.damaged_areas,
+    )
+
+
+def _create(output: Path, job: TranslationJob, plan: SharedPlan) -> Path:
+    """Create a checkpoint folder, under the shared name with ``resume``, else under a hidden one."""
+    folder = hidden_checkpoint_path(output)
+    try:
+        with disk_errors(checkpoint_path(output)):
+            for part in (folder, folder / DONE, folder / LOCKS):
+                part.mkdir()
+            (folder / IN_USE).touch()
+            write_plan(folder, plan)
+            create_image(folder / IMAGE, describe_image(job, output.name), [plan.size])
+            create_level(folder / IMAGE, 0, _empty_level(plan.size, job.options.pyramid.tile_px))
+            sync_tree(folder)
+            if not job.options.resume:
+                return folder
+            folder.rename(checkpoint_path(output))
+            sync_folder(output.parent)
+    except BaseException:
+        remove_tree(folder)
+        raise
+    return checkpoint_path(output)
+
+
+def _check_device(job: TranslationJob, folder: Path) -> None:
+    """Refuse a device that needs another window layout than the shared plan has."""
+    translator, layout = job.inference.translators[0], job.layout
+    if (translator.halo_px, translator.stride_px) != (layout.halo_px, layout.stride_px) or (
+        layout.multiple_px % translator.multiple_px
+    ):
+        raise OutputError(f"{folder}: started on another kind of device; resume with the original --device")
+
+
+def _warn_about_kept_options(job: TranslationJob, plan: SharedPlan, folder: Path) -> None:
+    """Warn about options that the shared plan overrides."""
+    options, size = job.options, plan.layout.max_window_px
+    if options.band_px and band_height(options, job.layout.overlap_px, options.pyramid.tile_px) != plan.band_px:
+        _log.warning("%s: resuming with the original --band-height %d", folder.name, plan.band_px)
+    affordable = choose_layout(job.inference, options, job.prepared.extent.width).max_window_px
+    if size > _MAX_EXCESS * affordable:
+        _log.warning(
+            "%s: resuming with the original windows of up to %.2f Mpx, and this process can afford %.2f: if it runs "
+            "out of memory, raise --max-memory, use another --device, or remove that folder to restart",
+            folder.name, size / 1e6, affordable / 1e6,
+        )  # fmt: skip
+
+
+def complete(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> TranslateReport | None:
+    """Translate the missing bands and publish the output, in cooperation with other processes.
+
+    Returns
+    -------
+    TranslateReport or None
+        None if another process published the output and removed the folder.
+
+    Raises
+    ------
+    Wsi2IhcError
+        As `translate` does. Finished bands are kept.
+    """
+    while still_exists(checkpoint):
+        is_done = _is_published(checkpoint)
+        try:
+            worked = not is_done and _translate_free_bands(checkpoint, progress)
+            if is_done or not missing_bands(checkpoint):
+                report = assemble(checkpoint, progress=progress)
+                if report is not None:
+                    return report
+        except OutputError:
+            if not still_exists(checkpoint):
+                break  # another process removed the folder
+            if is_done or not _is_published(checkpoint):
+                raise
+            continue  # another process published the image
+        if not worked:
+            progress(Progress(WAITING))
+            time.sleep(PAUSE_S)
+    return None
+
+
+def _is_published(checkpoint: Checkpoint) -> bool:
+    """Return whether the output is published; the bands of an OME-Zarr have then left the folder."""
+    return is_committed(checkpoint.folder, checkpoint.output, checkpoint.job.options.pyramid)
+
+
+def _translate_free_bands(checkpoint: Checkpoint, progress: ProgressCallback) -> bool:
+    """Translate every missing band that no other process is working on. Return whether there was any."""
+    worked = False
+    for number in missing_bands(checkpoint):
+        worked |= translate_band(checkpoint, number, progress=progress)
+    return worked
+
+
+def translate_band(checkpoint: Checkpoint, number: int, *, progress: ProgressCallback = silent) -> bool:
+    """Translate one band, unless it is done.
+
+    Returns
+    -------
+    bool
+        Whether the band is done now; False if another process is working on it.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or the folder has been removed.
+    Wsi2IhcError
+        As the translation of a slide does; the band is not done then, and others are unchanged.
+    """
+    try:
+        with band_lock(checkpoint, number):
+            if not still_exists(checkpoint):
+                raise OutputError(f"{checkpoint.folder} was removed by another run: run again")
+            if done_marker(checkpoint, number) is None:
+                _log.info("%s: band %d started", checkpoint.output.name, number)
+                _translate(checkpoint, checkpoint.bands[number], progress)
+                _log.info("%s: band %d done", checkpoint.output.name, number)
+    except OutputBusyError:
+        return False
+    return True
+
+
+def _translate(checkpoint: Checkpoint, band: Band, progress: ProgressCallback) -> None:
+    started = time.perf_counter()
+    job, level, clock = checkpoint.job, checkpoint.levels[0], DeviceClock()
+    meter = None
+    if job.can_have_seams:
+        meter = SeamMeter(band.shown, total_px=sum(one.shown.kept_px for one in checkpoint.bands))
+    with disk_errors(checkpoint.folder):
+        open_level(checkpoint.image, 0, write=True)  # fails before anything is removed if it has become the output
+        forget_band(checkpoint, band.number)
+        for folder in row_folders(checkpoint, band.number):  # also removes partial files of interrupted writers
+            remove_tree(folder)
+        with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
+            cores = translated_cores(job, band.work, executor, clock)
+            cores = crop_to_band(report_progress(cores, progress, *_work_px(checkpoint)), band.region)
+            tiles = _shift_tiles(tiles_of_cores(job, cores, band.shown, executor, meter), band)
+            with contextlib.closing(tiles):
+                ahead = shards_ahead(level, job.workers)
+                write_tiles(checkpoint.image, tiles, level, band.rows, job.fill, executor, ahead)
+        shards = _sync_shards(checkpoint, band)
+    run_s = time.perf_counter() - started
+    write_done_marker(
+        marker_path(checkpoint, band.number),
+        DoneMarker(shards, meter.statistics() if meter else None, clock.busy_s, run_s, job.prepared.damaged_areas),
+    )
+
+
+def _shift_tiles(tiles: Iterable[Tile], band: Band) -> Generator[Tile, None, None]:
+    """Count the rows of tiles from the top of the output instead of the band."""
+    for tile in tiles:
+        yield replace(tile, row=tile.row + band.rows.start)
+
+
+def _work_px(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return the px of the windows of all bands, and of those that are done."""
+    done = [checkpoint.bands[number].work.window_px for number in checkpoint.known]
+    return sum(band.work.window_px for band in checkpoint.bands), sum(done)
+
+
+def _sync_shards(checkpoint: Checkpoint, band: Band) -> dict[str, tuple[int, str]]:
+    """Flush the shards of a band to disk, and return their sizes and SHA-256."""
+    sizes = shards_on_disk(checkpoint, band.number)
+    if sizes is None:
+        raise OutputError(
+            f"{checkpoint.image}: the shards of band {band.number} changed after they were written: is another run "
+            "working on it? Run again"
+        )
+    for name in sizes:
+        sync_file(checkpoint.image / name)
+    rows = row_folders(checkpoint, band.number)
+    for folder in (*rows, *rows[0].parents[:3]):  # the entry of a row is stored in its parents, up to the level
+        sync_folder(folder)
+    return {name: (size, sha256_of_file(checkpoint.image / name)) for name, size in sizes.items()}
+
+
+def assemble(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> TranslateReport | None:
+    """Assemble and publish the output if all bands are done, and remove the checkpoint folder.
+
+    Returns
+    -------
+    TranslateReport or None
+        None if a band is missing or damaged, so that it has to be translated again, or another process is assembling.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be written, has appeared meanwhile and may not be replaced, or a band is damaged for the
+        second time.
+    """
+    try:
+        with exclusive_lock(checkpoint.folder / LOCKS, "", _ASSEMBLE_LOCK, make=False):
+            if not still_exists(checkpoint):
+                return None
+            if _is_published(checkpoint):
+                report = _published_report(checkpoint)
+            else:
+                checkpoint.known.clear()  # another process may have found a band damaged
+                if missing_bands(checkpoint):
+                    return None
+                try:
+                    markers = [checkpoint.known[number] for number in range(len(checkpoint.bands))]
+                    report = _publish(checkpoint, markers, progress)
+                except DamagedShardError as error:
+                    _reset_damaged_band(checkpoint, error)
+                    return None
+            if checkpoint.job.options.resume:  # else they were written before the output got its name
+                write_extras(checkpoint.job, checkpoint.output, report, progress)
+            _remove(checkpoint, progress)
+    except OutputBusyError:
+        return None
+    return report
+
+
+def _published_report(checkpoint: Checkpoint) -> TranslateReport:
+    """Read the report of the published output, and refuse an output that was changed since."""
+    report = committed_report(checkpoint.folder, checkpoint.output)
+    if report.output_sha256 != sha256_of(checkpoint.output):
+        remove_commit_record(checkpoint.folder)
+        raise OutputError(
+            f"output {checkpoint.output} was changed after it was written: choose another name, or replace it with "
+            "--overwrite"
+        )
+    remove_replaced(checkpoint.output)
+    return report
+
+
+def _remove(checkpoint: Checkpoint, progress: ProgressCallback) -> None:
+    """Remove the checkpoint folder, which the output no longer needs, but not while others read the shared plan."""
+    try:
+        with checkpoint_lock(checkpoint.output, progress, wait=True):
+            remove_checkpoint(checkpoint.folder, checkpoint.output)
+    except OutputError as error:  # Windows does not rename folders with open files
+        _log.info("%s", error)
+
+
+def _reset_damaged_band(checkpoint: Checkpoint, damage: DamagedShardError) -> None:
+    """Mark a damaged band as missing, once; `OutputBusyError` if another process is working on it."""
+    number = next(band.number for band in checkpoint.bands if damage.row in band.rows)
+    with band_lock(checkpoint, number):
+        repeated = checkpoint.folder / DONE / f"{number:04d}.again"
+        if repeated.exists():
+            repeated.unlink()  # the next run may try again
+            raise OutputError(
+                f"{checkpoint.image}: band {number}: {damage}, a second time; check the disk, or write elsewhere"
+            )
+        repeated.touch()
+        forget_band(checkpoint, number)
+    _log.warning("%s: band %d is translated again: %s", checkpoint.folder.name, number, damage)
+
+
+def _publish(checkpoint: Checkpoint, markers: list[DoneMarker], progress: ProgressCallback) -> TranslateReport:
+    _check_shards(checkpoint, markers)
+    with disk_errors(checkpoint.output):
+        if is_zarr(checkpoint.output):
+            return _publish_zarr(checkpoint, markers, progress)
+        return _publish_tiff(checkpoint, markers, progress)
+
+
+def _check_shards(checkpoint: Checkpoint, markers: list[DoneMarker]) -> None:
+    """Compare the shards with their SHA-256. Not all of them are read later: background is published as it is.
+
+    Raises
+    ------
+    DamagedShardError
+        If a shard has changed.
+    """
+    expected = {name: digest for marker in markers for name, (_, digest) in marker.shards.items()}
+    with ThreadPoolExecutor(checkpoint.job.workers, thread_name_prefix="verify") as executor:
+        digests = executor.map(lambda name: _digest_or_none(checkpoint.image / name), expected)
+        for (name, before), now in zip(expected.items(), digests, strict=True):
+            if before != now:
+                row, column = map(int, Path(name).parts[-2:])
+                raise DamagedShardError(row, column, "it has changed since it was written")
+
+
+def _digest_or_none(shard: Path) -> str | None:
+    try:
+        return sha256_of_file(shard)
+    except OSError as error:
+        _log.info("%s cannot be read: %s", shard.name, error.strerror)
+        return None
+
+
+def _publish_tiff(checkpoint: Checkpoint, markers: list[DoneMarker], progress: ProgressCallback) -> TranslateReport:
+    job, level, started = checkpoint.job, checkpoint.levels[0], time.perf_counter()
+    with (
+        published(checkpoint.output, overwrite=job.options.overwrite) as partial,
+        ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor,
+    ):
+        tiles = read_tiles(open_level(checkpoint.image, 0), level, executor, shards_ahead(level, job.workers))
+        on_progress = _writing_progress(checkpoint, progress)
+        written = write_image(job, partial, tiles, level.occupied, executor, checkpoint.output.name, on_progress)
+        progress(Progress(CHECKING))
+        validate(partial, written.levels, openslide_compatible=job.options.pyramid.openslide_compatible)
+        report = _make_report(checkpoint, markers, written, time.perf_counter() - started)
+        record_commit(checkpoint.folder, partial, report)
+    return report
+
+
+def _publish_zarr(checkpoint: Checkpoint, markers: list[DoneMarker], progress: ProgressCallback) -> TranslateReport:
+    job, levels, image, started = checkpoint.job, checkpoint.levels, checkpoint.image, time.perf_counter()
+    sizes = tuple(level.size for level in levels)
+    with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
+        ahead = shards_ahead(levels[0], job.workers)
+        write_lower_levels(image, levels, job.fill, executor, ahead, _writing_progress(checkpoint, progress))
+    create_image(image, describe_image(job, checkpoint.output.name), sizes)
+    progress(Progress(CHECKING))
+    validate_image(image, sizes)
+    tiles = sum(level.occupied.size for level in levels)
+    blank = tiles - sum(int(level.occupied.sum()) for level in levels)
+    written = PyramidReport(sizes, tree_bytes(image), blank, tiles, sha256_of(image))
+    report = _make_report(checkpoint, markers, written, time.perf_counter() - started)
+    record_commit(checkpoint.folder, image, report)
+    problem = None
+    if not job.options.resume:  # no later run can write the extras
+        sync_tree(image)
+        problem = write_extras_first(job, checkpoint.output, report, image, progress)
+    with removing_extras(job, checkpoint.output):
+        publish_folder(image, checkpoint.output, job.options.overwrite)
+    if problem is not None:
+        raise problem
+    return report
+
+
+def _writing_progress(checkpoint: Checkpoint, progress: ProgressCallback) -> Callable[[int], None]:
+    total = int(checkpoint.levels[0].occupied.sum())
+    return lambda done: progress(Progress(WRITING, done, total, "tile"))
+
+
+def _make_report(
+    checkpoint: Checkpoint, markers: list[DoneMarker], written: PyramidReport, assembling_s: float
+) -> TranslateReport:
+    job, bands = checkpoint.job, checkpoint.bands
+    seams = [marker.seams for marker in markers if marker.seams is not None]
+    areas = {*checkpoint.damaged_areas, *(area for marker in markers for area in marker.damaged_areas)}
+    plan = plan_metadata([band.work for band in bands], [band.shown for band in bands])
+    work = WorkSummary(
+        plan={**plan, "bands": len(bands), "band_px": bands[0].region.height},
+        seams=reduce(add, seams).metrics() if seams else None,
+        model_s=sum(marker.model_s for marker in markers),
+        run_s=sum(marker.run_s for marker in markers) + assembling_s,
+        unreadable=len(areas),
+        warnings=_zarr_warnings(job) if is_zarr(checkpoint.output) else (),
+    )
+    return make_report(job, checkpoint.output.name, written, work)
+
+
+def _zarr_warnings(job: TranslationJob) -> tuple[str, ...]:
+    """Warn about options and slide metadata that OME-Zarr does not support."""
+    unused = unused_in_zarr(job.options.pyramid)
+    warnings = (f"OME-Zarr is lossless; ignored: {', '.join(unused)}",) if unused else ()
+    profile_lost = job.options.icc == "keep" and job.slide.info.icc_profile is not None
+    return (*warnings, _NO_PROFILE) if profile_lost else warnings
