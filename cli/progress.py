@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from wsi2ihc.batch.scheduler import Board, SlideState
 from wsi2ihc.concurrency import Progress
 
 from .console import screen, tell
+
+if TYPE_CHECKING:
+    from wsi2ihc.batch.scheduler import Board, SlideState
 
 BAR_CHARACTERS = 24
 REDRAW_S = 0.1

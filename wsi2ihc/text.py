@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError, Wsi2IhcError
-from .geometry import Region
+
+if TYPE_CHECKING:
+    from .geometry import Region
 
 MOST_SEED = 2**63 - 1
 MOST_WORKERS = 1024
@@ -34,6 +36,8 @@ def parse_region(text: str) -> Region:
     ValueError
         If it is invalid; the message continues a sentence that begins with the text.
     """
+    from .geometry import Region  # imports NumPy, which makes `wsi2ihc --help` slow
+
     parts = re.fullmatch(r"\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text)
     if parts is None:
         raise ValueError("is not X,Y,W,H in whole pixels, such as 1000,2000,512,512")

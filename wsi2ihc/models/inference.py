@@ -23,6 +23,7 @@ from ..errors import DeviceMemoryError, ModelError
 from ..geometry import RGBBatch, RGBImage, ceil_to
 from .device import DTYPES, Precision, one_device
 from .fused_resnet import FusedResnet, can_fuse, rounded, to_network, to_pixels
+from .model_spec import describe_fault
 from .networks import ResnetGenerator
 from .receptive_field import dependency
 
@@ -274,22 +275,8 @@ def _kernels(device: torch.device, precision: Precision) -> contextlib.AbstractC
 
 
 _SIDE_PX = 64
-_MIN_RANGE = 1.0
-"""Gray levels between the brightest and darkest pixel of a channel; rounding of a constant image yields less."""
-_MAX_SATURATED = 0.98
-"""Largest fraction of values at 0 or 255."""
 
 _BACKGROUND, _EOSIN, _NUCLEI = (242, 240, 241), (222, 150, 190), (92, 66, 140)
-
-
-def describe_fault(output: RGBImage) -> str:
-    """Describe the fault of an output for an image with structure: one color, or only 0 and 255; "" if neither."""
-    values = output.reshape(-1, 3)
-    if (np.ptp(values, axis=0) <= _MIN_RANGE).all():
-        return f"a single color, {tuple(values[0].tolist())}"
-    if np.isin(values, (0, 255)).mean() > _MAX_SATURATED:
-        return "nothing but 0 and 255"
-    return ""
 
 
 def check_response(module: nn.Module, name: str) -> None:

@@ -15,11 +15,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ModelError, ModelNotFoundError
 from ..files import open_regular
-from ..geometry import RGBBatch
+from ..geometry import RGBBatch, RGBImage
 
 Architecture = Literal["resnet", "unet"]
 Norm = Literal["batch", "instance"]
@@ -372,3 +373,19 @@ class Translator(Protocol):
             If a single window does not fit on the device.
         """
         ...
+
+
+_MIN_RANGE = 1.0
+"""Gray levels between the brightest and darkest pixel of a channel; rounding of a constant image yields less."""
+_MAX_SATURATED = 0.98
+"""Largest fraction of values at 0 or 255."""
+
+
+def describe_fault(output: RGBImage) -> str:
+    """Describe the fault of an output for an image with structure: one color, or only 0 and 255; "" if neither."""
+    values = output.reshape(-1, 3)
+    if (np.ptp(values, axis=0) <= _MIN_RANGE).all():
+        return f"a single color, {tuple(values[0].tolist())}"
+    if np.isin(values, (0, 255)).mean() > _MAX_SATURATED:
+        return "nothing but 0 and 255"
+    return ""

@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from ..errors import UnreadableSlideError
 from ..geometry import RGB, BoolImage, Region, RGBImage, ceil_to, floor_to
-from ..models.inference import describe_fault
-from ..models.model_spec import Translator
+from ..models.model_spec import Translator, describe_fault
 from .inference_setup import BACKGROUND_LEVELS, InferenceSetup, PreparedSlide
 from .window_size import background_output
 from .windows import Plan, Window
