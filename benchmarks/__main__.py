@@ -24,7 +24,7 @@ MEASUREMENTS = {
     "against_libvips": "identity through the whole path against libvips",
     "memory": "peak memory on a slide of 100,000² px",
     "redundancy": "work per kept pixel",
-    "registration": "registered slides against landmarks, against known truth, and against strangers",
+    "registration": "registered slides against landmarks, against known truth, and against mismatched slides",
     "pairs": "two slides of 20,000² px to a data set: time and memory",
     "batch": "what a batch takes beside the translations themselves",
     "evaluation": "the metrics of an evaluation: time and memory",

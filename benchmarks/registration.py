@@ -119,7 +119,7 @@ def _known_truth(context: Context) -> Iterator[Row]:
               f"{max(medians):.2f} µm (median over seeds {statistics.median(medians):.2f}; "
               f"{statistics.median(seconds):.1f} s each)", max(medians) <= 2)  # fmt: skip
     yield Row("the same, 90th percentile, worst seed", "≤ 5 µm",
-              f"{max(ninetieths):.2f} µm (with the 50 µm of glass that detection adds around it, where the field "
+              f"{max(ninetieths):.2f} µm (with the 50 µm of background that detection adds around it, where the field "
               f"is carried on: worst {max(with_margin):.2f}, median {statistics.median(with_margin):.2f})",
               max(ninetieths) <= 5)  # fmt: skip
     yield Row("mirror found where it is, and nowhere else", "every seed", f"{mirrors} of {len(seeds)}",
@@ -265,13 +265,13 @@ def _strangers(context: Context) -> Iterator[Row]:
     yield Row("slides that do not belong together", "always failed",
               f"{len(failed)} of {len(results)} failed" + (f"; not {', '.join(wrong)}" if wrong else "")
               + f"; highest scores {_highest(results.values())}", not wrong)  # fmt: skip
-    glass = np.random.default_rng(0).normal(240, 2, (1500, 2000, 3)).clip(0, 255).astype(np.uint8)
+    background = np.random.default_rng(0).normal(240, 2, (1500, 2000, 3)).clip(0, 255).astype(np.uint8)
     against = [
         register(_memory(first, 2.0), _memory(second, 2.0), MIRRORED_TOO).status
         for image in images.values()
-        for first, second in ((image, glass), (glass, image))
+        for first, second in ((image, background), (background, image))
     ]
-    yield Row("a slide against glass, either way", "always failed",
+    yield Row("a slide against background, either way", "always failed",
               f"{against.count('failed')} of {len(against)} failed", set(against) == {"failed"})  # fmt: skip
 
 

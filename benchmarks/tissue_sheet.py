@@ -113,12 +113,12 @@ def main() -> None:
     for case in (*images(data), *slides(data)):
         find_tissue(case.image, case.mpp)
         start = time.perf_counter()
-        tissue, glass, warnings = find_tissue(case.image, case.mpp)
+        tissue, background, warnings = find_tissue(case.image, case.mpp)
         milliseconds = 1000 * (time.perf_counter() - start)
-        excess = green_excess(case.image, tissue, glass)
+        excess = green_excess(case.image, tissue, background)
         stain = "-" if excess is None else f"{excess:.2f}"
-        alarm = "NOT H&E" if staining_warning(case.image, tissue, glass) else ""
-        print(f"{case.name:42} {case.mpp:6.2f} µm/px  tissue {tissue.mean():6.1%}  glass {glass!s:15}  "
+        alarm = "NOT H&E" if staining_warning(case.image, tissue, background) else ""
+        print(f"{case.name:42} {case.mpp:6.2f} µm/px  tissue {tissue.mean():6.1%}  background {background!s:15}  "
               f"{milliseconds:4.0f} ms  green excess {stain:5} {alarm}")  # fmt: skip
         for line in (*warnings, reference_figures(data, case.name, tissue)):
             if line:

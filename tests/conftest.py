@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Whoever starts the tests in the background may have made them deaf to it, and with them the commands that they
-# interrupt.
+# A shell that starts the tests in the background makes them, and the commands that they interrupt, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):  # nohup ignores it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -44,7 +44,7 @@ def test_the_file_of_one_who_has_just_left_keeps_nobody_out(
     calls: list[TextIO] = []
 
     def late(file: TextIO) -> bool | None:
-        """Between opening and locking, whoever was in the folder leaves it, and perhaps another comes."""
+        """Another process releases the lock between opening and locking, and a third may take it."""
         calls.append(file)
         if len(calls) == 1:
             (tmp_path / LOCK).unlink()

@@ -1,4 +1,4 @@
-"""Batches on a Dask cluster of real processes: workers that die, slides that crash, and nobody to work."""
+"""Batches on a Dask cluster of real processes: workers that die, slides that crash, and no worker."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_out_of_memory_is_tried_with_less(tmp_path: Path) -> None:
 
 
 def test_of_two_that_come_back_only_the_guilty_one_fails(tmp_path: Path) -> None:
-    """Slide 1 ends its child whenever it is taken; whoever is with it comes back."""
+    """Slide 1 ends its worker process; slides in flight with it are requeued."""
     engine = PretendEngine(succeed)
     together: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Numbers that nobody means, in every numeric option of every command: one line, and soon."""
+"""Numbers out of bounds end in one line, in every numeric option of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments that nobody means: one clear line."""
+"""Invalid arguments end in one clear line."""
 
 from __future__ import annotations
 

@@ -72,13 +72,13 @@ def test_some_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    strangers = write_manifest(
-        slides / "strangers.csv", [row(0), row(1, ihc_path="glass.tif", transform="", slide_id="S9")]
+    mismatched = write_manifest(
+        slides / "mismatched.csv", [row(0), row(1, ihc_path="glass.tif", transform="", slide_id="S9")]
     )
     glass = np.random.default_rng(0).normal(240, 2, (SIZE[1], SIZE[0], 3)).clip(0, 255).astype(np.uint8)
     write_slide(slides / "glass.tif", halves(glass, 2))
     folder = tmp_path / "data"
-    code, out, err = run(capsys, strangers, folder, *SMALL, "--spacing-um", "100")
+    code, out, err = run(capsys, mismatched, folder, *SMALL, "--spacing-um", "100")
     assert code == 3
     assert "4 pairs of patches from 1 pair of slides" in out
     (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
@@ -92,7 +92,7 @@ def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.
     assert (facts["status"], facts["options"]["spacing_um"]) == ("failed", 100)
     assert len(list((folder / "HE" / "train").glob("*.png"))) == 4
     assert run(capsys, "--check", folder)[0] == 0
-    code, _, err = run(capsys, strangers, folder, *SMALL)
+    code, _, err = run(capsys, mismatched, folder, *SMALL)
     assert (code, "a dataset with spacing_um 100.0, not 64.0" in err) == (1, True)
 
 

@@ -61,9 +61,9 @@ def test_a_tile_that_was_declared_blank_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("column", "row"), [(12, 0), (0, 10), (-1, 0), (0, -1)])
 def test_a_tile_outside_the_grid_is_an_error(tmp_path: Path, column: int, row: int) -> None:
-    stray = Tile(column, row, np.zeros((64, 64, 3), np.uint8))
+    unexpected = Tile(column, row, np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match="outside the grid"):
-        write(tmp_path / "a.ome.tiff", IMAGE, OPTIONS, ALL, tiles=[stray])
+        write(tmp_path / "a.ome.tiff", IMAGE, OPTIONS, ALL, tiles=[unexpected])
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((64, 63, 3), np.uint8), np.zeros((64, 64, 3), np.float32)])

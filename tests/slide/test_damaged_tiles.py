@@ -1,4 +1,4 @@
-"""Damage inside tiles: what a decoder can notice is an error, whoever reads, and never wrong pixels."""
+"""Damage inside tiles: what a decoder can notice is an error with every reader, and never wrong pixels."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_resolution_has_to_be_stated(tmp_path: Path) -> None:
     with open_slide(saved(tmp_path / "a.jpg", dpi=(72, 72))) as slide:
         assert (slide.info.mpp, slide.info.mpp_source) == (None, "")
         assert any("--mpp" in problem for problem in slide.info.problems)
-    with open_slide(saved(tmp_path / "a.png", dpi=(50_800, 50_800))) as slide:  # 0.5 µm/px: nobody means it
+    with open_slide(saved(tmp_path / "a.png", dpi=(50_800, 50_800))) as slide:  # 0.5 µm/px, which is never meant
         assert slide.info.mpp is None
 
 
@@ -167,7 +167,7 @@ def test_strips_are_the_whole(tmp_path: Path, kind: str, monkeypatch: pytest.Mon
             np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), at_once)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nobody tells the peak here")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc for the peak memory")
 def test_opening_takes_seven_bytes_a_px(tmp_path: Path) -> None:
     side = 4000
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (side, side), (200, 150, 220)))

@@ -152,10 +152,10 @@ def test_one_tile_of_background_may_stand_for_several_places(tmp_path: Path, com
 
 
 def test_a_reader_that_takes_over_has_to_read_tiles_all_over_the_slide(tmp_path: Path) -> None:
-    """OpenSlide refuses the file for one tile; whoever reads it instead must not just believe the rest."""
+    """OpenSlide refuses the file for one tile; a reader that takes over must verify the other tiles."""
     path = written(tmp_path / "a.tif", "jpeg")
     change_table(path, "Offsets", point_beyond_the_end)
     with pytest.raises(UnreadableSlideError, match="OpenSlide cannot read it"):
         open_slide(path)
-    with open_slide(f"file://{path}") as slide:  # nobody refused it
+    with open_slide(f"file://{path}") as slide:  # no reader refused it
         assert slide.read_level(0, Region(0, 0, 128, 128)).std() > 5

@@ -39,9 +39,9 @@ def test_hamming_distance() -> None:
 
 @pytest.mark.parametrize("flipped_bits", [0, 4, 8])
 def test_equal_codes_vote_for_their_shift(flipped_bits: int) -> None:
-    first, stranger = random_descriptors(), random_descriptors()
+    first, other = random_descriptors(), random_descriptors()
     second = moved(first, (-31.5, 12.0), flipped_bits)
-    (found,) = find_candidates([first, stranger, second])
+    (found,) = find_candidates([first, other, second])
     assert (found.first, found.second, found.orientation) == (0, 2, 0)
     assert found.shift_px == pytest.approx((-31.5, 12.0), abs=1e-3)
     assert found.votes > (280 if flipped_bits == 0 else 10)

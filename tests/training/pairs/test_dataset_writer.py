@@ -199,7 +199,7 @@ CHANGES: dict[str, Change] = {
 
 
 def comparable(folder: Path) -> dict[str, bytes]:
-    """A data set without what it keeps of slides that are not in it, and what was begun of others."""
+    """A dataset without stored slides that are not in it, and without unfinished slides."""
     slides = {row["slide"] for row in rows(folder)}
     return {
         name: content

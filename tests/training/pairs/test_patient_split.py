@@ -76,7 +76,7 @@ def test_shares_are_met_per_level_and_overall(counts: dict[str | None, int], sha
     roles = assign_splits(pairs, shares, seed).roles
     overall = Counter(roles.values())
     for role, share in zip(ROLES, shares, strict=True):
-        # one more where training would else have had nobody
+        # one more if training would have no patient
         assert abs(overall[role] - share * len(pairs)) < 1 + 1e-6
         for level, count in counts.items():
             own = sum(roles[pair.slide] == role for pair in pairs if pair.her2 == level)

@@ -132,7 +132,7 @@ def test_files_of_others_stay_and_are_told(slides: Path, data: Path, manifest: P
     report = build_pairs(manifest, data, OPTIONS)
     (note,) = [note for note in report.warnings if "not listed in" in note]
     assert note.startswith("1 image in the folders of the dataset not listed in pairs.csv (IHC/val/mine.png)")
-    next((data / "HE" / "train").iterdir()).unlink()  # a slide is cut anew
+    next((data / "HE" / "train").iterdir()).unlink()  # a slide is extracted again
     build_pairs(manifest, data, OPTIONS)
     assert (mine.read_bytes(), (data / "slides" / "S0" / "notes.txt").read_text()) == (b"a picture", "mine")
 
@@ -222,10 +222,10 @@ def test_doubts_are_told_in_advance_and_at_the_end(slides: Path, tmp_path: Path)
     ):
         for warnings in (before, after):
             assert sum(note.startswith(wanted) for note in warnings) == 1, wanted
-    (doubt,) = [note for note in after if "landmarks contradict" in note]
-    assert doubt.startswith("S0: the landmarks contradict the transform: it misses them by 100 µm")
+    (warning,) = [note for note in after if "landmarks contradict" in note]
+    assert warning.startswith("S0: the landmarks contradict the transform: it misses them by 100 µm")
     facts = json.loads((tmp_path / "data" / "slides" / "S0" / "registration.json").read_text())
-    assert facts["warnings"] == [doubt.removeprefix("S0: ")]
+    assert facts["warnings"] == [warning.removeprefix("S0: ")]
     assert build_pairs(manifest, tmp_path / "data", OPTIONS).warnings == after
 
 
