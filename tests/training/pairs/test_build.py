@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from make_slide_pairs import SIZE, SMALL, row, tree, write_manifest, write_pairs
+from make_slide_pairs import SIZE, SMALL, row, tree, write_manifest
 from make_slides import halves, write_slide
 
 from wsi2ihc.concurrency import Progress
@@ -37,16 +37,6 @@ from wsi2ihc.training.pairs.quality import Limits
 from wsi2ihc.training.pairs.verify_dataset import check_dataset
 
 OPTIONS = PairsOptions(patch_size=128, mpp=1.0, validation=0.3, test=0.3, workers=2)
-
-
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("slides"))
-
-
-@pytest.fixture(scope="module")
-def manifest(slides: Path) -> Path:
-    return write_manifest(slides / "manifest.csv", [row(number) for number in range(3)])
 
 
 @pytest.fixture(scope="module")
