@@ -142,6 +142,9 @@ def start_fabric(options: TrainOptions) -> Fabric:
     if fabric.world_size != processes.total:
         raise DeviceError(f"{fabric.world_size} training processes were started instead of {processes.total}; start "
                           "them by torchrun, or by srun with one task each")  # fmt: skip
+    if processes.total > 1:
+        # while Python shuts down, a thread of gloo that still releases a tensor would abort the process
+        atexit.register(_leave)
     if kind == "cpu" and processes.local > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // processes.local))
     return fabric
@@ -234,8 +237,6 @@ class LoopbackStrategy(DDPStrategy):
         on_gpus = self.root_device.type == "cuda"
         device_id: dict[str, Any] = {"device_id": self.root_device} if on_gpus else {}
         dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=rank, world_size=world, **device_id)
-        if on_gpus:
-            atexit.register(_leave)
 
     def end_other_processes(self) -> None:
         """Kill the processes that this one has started; otherwise they would print tracebacks when it ends."""
@@ -272,6 +273,6 @@ def loopback_interface() -> str:
 
 
 def _leave() -> None:
-    # as Fabric does when a process exits
+    """Leave the process group, which ends its threads."""
     if torch.distributed.is_initialized():
         dist.destroy_process_group()

@@ -473,12 +473,29 @@ def test_all_generators_can_be_trained(pairs: Path, tmp_path: Path, changes: dic
     assert summary["validation"]["psnr"] > 3
 
 
+TRAIN_AND_CHECK_THE_EXIT = """
+import atexit, os, sys
+import torch.distributed
+
+@atexit.register
+def report() -> None:
+    with open(os.path.join(os.path.dirname(__file__), "left"), "a") as file:
+        file.write("no\\n" if torch.distributed.is_initialized() else "yes\\n")
+
+from wsi2ihc.cli.main import main
+sys.exit(main())
+"""
+
+
 def test_two_processes_train_one_model(pairs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
+    program = tmp_path / "program.py"
+    program.write_text(TRAIN_AND_CHECK_THE_EXIT)
     (tmp_path / "c.toml").write_text(config_text(tiny(processes=2, epochs=2)))
-    command = [sys.executable, "-m", "wsi2ihc.cli.main", "train", str(pairs), "--config", str(tmp_path / "c.toml")]
+    command = [sys.executable, str(program), "train", str(pairs), "--config", str(tmp_path / "c.toml")]
     done = subprocess.run([*command, "--out", str(run), "--json"], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "left").read_text().split() == ["yes", "yes"], "a process exits as a member of the group"
     summary = json.loads(done.stdout)
     assert summary["processes"] == 2
     assert summary["steps"] == 2 * STEPS_PER_EPOCH
