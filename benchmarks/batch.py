@@ -7,7 +7,6 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.harness import Context, Row
@@ -41,12 +40,11 @@ def measure(context: Context) -> list[Row]:
 
 def _slides(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as workers:
-        for number in range(count):
-            path = folder / f"{number:02d}.tiff"
-            if not path.exists():
-                image = synthetic_tissue(SIDE_PX, SIDE_PX, seed=number)
-                write_slide_file(path, Size(SIDE_PX, SIDE_PX), iter([image]), workers, "wsi2ihc synthetic H&E")
+    for number in range(count):
+        path = folder / f"{number:02d}.tiff"
+        if not path.exists():
+            image = synthetic_tissue(SIDE_PX, SIDE_PX, seed=number)
+            write_slide_file(path, Size(SIDE_PX, SIDE_PX), iter([image]), "wsi2ihc synthetic H&E")
     return folder
 
 

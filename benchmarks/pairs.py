@@ -54,9 +54,9 @@ def _pair(folder: Path, side: int) -> Path:
         he = np.empty((side, side, 3), np.uint8)
         for strip, pixels in zip(strips, workers.map(lambda strip: paint(scene, strip), strips), strict=True):
             he[strip.y : strip.bottom] = pixels
-        write_slide_file(folder / "he.tiff", Size(side, side), _bands(he), workers, "wsi2ihc synthetic H&E")
+        write_slide_file(folder / "he.tiff", Size(side, side), _bands(he), "wsi2ihc synthetic H&E")
         ihc = _partner(he)
-        write_slide_file(folder / "part.tiff", Size(ihc.shape[1], ihc.shape[0]), _bands(ihc), workers, "synthetic IHC")
+        write_slide_file(folder / "part.tiff", Size(ihc.shape[1], ihc.shape[0]), _bands(ihc), "synthetic IHC")
     (folder / "part.tiff").rename(folder / "ihc.tiff")
     return folder
 

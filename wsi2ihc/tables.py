@@ -63,21 +63,12 @@ def csv_rows(file: TextIO, delimiter: str = ",") -> Iterator[tuple[int, list[str
 
 @dataclass(frozen=True, slots=True)
 class CsvTable:
-    """Content of a CSV file.
+    """Content of a CSV file."""
 
-    Attributes
-    ----------
-    rows
-        Fields without surrounding blanks, by column name in lower case. Blank rows are left out.
-    lines
-        Line of the file on which each row begins, from 1.
-    sha256
-        SHA-256 of the file.
-    """
-
+    # fields without surrounding blanks, by column name in lower case. Blank rows are left out.
     rows: tuple[dict[str, str], ...]
-    lines: tuple[int, ...]
-    sha256: str
+    lines: tuple[int, ...]  # line of the file on which each row begins, from 1
+    sha256: str  # SHA-256 of the file
 
 
 def read_csv(path: Path) -> CsvTable:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-import imagecodecs
 import numpy as np
 import tifffile
 
@@ -64,57 +63,48 @@ def make_demo_slide(
     OutputError
         If the file cannot be written.
     """
-    width, height = size
-    if min(width, height) < MIN_SIDE_PX:
-        raise OptionError(f"a demo slide needs at least {MIN_SIDE_PX} px each way, not {width}×{height}")
-    structures = synthetic_structures(Size(width, height), seed)
-    with ThreadPoolExecutor(WORKERS) as workers:
-        write_slide_file(
-            path, structures.layout.size, _painted(structures, workers, on_progress or silent), workers, TITLE
-        )
-    _log.info("wrote %s: %s×%s px, %s nuclei", path.name, width, height, len(structures.nuclei.values))
+    structures = structures_of(size, seed)
+    write_slide_file(path, structures.layout.size, _painted(structures, on_progress or silent), TITLE)
+    _log.info("wrote %s: %s×%s px, %s nuclei", path.name, *size, len(structures.nuclei.values))
 
 
-def write_slide_file(path: Path, size: Size, bands: Iterator[RGBImage], workers: Executor, title: str) -> None:
+def structures_of(size: tuple[int, int], seed: int) -> Structures:
+    """Draw the structures of a slide of ``size`` (width, height), or raise `OptionError` if it is too small."""
+    if min(size) < MIN_SIDE_PX:
+        raise OptionError(f"a demo slide needs at least {MIN_SIDE_PX} px each way, not {size[0]}×{size[1]}")
+    return synthetic_structures(Size(*size), seed)
+
+
+def write_slide_file(path: Path, size: Size, bands: Iterator[RGBImage], title: str) -> None:
     """Write bands of pixels, at 0.5 µm/px, as a pyramid in the layout of Aperio's scanners.
 
-    Parameters
-    ----------
-    path
-        File to write, atomically; an existing one is replaced.
-    size
-        Size of all bands together.
-    bands
-        Bands from top to bottom, (`BAND_PX`, width, 3) each; the last one may be smaller.
-    workers
-        Threads that encode tiles.
-    title
-        Title in the description of the file, in ASCII.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    The bands, (`BAND_PX`, width, 3) each, come from top to bottom; the last one may be lower. An existing file is
+    replaced, and an `OutputError` is raised if the file cannot be written. The title is ASCII.
     """
     with published(path, overwrite=True) as partial:
         try:
             with tifffile.TiffWriter(partial, ome=False, shaped=False) as writer:
-                _write_levels(writer, bands, size, workers, title)
+                _write_levels(writer, bands, size, title)
         except OSError as error:
             raise OutputError(f"{path}: the demo slide cannot be written ({error.strerror or error})") from error
 
 
-def _painted(structures: Structures, workers: Executor, on_progress: ProgressCallback) -> Iterator[RGBImage]:
+def _painted(structures: Structures, on_progress: ProgressCallback) -> Iterator[RGBImage]:
     size = structures.layout.size
-    for y in range(0, size.height, BAND_PX):
-        band = _paint_band(structures, y, workers)
-        on_progress(Progress(STAGE, min(y + BAND_PX, size.height) * size.width, size.area_px))
-        yield band
+    with ThreadPoolExecutor(WORKERS) as workers:
+        for y in range(0, size.height, BAND_PX):
+            height = min(BAND_PX, size.height - y)
+            blocks = [Region(x, y, min(BLOCK_PX, size.width - x), height) for x in range(0, size.width, BLOCK_PX)]
+            band = np.concatenate(list(workers.map(lambda block: paint(structures, block), blocks)), axis=1)
+            on_progress(Progress(STAGE, (y + height) * size.width, size.area_px))
+            yield band
 
 
-def _write_levels(
-    writer: tifffile.TiffWriter, bands: Iterator[RGBImage], size: Size, workers: Executor, title: str
-) -> None:
+def _write_levels(writer: tifffile.TiffWriter, bands: Iterator[RGBImage], size: Size, title: str) -> None:
+    """Write level 0, the thumbnail that readers expect as the second image, and two lower levels."""
+    # ASCII, as the TIFF specification requires; readers recognize the layout by its first word
+    head = f"Aperio layout, {title} (no scanner, no patient)\r\n{size.width}x{size.height}"
+    storage = f"({TILE_PX}x{TILE_PX}) JPEG/YCC Q={JPEG_QUALITY}"
     reduced: list[RGBImage] = []
 
     def reduce_bands() -> Iterator[RGBImage]:
@@ -123,21 +113,21 @@ def _write_levels(
             # yielded last, since tifffile stops after the last tile
             yield band
 
-    _write_level(writer, reduce_bands(), size, 0, _description(size, 0, size, title), workers)
+    properties = f"AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}|Title = {title}"
+    _write_level(writer, reduce_bands(), (size.height, size.width, 3), 0, f"{head} {storage}|{properties}")
     levels = [np.concatenate(reduced)]
     levels.append(_reduced(levels[0]))
-    _write_thumbnail(writer, levels[-1], size, title)
-    for number, level in enumerate(levels, start=1):
-        small = Size(level.shape[1], level.shape[0])
-        _write_level(writer, iter([level]), small, number, _description(small, number, size, title), workers)
-
-
-def _paint_band(structures: Structures, y: int, workers: Executor) -> RGBImage:
-    """Paint all columns of the slide for up to `BAND_PX` rows from ``y``."""
-    size = structures.layout.size
-    height = min(BAND_PX, size.height - y)
-    blocks = [Region(x, y, min(BLOCK_PX, size.width - x), height) for x in range(0, size.width, BLOCK_PX)]
-    return np.concatenate(list(workers.map(lambda block: paint(structures, block), blocks)), axis=1)
+    heads = [f"{head} -> {level.shape[1]}x{level.shape[0]}" for level in levels]
+    writer.write(
+        levels[-1],
+        photometric="rgb",
+        compression="deflate",
+        description=f"{heads[-1]} - ",
+        metadata=None,
+        software="wsi2ihc",
+    )
+    for number, (level, level_head) in enumerate(zip(levels, heads, strict=True), start=1):
+        _write_level(writer, iter([level]), level.shape, number, f"{level_head} {storage}")
 
 
 def _reduced(image: RGBImage) -> RGBImage:
@@ -150,21 +140,17 @@ def _reduced(image: RGBImage) -> RGBImage:
 
 
 def _write_level(
-    writer: tifffile.TiffWriter,
-    bands: Iterator[RGBImage],
-    level: Size,
-    number: int,
-    description: str,
-    workers: Executor,
+    writer: tifffile.TiffWriter, bands: Iterator[RGBImage], shape: tuple[int, ...], number: int, description: str
 ) -> None:
     per_cm = 1e4 / (MPP * LEVEL_FACTOR**number)
     writer.write(
-        _encoded_tiles(bands, workers),
-        shape=(level.height, level.width, 3),
+        _tiles(bands),
+        shape=shape,
         dtype=np.uint8,
         tile=(TILE_PX, TILE_PX),
         photometric="rgb",
         compression="jpeg",
+        compressionargs={"level": JPEG_QUALITY},
         subsampling=(2, 2),
         subfiletype=0,
         resolution=(per_cm, per_cm),
@@ -175,52 +161,11 @@ def _write_level(
     )
 
 
-def _write_thumbnail(writer: tifffile.TiffWriter, image: RGBImage, size: Size, title: str) -> None:
-    """Write the overview in strips; readers expect it as the second image of this layout."""
-    small = Size(image.shape[1], image.shape[0])
-    writer.write(
-        image,
-        photometric="rgb",
-        compression="deflate",
-        description=f"{_head(size, title)} -> {small.width}x{small.height} - ",
-        metadata=None,
-        software="wsi2ihc",
-    )
-
-
-def _encoded_tiles(bands: Iterator[RGBImage], workers: Executor) -> Iterator[bytes]:
-    """Yield the JPEG streams of the tiles of all bands, row by row; only the last band may have partial tiles."""
+def _tiles(bands: Iterator[RGBImage]) -> Iterator[RGBImage]:
+    """Yield the tiles of all bands, row by row; only the last band may have partial tiles."""
     for band in bands:
         right, bottom = -band.shape[1] % TILE_PX, -band.shape[0] % TILE_PX
         padded = np.pad(band, ((0, bottom), (0, right), (0, 0)), mode="edge")
-        tiles = [
-            padded[y : y + TILE_PX, x : x + TILE_PX]
-            for y in range(0, padded.shape[0], TILE_PX)
-            for x in range(0, padded.shape[1], TILE_PX)
-        ]
-        yield from workers.map(_encoded, tiles)
-
-
-def _encoded(tile: RGBImage) -> bytes:
-    return bytes(
-        imagecodecs.jpeg8_encode(
-            np.ascontiguousarray(tile),
-            level=JPEG_QUALITY,
-            colorspace="RGB",
-            outcolorspace="YCBCR",
-            subsampling="420",
-        )
-    )
-
-
-def _head(size: Size, title: str) -> str:
-    # ASCII, as the TIFF specification requires
-    return f"Aperio layout, {title} (no scanner, no patient)\r\n{size.width}x{size.height}"
-
-
-def _description(level: Size, number: int, size: Size, title: str) -> str:
-    """Return the ImageDescription; readers recognize the layout by its first word and read ``AppMag`` and ``MPP``."""
-    storage = f"({TILE_PX}x{TILE_PX}) JPEG/YCC Q={JPEG_QUALITY}"
-    if number == 0:
-        return f"{_head(size, title)} {storage}|AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}|Title = {title}"
-    return f"{_head(size, title)} -> {level.width}x{level.height} {storage}"
+        for y in range(0, padded.shape[0], TILE_PX):
+            for x in range(0, padded.shape[1], TILE_PX):
+                yield np.ascontiguousarray(padded[y : y + TILE_PX, x : x + TILE_PX])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,60 +19,109 @@ from .textures import (
     ellipses,
     jittered_grid,
     joined,
-    no_shapes,
     packed_radii,
+    path_lengths,
     polar,
     slow_noise,
     softened,
+    uneven_walk,
 )
 
-SPACING_PX = 208.0
-OUTLINE_POINTS = 48
+PX_PER_MM2 = 2000**2
+CRYPT_SPACING_PX = 208.0
 CELL_WIDTH_PX = 13.5
 GOBLET_WIDTH_PX = 18.0
+FAT_CELL_SPACING_PX = 118.0
+VESSELS_PER_MM2 = 9.0
+OUTLINE_POINTS = 48
+_TURN = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Crypts:
-    """Shapes of an epithelium: outlines, lumens, mucin of goblet cells, borders between cells, nuclei."""
+class Structures:
+    """Everything that is drawn, in the order of painting."""
 
-    outlines: Shapes
+    layout: SlideLayout  # coarse maps
+    flow_px: FloatImage  # coarse map whose level lines are the fibers, with a slope of about 1 per px
+    fabric: Mapping[str, FloatImage]  # coarse maps of the properties of a `Zone`, mixed where zones meet
+    # fat, walls: fat cells, and muscular walls of vessels
+    fat: Shapes
+    walls: Shapes
+    # glands, goblets, lumens: epithelium of the crypts including the lumen, mucin of goblet cells, lumens of crypts
+    # and vessels
+    glands: Shapes
+    goblets: Shapes
     lumens: Shapes
+    red_cells: Shapes  # erythrocytes
+    rims: Shapes  # stained outlines: basement membranes, brush borders, membranes of fat cells
+    borders: Shapes  # lines between epithelial cells
+    nuclei: Shapes  # all nuclei; their value is the density
+
+
+def populate(layout: SlideLayout, rng: np.random.Generator) -> Structures:
+    """Populate a layout with structures; reproducible for the same state of ``rng``."""
+    crypts, crypt_lumens, crypt_cells = _crypts(layout, rng)
+    cells = joined_cells([crypt_cells, _surface_epithelium(layout, rng)])
+    fat = _fat(layout, rng)
+    walls, lumens, red_cells, wall_nuclei = _vessels(layout, fat, rng)
+    occupied = np.zeros(layout.depth_px.shape, np.uint8)
+    for shapes in (crypts, walls, fat):
+        for outline in np.rint(shapes.points / STEP_PX * 16).astype(np.int32):
+            cv2.fillPoly(occupied, [outline], 1, cv2.LINE_8, 4)
+    flow = _flow(layout, occupied, rng)
+    fabric = {name: _per_zone(layout, name) for name in ("eosin", "fine", "broad", "hematoxylin", "cleft")}
+    return Structures(
+        layout=layout,
+        flow_px=flow,
+        fabric=fabric,
+        fat=fat,
+        walls=walls,
+        glands=crypts,
+        goblets=cells.goblets,
+        lumens=joined([crypt_lumens, lumens]),
+        red_cells=red_cells,
+        rims=joined([crypts, crypt_lumens, fat]),
+        borders=cells.borders,
+        nuclei=joined([_stroma(layout, flow, occupied, rng), wall_nuclei, cells.nuclei]),
+    )
+
+
+class Cells(NamedTuple):
+    """Cells of an epithelium: nuclei, mucin of goblet cells, borders between cells."""
+
+    nuclei: Shapes
     goblets: Shapes
     borders: Shapes
-    nuclei: Shapes
 
 
-def crypts(layout: SlideLayout, rng: np.random.Generator) -> Crypts:
-    """Draw crypts in the mucosa, packed side by side with stroma in between."""
-    centers = _sites(layout, rng)
+def joined_cells(parts: list[Cells]) -> Cells:
+    """Concatenate the cells of several epithelia."""
+    return Cells(*(joined([part[kind] for part in parts]) for kind in range(3)))
+
+
+def _crypts(layout: SlideLayout, rng: np.random.Generator) -> tuple[Shapes, Shapes, Cells]:
+    """Draw outlines, lumens and cells of crypts in the mucosa, packed side by side with stroma in between."""
+    centers = _crypt_centers(layout, rng)
     if not len(centers):
-        return Crypts(no_shapes(OUTLINE_POINTS), no_shapes(OUTLINE_POINTS), no_shapes(16), no_shapes(2), no_shapes(16))
+        return joined([]), joined([]), joined_cells([])
     outer = packed_radii(centers, _wanted_radii(layout, centers, rng), rng.uniform(12, 34, len(centers)), roundness=4)
     outer = softened(outer, 2)
-    turn = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
     openness = rng.beta(2, 4, (len(centers), 1)) * 0.38 + 0.10
     inner = outer * openness
     for harmonic in (2, 3, 4, 6):
         phase = rng.uniform(0, 2 * np.pi, (len(centers), 1))
-        inner = inner * (
-            1 + 0.22 / harmonic**0.5 * rng.standard_normal((len(centers), 1)) * np.cos(harmonic * turn + phase)
-        )
+        wave = rng.standard_normal((len(centers), 1)) * np.cos(harmonic * _TURN + phase)
+        inner = inner * (1 + 0.22 / harmonic**0.5 * wave)
     inner = np.clip(inner, 0.08 * outer, outer - 34)
-    strength = np.full(len(centers), 255, np.uint8)
-    goblets, borders, nuclei = [], [], []
+    cells = []
     for center, far, near in zip(centers, outer, inner, strict=True):
         wall = _Wall(center, far, near)
-        nuclei.append(_basal_nuclei(wall, rng))
-        goblets.append(_goblets(wall, rng.uniform(0.55, 1.0), rng))
-        borders.append(_borders(wall, rng))
-    return Crypts(
-        Shapes(polar(centers, outer), strength),
-        Shapes(polar(centers, inner), strength),
-        joined(goblets),
-        joined(borders),
-        joined(nuclei),
-    )
+        cells.append(Cells(_basal_nuclei(wall, rng), _goblets(wall, rng.uniform(0.55, 1.0), rng), _borders(wall, rng)))
+    return _solid(polar(centers, outer)), _solid(polar(centers, inner)), joined_cells(cells)
+
+
+def _solid(points: Points) -> Shapes:
+    return Shapes(points, np.full(len(points), 255, np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +134,8 @@ class _Wall:
 
     def radii(self, turn: Floats) -> tuple[Floats, Floats]:
         """Interpolate the outer and inner radius at angles."""
-        at = np.linspace(0, 2 * np.pi, len(self.outer), endpoint=False)
-        return np.interp(turn, at, self.outer, period=2 * np.pi), np.interp(turn, at, self.inner, period=2 * np.pi)
+        outer, inner = (np.interp(turn, _TURN, radii, period=2 * np.pi) for radii in (self.outer, self.inner))
+        return outer, inner
 
     def points(self, turn: Floats, radius: Floats) -> Floats:
         return self.center + np.stack([np.cos(turn), np.sin(turn)], axis=1) * radius[:, None]
@@ -102,43 +151,37 @@ class _Wall:
         """Draw angles of cells ``width_px`` wide at ``share`` of the outer radius, at uneven distances."""
         # equal steps along the outline are unequal steps of angle where it is far from round
         fine = np.linspace(0, 2 * np.pi, 256)
-        outline = self.points(fine, self.radii(fine)[0])
-        travelled = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(outline, axis=0), axis=1))])
+        travelled = path_lengths(self.points(fine, self.radii(fine)[0]))
         count = max(6, int(share * travelled[-1] / width_px))
         at = (np.arange(count) + rng.uniform(-0.28, 0.28, count)) / count * travelled[-1]
         return np.asarray(np.interp(at % travelled[-1], travelled, fine), np.float64)
 
 
-def _sites(layout: SlideLayout, rng: np.random.Generator) -> Floats:
+def _crypt_centers(layout: SlideLayout, rng: np.random.Generator) -> Floats:
     """Draw centers of crypts, (N, 2) px: a jittered grid over the mucosa, a few missing."""
-    centers = jittered_grid(rng, layout.frame, SPACING_PX, 0.17)
+    centers = jittered_grid(rng, layout.frame, CRYPT_SPACING_PX, 0.17)
     fits = (
         (layout.at(layout.zones["lamina propria"], centers) > 0.9)
         & (layout.at(layout.depth_px, centers) > 150)
         & (layout.at(layout.tissue_px, centers) > 105)
     )
-    ahead = centers + np.array([0.0, 75.0])
-    fits &= layout.at(layout.zones["lamina propria"], ahead) > 0.5
+    fits &= layout.at(layout.zones["lamina propria"], centers + np.array([0.0, 75.0])) > 0.5
     return centers[fits & (rng.uniform(0, 1, len(centers)) > 0.05)]
 
 
 def _wanted_radii(layout: SlideLayout, centers: Floats, rng: np.random.Generator) -> Floats:
     """Draw radii of crypts without neighbors: ovals perpendicular to the surface, (N, OUTLINE_POINTS) px."""
     count = len(centers)
-    turn = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
-    step = 24.0
-    slope = [
-        layout.at(layout.depth_px, centers + step * axis) - layout.at(layout.depth_px, centers - step * axis)
-        for axis in (np.array([1.0, 0.0]), np.array([0.0, 1.0]))
-    ]
+    steps = 24.0 * np.eye(2)
+    slope = [layout.at(layout.depth_px, centers + s) - layout.at(layout.depth_px, centers - s) for s in steps]
     lengthwise = np.arctan2(slope[1], slope[0])[:, None] + rng.normal(0, 0.35, (count, 1))
     long = rng.uniform(1.0, 1.7, (count, 1))
     short = rng.uniform(64, 118, (count, 1))
-    cos, sin = np.cos(turn - lengthwise), np.sin(turn - lengthwise)
+    cos, sin = np.cos(_TURN - lengthwise), np.sin(_TURN - lengthwise)
     radius = short / np.sqrt((cos / long) ** 2 + sin**2)
     for harmonic in (2, 3, 5):
         phase = rng.uniform(0, 2 * np.pi, (count, 1))
-        radius = radius * (1 + 0.07 / harmonic * rng.standard_normal((count, 1)) * np.cos(harmonic * turn + phase))
+        radius = radius * (1 + 0.07 / harmonic * rng.standard_normal((count, 1)) * np.cos(harmonic * _TURN + phase))
     room = np.minimum(
         layout.at(layout.depth_px, centers) - SURFACE_EPITHELIUM_PX - 22, layout.at(layout.tissue_px, centers) - 20
     )
@@ -191,9 +234,9 @@ def _borders(wall: _Wall, rng: np.random.Generator) -> Shapes:
     return Shapes(ends.astype(np.float32), rng.integers(60, 150, len(turn), dtype=np.uint8))
 
 
-def surface_epithelium(layout: SlideLayout, rng: np.random.Generator) -> Crypts:
-    """Draw nuclei, goblet cells and borders of the surface epithelium (its cytoplasm follows the depth map)."""
-    nuclei, goblets, borders = [no_shapes(16)], [no_shapes(16)], [no_shapes(2)]
+def _surface_epithelium(layout: SlideLayout, rng: np.random.Generator) -> Cells:
+    """Draw the cells of the surface epithelium (its cytoplasm follows the depth map)."""
+    cells = []
     for line in layout.surface:
         at, inward = _along_surface(layout, line, 13.5, rng)
         angle = np.arctan2(inward[:, 1], inward[:, 0])
@@ -201,113 +244,25 @@ def surface_epithelium(layout: SlideLayout, rng: np.random.Generator) -> Crypts:
         deep = 30 + rng.normal(0, 3.5, count)
         half = np.stack([rng.normal(9.5, 1.1, count).clip(7, 12), rng.normal(5.3, 0.6, count).clip(4, 7)], axis=1)
         outline = ellipses(rng, at + inward * deep[:, None], half, angle + rng.normal(0, 0.15, count), wobble=0.09)
-        nuclei.append(Shapes(outline, rng.normal(140, 24, count).clip(80, 215).astype(np.uint8)))
+        nuclei = Shapes(outline, rng.normal(140, 24, count).clip(80, 215).astype(np.uint8))
         ends = np.stack([at + inward * 2, at + inward * 42], axis=1)
-        borders.append(Shapes(ends.astype(np.float32), rng.integers(50, 130, count, dtype=np.uint8)))
+        borders = Shapes(ends.astype(np.float32), rng.integers(50, 130, count, dtype=np.uint8))
         at, inward = _along_surface(layout, line, 44, rng)
         half = np.stack([rng.uniform(8, 11, len(at)), rng.uniform(5.5, 8, len(at))], axis=1)
         outline = ellipses(rng, at + inward * 11, half, np.arctan2(inward[:, 1], inward[:, 0]))
-        goblets.append(Shapes(outline, rng.integers(190, 255, len(at), dtype=np.uint8)))
-    empty = no_shapes(OUTLINE_POINTS)
-    return Crypts(empty, empty, joined(goblets), joined(borders), joined(nuclei))
+        cells.append(Cells(nuclei, Shapes(outline, rng.integers(190, 255, len(at), dtype=np.uint8)), borders))
+    return joined_cells(cells)
 
 
 def _along_surface(
     layout: SlideLayout, line: Floats, step_px: float, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """Draw points at uneven steps along a free surface, and unit vectors into the tissue: (N, 2) each."""
-    travelled = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
-    steps = np.arange(0, travelled[-1], step_px)
-    steps = steps + rng.uniform(-0.3, 0.3, len(steps)) * step_px
-    at = np.stack([np.interp(steps, travelled, line[:, axis]) for axis in (0, 1)], axis=1)
-    ahead = np.stack([np.interp(steps + 30, travelled, line[:, axis]) for axis in (0, 1)], axis=1)
-    behind = np.stack([np.interp(steps - 30, travelled, line[:, axis]) for axis in (0, 1)], axis=1)
-    along = ahead - behind
+    at, along = uneven_walk(rng, line, step_px, 30, 30)
     along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-6)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=1)
     inside = layout.at(layout.tissue_px, at + 40 * normal) > layout.at(layout.tissue_px, at - 40 * normal)
     return at, np.where(inside[:, None], normal, -normal)
-
-
-PX_PER_MM2 = 2000**2
-
-
-FAT_CELL_SPACING_PX = 118.0
-VESSELS_PER_MM2 = 9.0
-
-FABRIC = ("eosin", "fine", "broad", "hematoxylin", "cleft")
-"""Properties of the fibers of a `Zone`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Structures:
-    """Everything that is drawn, in the order of painting.
-
-    Attributes
-    ----------
-    layout
-        Coarse maps.
-    flow_px
-        Coarse map whose level lines are the fibers, with a slope of about 1 per px.
-    fabric
-        Coarse maps of the properties in `FABRIC`, mixed where zones meet.
-    fat, walls
-        Fat cells, and muscular walls of vessels.
-    glands, goblets, lumens
-        Epithelium of the crypts including the lumen, mucin of goblet cells, lumens of crypts and vessels.
-    red_cells
-        Erythrocytes.
-    rims
-        Stained outlines: basement membranes, brush borders, membranes of fat cells.
-    borders
-        Lines between epithelial cells.
-    nuclei
-        All nuclei; their value is the density.
-    """
-
-    layout: SlideLayout
-    flow_px: FloatImage
-    fabric: Mapping[str, FloatImage]
-    fat: Shapes
-    walls: Shapes
-    glands: Shapes
-    goblets: Shapes
-    lumens: Shapes
-    red_cells: Shapes
-    rims: Shapes
-    borders: Shapes
-    nuclei: Shapes
-
-
-def populate(layout: SlideLayout, rng: np.random.Generator) -> Structures:
-    """Populate a layout with structures; reproducible for the same state of ``rng``."""
-    glands = crypts(layout, rng)
-    surface = surface_epithelium(layout, rng)
-    fat = _fat(layout, rng)
-    walls, lumens, red_cells, wall_nuclei = _vessels(layout, fat, rng)
-    occupied = np.zeros(layout.depth_px.shape, np.uint8)
-    for shapes in (glands.outlines, walls, fat):
-        _stamp(occupied, shapes.points)
-    flow = _flow(layout, occupied, rng)
-    return Structures(
-        layout=layout,
-        flow_px=flow,
-        fabric=MappingProxyType({name: _per_zone(layout, name) for name in FABRIC}),
-        fat=fat,
-        walls=walls,
-        glands=glands.outlines,
-        goblets=joined([glands.goblets, surface.goblets]),
-        lumens=joined([glands.lumens, lumens]),
-        red_cells=red_cells,
-        rims=joined([glands.outlines, glands.lumens, fat]),
-        borders=joined([glands.borders, surface.borders]),
-        nuclei=joined([_stroma(layout, flow, occupied, rng), wall_nuclei, glands.nuclei, surface.nuclei]),
-    )
-
-
-def _stamp(occupied: npt.NDArray[np.uint8], points: Points) -> None:
-    for outline in np.rint(points / STEP_PX * 16).astype(np.int32):
-        cv2.fillPoly(occupied, [outline], 1, cv2.LINE_8, 4)
 
 
 def _per_zone(layout: SlideLayout, name: str) -> FloatImage:
@@ -339,11 +294,11 @@ def _fat(layout: SlideLayout, rng: np.random.Generator) -> Shapes:
     centers = centers[inside]
     wanted = np.full((len(centers), OUTLINE_POINTS), 66.0)
     radii = packed_radii(centers, wanted, np.full(len(centers), 5.0), roundness=9)
-    return Shapes(polar(centers, radii), np.full(len(centers), 255, np.uint8))
+    return _solid(polar(centers, radii))
 
 
 def _vessels(layout: SlideLayout, fat: Shapes, rng: np.random.Generator) -> tuple[Shapes, Shapes, Shapes, Shapes]:
-    """Walls, lumens, erythrocytes and wall nuclei of vessels in the submucosa."""
+    """Draw walls, lumens, erythrocytes and wall nuclei of vessels in the submucosa."""
     spacing = (PX_PER_MM2 / VESSELS_PER_MM2) ** 0.5
     centers = jittered_grid(rng, layout.frame, spacing, 0.4)
     free = (layout.at(layout.zones["submucosa"], centers) > 0.99) & (layout.at(layout.tissue_px, centers) > 200)
@@ -357,7 +312,6 @@ def _vessels(layout: SlideLayout, fat: Shapes, rng: np.random.Generator) -> tupl
     outer = ellipses(rng, centers, half, angles, wobble=0.12, points=OUTLINE_POINTS)
     thickness = rng.uniform(0.16, 0.42, (count, 1, 1))
     inner = centers[:, None] + (outer - centers[:, None]) * (1 - thickness)
-    strength = np.full(count, 255, np.uint8)
     red_cells, nuclei = [], []
     for i in range(count):
         filling = rng.choice([0.0, 0.25, 0.8])
@@ -367,8 +321,7 @@ def _vessels(layout: SlideLayout, fat: Shapes, rng: np.random.Generator) -> tupl
         for share, step_px in ((0.97, 36), (0.55, 30), (0.1, 48)) if width > 20 else ((0.9, 36),):
             ring = outer[i] + (inner[i] - outer[i]) * share
             nuclei.append(_ring_nuclei(ring.astype(float), step_px, rng))
-    walls = Shapes(outer, strength)
-    return walls, Shapes(inner.astype(np.float32), strength), joined(red_cells), joined(nuclei)
+    return _solid(outer), _solid(inner.astype(np.float32)), joined(red_cells), joined(nuclei)
 
 
 def _red_cells(center: Floats, lumen: Floats, filling: float, rng: np.random.Generator) -> Shapes:
@@ -376,7 +329,7 @@ def _red_cells(center: Floats, lumen: Floats, filling: float, rng: np.random.Gen
     reach = np.linalg.norm(lumen - center, axis=1)
     count = int(filling * np.pi * (reach**2).mean() / 150)
     turn = rng.uniform(0, 2 * np.pi, count)
-    limit = np.interp(turn, np.linspace(0, 2 * np.pi, len(reach), endpoint=False), reach, period=2 * np.pi)
+    limit = np.interp(turn, _TURN, reach, period=2 * np.pi)
     away = np.sqrt(rng.uniform(0, 1, count)) * (limit - 8)
     points = center + np.stack([np.cos(turn), np.sin(turn)], axis=1) * away[:, None]
     half = rng.uniform(5.5, 7.5, (count, 1)) * rng.uniform(0.75, 1, (count, 2))
@@ -385,16 +338,12 @@ def _red_cells(center: Floats, lumen: Floats, filling: float, rng: np.random.Gen
 
 
 def _ring_nuclei(ring: Floats, step_px: float, rng: np.random.Generator) -> Shapes:
-    """Flat nuclei along a closed line."""
-    closed = np.concatenate([ring, ring[:1]])
-    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
-    at = np.arange(0, along[-1], step_px)
-    at = at + rng.uniform(-0.3, 0.3, len(at)) * step_px
-    centers = np.stack([np.interp(at, along, closed[:, axis]) for axis in (0, 1)], axis=1)
-    ahead = np.stack([np.interp(at + 3, along, closed[:, axis]) for axis in (0, 1)], axis=1) - centers
-    half = np.stack([rng.uniform(8, 14, len(at)), rng.uniform(2.2, 3.6, len(at))], axis=1)
+    """Draw flat nuclei along a closed line."""
+    centers, ahead = uneven_walk(rng, np.concatenate([ring, ring[:1]]), step_px, 0, 3)
+    count = len(centers)
+    half = np.stack([rng.uniform(8, 14, count), rng.uniform(2.2, 3.6, count)], axis=1)
     outline = ellipses(rng, centers, half, np.arctan2(ahead[:, 1], ahead[:, 0]), bend=0.3)
-    return Shapes(outline, rng.integers(150, 235, len(at), dtype=np.uint8))
+    return Shapes(outline, rng.integers(150, 235, count, dtype=np.uint8))
 
 
 def _stroma(layout: SlideLayout, flow: FloatImage, occupied: npt.NDArray[np.uint8], rng: np.random.Generator) -> Shapes:
@@ -404,37 +353,30 @@ def _stroma(layout: SlideLayout, flow: FloatImage, occupied: npt.NDArray[np.uint
     along_fiber = (np.arctan2(down, across) + np.pi / 2).astype(np.float32)
     # immune cells form clusters
     crowding = np.exp(0.55 * slow_noise(rng, flow.shape, 260 / STEP_PX)).astype(np.float32)
-    parts = []
-    for kind in ("round", "spindle"):
-        density = _per_zone(layout, f"{kind}_cells")
-        if kind == "round":
-            density = np.where(layout.zones["follicle"] > 0.5, density, density * crowding)
-        centers = _scattered(layout, (density / PX_PER_MM2).astype(np.float32), rng)
+    density = _per_zone(layout, "round_cells")
+    density = np.where(layout.zones["follicle"] > 0.5, density, density * crowding)
+
+    def scattered(density: FloatImage) -> Floats:
+        """Draw free places of a density per mm², none very close to another: (N, 2) px."""
+        per_px = (density / PX_PER_MM2).astype(np.float32)
+        greatest = float(per_px.max())
+        if greatest <= 0:
+            return np.empty((0, 2))
+        centers = jittered_grid(rng, layout.frame, (1 / (0.866 * greatest)) ** 0.5, 0.36)
+        centers = centers[rng.uniform(0, greatest, len(centers)) < layout.at(per_px, centers)]
         free = (layout.at(blocked, centers) == 0) & (layout.at(layout.depth_px, centers) > 64)
-        centers = centers[free & (layout.at(layout.tissue_px, centers) > 4)]
-        angles = layout.at(along_fiber, centers).astype(float)
-        parts.append(_round_nuclei(centers, rng) if kind == "round" else _spindle_nuclei(centers, angles, rng))
-    return joined(parts[::-1])
+        return np.asarray(centers[free & (layout.at(layout.tissue_px, centers) > 4)])
 
-
-def _scattered(layout: SlideLayout, per_px: FloatImage, rng: np.random.Generator) -> Floats:
-    """Draw points of a given density, none very close to another: (N, 2) px."""
-    greatest = float(per_px.max())
-    if greatest <= 0:
-        return np.empty((0, 2))
-    centers = jittered_grid(rng, layout.frame, (1 / (0.866 * greatest)) ** 0.5, 0.36)
-    return centers[rng.uniform(0, greatest, len(centers)) < layout.at(per_px, centers)]
-
-
-def _round_nuclei(centers: Floats, rng: np.random.Generator) -> Shapes:
+    centers = scattered(density)
     count = len(centers)
     half = rng.normal(6.3, 0.7, (count, 1)).clip(4.8, 8.5) * rng.uniform(0.78, 1.0, (count, 2))
     outline = ellipses(rng, centers, half, rng.uniform(0, np.pi, count), wobble=0.10)
-    return Shapes(outline, rng.normal(212, 28, count).clip(120, 255).astype(np.uint8))
+    round_nuclei = Shapes(outline, rng.normal(212, 28, count).clip(120, 255).astype(np.uint8))
 
-
-def _spindle_nuclei(centers: Floats, angles: Floats, rng: np.random.Generator) -> Shapes:
+    centers = scattered(_per_zone(layout, "spindle_cells"))
     count = len(centers)
+    angles = layout.at(along_fiber, centers).astype(float)
     half = np.stack([rng.uniform(9, 17, count), rng.uniform(2.2, 4.4, count)], axis=1)
     outline = ellipses(rng, centers, half, angles + rng.normal(0, 0.22, count), wobble=0.12, bend=0.35)
-    return Shapes(outline, rng.normal(175, 30, count).clip(90, 245).astype(np.uint8))
+    spindles = Shapes(outline, rng.normal(175, 30, count).clip(90, 245).astype(np.uint8))
+    return joined([spindles, round_nuclei])

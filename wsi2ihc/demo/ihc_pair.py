@@ -13,12 +13,11 @@ import numpy as np
 from scipy import ndimage
 
 from ..concurrency import Progress, ProgressCallback, silent
-from ..errors import OptionError
 from ..geometry import RGB, Region, RGBImage, Size
 from ..storage import published
-from .demo_slide import BAND_PX, MIN_SIDE_PX, MPP, TITLE, WORKERS, write_slide_file
+from .demo_slide import BAND_PX, JPEG_QUALITY, MPP, TITLE, WORKERS, structures_of, write_slide_file
 from .layout import SlideLayout
-from .render import BACKGROUND, EOSIN, HEMATOXYLIN, paint, synthetic_structures
+from .render import BACKGROUND, EOSIN, HEMATOXYLIN, paint
 from .textures import FloatImage, Floats, slow_noise
 
 IHC_BACKGROUND: RGB = (240, 240, 244)
@@ -31,27 +30,18 @@ COUNTERSTAIN = np.array([0.650, 0.704, 0.286], np.float32)
 STRONGEST = 3.0
 """The strength of a 3+ slide."""
 
-_MPP = 0.5
-JPEG_QUALITY = 85
-_BAND_PX = 64
+_ROWS_PX = 64
+"""Rows computed at a time, since colors in float take twelve times the memory of pixels."""
 
 
-def restain(he: RGBImage, seed: int, strength: float = 2.0, *, mpp: float = _MPP) -> RGBImage:
+def restain(he: RGBImage, seed: int, strength: float = 2.0, *, mpp: float = MPP) -> RGBImage:
     """Simulate an IHC image with DAB from an H&E image: (rows, columns, 3) uint8 RGB.
 
     Hematoxylin remains, weaker and slightly blurred; most eosin is removed; DAB surrounds the cells of some of the
     tissue. Noise and JPEG are added at the end. Takes about 60 bytes per px. The same arguments give the same pixels.
 
-    Parameters
-    ----------
-    he
-        H&E pixels (rows, columns, 3) with bright background.
-    seed
-        Seed of the distribution of DAB, the balance of the stains, and the noise.
-    strength
-        Extent and density of DAB, from 0 (none) to 3 (3+).
-    mpp
-        Size of a pixel in µm, from which the sizes of cells follow.
+    ``he`` has a bright background and pixels of ``mpp`` µm, from which the sizes of cells follow. ``strength`` is the
+    extent and density of DAB, from 0 (none) to 3 (3+).
     """
     rng = np.random.default_rng(seed)
     hematoxylin, eosin = _unmixed(he)
@@ -71,9 +61,7 @@ def restain(he: RGBImage, seed: int, strength: float = 2.0, *, mpp: float = _MPP
 
 
 def _row_bands(rows: int) -> Iterator[slice]:
-    """Yield bands of rows, since colors in float take twelve times the memory of pixels."""
-    for top in range(0, rows, _BAND_PX):
-        yield slice(top, min(top + _BAND_PX, rows))
+    return (slice(top, min(top + _ROWS_PX, rows)) for top in range(0, rows, _ROWS_PX))
 
 
 def _unmixed(he: RGBImage) -> tuple[FloatImage, FloatImage]:
@@ -129,43 +117,21 @@ def _smooth(image: FloatImage, sigma_px: float) -> FloatImage:
 
 def _compressed(image: RGBImage) -> RGBImage:
     """Compress and decompress an image as JPEG."""
-    bgr = np.ascontiguousarray(image[..., ::-1])
-    _, stream = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    decoded = cv2.imdecode(stream, cv2.IMREAD_COLOR)
-    if decoded is None:
-        raise RuntimeError("a JPEG that was just encoded cannot be decoded")
-    return np.ascontiguousarray(decoded[..., ::-1], np.uint8)
+    _, stream = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(stream, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])
 
 
 @dataclass(frozen=True, slots=True)
 class Distortion:
-    """Distortion of the partner relative to the image.
+    """Distortion of the partner relative to the image."""
 
-    Attributes
-    ----------
-    angle_deg
-        Rotation about the center of the image, clockwise on the screen.
-    scale
-        µm of the partner per µm of the image.
-    mirrored
-        Whether left and right are exchanged before the rotation.
-    shift_um
-        Shift (x, y) of the center of the image from the center of the partner.
-    warp_um
-        Largest length of the smooth displacement.
-    wavelength_um
-        Shortest wavelength of the displacement; the longest is twice as long.
-    seed
-        Seed of the waves.
-    """
-
-    angle_deg: float = 0.0
-    scale: float = 1.0
-    mirrored: bool = False
-    shift_um: tuple[float, float] = (0.0, 0.0)
-    warp_um: float = 0.0
-    wavelength_um: float = 600.0
-    seed: int = 0
+    angle_deg: float = 0.0  # rotation about the center of the image, clockwise on the screen
+    scale: float = 1.0  # µm of the partner per µm of the image
+    mirrored: bool = False  # whether left and right are exchanged before the rotation
+    shift_um: tuple[float, float] = (0.0, 0.0)  # shift (x, y) of the center of the image from the center of the partner
+    warp_um: float = 0.0  # largest length of the smooth displacement
+    wavelength_um: float = 600.0  # shortest wavelength of the displacement; the longest is twice as long
+    seed: int = 0  # seed of the waves
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,16 +141,10 @@ class GroundTruthWarp:
     The map from moving to fixed is an affine transform followed by a sum of plane waves,
     ``fixed = g + sum_k amplitudes[k] * sin(waves[k] · g + phases[k])`` with ``g = inverse[:, :2] @ moving +
     inverse[:, 2]``. Its inverse is computed iteratively.
-
-    Attributes
-    ----------
-    inverse
-        Affine transform from moving to fixed, (2, 3).
-    waves, phases, amplitudes
-        Plane waves: (K, 2) radians per µm, (K,) radians, (K, 2) µm.
     """
 
-    inverse: Floats
+    inverse: Floats  # affine transform from moving to fixed, (2, 3)
+    # waves, phases, amplitudes: plane waves: (K, 2) radians per µm, (K,) radians, (K, 2) µm
     waves: Floats
     phases: Floats
     amplitudes: Floats
@@ -223,17 +183,6 @@ def distorted(
 
     Pixels are interpolated with cubic splines at exact positions, in bands of rows; takes about 16 bytes per px of
     the image. The canvas contains the complete rotated image, surrounded by ``fill``.
-
-    Parameters
-    ----------
-    image
-        Pixels (rows, columns, 3) of ``mpp`` µm; the partner has pixels of the same size.
-    mpp
-        Size of a pixel in µm.
-    distortion
-        Rotation, scale, mirroring, shift and warp.
-    fill
-        Color beyond the image.
 
     Raises
     ------
@@ -331,14 +280,8 @@ def make_demo_study(
 ) -> None:
     """Write slides for a paired dataset: `make_demo_pair`, the pair of a second patient, and a manifest.
 
-    Parameters
-    ----------
-    folder
-        Existing folder. Files of `STUDY_NAMES` are replaced.
-    sizes
-        Width and height of both H&E slides in px of 0.5 µm.
-    on_progress
-        Called after each of the four slides.
+    Files of `STUDY_NAMES` in the folder are replaced. ``sizes`` are width and height of both H&E slides in px of
+    0.5 µm. Progress is reported after each of the four slides.
 
     Raises
     ------
@@ -370,28 +313,11 @@ def make_demo_pair(
 ) -> GroundTruthWarp:
     """Write a synthetic H&E slide, the same section as IHC, turned and warped, and landmarks on both.
 
-    The files are ``he.tiff``, ``ihc.tiff``, ``he.csv`` and ``ihc.csv``; those that are there are replaced. Both
-    slides are held in memory: about 80 bytes per px of the larger one.
+    The files are ``he.tiff``, ``ihc.tiff``, ``he.csv`` and ``ihc.csv``; existing ones are replaced. Both slides are
+    held in memory: about 80 bytes per px of the larger one.
 
-    Parameters
-    ----------
-    folder
-        Where to write; it has to be there.
-    size
-        Width and height of the H&E slide in px of 0.5 µm, each at least 256.
-    seed
-        Of everything drawn at random.
-    strength
-        Of the DAB, from 0 to 3, as for `restain`.
-    distortion
-        How the IHC slide lies.
-    on_progress
-        Called after each of the two slides.
-
-    Returns
-    -------
-    Truth
-        Where each place of the H&E slide lies on the IHC slide.
+    ``size`` is the width and height of the H&E slide in px, each at least 256; ``strength`` is that of `restain`.
+    Returns the map from the H&E slide to the IHC slide. Progress is reported after each of the two slides.
 
     Raises
     ------
@@ -402,9 +328,13 @@ def make_demo_pair(
     """
     names = HE_NAME, IHC_NAME
     layout, truth = _write_slides(folder, names, size, seed, strength, distortion, on_progress or silent)
-    places_um = _places(layout, np.random.default_rng(seed)) * MPP
-    _write_landmarks(folder / HE_LANDMARKS_NAME, places_um)
-    _write_landmarks(folder / IHC_LANDMARKS_NAME, truth.to_moving(places_um))
+    points = np.random.default_rng(seed).uniform(0, size, (50 * LANDMARKS, 2))
+    points_um = points[layout.at(layout.tissue_px, points) > 0][:LANDMARKS] * MPP
+    for name, landmarks_um in ((HE_LANDMARKS_NAME, points_um), (IHC_LANDMARKS_NAME, truth.to_moving(points_um))):
+        # in px of level 0 whose whole numbers are centers of pixels
+        rows = [f"{number},{x:.3f},{y:.3f}" for number, (x, y) in enumerate(landmarks_um / MPP - 0.5, start=1)]
+        with published(folder / name, overwrite=True) as partial:
+            partial.write_text("\n".join([",X,Y", *rows, ""]), encoding="utf-8")
     return truth
 
 
@@ -417,37 +347,18 @@ def _write_slides(
     distortion: Distortion,
     report: ProgressCallback,
 ) -> tuple[SlideLayout, GroundTruthWarp]:
-    """The H&E slide and its partner, under these names; where tissue is, and where places lie on the partner."""
-    width, height = size
-    if min(width, height) < MIN_SIDE_PX:
-        raise OptionError(f"a demo slide needs at least {MIN_SIDE_PX} px each way, not {width}×{height}")
-    structures = synthetic_structures(Size(width, height), seed)
+    structures = structures_of(size, seed)
+    strips = [Region(0, y, size[0], min(BAND_PX, size[1] - y)) for y in range(0, size[1], BAND_PX)]
     with ThreadPoolExecutor(WORKERS) as workers:
-        strips = [Region(0, y, width, min(BAND_PX, height - y)) for y in range(0, height, BAND_PX)]
         he = np.concatenate(list(workers.map(lambda strip: paint(structures, strip), strips)))
-        write_slide_file(folder / names[0], Size(width, height), _bands(he), workers, TITLE)
-        report(Progress(STAGE, 1, 2, "slide"))
-        turned, truth = distorted(he, MPP, distortion)
-        ihc = restain(turned, seed, strength)
-        partner_size = Size(ihc.shape[1], ihc.shape[0])
-        write_slide_file(folder / names[1], partner_size, _bands(ihc), workers, "wsi2ihc synthetic IHC")
-        report(Progress(STAGE, 2, 2, "slide"))
+    _write_image(folder / names[0], he, TITLE)
+    report(Progress(STAGE, 1, 2, "slide"))
+    turned, truth = distorted(he, MPP, distortion)
+    _write_image(folder / names[1], restain(turned, seed, strength), "wsi2ihc synthetic IHC")
+    report(Progress(STAGE, 2, 2, "slide"))
     return structures.layout, truth
 
 
-def _bands(image: RGBImage) -> Iterator[RGBImage]:
-    for y in range(0, image.shape[0], BAND_PX):
-        yield image[y : y + BAND_PX]
-
-
-def _places(layout: SlideLayout, rng: np.random.Generator) -> Floats:
-    """Up to `LANDMARKS` places on tissue, (N, 2) px."""
-    points = rng.uniform(0, (layout.size.width, layout.size.height), (50 * LANDMARKS, 2))
-    return points[layout.at(layout.tissue_px, points) > 0][:LANDMARKS]
-
-
-def _write_landmarks(path: Path, points_um: Floats) -> None:
-    """In level-0 px whose whole numbers are middles of px."""
-    rows = [f"{number},{x:.3f},{y:.3f}" for number, (x, y) in enumerate(points_um / MPP - 0.5, start=1)]
-    with published(path, overwrite=True) as partial:
-        partial.write_text("\n".join([",X,Y", *rows, ""]), encoding="utf-8")
+def _write_image(path: Path, image: RGBImage, title: str) -> None:
+    bands = (image[y : y + BAND_PX] for y in range(0, len(image), BAND_PX))
+    write_slide_file(path, Size(image.shape[1], image.shape[0]), bands, title)

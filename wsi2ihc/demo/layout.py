@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -24,25 +23,16 @@ SURFACE_EPITHELIUM_PX = 46.0
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """Composition of a layer of the wall.
+    """Composition of a layer of the wall."""
 
-    Attributes
-    ----------
-    eosin, fine, broad
-        Amount of eosin (optical density along its stain vector), and its modulation by thin and thick fibers.
-    hematoxylin
-        Amount of hematoxylin outside nuclei.
-    cleft
-        Level above which the fiber noise (of unit variance) is an empty cleft.
-    round_cells, spindle_cells
-        Lymphocytes and plasma cells, and fibroblasts or muscle cells, per mm².
-    """
-
+    # eosin, fine, broad: amount of eosin (optical density along its stain vector), and its modulation by thin and
+    # thick fibers
     eosin: float
     fine: float
     broad: float
-    hematoxylin: float
-    cleft: float
+    hematoxylin: float  # amount of hematoxylin outside nuclei
+    cleft: float  # level above which the fiber noise (of unit variance) is an empty cleft
+    # round_cells, spindle_cells: lymphocytes and plasma cells, and fibroblasts or muscle cells, per mm²
     round_cells: float
     spindle_cells: float
 
@@ -50,54 +40,27 @@ class Zone:
 # Stroma is paler, looser and more cellular than in slides of many laboratories. It resembles the training data of the
 # default model, where the density of eosin is 0.08 to 0.26 outside epithelium (median 0.15) and 0.14 to 0.37 inside
 # (0.26). The model mistakes redder and emptier stroma for epithelium.
-LAMINA_PROPRIA = Zone(0.12, 0.03, 0.03, 0.05, 1.25, 5600, 2200)
-MUSCLE_PLATE = Zone(0.14, 0.02, 0.02, 0.05, 1.9, 250, 3200)
-SUBMUCOSA = Zone(0.11, 0.04, 0.06, 0.02, 0.35, 260, 1500)
-MUSCLE = Zone(0.12, 0.03, 0.03, 0.04, 1.1, 60, 2600)
-FOLLICLE = Zone(0.16, 0.03, 0.02, 0.12, 3.0, 16500, 200)
-ZONES: Mapping[str, Zone] = MappingProxyType(
-    {
-        "lamina propria": LAMINA_PROPRIA,
-        "muscle plate": MUSCLE_PLATE,
-        "submucosa": SUBMUCOSA,
-        "muscle": MUSCLE,
-        "follicle": FOLLICLE,
-    }
-)
+ZONES: Mapping[str, Zone] = {
+    "lamina propria": Zone(0.12, 0.03, 0.03, 0.05, 1.25, 5600, 2200),
+    "muscle plate": Zone(0.14, 0.02, 0.02, 0.05, 1.9, 250, 3200),
+    "submucosa": Zone(0.11, 0.04, 0.06, 0.02, 0.35, 260, 1500),
+    "muscle": Zone(0.12, 0.03, 0.03, 0.04, 1.1, 60, 2600),
+    "follicle": Zone(0.16, 0.03, 0.02, 0.12, 3.0, 16500, 200),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class SlideLayout:
-    """Coarse maps of a slide, (height / STEP_PX, width / STEP_PX) float32 each, rounded up.
+    """Coarse maps of a slide, (height / STEP_PX, width / STEP_PX) float32 each, rounded up."""
 
-    Attributes
-    ----------
-    size
-        Size of the slide in px.
-    tissue_px
-        Distance to the outline of the tissue, positive inside.
-    depth_px
-        Distance to the luminal surface; large if there is none.
-    zones
-        Fraction of each layer of the wall; they add up to 1.
-    pen
-        Optical density of pen marks.
-    stain
-        Slow relative variation of the stain strength, about 1.
-    focus
-        Amount of blur, from 0 (in focus) to 1.
-    surface
-        Free surfaces as polylines, (N, 2) px each.
-    """
-
-    size: Size
-    tissue_px: FloatImage
-    depth_px: FloatImage
-    zones: Mapping[str, FloatImage]
-    pen: FloatImage
-    stain: FloatImage
-    focus: FloatImage
-    surface: tuple[Floats, ...]
+    size: Size  # size of the slide in px
+    tissue_px: FloatImage  # distance to the outline of the tissue, positive inside
+    depth_px: FloatImage  # distance to the luminal surface; large if there is none
+    zones: Mapping[str, FloatImage]  # fraction of each layer of the wall; they add up to 1
+    pen: FloatImage  # optical density of pen marks
+    stain: FloatImage  # slow relative variation of the stain strength, about 1
+    focus: FloatImage  # amount of blur, from 0 (in focus) to 1
+    surface: tuple[Floats, ...]  # free surfaces as polylines, (N, 2) px each
 
     @property
     def frame(self) -> Region:
@@ -106,9 +69,8 @@ class SlideLayout:
 
     def at(self, coarse: FloatImage, points: Floats) -> npt.NDArray[np.float32]:
         """Sample a coarse map at (N, 2) points of the slide, nearest neighbor: (N,) float32."""
-        column = np.clip(points[:, 0] / STEP_PX, 0, coarse.shape[1] - 1).astype(np.intp)
-        row = np.clip(points[:, 1] / STEP_PX, 0, coarse.shape[0] - 1).astype(np.intp)
-        return coarse[row, column]
+        column, row = np.clip(points / STEP_PX, 0, np.array(coarse.shape[::-1]) - 1).astype(np.intp).T
+        return np.asarray(coarse[row, column], np.float32)
 
 
 def enlarged(coarse: FloatImage, region: Region) -> FloatImage:
@@ -135,33 +97,30 @@ def slide_layout(size: Size, rng: np.random.Generator) -> SlideLayout:
     tissue = tissue + np.clip(depth / 150 - 0.3, 0, 1) * (
         14 * slow_noise(rng, shape, 240 / STEP_PX) + 75 * slow_noise(rng, shape, 1100 / STEP_PX)
     )
-    thickness = 0.66 * size.height
     return SlideLayout(
         size,
-        tissue.astype(np.float32),
-        depth,
-        _zones(depth, thickness, size, rng),
-        _pen(size, rng),
-        1 + 0.07 * slow_noise(rng, shape, 1500 / STEP_PX),
-        np.clip(0.25 * slow_noise(rng, shape, 1800 / STEP_PX) - 0.05, 0, 0.6),
-        (wall_surface, np.concatenate([biopsy, biopsy[:1]])),
+        tissue_px=tissue.astype(np.float32),
+        depth_px=depth,
+        zones=_zones(depth, 0.66 * size.height, size, rng),
+        pen=_pen(size, rng),
+        stain=1 + 0.07 * slow_noise(rng, shape, 1500 / STEP_PX),
+        focus=np.clip(0.25 * slow_noise(rng, shape, 1800 / STEP_PX) - 0.05, 0, 0.6),
+        surface=(wall_surface, np.concatenate([biopsy, biopsy[:1]])),
     )
 
 
 def tissue_layout(size: Size, rng: np.random.Generator) -> SlideLayout:
     """Lay out mucosa from edge to edge, without background."""
     shape = _map_shape(size)
-    everywhere = np.full(shape, 1e4, np.float32)
-    zones = {name: np.full(shape, float(name == "lamina propria"), np.float32) for name in ZONES}
     return SlideLayout(
         size,
-        everywhere,
-        np.full(shape, MUCOSA_PX / 2, np.float32),
-        zones,
-        np.zeros(shape, np.float32),
-        1 + 0.07 * slow_noise(rng, shape, 1500 / STEP_PX),
-        np.zeros(shape, np.float32),
-        (),
+        tissue_px=np.full(shape, 1e4, np.float32),
+        depth_px=np.full(shape, MUCOSA_PX / 2, np.float32),
+        zones={name: np.full(shape, float(name == "lamina propria"), np.float32) for name in ZONES},
+        pen=np.zeros(shape, np.float32),
+        stain=1 + 0.07 * slow_noise(rng, shape, 1500 / STEP_PX),
+        focus=np.zeros(shape, np.float32),
+        surface=(),
     )
 
 
@@ -173,13 +132,9 @@ def _wall(size: Size, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Draw the outline of the colon wall, (N, 2) px, and its luminal part."""
     length, thickness = 0.60 * size.width, 0.66 * size.height
     s = np.linspace(-0.5, 0.5, max(40, int(length / 16)))
-    folds = sum(
-        (
-            share * thickness * np.sin(2 * np.pi * periods * s + rng.uniform(0, 2 * np.pi))
-            for share, periods in ((0.055, 1.3), (0.03, 3.1), (0.012, 7.3))
-        ),
-        np.zeros_like(s),
-    )
+    folds = np.zeros_like(s)
+    for share, periods in ((0.055, 1.3), (0.03, 3.1), (0.012, 7.3)):
+        folds += share * thickness * np.sin(2 * np.pi * periods * s + rng.uniform(0, 2 * np.pi))
     rounding = (2 * np.abs(s)) ** 5 * 0.20 * thickness
     top = np.stack([s * length, -thickness / 2 + folds + rounding], axis=1)
     sag = 0.03 * thickness * np.sin(9 * s + rng.uniform(0, 6)) - 0.10 * thickness * (2 * s) ** 4
@@ -207,12 +162,12 @@ def _zones(depth: FloatImage, thickness: float, size: Size, rng: np.random.Gener
     # small slides have thinner layers, not fewer
     scale = min(1.0, thickness / 3900)
     wavy = depth / scale + 70 * slow_noise(rng, shape, 500 / STEP_PX)
-    mucosa_end, plate_end = MUCOSA_PX, MUCOSA_PX + MUSCLE_PLATE_PX
+    plate_end = MUCOSA_PX + MUSCLE_PLATE_PX
 
     def beyond(limit_px: float, blur_px: float) -> FloatImage:
         return np.asarray(np.clip((wavy - limit_px) / blur_px + 0.5, 0, 1), np.float32)
 
-    below_mucosa, below_plate = beyond(mucosa_end, 24), beyond(plate_end, 24)
+    below_mucosa, below_plate = beyond(MUCOSA_PX, 24), beyond(plate_end, 24)
     below_submucosa = beyond(plate_end + SUBMUCOSA_PX, 60)
     rows, columns = np.indices(shape, dtype=np.float32) * STEP_PX
     x = rng.uniform(0.40, 0.55) * size.width
@@ -233,7 +188,12 @@ def _pen(size: Size, rng: np.random.Generator) -> FloatImage:
     """Draw the optical density of a felt-tip stroke from the lower right corner of the wall into the background."""
     shape = _map_shape(size)
     corners = np.array([[0.545, 0.80], [0.63, 0.875], [0.735, 0.80], [0.81, 0.635], [0.965, 0.655]])
-    path = _smooth_path(corners * [size.width, size.height])
+    # a line of 300 points with rounded corners
+    knots, t = np.arange(len(corners)), np.linspace(0, len(corners) - 1, 300)
+    path = np.stack([np.interp(t, knots, side) for side in (corners * [size.width, size.height]).T], axis=1)
+    kernel = np.hanning(91) / np.hanning(91).sum()
+    padded = np.pad(path, ((45, 45), (0, 0)), mode="reflect", reflect_type="odd")
+    path = np.stack([np.convolve(side, kernel, mode="valid") for side in padded.T], axis=1)
     along = np.gradient(path, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     aside = np.stack([-along[:, 1], along[:, 0]], axis=1)
@@ -251,15 +211,6 @@ def _pen(size: Size, rng: np.random.Generator) -> FloatImage:
         np.maximum(density, streak, out=density)
     cloud = 1 + 0.13 * slow_noise(rng, shape, 600 / STEP_PX)
     return (cv2.GaussianBlur(density, (0, 0), 1.7) * cloud).astype(np.float32)
-
-
-def _smooth_path(corners: Floats) -> Floats:
-    """Interpolate a line of 300 points with rounded corners: (300, 2)."""
-    knots, t = np.arange(len(corners)), np.linspace(0, len(corners) - 1, 300)
-    path = np.stack([np.interp(t, knots, corners[:, axis]) for axis in (0, 1)], axis=1)
-    kernel = np.hanning(91) / np.hanning(91).sum()
-    padded = np.pad(path, ((45, 45), (0, 0)), mode="reflect", reflect_type="odd")
-    return np.stack([np.convolve(padded[:, axis], kernel, mode="valid") for axis in (0, 1)], axis=1)
 
 
 def _signed_distance(outline: Floats, shape: tuple[int, int]) -> FloatImage:

@@ -23,7 +23,7 @@ class Stains:
     erythrocyte: FloatImage
 
     def cover(self, layer: FloatImage, hematoxylin: FloatImage | float, eosin: FloatImage | float) -> None:
-        """Replace what lies under ``layer``, which is 1 where it hides everything and 0 where it is absent."""
+        """Replace the stains under ``layer``, an opacity from 0 to 1."""
         self.hematoxylin += (hematoxylin - self.hematoxylin) * layer
         self.eosin += (eosin - self.eosin) * layer
 
@@ -37,7 +37,7 @@ class _Grain:
 
 
 def paint_tissue(structures: Structures, region: Region) -> Stains:
-    """Amounts of stain over ``region``, as if all of it were tissue."""
+    """Compute the amounts of stain over ``region``, as if all of it were tissue."""
     grain = _Grain(at_region(texture(7, 7, 1), region), at_region(texture(44, 44, 2), region))
     stains = _stroma(structures, region, grain)
     fat, walls = filled(structures.fat, region), filled(structures.walls, region)
@@ -47,7 +47,10 @@ def paint_tissue(structures: Structures, region: Region) -> Stains:
         stains.cover(_share(walls), 0.06 + 0.02 * grain.fine, 0.40 + 0.05 * grain.fine + 0.05 * grain.cloud)
     lumens = _share(filled(structures.lumens, region))
     _epithelium(stains, structures, region, lumens, grain)
-    _outlines(stains, structures, region)
+    # basement membranes, brush borders, and the membranes of fat cells
+    rims = _lines(structures.rims, region, 2, 0.9)
+    stains.eosin += 0.15 * rims
+    stains.hematoxylin += 0.03 * rims
     stains.cover(lumens * 0.97, 0.014 + 0.012 * grain.cloud, 0.012 + 0.008 * grain.cloud)
     red_cells = filled(structures.red_cells, region)
     if red_cells.any():
@@ -59,7 +62,6 @@ def paint_tissue(structures: Structures, region: Region) -> Stains:
 
 
 def _share(layer: Layer) -> FloatImage:
-    """A painted layer as 0 to 1."""
     return layer * np.float32(1 / 255)
 
 
@@ -68,19 +70,17 @@ def _soft(layer: FloatImage, sigma_px: float) -> FloatImage:
 
 
 def _lines(shapes: Shapes, region: Region, thickness_px: int, sigma_px: float, *, closed: bool = True) -> FloatImage:
-    """Outlines (or open lines) of shapes, softened: 0 to 1."""
-    layer = np.zeros((region.height, region.width), np.uint8)
-    stroked(shapes, region, layer, thickness_px, closed)
-    return _soft(_share(layer), sigma_px)
+    """Draw softened outlines (or open lines) of shapes: 0 to 1."""
+    return _soft(_share(stroked(shapes, region, thickness_px, closed=closed)), sigma_px)
 
 
 def _ramp(values: FloatImage, start: float | FloatImage, width: float) -> FloatImage:
-    """0 below ``start``, 1 from ``start + width`` on, linear between."""
+    """Map values linearly from ``start`` to ``start + width`` onto 0 to 1, clipped."""
     return np.asarray(np.clip((values - start) / np.float32(width), 0, 1), np.float32)
 
 
 def _stroma(structures: Structures, region: Region, grain: _Grain) -> Stains:
-    """Fibers with empty clefts between them, as each layer of the wall has them."""
+    """Paint the fibers of each layer of the wall, with empty clefts between them."""
     fabric = {name: enlarged(coarse, region) for name, coarse in structures.fabric.items()}
     # level lines of the flow, crimped as collagen is
     across = enlarged(structures.flow_px, region) + 3.2 * at_region(texture(38, 38, 14), region)
@@ -103,7 +103,7 @@ def _stroma(structures: Structures, region: Region, grain: _Grain) -> Stains:
 
 
 def _epithelium(stains: Stains, structures: Structures, region: Region, lumens: FloatImage, grain: _Grain) -> None:
-    """Cytoplasm of the crypts and of the free surface, goblets, and the lines between cells."""
+    """Paint cytoplasm of the crypts and of the free surface, goblets, and the lines between cells."""
     depth = enlarged(structures.layout.depth_px, region)
     surface = 1 - _ramp(depth + 2.5 * grain.cloud, SURFACE_EPITHELIUM_PX, 3)
     cells = np.maximum(_share(filled(structures.glands, region)), surface)
@@ -122,13 +122,6 @@ def _epithelium(stains: Stains, structures: Structures, region: Region, lumens: 
     rims = _lines(structures.goblets, region, 1, 0.9)
     stains.eosin += 0.14 * rims
     stains.hematoxylin += 0.06 * rims
-
-
-def _outlines(stains: Stains, structures: Structures, region: Region) -> None:
-    """Paint basement membranes, brush borders, and the membranes of fat cells."""
-    lines = _lines(structures.rims, region, 2, 0.9)
-    stains.eosin += 0.15 * lines
-    stains.hematoxylin += 0.03 * lines
 
 
 def _nuclei(stains: Stains, structures: Structures, region: Region) -> None:
@@ -177,17 +170,6 @@ def transmitted(
     return np.asarray(cv2.exp(exponent), np.float32)
 
 
-def scanned(light: npt.NDArray[np.float32], shading: FloatImage, grain: FloatImage) -> RGBImage:
-    """Convert transmitted light to pixels: (height, width, 3) uint8.
-
-    ``shading`` (height, width) is the relative brightness of the lamp, ``grain`` (height, width) noise of unit
-    variance, of which one gray level is added (less where it is dark).
-    """
-    image = light * (shading[..., None] * np.array(BACKGROUND, np.float32))
-    image += (grain * np.float32(1.1))[..., None] * (0.4 + 0.6 * light)
-    return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)
-
-
 _MARGIN_PX = 4 * STEP_PX
 """More than the radius of any blur (the widest is a box of 41 px)."""
 
@@ -228,10 +210,13 @@ def paint(structures: Structures, region: Region) -> RGBImage:
     else:
         nothing = np.zeros_like(ink)
         light = transmitted(nothing, nothing, nothing, ink)
+    # brightness of the lamp
     shading = 1 + 0.004 * at_region(texture(700, 700, 5), around)
-    image = scanned(light, shading, at_region(texture(1.5, 1.5, 6), around))
+    image = light * (shading[..., None] * np.array(BACKGROUND, np.float32))
+    # noise of one gray level, less where it is dark
+    image += (at_region(texture(1.5, 1.5, 6), around) * np.float32(1.1))[..., None] * (0.4 + 0.6 * light)
     rows, columns = region.slices_in(around)
-    return np.ascontiguousarray(image[rows, columns])
+    return np.ascontiguousarray(np.clip(np.rint(image[rows, columns]), 0, 255).astype(np.uint8))
 
 
 def _focused(light: FloatImage, focus: FloatImage) -> FloatImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -12,6 +13,9 @@ import numpy.typing as npt
 from ..geometry import Region
 
 FloatImage = npt.NDArray[np.float32]
+Points = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+Layer = npt.NDArray[np.uint8]
 
 SIDE_PX = 1024
 """Period of every texture along both axes, in px."""
@@ -43,7 +47,7 @@ def at_region(noise: FloatImage, region: Region) -> FloatImage:
 
 
 def at_points(noise: FloatImage, x_px: FloatImage, y_px: FloatImage) -> FloatImage:
-    """Interpolate a texture at any positions: float32 in the shape of ``x_px`` and ``y_px``."""
+    """Interpolate a texture at any positions."""
     # cv2.remap keeps coordinates in 16 bits; whole periods are taken off first
     x = x_px - np.floor(x_px.min() / SIDE_PX) * SIDE_PX
     y = y_px - np.floor(y_px.min() / SIDE_PX) * SIDE_PX
@@ -60,27 +64,15 @@ def slow_noise(rng: np.random.Generator, shape: tuple[int, int], wavelength: flo
     return np.ascontiguousarray(large[offset : offset + shape[0], offset : offset + shape[1]], np.float32)
 
 
-Points = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
-Layer = npt.NDArray[np.uint8]
-
-_SHIFT = 4  # fractional bits of the coordinates that cv2 draws with
+_SHIFT = 4  # fractional bits of coordinates in OpenCV's drawing functions
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Polygons or polylines of one kind.
+    """Polygons or polylines of one kind."""
 
-    Attributes
-    ----------
-    points
-        Vertices (x, y) in slide px, (N, K, 2) float32.
-    values
-        Strength of each shape, (N,) uint8.
-    """
-
-    points: Points
-    values: npt.NDArray[np.uint8]
+    points: Points  # vertices (x, y) in slide px, (N, K, 2) float32
+    values: npt.NDArray[np.uint8]  # strength of each shape, (N,) uint8
     _boxes: Points = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,46 +81,57 @@ class Shapes:
         )
         object.__setattr__(self, "_boxes", boxes)
 
-    def near(self, region: Region, margin_px: int = 4) -> Shapes:
-        """Select shapes whose bounding box overlaps the region and a margin; order is kept."""
+    def drawn_in(self, region: Region) -> Iterator[tuple[npt.NDArray[np.int32], int]]:
+        """Yield the shapes near the region, in order, in the fixed-point coordinates that OpenCV draws with."""
         left, top, right, bottom = self._boxes.T
-        around = region.grown(margin_px)
+        around = region.grown(4)
         meets = (right > around.x) & (left < around.right) & (bottom > around.y) & (top < around.bottom)
-        return Shapes(self.points[meets], self.values[meets])
-
-
-def no_shapes(points: int = 3) -> Shapes:
-    """Make an empty collection."""
-    return Shapes(np.empty((0, points, 2), np.float32), np.empty(0, np.uint8))
+        origin = np.array([region.x, region.y], np.float32)
+        fixed_point = np.rint((self.points[meets] - origin) * (1 << _SHIFT)).astype(np.int32)
+        yield from zip(fixed_point, self.values[meets].tolist(), strict=True)
 
 
 def joined(parts: list[Shapes]) -> Shapes:
-    """Concatenate collections with the same number of points per shape; may be empty."""
+    """Concatenate collections with the same number of points per shape; all may be empty."""
     parts = [part for part in parts if len(part.values)]
     if not parts:
-        return no_shapes()
+        return Shapes(np.empty((0, 3, 2), np.float32), np.empty(0, np.uint8))
     return Shapes(np.concatenate([p.points for p in parts]), np.concatenate([p.values for p in parts]))
 
 
 def filled(shapes: Shapes, region: Region) -> Layer:
     """Draw filled polygons, anti-aliased: (height, width) uint8; later ones cover earlier ones."""
     layer = np.zeros((region.height, region.width), np.uint8)
-    here = shapes.near(region)
-    for points, value in zip(_fixed_point(here.points, region), here.values.tolist(), strict=True):
+    for points, value in shapes.drawn_in(region):
         cv2.fillPoly(layer, [points], value, cv2.LINE_AA, _SHIFT)
     return layer
 
 
-def stroked(shapes: Shapes, region: Region, layer: Layer, thickness_px: int, closed: bool) -> None:
-    """Draw the shapes' outlines (``closed``) or open lines into ``layer``."""
-    here = shapes.near(region)
-    for points, value in zip(_fixed_point(here.points, region), here.values.tolist(), strict=True):
+def stroked(shapes: Shapes, region: Region, thickness_px: int, *, closed: bool) -> Layer:
+    """Draw the shapes' outlines (``closed``) or open lines: (height, width) uint8."""
+    layer = np.zeros((region.height, region.width), np.uint8)
+    for points, value in shapes.drawn_in(region):
         cv2.polylines(layer, [points], closed, value, thickness_px, cv2.LINE_AA, _SHIFT)
+    return layer
 
 
-def _fixed_point(points: Points, region: Region) -> npt.NDArray[np.int32]:
-    origin = np.array([region.x, region.y], np.float32)
-    return np.asarray(np.rint((points - origin) * (1 << _SHIFT)), np.int32)
+def uneven_walk(
+    rng: np.random.Generator, line: Floats, step_px: float, behind_px: float, ahead_px: float
+) -> tuple[Floats, Floats]:
+    """Draw points at uneven steps along a line (N, 2), and the secant of the line around each: (M, 2) both."""
+    travelled = path_lengths(line)
+    steps = np.arange(0, travelled[-1], step_px)
+    steps = steps + rng.uniform(-0.3, 0.3, len(steps)) * step_px
+    at, ahead, behind = (
+        np.stack([np.interp(steps + offset, travelled, line[:, axis]) for axis in (0, 1)], axis=1)
+        for offset in (0, ahead_px, -behind_px)
+    )
+    return at, ahead - behind
+
+
+def path_lengths(line: Floats) -> Floats:
+    """Return the distance along a line (N, 2) from its start to each point: (N,)."""
+    return np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
 
 
 def ellipses(
@@ -162,11 +165,10 @@ def ellipses(
 
 
 def packed_radii(centers: Floats, wanted_px: Floats, gaps_px: Floats, roundness: float) -> Floats:
-    """Limit the radii of cells by their neighbors: (N, K) px at K equal steps of angle.
+    """Limit the radii ``wanted_px`` (N, K) of cells by their neighbors: (N, K) px at K equal steps of angle.
 
-    Each cell has the radii ``wanted_px`` (N, K) if possible, and stays ``gaps_px`` (N,) / 2 on its own side of the
-    bisector to every neighbor. The two limits are joined by a power mean: ``roundness`` 4 gives soft, 12 nearly
-    polygonal cells.
+    Each cell stays ``gaps_px`` (N,) / 2 on its own side of the bisector to every neighbor. The two limits are joined
+    by a power mean: ``roundness`` 4 gives soft, 12 nearly polygonal cells.
     """
     if not len(centers):
         return wanted_px

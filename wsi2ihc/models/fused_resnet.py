@@ -110,22 +110,13 @@ _BILINEAR_TAPS: list[list[list[float]]] = [
 
 
 class Margins(NamedTuple):
-    """Context that convolutions without padding consume around the core, in px of the window.
+    """Context that convolutions without padding consume around the core, in px of the window."""
 
-    Attributes
-    ----------
-    left, right
-        Context before and after the core.
-    halo
-        The larger of the two, rounded up to the stride.
-    cut
-        Px of the output before the core.
-    """
-
+    # left, right: context before and after the core
     left: int
     right: int
-    halo: int
-    cut: int
+    halo: int  # the larger of the two, rounded up to the stride
+    cut: int  # px of the output before the core
 
 
 def can_fuse(module: nn.Module) -> bool:

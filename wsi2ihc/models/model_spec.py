@@ -48,53 +48,25 @@ DEEPEST_TRAINING = 20
 class GeneratorSpec:
     """Architecture and provenance of a trained generator.
 
-    Attributes
-    ----------
-    architecture
-        "resnet" or "unet".
-    depth
-        Residual blocks of a ResNet, or downsampling steps of a U-Net.
-    width
-        Channels after the first layer.
-    norm
-        "batch" or "instance".
-    dropout
-        Whether dropout was used in training (never in translation).
-    upsampling
-        "transposed" convolutions, or "bilinear" (×2, then a convolution).
-    padding
-        Padding in the residual blocks of a ResNet; "reflect" for a U-Net.
-    antialiasing
-        Whether a ResNet resamples by filters instead of strides (CUT, ASP).
-    mpp
-        µm per px of the training images.
-    stain
-        Virtual stain, as in "HER2" or "pan-CK"; part of the channel name of the output.
-    license
-        License of the weights; "" if unknown.
-    about
-        Intended use in a sentence; may be empty.
-    training
-        Provenance as JSON values: data, recipe, steps, versions, source of an import.
-
     Raises
     ------
     ModelError
         If a value is impossible.
     """
 
-    architecture: Architecture = "resnet"
-    depth: int = 9
-    width: int = 64
-    norm: Norm = "batch"
-    dropout: bool = True
-    upsampling: Upsampling = "transposed"
-    padding: Padding = "reflect"
-    antialiasing: bool = False
-    mpp: float = 0.5
-    stain: str = "IHC"
-    license: str = ""
-    about: str = ""
+    architecture: Architecture = "resnet"  # "resnet" or "unet"
+    depth: int = 9  # residual blocks of a ResNet, or downsampling steps of a U-Net
+    width: int = 64  # channels after the first layer
+    norm: Norm = "batch"  # "batch" or "instance"
+    dropout: bool = True  # whether dropout was used in training (never in translation)
+    upsampling: Upsampling = "transposed"  # "transposed" convolutions, or "bilinear" (×2, then a convolution)
+    padding: Padding = "reflect"  # padding in the residual blocks of a ResNet; "reflect" for a U-Net
+    antialiasing: bool = False  # whether a ResNet resamples by filters instead of strides (CUT, ASP)
+    mpp: float = 0.5  # µm per px of the training images
+    stain: str = "IHC"  # virtual stain, as in "HER2" or "pan-CK"; part of the channel name of the output
+    license: str = ""  # license of the weights; "" if unknown
+    about: str = ""  # intended use in a sentence; may be empty
+    # provenance as JSON values: data, recipe, steps, versions, source of an import
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -302,23 +274,13 @@ def spec_of(file: Any, path: Path) -> GeneratorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """Receptive field of a network, along the wider axis.
+    """Receptive field of a network, along the wider axis."""
 
-    Attributes
-    ----------
-    radius_px
-        Largest distance of an input pixel that affects an output pixel.
-    stride_px
-        Shifting the input by a multiple of this shifts the output equally; other shifts change it.
-    per_phase
-        Extent of the receptive field before and after output positions 0, 1, …, stride_px - 1, in px.
-    reasons
-        Why the network is not a local function of its input, one sentence each; empty if it is.
-    """
-
-    radius_px: int
-    stride_px: int
+    radius_px: int  # largest distance of an input pixel that affects an output pixel
+    stride_px: int  # shifting the input by a multiple of this shifts the output equally; other shifts change it
+    # extent of the receptive field before and after output positions 0, 1, …, stride_px - 1, in px
     per_phase: tuple[tuple[int, int], ...]
+    # why the network is not a local function of its input, one sentence each; empty if it is
     reasons: tuple[str, ...] = ()
 
     @property

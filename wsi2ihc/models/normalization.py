@@ -22,18 +22,11 @@ _MOVED = "moved_levels"
 
 @dataclass(frozen=True, slots=True)
 class EstimatedStatistics:
-    """Result of `estimate_statistics`.
+    """Result of `estimate_statistics`."""
 
-    Attributes
-    ----------
-    module
-        Generator with frozen statistics, in evaluation mode.
-    moved_levels
-        Change of the mean output on the first batches, per channel, in gray levels. Stain strength can affect a
-        diagnosis, so users should be warned.
-    """
-
-    module: nn.Module
+    module: nn.Module  # generator with frozen statistics, in evaluation mode
+    # change of the mean output on the first batches, per channel, in gray levels. Stain strength can affect a
+    # diagnosis, so users should be warned.
     moved_levels: tuple[float, float, float]
 
 

@@ -36,21 +36,12 @@ _PADDING = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d, nn.ConstantPa
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A layer along one axis.
+    """A layer along one axis."""
 
-    Attributes
-    ----------
-    scale
-        Input px per output px.
-    needs
-        Function from an interval of outputs (first, last) to the interval of inputs that they depend on.
-    size
-        Function from the number of inputs to the number of outputs.
-    """
-
-    scale: Fraction
+    scale: Fraction  # input px per output px
+    # function from an interval of outputs (first, last) to the interval of inputs that they depend on
     needs: Callable[[int, int], tuple[int, int]]
-    size: Callable[[int], int]
+    size: Callable[[int], int]  # function from the number of inputs to the number of outputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,45 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that translates slides: a trained network, or a built-in pixelwise function.
+    """A model that translates slides: a trained network, or a built-in pixelwise function."""
 
-    Attributes
-    ----------
-    name
-        Listed name, or the name of the file without suffix.
-    version
-        Name and number of a built-in, as in "counterstain 1"; SHA-256 of a model file.
-    stain
-        Virtual stain, as in "HER2".
-    channel_name
-        Channel name of the output, which states that it is computed.
-    mpp
-        Resolution in µm per px; None for a built-in, which uses that of the slide.
-    license
-        License of the weights; "" if unknown.
-    description
-        One sentence for display.
-    spec
-        Specification of a trained model, else None.
-    module
-        Network in evaluation mode; None for a built-in or a model without its weights.
-    pixelwise
-        Function of a built-in, from images (N, H, W, 3) uint8 to the same; else None.
-    bytes_per_px
-        Working memory of ``pixelwise``.
-    """
-
-    name: str
-    version: str
-    stain: str
-    channel_name: str
-    mpp: float | None
-    license: str
-    description: str
-    spec: GeneratorSpec | None = None
-    module: nn.Module | None = None
+    name: str  # listed name, or the name of the file without suffix
+    version: str  # name and number of a built-in, as in "counterstain 1"; SHA-256 of a model file
+    stain: str  # virtual stain, as in "HER2"
+    channel_name: str  # channel name of the output, which states that it is computed
+    mpp: float | None  # resolution in µm per px; None for a built-in, which uses that of the slide
+    license: str  # license of the weights; "" if unknown
+    description: str  # one sentence for display
+    spec: GeneratorSpec | None = None  # specification of a trained model, else None
+    module: nn.Module | None = None  # network in evaluation mode; None for a built-in or a model without its weights
+    # function of a built-in, from images (N, H, W, 3) uint8 to the same; else None
     pixelwise: Callable[[RGBBatch], RGBBatch] | None = None
-    bytes_per_px: float = 0.0
+    bytes_per_px: float = 0.0  # working memory of ``pixelwise``
 
     @property
     def sha256(self) -> str | None:
@@ -81,17 +56,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class SlideStatistics:
-    """A generator with normalization statistics of a slide.
+    """A generator with normalization statistics of a slide."""
 
-    Attributes
-    ----------
-    generator
-        Generator, which is now local.
-    moved_levels
-        Change of its mean output for the sample, in red, green and blue gray levels.
-    """
-
-    generator: Model
+    generator: Model  # generator, which is now local
+    # change of its mean output for the sample, in red, green and blue gray levels
     moved_levels: tuple[float, float, float]
 
 

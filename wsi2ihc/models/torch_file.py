@@ -290,29 +290,16 @@ def _check_records(records: list[zipfile.ZipInfo], file_bytes: int) -> None:
 
 
 class _Value(NamedTuple):
-    """A value on the stack of the unpickler.
+    """A value on the stack of the unpickler."""
 
-    Attributes
-    ----------
-    size, depth
-        Items of nested tuples, counted at each occurrence, and their depth.
-    word
-        Short string, or name of a function or class; "" for others.
-    """
-
+    # size, depth: items of nested tuples, counted at each occurrence, and their depth
     size: int = 1
     depth: int = 0
-    word: str = ""
+    word: str = ""  # short string, or name of a function or class; "" for others
 
 
 def _scan(file: BinaryIO) -> set[str]:
-    """Collect the functions and classes that a pickle names, and leave ``file`` at the end of the pickle.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged, or would keep the unpickler busy forever.
-    """
+    """Collect the functions and classes that a pickle names, and leave ``file`` at the end of the pickle."""
     stack: list[_Value] = []
     marks: list[int] = []
     memo: dict[int, _Value] = {}

@@ -12,21 +12,11 @@ from ..geometry import BoolImage, RGBImage, Size, halved
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PyramidLevel:
-    """Level of a pyramid, divided into square tiles.
+    """Level of a pyramid, divided into square tiles."""
 
-    Attributes
-    ----------
-    size
-        Size of the level in px.
-    tile_px
-        Side of a tile in px.
-    occupied
-        (rows, columns) of tiles: False for tiles that have only the fill color.
-    """
-
-    size: Size
-    tile_px: int
-    occupied: BoolImage
+    size: Size  # size of the level in px
+    tile_px: int  # side of a tile in px
+    occupied: BoolImage  # (rows, columns) of tiles: False for tiles that have only the fill color
 
     @property
     def rows(self) -> int:
@@ -85,19 +75,13 @@ def _any_of_four(occupied: BoolImage) -> BoolImage:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Finished tile of level 0.
+    """Finished tile of level 0."""
 
-    Attributes
-    ----------
-    column, row
-        Position in the grid of tiles, from 0.
-    pixels
-        (tile_px, tile_px, 3) uint8 RGB, also at the right and lower edge of the image, where only the part inside the
-        image is used. The consumer may write to the array.
-    """
-
+    # column, row: position in the grid of tiles, from 0
     column: int
     row: int
+    # (tile_px, tile_px, 3) uint8 RGB, also at the right and lower edge of the image, where only the part inside the
+    # image is used. The consumer may write to the array.
     pixels: RGBImage
 
 

@@ -91,25 +91,13 @@ CONTAINER: dict[str, Any] = {"bigtiff": True, "byteorder": "<", "ome": False, "s
 
 @dataclass(frozen=True, slots=True)
 class PyramidReport:
-    """Summary of a written pyramid.
+    """Summary of a written pyramid."""
 
-    Attributes
-    ----------
-    levels
-        Sizes of all levels, largest first.
-    blank_tiles
-        Number of tiles that have only the fill color and share their bytes.
-    tiles
-        Number of tiles of all levels.
-    sha256
-        SHA-256 of the file or folder, once it is known (`files.sha256_of`).
-    """
-
-    levels: tuple[Size, ...]
+    levels: tuple[Size, ...]  # sizes of all levels, largest first
     file_bytes: int
-    blank_tiles: int
-    tiles: int
-    sha256: str = ""
+    blank_tiles: int  # number of tiles that have only the fill color and share their bytes
+    tiles: int  # number of tiles of all levels
+    sha256: str = ""  # SHA-256 of the file or folder, once it is known (`files.sha256_of`)
 
 
 def write_pyramid(

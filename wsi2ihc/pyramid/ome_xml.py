@@ -24,40 +24,21 @@ _NOT_IN_XML = re.compile("[^\t\n\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 @dataclass(frozen=True, slots=True)
 class ImageDescription:
-    """Content of the OME-XML. No field may identify a patient.
+    """Content of the OME-XML. No field may identify a patient."""
 
-    Attributes
-    ----------
-    name
-        Name of the image in viewers.
-    size
-        Size of level 0 in px.
-    mpp
-        µm per px along (x, y).
-    channel
-        Meaning of the colors, which should say that they are computed.
-    description
-        Free text after the notice.
-    magnification
-        Nominal magnification of the objective at this resolution. If None, it is estimated from ``mpp``, and the
-        provenance says so.
-    position_um
-        Position of the upper left corner on the source in µm, (x, y); None for a whole slide.
-    provenance
-        Source, model, options and versions, as names and values.
-    notice
-        States that the image is computed and not for diagnosis; precedes the description.
-    """
-
-    name: str
-    size: Size
-    mpp: tuple[float, float]
-    channel: str = "virtual IHC (computed)"
-    description: str = ""
+    name: str  # name of the image in viewers
+    size: Size  # size of level 0 in px
+    mpp: tuple[float, float]  # µm per px along (x, y)
+    channel: str = "virtual IHC (computed)"  # meaning of the colors, which should say that they are computed
+    description: str = ""  # free text after the notice
+    # nominal magnification of the objective at this resolution. If None, it is estimated from ``mpp``, and the
+    # provenance says so.
     magnification: float | None = None
+    # position of the upper left corner on the source in µm, (x, y); None for a whole slide
     position_um: tuple[float, float] | None = None
+    # source, model, options and versions, as names and values
     provenance: Mapping[str, str] = field(default_factory=dict)
-    notice: str = COMPUTED
+    notice: str = COMPUTED  # states that the image is computed and not for diagnosis; precedes the description
 
 
 def nominal_magnification(mpp: float) -> float:

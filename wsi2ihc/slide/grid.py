@@ -38,24 +38,15 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class WorkingGrid:
-    """Working pixel (i, j) covers the level's px from ``origin + (i, j) · step`` to ``origin + (i + 1, j + 1) · step``.
+    """Working pixel (i, j) covers the px of the level from ``origin + (i, j) · step``, ``step`` px each way."""
 
-    level:          the level that is read
-    step:           level px per working px along (x, y); multiples of 1/1024
-    origin:         top-left of working px (0, 0) in level px; multiples of 1/1024
-    size:           working px, as many as cover the slide's bounds
-    mpp:            µm per working px along (x, y); NaN where the slide's resolution is unknown
-    downsample:     level-0 px per working px along (x, y)
-    level0_origin:  top-left of working px (0, 0) in level-0 px
-    """
-
-    level: int
-    step: tuple[float, float]
-    origin: tuple[float, float]
-    size: Size
-    mpp: tuple[float, float]
-    downsample: tuple[float, float]
-    level0_origin: tuple[float, float]
+    level: int  # the level that is read
+    step: tuple[float, float]  # level px per working px along (x, y); multiples of 1/1024
+    origin: tuple[float, float]  # top-left of working px (0, 0) in level px; multiples of 1/1024
+    size: Size  # working px, as many as cover the slide's bounds
+    mpp: tuple[float, float]  # µm per working px along (x, y); NaN where the slide's resolution is unknown
+    downsample: tuple[float, float]  # level-0 px per working px along (x, y)
+    level0_origin: tuple[float, float]  # top-left of working px (0, 0) in level-0 px
 
     @property
     def is_level(self) -> bool:

@@ -37,14 +37,10 @@ _FINER = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The image of a file that the caller wants; None for the slide.
+    """The image of a file that the caller wants; None for the slide."""
 
-    series:  number of the image, as `ImageEntry.series`
-    page:    number of a page, as `ImageEntry.page`
-    """
-
-    series: int | None = None
-    page: int | None = None
+    series: int | None = None  # number of the image, as `ImageEntry.series`
+    page: int | None = None  # number of a page, as `ImageEntry.page`
 
     def __bool__(self) -> bool:
         return self.series is not None or self.page is not None
@@ -329,27 +325,17 @@ _REDUCED, _MASK = 1, 4
 
 @dataclass(slots=True)
 class TiffImage:
-    """Pages that belong together.
+    """Pages that belong together."""
 
-    number:   in the file: the order of the OME-XML, then that of the pages
-    levels:   pages, largest first
-    planes:   numbers of the pages of the same size: focal planes, times, channels, or unnamed sections
-    numbers:  numbers of the levels' pages; None for a SubIFD
-    kind:     kind of the pixels of level 0
-    mask:     whether the file marks it as a mask
-    ome:      its metadata in the OME-XML, or None
-    tag_mpp:  µm per px by its tags, or None
-    larger:   size of an image in its SubIFDs that is larger than level 0, and so not a level; or None
-    """
-
-    number: int
-    levels: list[TiffPage]
-    planes: list[int]
-    numbers: list[int | None]
-    kind: PixelKind
-    mask: bool
-    ome: OmeImage | None
-    tag_mpp: Mpp | None
+    number: int  # in the file: the order of the OME-XML, then that of the pages
+    levels: list[TiffPage]  # pages, largest first
+    planes: list[int]  # numbers of the pages of the same size: focal planes, times, channels, or unnamed sections
+    numbers: list[int | None]  # numbers of the levels' pages; None for a SubIFD
+    kind: PixelKind  # kind of the pixels of level 0
+    mask: bool  # whether the file marks it as a mask
+    ome: OmeImage | None  # its metadata in the OME-XML, or None
+    tag_mpp: Mpp | None  # µm per px by its tags, or None
+    # size of an image in its SubIFDs that is larger than level 0, and so not a level; or None
     larger: Size | None = None
 
     @property

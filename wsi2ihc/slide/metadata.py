@@ -78,24 +78,12 @@ class Stated:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Resolution of a slide.
+    """Resolution of a slide."""
 
-    Attributes
-    ----------
-    mpp
-        µm per level-0 px along (x, y), or None.
-    source
-        "stated", "slide", "tiff tags" or "".
-    problems
-        Human-readable problems, one sentence each.
-    option
-        Command-line option that states another resolution.
-    """
-
-    mpp: Mpp | None
-    source: str
-    problems: tuple[str, ...] = ()
-    option: str = "--mpp"
+    mpp: Mpp | None  # µm per level-0 px along (x, y), or None
+    source: str  # "stated", "slide", "tiff tags" or ""
+    problems: tuple[str, ...] = ()  # human-readable problems, one sentence each
+    option: str = "--mpp"  # command-line option that states another resolution
 
 
 def checked_mpp(mpp: float | Sequence[float] | None, option: str = "--mpp") -> Stated:
@@ -311,21 +299,14 @@ class OmePlanes:
 
 @dataclass(slots=True)
 class OmeImage:
-    """One <Image> element.
-
-    size:           width and height in px, or None
-    mpp:            µm per px along (x, y); None where not stated
-    magnification:  nominal magnification of its own objective, or None
-    problems:       stated values that cannot be used, one sentence each
-    planes:         positions of its planes
-    """
+    """One <Image> element."""
 
     name: str = ""
-    size: Size | None = None
-    mpp: Mpp | None = None
-    magnification: float | None = None
-    problems: tuple[str, ...] = ()
-    planes: list[OmePlanes] = field(default_factory=list)
+    size: Size | None = None  # width and height in px, or None
+    mpp: Mpp | None = None  # µm per px along (x, y); None where not stated
+    magnification: float | None = None  # nominal magnification of its own objective, or None
+    problems: tuple[str, ...] = ()  # stated values that cannot be used, one sentence each
+    planes: list[OmePlanes] = field(default_factory=list)  # positions of its planes
     depth: int = 1
     times: int = 1
     objective: str = ""
@@ -333,16 +314,11 @@ class OmeImage:
 
 @dataclass(frozen=True, slots=True)
 class OmeXml:
-    """The content of an OME-XML text.
+    """The content of an OME-XML text."""
 
-    uuid:           of the file, or ""
-    companion:      name of the file that holds the metadata instead (<BinaryOnly>), or ""
-    images:         in their order
-    """
-
-    uuid: str
-    companion: str
-    images: tuple[OmeImage, ...]
+    uuid: str  # of the file, or ""
+    companion: str  # name of the file that holds the metadata instead (<BinaryOnly>), or ""
+    images: tuple[OmeImage, ...]  # in their order
 
 
 def is_ome_xml(text: str) -> bool:

@@ -125,15 +125,7 @@ def _prove_pixels(slide: TiffSlideReader) -> None:
 
 
 def _facts(file: Path, kind: str | None, choice: Choice) -> TiffMetadata | None:
-    """Read the metadata of a TIFF file, given its format by OpenSlide; None for other files.
-
-    Raises
-    ------
-    OptionError
-        If the file does not have the image of ``choice``.
-    UnreadableSlideError
-        If the pixels cannot be read correctly by the tags.
-    """
+    """Read the metadata of a TIFF file, given its format by OpenSlide; None for other files."""
     own_layout = kind not in (None, "generic-tiff")
     facts = read_tiff_metadata(file, choice, own_layout=own_layout)
     if facts is None and choice:
@@ -182,13 +174,7 @@ def _is_folder(file: Path) -> bool:
 
 
 def _file_of_folder(folder: Path) -> Path:
-    """Return a file of the only DICOM slide in a folder.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the folder has no DICOM slide, or more than one.
-    """
+    """Return a file of the only DICOM slide in a folder."""
     name = folder.absolute().name
     try:
         slides = dicom_slides(dicom_files(folder))

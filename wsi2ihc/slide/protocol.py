@@ -32,69 +32,42 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One of the images that a file holds.
+    """One of the images that a file holds."""
 
-    name:    as the file calls it, "" where it does not
-    size:    in px
-    series:  its number, which chooses it; None where it cannot be chosen (a label or macro that OpenSlide lists)
-    page:    number of its first page; None where it has none
-    planes:  how many images of this size it has: focal planes, times, sections
-    levels:  how many resolutions it has
-    mpp:     µm per px along (x, y), or None
-    pixels:  what its pixels are; "" where it is not known
-    chosen:  it is the slide
-    """
-
-    name: str
-    size: Size
+    name: str  # as the file calls it, "" where it does not
+    size: Size  # in px
+    # its number, which chooses it; None where it cannot be chosen (a label or macro that OpenSlide lists)
     series: int | None = None
-    page: int | None = None
-    planes: int = 1
-    levels: int = 1
-    mpp: tuple[float, float] | None = None
-    pixels: str = ""
-    chosen: bool = False
+    page: int | None = None  # number of its first page; None where it has none
+    planes: int = 1  # how many images of this size it has: focal planes, times, sections
+    levels: int = 1  # how many resolutions it has
+    mpp: tuple[float, float] | None = None  # µm per px along (x, y), or None
+    pixels: str = ""  # what its pixels are; "" where it is not known
+    chosen: bool = False  # it is the slide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideInfo:
-    """The facts of an open slide.
+    """The facts of an open slide."""
 
-    name:            base name of the file or URL, never its folder
-    reader:          "openslide", "tiffslide", "pillow" (plain images) or "memory"
-    vendor:          scanner family as the reader names it ("aperio", "generic-tiff", …)
-    levels:          largest first; ``levels[0].size`` is the slide's size
-    mpp:             µm per level-0 px along (x, y); None where unknown or absurd
-    mpp_source:      where mpp comes from: "slide", "tiff tags", "stated" or ""
-    magnification:   objective's nominal magnification, or None
-    bounds:          the scanned area in level-0 px (the whole slide where the format has none)
-    background:      what the format says missing areas look like; white where it says nothing
-    icc_profile:     embedded color profile, or None
-    quickhash:       OpenSlide's quickhash-1 where it has one, else a hash of our own with the prefix "sha256:"
-    changed_at:      modification time of a local file, whole s since 1970, else None. It distinguishes a file from one
-                     that replaced it, because the hashes of readers do not cover all pixels
-    problems:        human-readable problems and warnings, one sentence each
-    mpp_option:      command-line option that states another mpp, for messages
-    levels_checked:  whether the lower levels were compared with level 0
-    images:          images of the file, including the slide; empty if unknown
-    """
-
-    name: str
-    reader: str
-    vendor: str
-    levels: tuple[Level, ...]
-    mpp: tuple[float, float] | None
-    mpp_source: str
-    magnification: float | None = None
-    bounds: Region
-    background: RGB = WHITE
-    icc_profile: bytes | None = None
-    quickhash: str
+    name: str  # base name of the file or URL, never its folder
+    reader: str  # "openslide", "tiffslide", "pillow" (plain images) or "memory"
+    vendor: str  # scanner family as the reader names it ("aperio", "generic-tiff", …)
+    levels: tuple[Level, ...]  # largest first; ``levels[0].size`` is the slide's size
+    mpp: tuple[float, float] | None  # µm per level-0 px along (x, y); None where unknown or absurd
+    mpp_source: str  # where mpp comes from: "slide", "tiff tags", "stated" or ""
+    magnification: float | None = None  # objective's nominal magnification, or None
+    bounds: Region  # the scanned area in level-0 px (the whole slide where the format has none)
+    background: RGB = WHITE  # what the format says missing areas look like; white where it says nothing
+    icc_profile: bytes | None = None  # embedded color profile, or None
+    quickhash: str  # OpenSlide's quickhash-1 where it has one, else a hash of our own with the prefix "sha256:"
+    # modification time of a local file, whole s since 1970, else None. It distinguishes a file from one that replaced
+    # it, because the hashes of readers do not cover all pixels
     changed_at: int | None = None
-    problems: tuple[str, ...] = ()
-    mpp_option: str = "--mpp"
-    levels_checked: bool = False
-    images: tuple[ImageEntry, ...] = ()
+    problems: tuple[str, ...] = ()  # human-readable problems and warnings, one sentence each
+    mpp_option: str = "--mpp"  # command-line option that states another mpp, for messages
+    levels_checked: bool = False  # whether the lower levels were compared with level 0
+    images: tuple[ImageEntry, ...] = ()  # images of the file, including the slide; empty if unknown
 
     @property
     def size(self) -> Size:
@@ -278,20 +251,13 @@ Alpha = Literal["", "straight", "premultiplied", "unspecified"]
 
 @dataclass(frozen=True, slots=True)
 class PixelKind:
-    """The kind of the samples of an image.
+    """The kind of the samples of an image."""
 
-    samples:  samples per pixel
-    bits:     bits per sample
-    problem:  why they are not 8-bit RGB, to follow "its pixels"; "" if they are
-    alpha:    what the fourth sample is; "" if there is none
-    note:     how they are converted, one sentence, or ""
-    """
-
-    samples: int
-    bits: int
-    problem: str = ""
-    alpha: Alpha = ""
-    note: str = ""
+    samples: int  # samples per pixel
+    bits: int  # bits per sample
+    problem: str = ""  # why they are not 8-bit RGB, to follow "its pixels"; "" if they are
+    alpha: Alpha = ""  # what the fourth sample is; "" if there is none
+    note: str = ""  # how they are converted, one sentence, or ""
 
     @property
     def is_rgb(self) -> bool:

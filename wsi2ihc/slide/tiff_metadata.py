@@ -92,37 +92,23 @@ _HEADER_BYTES = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileTable:
-    """Where the segments (tiles, or strips as tiles of full width) of one page lie in the file.
+    """Where the segments (tiles, or strips as tiles of full width) of one page lie in the file."""
 
-    size:         size of the page in px
-    tile:         size of one segment in px
-    tiled:        the segments are tiles, of one size and padded at the edges; else they are strips
-    offsets:      (rows, columns) int64, bytes from the start of the file
-    byte_counts:  (rows, columns) int64; 0 where the segment is missing
-    compression:  TIFF tag 259
-    photometric:  TIFF tag 262
-    samples:      samples per pixel
-    jpeg_tables:  TIFF tag 347, shared by all tiles, or None
-    predictor:    TIFF tag 317
-    plain:        samples are unsigned and of 8 bits, and each segment is a stream of its own
-    planes:       the tables of the single samples, where these are stored apart; else empty
-    suspect:      (rows, columns) bool, segments whose place in the file cannot be right; None where all can
-    shared:       (rows, columns) bool, segments that are other segments as well; None where none is
-    """
-
-    size: Size
-    tile: Size
-    tiled: bool
-    offsets: npt.NDArray[np.int64]
-    byte_counts: npt.NDArray[np.int64]
-    compression: int
-    photometric: int
-    samples: int
-    jpeg_tables: bytes | None
-    predictor: int = 1
-    plain: bool = True
-    planes: tuple[TileTable, ...] = ()
+    size: Size  # size of the page in px
+    tile: Size  # size of one segment in px
+    tiled: bool  # the segments are tiles, of one size and padded at the edges; else they are strips
+    offsets: npt.NDArray[np.int64]  # (rows, columns) int64, bytes from the start of the file
+    byte_counts: npt.NDArray[np.int64]  # (rows, columns) int64; 0 where the segment is missing
+    compression: int  # TIFF tag 259
+    photometric: int  # TIFF tag 262
+    samples: int  # samples per pixel
+    jpeg_tables: bytes | None  # TIFF tag 347, shared by all tiles, or None
+    predictor: int = 1  # TIFF tag 317
+    plain: bool = True  # samples are unsigned and of 8 bits, and each segment is a stream of its own
+    planes: tuple[TileTable, ...] = ()  # the tables of the single samples, where these are stored apart; else empty
+    # (rows, columns) bool, segments whose place in the file cannot be right; None where all can
     suspect: npt.NDArray[np.bool_] | None = None
+    # (rows, columns) bool, segments that are other segments as well; None where none is
     shared: npt.NDArray[np.bool_] | None = None
 
     @property
@@ -164,36 +150,22 @@ class TileTable:
 
 @dataclass(frozen=True, slots=True)
 class TiffMetadata:
-    """What the tags of a TIFF slide say, all of it of the image that is the slide.
+    """What the tags of a TIFF slide say, all of it of the image that is the slide."""
 
-    tables:        of all pages, those of the slide's levels first; planar pages are left out
-    level_sizes:   sizes of the slide's levels, largest first, SubIFDs included
-    pages:         the levels' pages: number in the file's chain, or None of a SubIFD
-    kind:          what its pixels are
-    orientation:   TIFF tag 274: 1 where rows and columns lie as they are shown
-    tag_mpp:       µm per px from the resolution tags, whatever they say; None without tags
-    ome:           what the OME-XML says of the image, or None
-    description:   ImageDescription, "" if there is none
-    icc_profile:   tag 34675, or None
-    tag_factors:   for each level, how many times its resolution tags are those of level 0; None where they do not say
-    images:        all images of the file; empty where the format has its own layout
-    choice:        which of them a caller wanted
-    problems:      what is doubtful, one sentence each
-    """
-
-    tables: tuple[TileTable, ...]
-    level_sizes: tuple[Size, ...]
-    pages: tuple[int | None, ...]
-    kind: PixelKind
-    orientation: int
-    tag_mpp: tuple[float, float] | None
-    ome: OmeImage | None
-    description: str
-    icc_profile: bytes | None
+    tables: tuple[TileTable, ...]  # of all pages, those of the slide's levels first; planar pages are left out
+    level_sizes: tuple[Size, ...]  # sizes of the slide's levels, largest first, SubIFDs included
+    pages: tuple[int | None, ...]  # the levels' pages: number in the file's chain, or None of a SubIFD
+    kind: PixelKind  # what its pixels are
+    orientation: int  # TIFF tag 274: 1 where rows and columns lie as they are shown
+    tag_mpp: tuple[float, float] | None  # µm per px from the resolution tags, whatever they say; None without tags
+    ome: OmeImage | None  # what the OME-XML says of the image, or None
+    description: str  # ImageDescription, "" if there is none
+    icc_profile: bytes | None  # tag 34675, or None
+    # for each level, how many times its resolution tags are those of level 0; None where they do not say
     tag_factors: tuple[float | None, ...] = ()
-    images: tuple[ImageEntry, ...] = ()
-    choice: Choice = NO_CHOICE
-    problems: tuple[str, ...] = ()
+    images: tuple[ImageEntry, ...] = ()  # all images of the file; empty where the format has its own layout
+    choice: Choice = NO_CHOICE  # which of them a caller wanted
+    problems: tuple[str, ...] = ()  # what is doubtful, one sentence each
 
     @property
     def has_alpha(self) -> bool:
@@ -308,13 +280,7 @@ def tiff_facts(
 
 
 def _check_stack(name: str, image: TiffImage, choice: Choice) -> None:
-    """Refuse a stack of which ImageJ describes one page only.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the description speaks of more images than the file has pages for.
-    """
+    """Refuse a stack of which ImageJ describes one page only."""
     count = imagej_images(image.levels[0].description or "")
     if count > len(image.planes) and not choice:
         raise UnreadableSlideError(
@@ -361,13 +327,7 @@ def _ome_of(tiff: TiffFile, first: TiffPage) -> tuple[OmeXml | None, tuple[str, 
 
 
 def _orientation(name: str, levels: Sequence[TiffPage]) -> int:
-    """Tag 274 of all levels.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the levels differ.
-    """
+    """Tag 274 of all levels."""
     found = {page.tags.valueof(274, default=1) for page in levels}
     if len(found) > 1:
         raise UnreadableSlideError(
@@ -494,16 +454,11 @@ class TiffEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TiffDirectory:
-    """A directory.
+    """A directory."""
 
-    stated:     how many entries it states
-    entries:    those that were read: none if there are too many
-    following:  offset of the next directory, 0 after the last; None if the file ends before
-    """
-
-    stated: int
-    entries: tuple[TiffEntry, ...]
-    following: int | None
+    stated: int  # how many entries it states
+    entries: tuple[TiffEntry, ...]  # those that were read: none if there are too many
+    following: int | None  # offset of the next directory, 0 after the last; None if the file ends before
 
 
 def read_layout(read_at: ReadAt) -> tuple[TiffLayout, int] | None:

@@ -88,18 +88,12 @@ def _first_symbols(data: bytes) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """The main header of a JPEG 2000 codestream (ITU-T T.800, A.5.1 and A.6.1).
+    """The main header of a JPEG 2000 codestream (ITU-T T.800, A.5.1 and A.6.1)."""
 
-    size:        of the image in px
-    components:  number of components
-    plain:       all components have 8 bits, unsigned, and the image's size
-    packets:     number of packets; an empty packet is a single zero byte
-    """
-
-    size: Size
-    components: int
-    plain: bool
-    packets: int
+    size: Size  # of the image in px
+    components: int  # number of components
+    plain: bool  # all components have 8 bits, unsigned, and the image's size
+    packets: int  # number of packets; an empty packet is a single zero byte
 
 
 def codestream(data: bytes) -> Codestream | None:

@@ -202,13 +202,7 @@ class SlideReader(ABC):
         ) from failure
 
     def _check_visible(self) -> None:
-        """Refuse a slide whose alpha channel hides all of it: the channel is wrong, or there is nothing to translate.
-
-        Raises
-        ------
-        UnreadableSlideError
-            If everything is transparent.
-        """
+        """Refuse a slide whose alpha channel hides all of it: the channel is wrong, or the slide is empty."""
         level = len(self._info.levels) - 1
         size = self._info.levels[level].size
         blocks = [

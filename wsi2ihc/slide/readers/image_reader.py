@@ -215,13 +215,7 @@ def _decoded(image: Image.Image, path: Path, kind: str, has_alpha: bool) -> RGBI
 
 
 def _rgb(image: Image.Image, has_alpha: bool, name: str) -> RGBImage:
-    """The pixels, converted by strips: Pillow's own copy, of 4 bytes a px, is there meanwhile, and no third one.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If all of it is transparent.
-    """
+    """The pixels, converted by strips: Pillow's own copy, of 4 bytes a px, is there meanwhile, and no third one."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _STRIP_PX // width)
@@ -241,13 +235,7 @@ def _rgb(image: Image.Image, has_alpha: bool, name: str) -> RGBImage:
 
 
 def _check_png(path: Path) -> None:
-    """Verify the checksum of each chunk; Pillow skips those of pixels.
-
-    Raises
-    ------
-    ValueError
-        If one is wrong, or the file ends within a chunk.
-    """
+    """Verify the checksum of each chunk; Pillow skips those of pixels."""
     with path.open("rb") as file:
         file.seek(_PNG_SIGNATURE_BYTES)
         while head := file.read(8):

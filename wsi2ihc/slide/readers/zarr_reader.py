@@ -63,18 +63,12 @@ class ZarrLevel:
 
 @dataclass(frozen=True, slots=True)
 class Multiscale:
-    """A multiscale image.
+    """A multiscale image."""
 
-    axes:      names of the arrays' axes
-    levels:    in the order of the metadata, which has the largest first
-    channels:  kind of the channels: "rgb", "other" or "" (not stated)
-    problems:  warnings, one sentence each
-    """
-
-    axes: tuple[str, ...]
-    levels: tuple[ZarrLevel, ...]
-    channels: str
-    problems: tuple[str, ...]
+    axes: tuple[str, ...]  # names of the arrays' axes
+    levels: tuple[ZarrLevel, ...]  # in the order of the metadata, which has the largest first
+    channels: str  # kind of the channels: "rgb", "other" or "" (not stated)
+    problems: tuple[str, ...]  # warnings, one sentence each
 
 
 def multiscale_of(attributes: Mapping[str, Any]) -> Multiscale | None:
