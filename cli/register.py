@@ -93,7 +93,7 @@ def command(
 
 
 def summary(report: RegistrationReport) -> list[str]:
-    """A registration in a few lines: what was found, how well, and the landmarks' errors after each stage."""
+    """Summarize a registration: what was found, how well, and the errors of landmarks after each stage."""
     found = report.registration
     turn_deg = (found.angle_deg + 180) % 360 - 180
     residual = "unknown" if found.residual_um is None else f"{found.residual_um:.3g} µm"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import filecmp
+import functools
 import hashlib
 import json
+import operator
 import os
 import stat
 import sys
@@ -25,20 +27,10 @@ def open_regular(path: str | Path, largest_bytes: int | None = None) -> Buffered
 
     A device such as ``/dev/zero`` has no end, and a pipe without a writer blocks the program that opens it.
 
-    Parameters
-    ----------
-    path
-        The file, or a symbolic link to it.
-    largest_bytes
-        Refuse larger files.
-
-    Raises
-    ------
-    OSError
-        If it is a folder, device, pipe or socket, is larger, or cannot be opened; ``strerror`` says why.
+    Raises `OSError`, whose ``strerror`` says why, if it is a folder, device, pipe or socket, is larger than
+    ``largest_bytes``, or cannot be opened.
     """
-    flags = os.O_RDONLY | _available_flags("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
-    handle = os.open(path, flags)
+    handle = os.open(path, os.O_RDONLY | _available_flags("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
     try:
         status = os.fstat(handle)
         if stat.S_ISDIR(status.st_mode):
@@ -56,10 +48,7 @@ def open_regular(path: str | Path, largest_bytes: int | None = None) -> Buffered
 def read_regular(path: str | Path, largest_bytes: int) -> bytes:
     """Read a whole regular file of at most ``largest_bytes``.
 
-    Raises
-    ------
-    OSError
-        As `open_regular` does.
+    Raises `OSError` as `open_regular` does.
     """
     with open_regular(path, largest_bytes) as file:
         # Some file systems do not report sizes, and the file may grow.
@@ -97,12 +86,8 @@ def json_bytes(value: object, indent: int = 2) -> bytes:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, as ``sha256sum`` prints it; of a folder, that of a list of its files.
 
-    The list has one line for each file, sorted by name: its SHA-256, two spaces, and its path in the folder.
-
-    Raises
-    ------
-    OSError
-        If something cannot be read, or is neither a file nor a folder.
+    The list has one line for each file, sorted by name: its SHA-256, two spaces, and its path in the folder. Raises
+    `OSError` if something cannot be read, or is neither a file nor a folder.
     """
     if not path.is_dir():
         return sha256_of_file(path)
@@ -116,10 +101,7 @@ def sha256_of(path: Path) -> str:
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a regular file.
 
-    Raises
-    ------
-    OSError
-        If it cannot be read, or is not a regular file.
+    Raises `OSError` if it cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,22 +113,9 @@ def open_without_following(path: Path, flags: int) -> int:
     Another user who can write to the folder may have replaced the file by a symbolic link, through which a file
     elsewhere would be changed, or by a named pipe or a device, which would block.
 
-    Parameters
-    ----------
-    path
-        The file. Links in its parent folders are followed.
-    flags
-        Flags of `os.open`. With ``os.O_CREAT`` the file is created if it does not exist.
-
-    Returns
-    -------
-    int
-        A file descriptor that child processes do not inherit.
-
-    Raises
-    ------
-    OSError
-        If it is not a regular file, or cannot be opened.
+    Links in its parent folders are followed. ``flags`` are those of `os.open`; with ``os.O_CREAT`` the file is created
+    if it does not exist. Child processes do not inherit the file descriptor that is returned. Raises `OSError` if it is
+    not a regular file, or cannot be opened.
     """
     if sys.platform == "win32" and path.is_symlink():
         raise OSError(errno.ELOOP, "is a symbolic link", str(path))
@@ -168,10 +137,7 @@ def open_without_following(path: Path, flags: int) -> int:
 
 def _available_flags(*names: str) -> int:
     """Combine those flags of `os.open` that this platform has."""
-    flags = 0
-    for name in names:
-        flags |= getattr(os, name, 0)
-    return flags
+    return functools.reduce(operator.or_, (getattr(os, name, 0) for name in names))
 
 
 def _too_large(path: str | Path, largest_bytes: int) -> OSError:
@@ -197,10 +163,7 @@ def is_image(name: str) -> bool:
 def images_by_stem(folder: Path) -> dict[str, Path]:
     """Return the images directly in a folder by the stems of their names.
 
-    Raises
-    ------
-    DatasetError
-        If two images have the same stem.
+    Raises `DatasetError` if two images have the same stem.
     """
     files: dict[str, Path] = {}
     for file in images_in(folder):
@@ -212,10 +175,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
 def linked_files(pairs: Iterable[tuple[Path, Path]]) -> tuple[Path, Path] | None:
     """Return the first pair whose two paths are the same file (possibly through links), or None.
 
-    Raises
-    ------
-    DatasetError
-        If a file cannot be accessed.
+    Raises `DatasetError` if a file cannot be accessed.
     """
     try:
         return next((pair for pair in pairs if pair[0].samefile(pair[1])), None)
@@ -227,12 +187,7 @@ def same_images(pairs: Sequence[tuple[Path, Path]]) -> tuple[Path, Path] | None:
     """Return a pair whose two paths are the same file, or the first pair if both files of every pair are equal.
 
     Two stains, or an image and its reference, are never equal, so the same files were named for both. A few equal
-    images (empty background) are no evidence.
-
-    Raises
-    ------
-    DatasetError
-        If a file cannot be read.
+    images (empty background) are no evidence. Raises `DatasetError` if a file cannot be read.
     """
     if linked := linked_files(pairs):
         return linked

@@ -114,16 +114,9 @@ def halved(size: Size) -> Size:
     return Size(math.ceil(size.width / 2), math.ceil(size.height / 2))
 
 
-RGBImage: TypeAlias = npt.NDArray[np.uint8]
-"""One image: (rows, columns, 3), uint8, RGB."""
-
-RGBBatch: TypeAlias = npt.NDArray[np.uint8]
-"""Images of one shape: (N, rows, columns, 3), uint8, RGB."""
-
-BoolImage: TypeAlias = npt.NDArray[np.bool_]
-"""A mask: (rows, columns), bool."""
-
-RGB: TypeAlias = tuple[int, int, int]
-"""One color, 0 to 255 per channel."""
+RGBImage: TypeAlias = npt.NDArray[np.uint8]  # one image: (rows, columns, 3), uint8, RGB
+RGBBatch: TypeAlias = npt.NDArray[np.uint8]  # images of one shape: (N, rows, columns, 3), uint8, RGB
+BoolImage: TypeAlias = npt.NDArray[np.bool_]  # a mask: (rows, columns), bool
+RGB: TypeAlias = tuple[int, int, int]  # one color, 0 to 255 per channel
 
 WHITE: RGB = (255, 255, 255)

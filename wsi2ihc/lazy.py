@@ -9,14 +9,9 @@ from typing import Any
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package (PEP 562).
+    """Return the ``__getattr__`` of a package (PEP 562).
 
-    Parameters
-    ----------
-    package:
-        its ``__name__``
-    homes:
-        the module, relative to it, in which each public name lives
+    ``homes`` has the module, relative to the package, in which each public name is defined.
     """
 
     def find(name: str) -> Any:

@@ -135,21 +135,16 @@ def safe_path() -> Iterator[None]:
         with _lock:
             _bodies -= 1
             if _bodies == 0:
-                _restore()
-
-
-def _restore() -> None:
-    for name, value in _before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    _before.clear()
+                for name, value in _before.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+                _before.clear()
 
 
 _lock = threading.Lock()
-_before: dict[str, str | None] = {}
-"""Values of the changed variables before the first active body of `safe_path`."""
+_before: dict[str, str | None] = {}  # values of the changed variables before the first active body of `safe_path`
 
 _bodies = 0
 

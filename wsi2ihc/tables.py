@@ -22,20 +22,14 @@ _ENCODING = "utf-8-sig"  # accepts the byte-order mark
 
 LARGEST_TABLE_BYTES = 256 << 20
 MOST_COLUMNS = 1000
-MOST_CELLS = 10_000_000
-"""Most fields of a table: half a million patches with 20 columns, which take about 2 GB."""
-
-LONGEST_CELL = 4096
-"""Longest field in characters; no path is longer."""
+MOST_CELLS = 10_000_000  # most fields of a table: half a million patches with 20 columns, which take about 2 GB
+LONGEST_CELL = 4096  # longest field in characters; no path is longer
 
 
 def open_csv(path: Path, largest_bytes: int) -> TextIO:
     """Open a CSV file in UTF-8, with or without the byte-order mark of spreadsheets.
 
-    Raises
-    ------
-    OSError
-        As `open_regular` does.
+    Raises `OSError` as `open_regular` does.
     """
     return io.TextIOWrapper(open_regular(path, largest_bytes), encoding=_ENCODING, newline="")
 
@@ -74,11 +68,8 @@ class CsvTable:
 def read_csv(path: Path) -> CsvTable:
     """Read a CSV file with column names in its first row.
 
-    Raises
-    ------
-    DatasetError
-        If the file does not exist, is not CSV in UTF-8 separated by commas, has no rows, has a row with more fields
-        than columns, or exceeds the limits of this module.
+    Raises `DatasetError` if the file does not exist, is not CSV in UTF-8 separated by commas, has no rows, has a row
+    with more fields than columns, or exceeds the limits of this module.
     """
     lines: list[tuple[int, list[str]]] = []
     count = 0

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from .geometry import Region
 
 MOST_SEED = 2**63 - 1
-MOST_WORKERS = 1024
-"""Largest number of workers; more is a typing error, and each worker needs memory."""
+MOST_WORKERS = 1024  # largest number of workers; more is a typing error, and each worker needs memory
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
@@ -31,10 +30,7 @@ _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 def parse_region(text: str) -> Region:
     """Parse a region ``X,Y,W,H`` in px, which is not empty.
 
-    Raises
-    ------
-    ValueError
-        If it is invalid; the message continues a sentence that begins with the text.
+    Raises `ValueError` if it is invalid; the message continues a sentence that begins with the text.
     """
     from .geometry import Region  # imports NumPy, which makes `wsi2ihc --help` slow
 
@@ -50,10 +46,7 @@ def parse_region(text: str) -> Region:
 def parse_bytes(text: str) -> int:
     """Parse an amount of memory such as ``4G``, ``1500M`` or ``0.5T`` to bytes; units are powers of 1024.
 
-    Raises
-    ------
-    ValueError
-        If it is invalid; the message continues a sentence that begins with the text.
+    Raises `ValueError` if it is invalid; the message continues a sentence that begins with the text.
     """
     parts = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if parts is None:
@@ -64,10 +57,7 @@ def parse_bytes(text: str) -> int:
 def parse_auto(text: str) -> int:
     """Parse an integer of at least 1, or ``auto`` to 0.
 
-    Raises
-    ------
-    ValueError
-        If it is invalid; the message continues a sentence that begins with the text.
+    Raises `ValueError` if it is invalid; the message continues a sentence that begins with the text.
     """
     if text == "auto":
         return 0
@@ -79,16 +69,9 @@ def parse_auto(text: str) -> int:
 def option(default: Any, text: str, **metadata: Any) -> Any:
     """Return a dataclass field that is also a command-line option, with its help text.
 
-    Parameters
-    ----------
-    default
-        Default of the field.
-    text
-        Help of the option.
-    **metadata
-        ``name``: name of the option, with underscores, if it is not that of the field; ``parse``: function that reads
-        the value from text; ``shown``: default as the user writes it; ``bounds``: smallest and largest integer; and
-        what else the owner of the options needs.
+    The metadata can have ``name``: name of the option, with underscores, if it is not that of the field; ``parse``:
+    function that reads the value from text; ``shown``: default as the user writes it; ``bounds``: smallest and largest
+    integer; and what else the owner of the options needs.
     """
     return field(default=default, metadata={"help": text, **metadata})
 
@@ -111,10 +94,7 @@ def flag(name: str) -> str:
 def check_bounds(options: object, bounds: Mapping[str, tuple[float, float]]) -> None:
     """Check that fields of an options object are None or within their bounds, both included.
 
-    Raises
-    ------
-    OptionError
-        If a field is out of bounds.
+    Raises `OptionError` if a field is out of bounds.
     """
     for name, (least, most) in bounds.items():
         value = getattr(options, name)
@@ -152,23 +132,14 @@ def printable(text: str) -> str:
 
 
 def pluralize(number: int, noun: str, plural: str = "") -> str:
-    """Format a number with its noun: "1 patient", "2 patients", "1,000 patches".
-
-    Parameters
-    ----------
-    plural
-        Plural of the noun; by default, the noun with an s.
-    """
+    """Format a number with its noun, whose plural by default has an s: "1 patient", "2 patients", "1,000 patches"."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def describe_error(error: BaseException, redact: Callable[[str], str] | None = None) -> str:
     """Describe an error in one printable line, whether it was raised on purpose or not.
 
-    Parameters
-    ----------
-    redact
-        Removes private parts of a message, such as folders. The file of a system error is then left out.
+    ``redact`` removes private parts of a message, such as folders. The file of a system error is then left out.
     """
     text = " ".join(str(error).split())
     text = text if redact is None else redact(text)
@@ -218,7 +189,8 @@ def _describe_unexpected(error: BaseException, text: str, with_file: bool) -> st
         return "the program that read the output has ended"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({name or 'while writing'}); free some space or write elsewhere"
-    if _is_out_of_processes(error):
+    is_again = isinstance(error, OSError) and error.errno == errno.EAGAIN
+    if is_again or (isinstance(error, RuntimeError) and "can't start new thread" in text):
         return "the system allows no further thread or process (see ulimit -u, or the limit of the container)"
     if isinstance(error, OSError) and error.strerror:
         return f"{name}: {error.strerror}" if name else error.strerror
@@ -227,12 +199,6 @@ def _describe_unexpected(error: BaseException, text: str, with_file: bool) -> st
     if isinstance(error, MemoryError):
         return "out of memory; lower --workers, and --max-memory or --batch-size where the command has them"
     return f"unexpected {type(error).__name__}: {text} (run again with -v for details, and please report it)"
-
-
-def _is_out_of_processes(error: BaseException) -> bool:
-    if isinstance(error, RuntimeError):
-        return "can't start new thread" in str(error)
-    return isinstance(error, OSError) and error.errno == errno.EAGAIN
 
 
 def _cell(value: object) -> object:
@@ -262,8 +228,7 @@ def _columns_of(one: str) -> int:
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,9}://[^\s\"'<>]+", re.IGNORECASE)
 _PATH = re.compile(r"(?<![\w.:/\\-])(?:[A-Za-z]:|~)?(?:[\\/][^\\/\s\"'<>|:;,()]+){2,}[\\/]?")
 
-_LONGEST = 600
-"""Longest message in characters: fields and file names have no limit."""
+_LONGEST = 600  # longest message in characters: fields and file names have no limit
 
 
 def base_name(path: str) -> str:

@@ -419,7 +419,7 @@ _DIGITS = 5
 def move_patches(
     store: PairsStore, slides: Sequence[tuple[SlidePair, SlideRecord]], roles: Mapping[str, Role], statement: Statement
 ) -> dict[str, Any]:
-    """Number the patches of all completed slides, move them to their splits and write the tables.
+    """Assign numbers to the patches of all completed slides, move them to their splits and write the tables.
 
     Patches are numbered from 0 by slide, row and column. File names follow BCI: number, split and HER2 level, if known.
 

@@ -138,7 +138,7 @@ class _Checks:
             yield index, self._problem(index, message["problem"])
 
     def _handle_exit(self, how: str) -> Iterator[tuple[int, Problem]]:
-        """The process has ended by itself: a row that was the only one being checked is the cause."""
+        """Handle a process that ended by itself: if a single row was being checked, it is the cause."""
         if len(self._in_flight) == 1:
             (index,) = self._in_flight
             self._in_flight.clear()

@@ -195,7 +195,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
 
 
 def row_from_json(facts: Mapping[str, Any]) -> Row:
-    """The inverse of `row_to_json`."""
+    """Invert `row_to_json`."""
     return Row(**{**facts, "options": options_from_json(facts["options"])})
 
 

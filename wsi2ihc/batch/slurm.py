@@ -313,6 +313,6 @@ def _listed(jobs: Collection[str]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The end of what an error says, in one line: sbatch's own words come last."""
+    """Return the end of an error message in one line: the message of sbatch comes last."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"…{text[-200:]}"

@@ -97,7 +97,7 @@ class SlideTask:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> SlideTask:
-        """The inverse of `to_json`."""
+        """Invert `to_json`."""
         return cls(**{**facts, "output": Path(facts["output"]), "options": options_from_json(facts["options"])})
 
     def with_share(self, processes: int) -> SlideTask:
@@ -126,7 +126,7 @@ def options_to_json(options: TranslateOptions) -> dict[str, Any]:
 
 
 def options_from_json(facts: Mapping[str, Any]) -> TranslateOptions:
-    """The inverse of `options_to_json`."""
+    """Invert `options_to_json`."""
     region, preview = facts["region"], facts["preview"]
     return TranslateOptions(**{
         **facts,

@@ -29,8 +29,7 @@ JPEG_QUALITY = 85
 LEVEL_FACTOR = 4
 BAND_PX = 512
 BLOCK_PX = 1024
-WORKERS = 2
-"""Two blocks of 1024×512 px in progress take about 200 MB, for slides of any size."""
+WORKERS = 2  # two blocks of 1024×512 px in progress take about 200 MB, for slides of any size
 
 MIN_SIDE_PX = 256
 

@@ -44,14 +44,11 @@ class Structures:
     layout: SlideLayout  # coarse maps
     flow_px: FloatImage  # coarse map whose level lines are the fibers, with a slope of about 1 per px
     fabric: Mapping[str, FloatImage]  # coarse maps of the properties of a `Zone`, mixed where zones meet
-    # fat, walls: fat cells, and muscular walls of vessels
-    fat: Shapes
-    walls: Shapes
-    # glands, goblets, lumens: epithelium of the crypts including the lumen, mucin of goblet cells, lumens of crypts
-    # and vessels
-    glands: Shapes
-    goblets: Shapes
-    lumens: Shapes
+    fat: Shapes  # fat cells
+    walls: Shapes  # muscular walls of vessels
+    glands: Shapes  # epithelium of the crypts, including the lumen
+    goblets: Shapes  # mucin of goblet cells
+    lumens: Shapes  # lumens of crypts and vessels
     red_cells: Shapes  # erythrocytes
     rims: Shapes  # stained outlines: basement membranes, brush borders, membranes of fat cells
     borders: Shapes  # lines between epithelial cells

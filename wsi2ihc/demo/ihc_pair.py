@@ -20,18 +20,14 @@ from .layout import SlideLayout
 from .render import BACKGROUND, EOSIN, HEMATOXYLIN, paint
 from .textures import FloatImage, Floats, slow_noise
 
-IHC_BACKGROUND: RGB = (240, 240, 244)
-"""Background color of the IHC slide, slightly cool, as of another scanner."""
+IHC_BACKGROUND: RGB = (240, 240, 244)  # background color of the IHC slide, slightly cool, as of another scanner
 
 DAB = np.array([0.268, 0.570, 0.776], np.float32)
 COUNTERSTAIN = np.array([0.650, 0.704, 0.286], np.float32)
 """Directions of DAB and of the hematoxylin beside it in optical-density space (Ruifrok and Johnston 2001)."""
 
-STRONGEST = 3.0
-"""The strength of a 3+ slide."""
-
-_ROWS_PX = 64
-"""Rows computed at a time, since colors in float take twelve times the memory of pixels."""
+STRONGEST = 3.0  # the strength of a 3+ slide
+_ROWS_PX = 64  # rows computed at a time, since colors in float take twelve times the memory of pixels
 
 
 def restain(he: RGBImage, seed: int, strength: float = 2.0, *, mpp: float = MPP) -> RGBImage:
@@ -144,16 +140,14 @@ class GroundTruthWarp:
     """
 
     inverse: Floats  # affine transform from moving to fixed, (2, 3)
-    # waves, phases, amplitudes: plane waves: (K, 2) radians per µm, (K,) radians, (K, 2) µm
-    waves: Floats
-    phases: Floats
-    amplitudes: Floats
+    waves: Floats  # (K, 2) radians per µm
+    phases: Floats  # (K,) radians
+    amplitudes: Floats  # (K, 2) µm
 
     @property
     def matrix(self) -> Floats:
         """Affine transform from fixed to moving, (2, 3)."""
-        linear = np.linalg.inv(self.inverse[:, :2])
-        return np.column_stack([linear, -linear @ self.inverse[:, 2]])
+        return _inverted(self.inverse)
 
     def to_fixed(self, moving_um: Floats) -> Floats:
         """Map points (N, 2) of the partner to the image."""
@@ -181,13 +175,9 @@ def distorted(
 ) -> tuple[RGBImage, GroundTruthWarp]:
     """Distort an image as if the section was scanned again, and return the ground truth.
 
-    Pixels are interpolated with cubic splines at exact positions, in bands of rows; takes about 16 bytes per px of
-    the image. The canvas contains the complete rotated image, surrounded by ``fill``.
-
-    Raises
-    ------
-    ValueError
-        If the warp is too steep for its wavelength and could fold.
+    Pixels are interpolated with cubic splines at exact positions, in bands of rows; takes about 16 bytes per px of the
+    image. The canvas contains the complete rotated image, surrounded by ``fill``. Raises `ValueError` if the warp is
+    too steep for its wavelength and could fold.
     """
     height, width = image.shape[:2]
     truth, canvas_um = _ground_truth((width * mpp, height * mpp), distortion)
@@ -218,10 +208,12 @@ def _ground_truth(size_um: tuple[float, float], distortion: Distortion) -> tuple
     shift = np.array(distortion.shift_um)
     reach = np.abs(corners @ turn.T).max(axis=0) + distortion.scale * distortion.warp_um + np.abs(shift)
     matrix = np.column_stack([turn, reach + shift - turn @ middle])
-    linear = np.linalg.inv(matrix[:, :2])
-    inverse = np.column_stack([linear, -linear @ matrix[:, 2]])
-    waves, phases, amplitudes = _waves(size_um, distortion)
-    return GroundTruthWarp(inverse, waves, phases, amplitudes), (float(2 * reach[0]), float(2 * reach[1]))
+    return GroundTruthWarp(_inverted(matrix), *_waves(size_um, distortion)), (float(2 * reach[0]), float(2 * reach[1]))
+
+
+def _inverted(affine: Floats) -> Floats:
+    linear = np.linalg.inv(affine[:, :2])
+    return np.column_stack([linear, -linear @ affine[:, 2]])
 
 
 def _waves(size_um: tuple[float, float], distortion: Distortion) -> tuple[Floats, Floats, Floats]:
@@ -248,13 +240,7 @@ def _waves(size_um: tuple[float, float], distortion: Distortion) -> tuple[Floats
     return waves, phases, amplitudes
 
 
-HE_NAME, IHC_NAME = "he.tiff", "ihc.tiff"
-HE_LANDMARKS_NAME, IHC_LANDMARKS_NAME = "he.csv", "ihc.csv"
-SECOND_HE_NAME, SECOND_IHC_NAME = "he2.tiff", "ihc2.tiff"
-MANIFEST_NAME = "manifest.csv"
-STUDY_NAMES = (
-    HE_NAME, IHC_NAME, HE_LANDMARKS_NAME, IHC_LANDMARKS_NAME, SECOND_HE_NAME, SECOND_IHC_NAME, MANIFEST_NAME,
-)  # fmt: skip
+STUDY_NAMES = ("he.tiff", "ihc.tiff", "he.csv", "ihc.csv", "he2.tiff", "ihc2.tiff", "manifest.csv")
 """Files of `make_demo_study`."""
 
 MANIFEST = """patient_id,slide_id,he_path,ihc_path,her2,split,landmarks
@@ -296,9 +282,8 @@ def make_demo_study(
         return lambda progress: report(Progress(STAGE, first + progress.done, 4, "slide"))
 
     make_demo_pair(folder, size=sizes[0], on_progress=from_slide(0))
-    names = SECOND_HE_NAME, SECOND_IHC_NAME
-    _write_slides(folder, names, sizes[1], SECOND_SEED, 2.5, SECOND_DISTORTION, from_slide(2))
-    with published(folder / MANIFEST_NAME, overwrite=True) as partial:
+    _write_slides(folder, ("he2.tiff", "ihc2.tiff"), sizes[1], SECOND_SEED, 2.5, SECOND_DISTORTION, from_slide(2))
+    with published(folder / "manifest.csv", overwrite=True) as partial:
         partial.write_text(MANIFEST, encoding="utf-8")
 
 
@@ -326,11 +311,11 @@ def make_demo_pair(
     OutputError
         If a file cannot be written.
     """
-    names = HE_NAME, IHC_NAME
+    names = "he.tiff", "ihc.tiff"
     layout, truth = _write_slides(folder, names, size, seed, strength, distortion, on_progress or silent)
     points = np.random.default_rng(seed).uniform(0, size, (50 * LANDMARKS, 2))
     points_um = points[layout.at(layout.tissue_px, points) > 0][:LANDMARKS] * MPP
-    for name, landmarks_um in ((HE_LANDMARKS_NAME, points_um), (IHC_LANDMARKS_NAME, truth.to_moving(points_um))):
+    for name, landmarks_um in (("he.csv", points_um), ("ihc.csv", truth.to_moving(points_um))):
         # in px of level 0 whose whole numbers are centers of pixels
         rows = [f"{number},{x:.3f},{y:.3f}" for number, (x, y) in enumerate(landmarks_um / MPP - 0.5, start=1)]
         with published(folder / name, overwrite=True) as partial:

@@ -14,27 +14,24 @@ from .textures import FloatImage, Floats, slow_noise
 
 STEP_PX = 8
 
+# thicknesses of the layers of the wall: 625, 45, 675 and 23 µm
 MUCOSA_PX = 1250.0
 MUSCLE_PLATE_PX = 90.0
 SUBMUCOSA_PX = 1350.0
 SURFACE_EPITHELIUM_PX = 46.0
-"""Thicknesses of the layers of the wall, at 0.5 µm/px: 625, 45, 675 and 23 µm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Zone:
     """Composition of a layer of the wall."""
 
-    # eosin, fine, broad: amount of eosin (optical density along its stain vector), and its modulation by thin and
-    # thick fibers
-    eosin: float
-    fine: float
-    broad: float
+    eosin: float  # amount, as optical density along its stain vector
+    fine: float  # modulation of eosin by thin fibers
+    broad: float  # modulation of eosin by thick fibers
     hematoxylin: float  # amount of hematoxylin outside nuclei
     cleft: float  # level above which the fiber noise (of unit variance) is an empty cleft
-    # round_cells, spindle_cells: lymphocytes and plasma cells, and fibroblasts or muscle cells, per mm²
-    round_cells: float
-    spindle_cells: float
+    round_cells: float  # lymphocytes and plasma cells per mm²
+    spindle_cells: float  # fibroblasts or muscle cells per mm²
 
 
 # Stroma is paler, looser and more cellular than in slides of many laboratories. It resembles the training data of the
@@ -64,7 +61,6 @@ class SlideLayout:
 
     @property
     def frame(self) -> Region:
-        """Region of the complete slide."""
         return Region(0, 0, self.size.width, self.size.height)
 
     def at(self, coarse: FloatImage, points: Floats) -> npt.NDArray[np.float32]:

@@ -139,8 +139,7 @@ def _nuclei(stains: Stains, structures: Structures, region: Region) -> None:
     stains.eosin += 0.10 * around
 
 
-BACKGROUND: RGB = (243, 241, 240)
-"""Color of the background, slightly warm."""
+BACKGROUND: RGB = (243, 241, 240)  # color of the background, slightly warm
 
 
 def _unit(red: float, green: float, blue: float) -> npt.NDArray[np.float32]:
@@ -170,8 +169,7 @@ def transmitted(
     return np.asarray(cv2.exp(exponent), np.float32)
 
 
-_MARGIN_PX = 4 * STEP_PX
-"""More than the radius of any blur (the widest is a box of 41 px)."""
+_MARGIN_PX = 4 * STEP_PX  # more than the radius of any blur (the widest is a box of 41 px)
 
 _BAND_PX = 512  # painting takes about 150 bytes per px, so a large field is painted in bands
 

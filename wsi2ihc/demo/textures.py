@@ -17,8 +17,7 @@ Points = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Layer = npt.NDArray[np.uint8]
 
-SIDE_PX = 1024
-"""Period of every texture along both axes, in px."""
+SIDE_PX = 1024  # period of every texture along both axes, in px
 
 
 @lru_cache(maxsize=16)

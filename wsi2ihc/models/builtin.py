@@ -11,14 +11,12 @@ import numpy.typing as npt
 
 from ..geometry import RGBBatch, RGBImage
 
-WHITE_LEVEL = 245.0
-"""Gray level of unstained background, 235 to 250 on most scanners. Brighter pixels are not changed."""
+WHITE_LEVEL = 245.0  # gray level of unstained background, 235 to 250 on most scanners. Brighter pixels are not changed.
 
 HEMATOXYLIN = (0.644211, 0.716556, 0.266844)
 EOSIN = (0.092789, 0.954111, 0.283111)
 
-_BLOCK_PX = 1 << 16
-"""Pixels per block, so that its data (20 bytes per px) fits in the cache of a core."""
+_BLOCK_PX = 1 << 16  # pixels per block, so that its data (20 bytes per px) fits in the cache of a core
 
 
 def identity(windows: RGBBatch) -> RGBBatch:

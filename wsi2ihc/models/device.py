@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -21,12 +21,8 @@ def parse_devices(text: str) -> list[torch.device]:
     """Parse a choice of devices: "auto", "cpu", "mps", "cuda" (the first GPU), "cuda:1", or several as "cuda:0,1".
 
     "auto" chooses the first GPU, else an Apple GPU, else the CPU. Several GPUs are used only if their numbers are
-    given, since other programs may be using them.
-
-    Raises
-    ------
-    DeviceError
-        If the choice is invalid, or a device is missing.
+    given, since other programs may be using them. Raises `DeviceError` if the choice is invalid, or a device is
+    missing.
     """
     choice = text.strip().lower()
     if choice == "auto":
@@ -43,17 +39,21 @@ def parse_devices(text: str) -> list[torch.device]:
     if match is None:
         raise DeviceError(f"unknown device {text!r:.40}; choose auto, cpu, cuda, cuda:0,1 or mps")
     numbers = [int(one) for one in (match[1] or "0").split(",")]
-    _check_cuda(numbers)
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise DeviceError("no CUDA device: this torch is a CPU build; install a CUDA build, or use --device cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError("no CUDA device: torch finds no working GPU and driver; use --device cpu")
+    if len(set(numbers)) < len(numbers):
+        raise DeviceError("a CUDA device is given twice; give each once, as in cuda:0,1")
+    if max(numbers) >= (count := torch.cuda.device_count()):
+        raise DeviceError(f"CUDA device {max(numbers)} is missing; there are {count}, counted from 0")
     return [torch.device("cuda", number) for number in numbers]
 
 
 def one_device(device: str | torch.device) -> torch.device:
     """Parse a single device.
 
-    Raises
-    ------
-    DeviceError
-        As `parse_devices`, or if several are given.
+    Raises `DeviceError` as `parse_devices`, or if several are given.
     """
     if isinstance(device, torch.device):
         return device
@@ -63,40 +63,22 @@ def one_device(device: str | torch.device) -> torch.device:
     return devices[0]
 
 
-def _check_cuda(numbers: list[int]) -> None:
-    if torch.version.cuda is None and torch.version.hip is None:
-        raise DeviceError("no CUDA device: this torch is a CPU build; install a CUDA build, or use --device cpu")
-    if not torch.cuda.is_available():
-        raise DeviceError("no CUDA device: torch finds no working GPU and driver; use --device cpu")
-    if len(set(numbers)) < len(numbers):
-        raise DeviceError("a CUDA device is given twice; give each once, as in cuda:0,1")
-    count = torch.cuda.device_count()
-    if max(numbers) >= count:
-        raise DeviceError(f"CUDA device {max(numbers)} is missing; there are {count}, counted from 0")
-
-
 def choose_precision(choice: str, device: torch.device) -> Precision:
     """Choose the precision: as requested, or for "auto" the fastest that the device supports in hardware.
 
     That is bf16 on CPUs with AMX or AVX-512 BF16 and on GPUs from compute capability 8.0 on, fp16 on GPUs from 7.0 on,
-    and fp32 on all others.
-
-    Raises
-    ------
-    DeviceError
-        If the precision is unknown, or the device does not support it.
+    and fp32 on all others. Raises `DeviceError` if the precision is unknown, or the device does not support it.
     """
     if choice == "auto":
         return _best_precision(device)
-    precision: Precision
-    for precision in get_args(Precision):
-        if choice == precision:
-            if precision == "fp16" and device.type == "cpu":
-                raise DeviceError("CPUs do not support float16; use --precision bf16 or fp32")
-            if precision != "fp32" and device.type == "mps":
-                raise DeviceError("on an Apple GPU only --precision fp32 is supported")
-            return precision
-    raise DeviceError(f"unknown precision {choice!r:.40}; choose auto, fp32, bf16 or fp16")
+    precision = next((one for one in DTYPES if one == choice), None)
+    if precision is None:
+        raise DeviceError(f"unknown precision {choice!r:.40}; choose auto, fp32, bf16 or fp16")
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError("CPUs do not support float16; use --precision bf16 or fp32")
+    if precision != "fp32" and device.type == "mps":
+        raise DeviceError("on an Apple GPU only --precision fp32 is supported")
+    return precision
 
 
 def _best_precision(device: torch.device) -> Precision:
@@ -125,5 +107,4 @@ def free_memory_bytes(device: torch.device) -> int | None:
     """Return the free memory of a GPU; None if unknown (CPUs, Apple GPUs)."""
     if device.type != "cuda":
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free)
+    return int(torch.cuda.mem_get_info(device)[0])

@@ -39,20 +39,10 @@ def to_centered(pixels: Tensor, center: Tensor) -> Tensor:
 
 
 def fold_pixels(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Adapt a convolution to centered pixels, and choose the center.
+    """Adapt weights (C, 3, h, w) and biases (C) for `to_network` to the output of `to_centered`.
 
-    The center with the smallest biases is close to the mean color of the training data, so that inputs and biases are
-    small, and little is lost by rounding.
-
-    Parameters
-    ----------
-    weight, bias
-        Weights (C, 3, h, w) and biases (C) for the output of `to_network`.
-
-    Returns
-    -------
-    weight, bias, center
-        Weights and biases for the output of `to_centered`, and the center (3) in integer levels from 0 to 255.
+    Also returns the center (3), in integer levels from 0 to 255. The center with the smallest biases is close to the
+    mean color of the training data, so that inputs and biases are small, and little is lost by rounding.
     """
     weight, bias = weight / _HALF_RANGE, bias - weight.sum((1, 2, 3))
     sums = weight.sum((2, 3)).double()
@@ -71,10 +61,7 @@ def tanh_of_finite(values: Tensor) -> Tensor:
 def to_pixels(values: Tensor) -> Tensor:
     """Convert values (N, 3, H, W) in [-1, 1] to images (N, H, W, 3) uint8, rounded to nearest.
 
-    Raises
-    ------
-    ModelError
-        If a value is not finite.
+    Raises `ModelError` if a value is not finite.
     """
     values = values.float()
     if not bool(torch.isfinite(values.sum())):
@@ -87,14 +74,9 @@ def rounded(values: Tensor) -> Tensor:
     return values.add(1).mul_(_HALF_RANGE).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-STRIP_BYTES = 8 << 20
-"""Target size of the largest activation of a strip, which should stay in the cache."""
-
-_ATEN_SMALL = 20_480
-"""ATen does not use oneDNN for smaller float32 inputs, which are then summed in another order."""
-
-_NARROW_BF16 = 64
-"""The AMX bfloat16 kernels of oneDNN sum in another order for rows narrower than 57 px (measured)."""
+STRIP_BYTES = 8 << 20  # target size of the largest activation of a strip, which should stay in the cache
+_ATEN_SMALL = 20_480  # ATen does not use oneDNN for smaller float32 inputs, which are then summed in another order
+_NARROW_BF16 = 64  # the AMX bfloat16 kernels of oneDNN sum in another order for rows narrower than 57 px (measured)
 
 _STRIDE = 4
 
@@ -112,9 +94,8 @@ _BILINEAR_TAPS: list[list[list[float]]] = [
 class Margins(NamedTuple):
     """Context that convolutions without padding consume around the core, in px of the window."""
 
-    # left, right: context before and after the core
-    left: int
-    right: int
+    left: int  # context before the core
+    right: int  # context after the core
     halo: int  # the larger of the two, rounded up to the stride
     cut: int  # px of the output before the core
 
@@ -133,11 +114,7 @@ class FusedResnet(nn.Module):
     With ``by_strips`` (for CPUs), images are processed one by one, each in strips of rows. Memory bound: the residual
     stream of one image (at a quarter of the resolution, 4·width channels), about four times `STRIP_BYTES` (less for
     small windows), and the output. Otherwise the batch is processed at once; the two largest activations bound it.
-
-    Raises
-    ------
-    ModelError
-        If the network is not local.
+    Raises `ModelError` if the network is not local.
     """
 
     center: Tensor
@@ -168,7 +145,6 @@ class FusedResnet(nn.Module):
 
     @property
     def halo_px(self) -> int:
-        """Context on each side of the core: at least the radius of the receptive field, and a multiple of 4."""
         return self.margins.halo
 
     @property
@@ -190,7 +166,6 @@ class FusedResnet(nn.Module):
         return stream + 7 * four_rows * (after - first + self._more) // 2 + 3 * height * width
 
     def forward(self, windows: Tensor) -> Tensor:
-        """Translate; raises `ModelError` if the output is not finite."""
         _, height, width, _ = windows.shape
         before, after = self.halo_px - self.margins.left, self.halo_px - self.margins.right
         pixels = windows[:, before : height - after, before : width - after]

@@ -45,10 +45,7 @@ _FORMS = (
 def plain_names(names: Iterable[str], source: str) -> dict[str, str]:
     """Map the names of the weights without spectral normalization to those in the file.
 
-    Raises
-    ------
-    ModelError
-        If they have weight normalization.
+    Raises `ModelError` if they have weight normalization.
     """
     names = list(names)
     plain = {}
@@ -69,10 +66,7 @@ def plain_names(names: Iterable[str], source: str) -> dict[str, str]:
 def fold(state: Mapping[str, Tensor], network: nn.Module, source: str) -> dict[str, Tensor]:
     """Replace weights and vectors by the normalized weights of ``network``'s layers.
 
-    Raises
-    ------
-    ModelError
-        If a vector is missing or has another size.
+    Raises `ModelError` if a vector is missing or has another size.
     """
     folded = dict(state)
     for layer_name, layer in network.named_modules():
@@ -101,10 +95,8 @@ _LAYER = re.compile(r"model\.(\d+)\.weight")
 def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
     """Find the fields of a `GeneratorSpec` that describe the network.
 
-    Raises
-    ------
-    ModelError
-        If it is a variant of the ResNet or U-Net of pix2pix that is not supported; the message names it.
+    Raises `ModelError` if it is a variant of the ResNet or U-Net of pix2pix that is not supported; the message names
+    it.
     """
     architecture: Architecture = "resnet" if len(shapes.get("model.1.weight", ())) == 4 else "unet"
     first = shapes["model.1.weight" if architecture == "resnet" else "model.model.0.weight"]
@@ -112,8 +104,12 @@ def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
         raise ModelError(
             f"{source} holds a generator for images of {pluralize(first[1], 'channel')} instead of 3 (RGB)"
         )
-    outputs = _outputs(shapes, architecture)
-    if outputs != 3:
+    if architecture == "unet":
+        outputs = shapes.get("model.model.3.weight", (0, 3))[1]
+    else:
+        last = [shape[0] for name, shape in shapes.items() if _LAYER.fullmatch(name) and shape[2:] == (7, 7)]
+        outputs = last[-1] if len(last) > 1 else 3
+    if outputs != 3:  # or unknown, which the later comparison of names reports
         raise ModelError(
             f"{source} holds a generator that makes images of {pluralize(outputs, 'channel')} instead of 3 (RGB)"
         )
@@ -128,14 +124,6 @@ def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
         "antialiasing": any(name.endswith(".filt") for name in shapes),
         "dropout": _dropout(shapes, architecture),
     }
-
-
-def _outputs(shapes: Shapes, architecture: Architecture) -> int:
-    """Output channels; 3 if unknown, since the later comparison of names reports more."""
-    if architecture == "unet":
-        return shapes.get("model.model.3.weight", (0, 3))[1]
-    last = [shape[0] for name, shape in shapes.items() if _LAYER.fullmatch(name) and shape[2:] == (7, 7)]
-    return last[-1] if len(last) > 1 else 3
 
 
 def _refuse_relatives(shapes: Shapes, source: str) -> None:
@@ -186,16 +174,18 @@ def _network_depth(shapes: Shapes, architecture: Architecture) -> int:
 
 def _padding(shapes: Shapes) -> Padding:
     """Find the padding: reflection is a separate layer before each convolution, zero padding is not."""
-    first = [name for name in shapes if name.endswith(".conv_block.0.weight") and len(shapes[name]) == 4]
-    return "zero" if first else "reflect"
+    return "zero" if _has_convolution(shapes, ".conv_block.0.weight") else "reflect"
 
 
 def _dropout(shapes: Shapes, architecture: Architecture) -> bool:
     """Find dropout, which shifts the second convolution of a block by one; a U-Net's names do not show it."""
     if architecture == "unet":
         return True
-    second = {"zero": "4", "reflect": "6"}[_padding(shapes)]
-    return any(name.endswith(f".conv_block.{second}.weight") and len(shape) == 4 for name, shape in shapes.items())
+    return _has_convolution(shapes, f".conv_block.{4 if _padding(shapes) == 'zero' else 6}.weight")
+
+
+def _has_convolution(shapes: Shapes, suffix: str) -> bool:
+    return any(name.endswith(suffix) and len(shape) == 4 for name, shape in shapes.items())
 
 
 def _clamped(value: int, bounds: range) -> int:
@@ -219,7 +209,7 @@ State = dict[str, Tensor]
 
 
 class _Candidate(NamedTuple):
-    """Weights of a generator in a file: their location (``--key``), and their names without prefix."""
+    """Weights of a generator in a file, by names without prefix, and their location (``--key``)."""
 
     key: str
     state: State
@@ -313,7 +303,8 @@ def _candidates(loaded: object, source: str) -> list[_Candidate]:
         return list(found.values())
     if not largest:
         raise ModelError(f"{source} holds no weights, only {_listed(map(str, loaded))}")
-    kind = describe_network({name: tuple(value.shape) for name, value in _all_tensors(loaded)})
+    shapes = {name: tuple(one.shape) for _, values in _mappings(loaded) for name, one in _tensors(values).items()}
+    kind = describe_network(shapes)
     known = f"; it looks like {kind}" if kind else ""
     raise ModelError(f"{source} holds neither a ResNet nor a U-Net of pix2pix, but {_listed(largest)}{known}")
 
@@ -355,11 +346,6 @@ def _tensors(values: Mapping[object, object]) -> State:
     }
 
 
-def _all_tensors(loaded: Mapping[object, object]) -> Iterator[tuple[str, Tensor]]:
-    for _, values in _mappings(loaded):
-        yield from _tensors(values).items()
-
-
 def _prefixes(state: State) -> list[str]:
     """List the prefixes of the names of weights, one for each generator in a state dict."""
     return [
@@ -385,8 +371,7 @@ def _check_tensors(state: State, source: Path) -> None:
 
 def _without_old_statistics(state: State) -> State:
     """Remove the running statistics that InstanceNorm had before torch 0.4, and the published code does not use."""
-    scales = ("model.2.weight", "model.model.1.model.2.weight")
-    if any(name in state for name in scales):
+    if "model.2.weight" in state or "model.model.1.model.2.weight" in state:
         return state
     return {name: value for name, value in state.items() if not name.endswith(_STATISTICS)}
 

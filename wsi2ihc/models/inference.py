@@ -131,21 +131,8 @@ class TorchTranslator:
 
     Memory bound: `bytes_per_px` times the px of the batch (of one window on a CPU), windows and outputs included.
 
-    Parameters
-    ----------
-    module
-        Network that maps (N, 3, H, W) in [-1, 1] to the same; it is copied.
-    device, precision
-        Results of `device.parse_devices` and `device.choose_precision`.
-    exact
-        Whether cores are kept unchanged, with a halo of the receptive field around them.
-    name
-        Name of the model, for messages.
-
-    Raises
-    ------
-    ModelError
-        If ``exact`` and the network is not local, or its receptive field is unknown.
+    ``module`` maps (N, 3, H, W) in [-1, 1] to the same, and is copied; ``name`` is that of the model, for messages.
+    Raises `ModelError` if ``exact`` and the network is not local, or its receptive field is unknown.
     """
 
     def __init__(
@@ -191,7 +178,6 @@ class TorchTranslator:
         return (self._network.working_bytes(side, side) + _LIBRARIES_BYTES) / side**2
 
     def __call__(self, windows: RGBBatch) -> RGBBatch:
-        """Translate a batch of windows into cores."""
         count, height, width, _ = windows.shape
         rows, columns = height - 2 * self.halo_px, width - 2 * self.halo_px
         if min(rows, columns) < 1 or height % self.multiple_px or width % self.multiple_px:
@@ -218,7 +204,6 @@ class TorchTranslator:
             raise ModelError(f"{self._model} has weights or statistics that are not finite{self._advice()}")
 
     def _advice(self) -> str:
-        """Advice for values that are not finite."""
         if self.precision == "fp32":
             return "; they are unusable: train it again, or choose another model"
         return f" in {self.precision}; try --precision fp32, and choose another model if that fails too"
@@ -282,17 +267,7 @@ _BACKGROUND, _EOSIN, _NUCLEI = (242, 240, 241), (222, 150, 190), (92, 66, 140)
 def check_response(module: nn.Module, name: str) -> None:
     """Refuse a network that overflows on an ordinary image; warn about a constant or saturated output.
 
-    Parameters
-    ----------
-    module
-        Network in evaluation mode, on the CPU; maps (N, 3, H, W) in [-1, 1] to the same.
-    name
-        Name of the model, for messages.
-
-    Raises
-    ------
-    ModelError
-        If a layer's output is not finite, naming the layer.
+    The network is in evaluation mode on the CPU. The `ModelError` names the layer whose output is not finite.
     """
     side = max(_SIDE_PX, dependency(module).stride_px)
     pixels = torch.from_numpy(_synthetic_tissue(side))[None]

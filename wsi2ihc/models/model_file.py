@@ -38,18 +38,8 @@ def save_checkpoint(
 ) -> str:
     """Write weights and specification atomically, and return the SHA-256 of the file, which depends on nothing else.
 
-    An existing file with the same content is not rewritten.
-
-    Parameters
-    ----------
-    path
-        Path that ends in ".safetensors".
-    module
-        Network of `build_network` for ``spec``.
-    half
-        Whether to store the weights of convolutions as float16; norms and biases are not converted.
-    overwrite
-        Whether a file with other content may be replaced.
+    An existing file with the same content is not rewritten. ``module`` is a network of `build_network` for ``spec``.
+    With ``half``, the weights of convolutions (not norms and biases) are stored as float16.
 
     Raises
     ------
@@ -104,12 +94,8 @@ def _reproducible(content: bytes) -> bytes:
 def load_checkpoint(path: str | Path) -> tuple[ResnetGenerator | UnetGenerator, GeneratorSpec, str]:
     """Load a model file: the network in float32 and evaluation mode, its specification, the SHA-256 of the file.
 
-    Raises
-    ------
-    ModelNotFoundError
-        If the file is missing.
-    ModelError
-        If it is not a model file, is damaged, does not match its specification, or contains NaN.
+    Raises `ModelNotFoundError` if it is missing, and `ModelError` if it is not a model file, is damaged, does not match
+    its specification, or contains NaN.
     """
     path = Path(path)
     with open_checkpoint(path, "pt") as file:
@@ -125,10 +111,7 @@ def load_checkpoint(path: str | Path) -> tuple[ResnetGenerator | UnetGenerator, 
 def check_state(shapes: Mapping[str, tuple[int, ...]], spec: GeneratorSpec, source: str) -> None:
     """Check that the names and shapes of weights match a specification.
 
-    Raises
-    ------
-    ModelError
-        Naming ``source`` and the first weight that is missing, unknown, or of another shape.
+    Raises `ModelError` naming ``source`` and the first weight that is missing, unknown, or of another shape.
     """
     with torch.device("meta"):
         network = build_network(spec)
@@ -162,13 +145,7 @@ def _read_state(file: Any, spec: GeneratorSpec, name: str) -> dict[str, Tensor]:
 
 
 def check_values(key: str, value: Tensor, source: str) -> None:
-    """Refuse NaN, infinite weights, and negative variances (whose roots are NaN).
-
-    Raises
-    ------
-    ModelError
-        Naming ``source`` and the weight.
-    """
+    """Refuse NaN, infinite weights, and negative variances (whose roots are NaN)."""
     if not bool(torch.isfinite(value).all()):
         raise ModelError(f"{source} holds values that are not finite, in {key}; its training has failed")
     if key.endswith("running_var") and bool((value < 0).any()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from io import BufferedReader
@@ -30,28 +29,21 @@ Padding = Literal["reflect", "zero"]
 DEPTHS: Mapping[Architecture, range] = {"resnet": range(1, 65), "unet": range(5, 11)}
 """Supported depths. The bounds prevent a damaged or hostile file from claiming a giant network."""
 
-WIDTHS = range(1, 513)
-"""Supported channels after the first layer."""
-
-MPP_RANGE = (0.01, 100.0)
-"""Plausible resolutions of training images, in µm per px."""
+WIDTHS = range(1, 513)  # supported channels after the first layer
+MPP_RANGE = (0.01, 100.0)  # plausible resolutions of training images, in µm per px
 
 _NEW_FIELDS = (("padding", "reflect"), ("antialiasing", False))
 """Fields that versions before 0.2 do not support, and their default values."""
 
-LARGEST_TRAINING_CHARACTERS = 1 << 20
-DEEPEST_TRAINING = 20
-"""Bounds of the provenance in a file; trained models have about 5,000 characters in 3 levels."""
+# bounds of the provenance in a file; trained models have about 5,000 characters in 3 levels
+LARGEST_TRAINING_CHARACTERS, DEEPEST_TRAINING = 1 << 20, 20
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSpec:
     """Architecture and provenance of a trained generator.
 
-    Raises
-    ------
-    ModelError
-        If a value is impossible.
+    Raises `ModelError` if a value is impossible.
     """
 
     architecture: Architecture = "resnet"  # "resnet" or "unet"
@@ -85,7 +77,8 @@ class GeneratorSpec:
                 raise ModelError(f"a generator's {name} is true or false, not {getattr(self, name)!r:.60}")
         if self.antialiasing and (self.architecture == "unet" or self.upsampling != "transposed"):
             raise ModelError("antialiasing belongs to a ResNet, and replaces its upsampling")
-        if isinstance(self.mpp, bool) or not isinstance(self.mpp, int | float) or not _is_between(self.mpp, MPP_RANGE):
+        is_number = isinstance(self.mpp, int | float) and not isinstance(self.mpp, bool)
+        if not is_number or not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
             raise ModelError(f"a generator's mpp lies between {MPP_RANGE[0]} and {MPP_RANGE[1]}, not {self.mpp!r}")
         for name, most in (("stain", 200), ("license", 200), ("about", 500)):
             value = getattr(self, name)
@@ -102,12 +95,9 @@ class GeneratorSpec:
 
     @classmethod
     def from_json(cls, text: str) -> GeneratorSpec:
-        """Read what `to_json` wrote.
+        """Parse the output of `to_json`.
 
-        Raises
-        ------
-        ModelError
-            If it is not a JSON object, has missing or unknown fields, or an invalid value.
+        Raises `ModelError` if it is not a JSON object, has missing or unknown fields, or an invalid value.
         """
         try:
             values = json.loads(text)
@@ -136,10 +126,6 @@ def _within(name: str, value: object, choices: range) -> None:
         raise ModelError(f"a generator's {name} lies between {choices[0]} and {choices[-1]}, not {value!r:.60}")
 
 
-def _is_between(value: float, bounds: tuple[float, float]) -> bool:
-    return math.isfinite(value) and bounds[0] <= value <= bounds[1]
-
-
 def _check_training(training: object) -> None:
     if not isinstance(training, Mapping):
         raise ModelError("a generator's training provenance is a mapping of names to JSON values")
@@ -155,7 +141,6 @@ def _check_training(training: object) -> None:
 
 
 def _nesting_depth(value: object) -> int:
-    """Return the nesting depth of a JSON value."""
     if isinstance(value, Mapping):
         value = list(value.values())
     return 1 + max(map(_nesting_depth, value), default=0) if isinstance(value, list | tuple) else 0
@@ -165,26 +150,15 @@ FORMAT = "wsi2ihc-generator"
 VERSION = 1
 SUFFIX = ".safetensors"
 
-LARGEST_HEADER_BYTES = 8 << 20
-"""The safetensors library allows 100 MB; this program writes about 30 kB."""
-
-LARGEST_BYTES = 4 << 30
-"""Published generators take 45 MB, pix2pixHD's 730 MB."""
+LARGEST_HEADER_BYTES = 8 << 20  # the safetensors library allows 100 MB; this program writes about 30 kB
+LARGEST_BYTES = 4 << 30  # published generators take 45 MB, pix2pixHD's 730 MB
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 
 
 def read_spec(path: Path) -> GeneratorSpec:
-    """Read the specification of a model file.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If the file is missing.
-    ModelError
-        If it is not a model file.
-    """
+    """Read the specification of a model file."""
     with open_checkpoint(path, "numpy") as file:
         return spec_of(file, path)
 
@@ -213,28 +187,14 @@ def open_checkpoint(path: Path, framework: str) -> Any:
 
 
 def check_header(start: bytes, path: Path) -> None:
-    """Refuse a safetensors file with a huge header, which could list millions of empty tensors.
-
-    Raises
-    ------
-    ModelError
-        If the first 8 bytes claim such a header.
-    """
+    """Refuse a safetensors file with a huge header, which could list millions of empty tensors."""
     length = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and length > LARGEST_HEADER_BYTES:
         raise ModelError(f"{path.name} is damaged: its header claims {length} bytes")
 
 
 def open_model_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> BufferedReader:
-    """Open a regular file of plausible size.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If the file is missing.
-    ModelError
-        If it is a folder, device or pipe, is larger than any model, or cannot be opened.
-    """
+    """Open a regular file of plausible size; raises `ModelNotFoundError` if it is missing, otherwise `ModelError`."""
     try:
         return open_regular(path, largest_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -289,58 +249,53 @@ class Dependency:
         return not self.reasons
 
 
-PIXELWISE = Dependency(radius_px=0, stride_px=1, per_phase=((0, 0),))
-"""Receptive field of a pixelwise function."""
+PIXELWISE = Dependency(radius_px=0, stride_px=1, per_phase=((0, 0),))  # receptive field of a pixelwise function
 
 
 class Translator(Protocol):
-    """A generator on one device, in one precision: batches of windows in, batches of cores out.
-
-    Attributes
-    ----------
-    halo_px
-        Context on each side of a window, which the output lacks: at least the radius of the receptive field if the
-        translation is exact; 0 for blended windows, which the network pads.
-    stride_px
-        Windows must start on multiples of this, counted from the origin of the working grid.
-    multiple_px
-        Sides of windows must be multiples of this: the stride, or more if bit-equal pixels require it.
-    is_exact
-        Whether output pixels are independent of the window.
-    bytes_per_px
-        Peak working memory per px of a window, beyond the weights.
-    """
+    """A generator on one device, in one precision: batches of windows in, batches of cores out."""
 
     @property
-    def halo_px(self) -> int: ...
+    def halo_px(self) -> int:
+        """Context on each side of a window, which the output lacks.
+
+        At least the radius of the receptive field if the translation is exact; 0 for blended windows.
+        """
+        ...
+
     @property
-    def stride_px(self) -> int: ...
+    def stride_px(self) -> int:
+        """Windows start on multiples of this, counted from the origin of the working grid."""
+        ...
+
     @property
-    def multiple_px(self) -> int: ...
+    def multiple_px(self) -> int:
+        """Sides of windows are multiples of this: the stride, or more if bit-equal pixels require it."""
+        ...
+
     @property
-    def is_exact(self) -> bool: ...
+    def is_exact(self) -> bool:
+        """Whether output pixels are independent of the window."""
+        ...
+
     @property
-    def bytes_per_px(self) -> float: ...
+    def bytes_per_px(self) -> float:
+        """Peak working memory per px of a window, beyond the weights."""
+        ...
 
     def __call__(self, windows: RGBBatch) -> RGBBatch:
         """Translate windows (N, H, W, 3) uint8 into cores (N, H - 2·halo_px, W - 2·halo_px, 3) uint8.
 
         Called from one thread at a time. The result may be the argument itself or a view of it.
 
-        Raises
-        ------
-        ModelError
-            If the output is not finite.
-        DeviceMemoryError
-            If a single window does not fit on the device.
+        Raises `ModelError` if the output is not finite, and `DeviceMemoryError` if a window does not fit on the device.
         """
         ...
 
 
 _MIN_RANGE = 1.0
 """Gray levels between the brightest and darkest pixel of a channel; rounding of a constant image yields less."""
-_MAX_SATURATED = 0.98
-"""Largest fraction of values at 0 or 255."""
+_MAX_SATURATED = 0.98  # largest fraction of values at 0 or 255
 
 
 def describe_fault(output: RGBImage) -> str:

@@ -26,7 +26,6 @@ class ResnetBlock(nn.Module):
         self.conv_block = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
         branch: Tensor = self.conv_block(x)
         return x + branch
 
@@ -41,7 +40,6 @@ class BlurDownsample(nn.Module):
         self.register_buffer("filt", _binomial((1, 2, 1), channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, H / 2, W / 2)."""
         padded = functional.pad(x, (1, 1, 1, 1), mode="reflect")
         return functional.conv2d(padded, self.filt, stride=2, groups=x.shape[1])
 
@@ -56,7 +54,6 @@ class BlurUpsample(nn.Module):
         self.register_buffer("filt", 4 * _binomial((1, 3, 3, 1), channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, 2 * H, 2 * W)."""
         padded = functional.pad(x, (1, 1, 1, 1), mode="replicate")
         doubled = functional.conv_transpose2d(padded, self.filt, stride=2, padding=2, groups=x.shape[1])
         return doubled[:, :, 1:-1, 1:-1]
@@ -74,8 +71,7 @@ class ResnetGenerator(nn.Module):
     width
         Channels after the stem (64 in all published models).
     norm
-        "batch" (after convolutions without bias) or "instance" (without affine parameters, after convolutions with
-        bias).
+        "batch" (after convolutions without bias) or "instance" (without affine parameters, after those with bias).
     dropout
         Whether each block has a dropout of 0.5.
     upsampling
@@ -83,7 +79,7 @@ class ResnetGenerator(nn.Module):
         convolution, which reduces checkerboard artifacts (Odena et al. 2016) but requires training. (Nearest ×2 leaves
         more of them: variation within 32 px is aliased to the period of 2 px.)
     padding
-        Padding of the convolutions in the blocks: "reflect", as published, or "zero".
+        Padding in the blocks: "reflect", as published, or "zero".
     antialiasing
         Resample by filters, as CUT and ASP do, instead of strides (only with "transposed").
     """
@@ -117,35 +113,24 @@ class ResnetGenerator(nn.Module):
         layers += [ResnetBlock(4 * width, norm, dropout, padding) for _ in range(blocks)]
         for channels in (4 * width, 2 * width):
             if antialiasing:
-                upsample = [BlurUpsample(channels), nn.Conv2d(channels, channels // 2, 3, padding=1, bias=has_bias)]
+                layers += [BlurUpsample(channels), nn.Conv2d(channels, channels // 2, 3, padding=1, bias=has_bias)]
             else:
-                upsample = [_upsampling(channels, channels // 2, upsampling, has_bias)]
-            layers += [
-                *upsample,
-                _norm(norm, channels // 2),
-                nn.ReLU(inplace=True),
-            ]
+                layers.append(_upsampling(channels, channels // 2, upsampling, has_bias))
+            layers += [_norm(norm, channels // 2), nn.ReLU(inplace=True)]
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 3, H, W) in [-1, 1] to the same."""
         output: Tensor = self.model(x)
         return output
 
 
 class UnetBlock(nn.Module):
-    """Level of the U-Net: downsampling, the level below (if any), upsampling, and a skip connection.
+    """Level of the U-Net: downsampling, the level ``below`` (if any), upsampling, and a skip connection.
 
-    Parameters
-    ----------
-    outer, inner
-        Channels at the resolution of this level and at half of it.
-    below
-        Next level; None for the innermost.
-    position
-        "outermost" has 3 input channels, ends in tanh and has no skip; "inner" has ``2 * outer`` output channels.
+    Maps (N, outer, H, W) to (N, 2 * outer, H, W), with ``inner`` channels at half the resolution. The "outermost" level
+    maps (N, 3, H, W) to the same, ends in tanh and has no skip.
     """
 
     def __init__(
@@ -177,7 +162,6 @@ class UnetBlock(nn.Module):
         self.model = nn.Sequential(*down, *([] if below is None else [below]), *up)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, outer, H, W) to (N, 2 * outer, H, W), or (N, 3, H, W) to the same for the outermost."""
         output: Tensor = self.model(x)
         return torch.cat([x, output], 1) if self.has_skip else output
 
@@ -199,7 +183,6 @@ class UnetGenerator(nn.Module):
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 3, H, W) in [-1, 1] to the same."""
         output: Tensor = self.model(x)
         return output
 

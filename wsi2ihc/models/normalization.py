@@ -55,18 +55,8 @@ def estimate_statistics(module: nn.Module, batches: Sequence[Tensor]) -> Estimat
     In the returned copy, every BatchNorm2d and InstanceNorm2d is a BatchNorm2d with the mean and variance of its input
     over the sample (while the layers before it normalize by each batch). Dropout is off.
 
-    Parameters
-    ----------
-    module
-        Network of convolutions and such norms; not changed.
-    batches
-        Tissue, (N, 3, H, W) in [-1, 1] each; background would bias the statistics. Larger batches are closer to the
-        statistics of the sample.
-
-    Raises
-    ------
-    ModelError
-        If there are no batches, or the statistics are not finite.
+    ``batches`` are tissue, (N, 3, H, W) in [-1, 1] each; background would bias the statistics. Larger batches are
+    closer to the statistics of the sample. Raises `ModelError` if there are none, or the statistics are not finite.
     """
     if not batches:
         raise ModelError("no tissue was sampled to estimate the generator's statistics from")
@@ -112,10 +102,7 @@ def to_bytes(module: nn.Module, moved_levels: Sequence[float]) -> bytes:
 def from_bytes(module: nn.Module, content: bytes) -> EstimatedStatistics:
     """Freeze a copy of a generator at statistics of `to_bytes`, bit by bit.
 
-    Raises
-    ------
-    ModelError
-        If they are damaged, or belong to another generator.
+    Raises `ModelError` if they are damaged, or belong to another generator.
     """
     frozen = _with_batch_norms(copy.deepcopy(module)).eval()
     try:

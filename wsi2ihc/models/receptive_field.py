@@ -20,17 +20,9 @@ from .model_spec import Dependency
 from .networks import BlurDownsample, BlurUpsample, ResnetBlock, ResnetGenerator, UnetBlock, UnetGenerator
 
 _POINTWISE = (
-    nn.Identity,
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    _DropoutNd,
-    _BatchNorm,
-    _InstanceNorm,
-    nn.GroupNorm,
+    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, _DropoutNd, _BatchNorm, _InstanceNorm, nn.GroupNorm,
     nn.LayerNorm,
-)
+)  # fmt: skip
 _PADDING = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d, nn.ConstantPad2d)
 
 
@@ -54,10 +46,7 @@ class _Skip:
 def dependency(module: nn.Module) -> Dependency:
     """Compute the receptive field of ``module`` in its present mode (training or evaluation).
 
-    Raises
-    ------
-    ModelError
-        If it has an unknown layer, or its output does not have the size of its input.
+    Raises `ModelError` if it has an unknown layer, or its output does not have the size of its input.
     """
     rows, columns = _steps(module, 0, "network"), _steps(module, 1, "network")
     stride = math.lcm(_stride(rows), _stride(columns))
@@ -85,11 +74,9 @@ def _nonlocal_reasons(module: nn.Module) -> Iterable[str]:
         if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
             yield f"{name} is a {kind} in training mode, so the output is random"
         elif isinstance(layer, _BatchNorm | _InstanceNorm):
-            if isinstance(layer, _BatchNorm):
-                is_frozen = not layer.training and layer.running_mean is not None
-            else:
-                is_frozen = not layer.training and layer.track_running_stats
-            if not is_frozen:
+            is_batch = isinstance(layer, _BatchNorm)
+            has_statistics = layer.running_mean is not None if is_batch else layer.track_running_stats
+            if layer.training or not has_statistics:
                 yield f"{name} is a {kind} that normalizes by the statistics of its input"
         elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
             yield f"{name} is a {kind}, which normalizes by the statistics of its input"

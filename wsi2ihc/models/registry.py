@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -66,18 +65,10 @@ class SlideStatistics:
 def make_translator(
     generator: Model, device: str | torch.device = "auto", precision: str = "auto", *, exact: bool
 ) -> Translator:
-    """Make a translator of a generator for one device and precision.
+    """Make a translator of a generator for one device and precision (`device.parse_devices`, `choose_precision`).
 
-    Parameters
-    ----------
-    generator
-        Model; a built-in always runs on the CPU, and is always exact.
-    device
-        Single device, as for `device.parse_devices`.
-    precision
-        "auto", "fp32", "bf16" or "fp16"; see `device.choose_precision`.
-    exact
-        True for cores with a halo, which are seamless; False for windows to be blended, which the network pads.
+    ``exact`` gives cores with a halo, which are seamless; otherwise windows are blended, and the network pads them. A
+    built-in model always runs on the CPU, and is always exact.
 
     Raises
     ------
@@ -102,22 +93,15 @@ def with_slide_statistics(
 ) -> SlideStatistics:
     """Freeze the normalization of a generator at the statistics of tissue; see `normalization.estimate_statistics`.
 
-    Parameters
-    ----------
-    generator
-        Trained model; a built-in is returned unchanged.
-    sample
-        Batches of tissue (N, H, W, 3) uint8 at the resolution of the generator, held in memory together; about 30
-        images of 256 px suffice.
-    device
-        Single device.
+    The sample is batches of tissue (N, H, W, 3) uint8 at the resolution of the generator, held in memory together;
+    about 30 images of 256 px suffice. A built-in model is returned unchanged.
 
     Raises
     ------
     ModelError
         If the sample is empty, or its statistics are not finite.
     DeviceError
-        If the device is missing.
+        If the device is missing, or several are given.
     """
     if generator.pixelwise is not None:
         return SlideStatistics(generator, (0.0, 0.0, 0.0))
@@ -125,7 +109,7 @@ def with_slide_statistics(
     from .normalization import statistics_of_pixels
 
     estimated = statistics_of_pixels(_network(generator), sample, one_device(device))
-    return SlideStatistics(dataclasses.replace(generator, module=estimated.module), estimated.moved_levels)
+    return SlideStatistics(replace(generator, module=estimated.module), estimated.moved_levels)
 
 
 def statistics_to_bytes(estimated: SlideStatistics) -> bytes:
@@ -138,15 +122,12 @@ def statistics_to_bytes(estimated: SlideStatistics) -> bytes:
 def statistics_from_bytes(generator: Model, content: bytes) -> SlideStatistics:
     """Restore a generator with statistics of `statistics_to_bytes`, bit by bit.
 
-    Raises
-    ------
-    ModelError
-        If they are damaged, or belong to another generator.
+    Raises `ModelError` if they are damaged, or belong to another generator.
     """
     from .normalization import from_bytes
 
     stored = from_bytes(_network(generator), content)
-    return SlideStatistics(dataclasses.replace(generator, module=stored.module), stored.moved_levels)
+    return SlideStatistics(replace(generator, module=stored.module), stored.moved_levels)
 
 
 def _network(generator: Model) -> nn.Module:
@@ -194,12 +175,9 @@ def list_models() -> tuple[Model, ...]:
 
 
 def describe_generator(name_or_path: str | Path) -> Model:
-    """Describe a model without its network, and without torch. Its ``version`` is unique.
+    """Describe a model without its network, and without torch; raises what `load_model` does.
 
-    Raises
-    ------
-    ModelNotFoundError, ModelError
-        As `load_model` does.
+    Its ``version`` is unique.
     """
     found = _find(name_or_path)
     if isinstance(found, Model):

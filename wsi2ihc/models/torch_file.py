@@ -144,13 +144,7 @@ _IGNORED = {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for 
 
 
 def check_torch_version() -> None:
-    """Refuse to load foreign files with a torch that has known vulnerabilities.
-
-    Raises
-    ------
-    ModelError
-        If torch is too old; the message names the version needed.
-    """
+    """Refuse to load foreign files with a torch that has known vulnerabilities."""
     if torch.torch_version.TorchVersion(torch.__version__) < _SAFE_TORCH:
         raise ModelError(
             f"torch {torch.__version__} does not read foreign .pth files safely (CVE-2026-24747); import with torch "
@@ -161,17 +155,12 @@ def check_torch_version() -> None:
 def load_torch_file(path: Path, largest_bytes: int = LARGEST_BYTES) -> object:
     """Load a file of ``torch.save`` on the CPU, without running code and in about the memory of the file's size.
 
-    Raises
-    ------
-    ModelNotFoundError
-        If the file is missing.
-    ModelError
-        If it is another kind of file (the message names it), is damaged, or holds anything but plain weights.
+    Raises `ModelNotFoundError` if it is missing, and `ModelError` if it is another kind of file (the message names it),
+    is damaged, or holds anything but plain weights.
     """
     try:
         with open_model_file(path, largest_bytes) as file:
-            checked = _checked(file, path.name)
-            return _load(checked)
+            return _load(_checked(file, path.name))
     except (ModelError, ModelNotFoundError):
         raise
     except OSError as error:
@@ -292,9 +281,8 @@ def _check_records(records: list[zipfile.ZipInfo], file_bytes: int) -> None:
 class _Value(NamedTuple):
     """A value on the stack of the unpickler."""
 
-    # size, depth: items of nested tuples, counted at each occurrence, and their depth
-    size: int = 1
-    depth: int = 0
+    size: int = 1  # items of nested tuples, counted at each occurrence
+    depth: int = 0  # depth of nested tuples
     word: str = ""  # short string, or name of a function or class; "" for others
 
 
@@ -331,7 +319,6 @@ def _operations(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, i
 
 
 def _apply(opcode: pickletools.OpcodeInfo, stack: list[_Value], marks: list[int]) -> None:
-    """Apply an operation to the stack."""
     before = opcode.stack_before
     marked = pickletools.markobject in before
     start = marks.pop() if marked else len(stack) - len(before)
@@ -369,8 +356,5 @@ def _check_globals(names: set[str], name: str) -> None:
 
 def _is_storage(word: str) -> bool:
     module, _, kind = word.rpartition(".")
-    return (
-        module in ("torch", "torch.cuda")
-        and kind.endswith("Storage")
-        and kind not in ("UntypedStorage", "TypedStorage")
-    )
+    is_typed = kind.endswith("Storage") and kind not in ("UntypedStorage", "TypedStorage")
+    return module in ("torch", "torch.cuda") and is_typed

@@ -12,8 +12,7 @@ from ..geometry import RGBImage
 from .encode import Encode
 from .levels import PyramidLevel, Tile, halve_into, pad_edges
 
-Keep = Callable[[int, int, bytes], None]
-"""Takes (level, index in raster order, encoded tile)."""
+Keep = Callable[[int, int, bytes], None]  # takes (level, index in raster order, encoded tile)
 
 
 @dataclass(slots=True)
@@ -36,16 +35,8 @@ class Cascade:
     px as one row of tiles of level 0; for tiles that come n rows early, up to n times as many. It does not grow with
     the height of the image. A parent is freed once encoded.
 
-    Parameters
-    ----------
-    levels
-        All levels, largest first.
-    blank
-        (tile_px, tile_px, 3) of the fill color.
-    encode
-        Encodes the pixels of a tile.
-    keep
-        Called with each encoded tile of a lower level, in the threads that call `finish`.
+    ``blank`` is a tile (tile_px, tile_px, 3) of the fill color. ``keep`` is called with each encoded tile of a lower
+    level, in the threads that call `finish`.
     """
 
     def __init__(self, levels: Sequence[PyramidLevel], blank: RGBImage, encode: Encode, keep: Keep) -> None:

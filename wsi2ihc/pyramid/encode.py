@@ -1,24 +1,62 @@
-"""Tile compression, and temporary storage for encoded tiles of lower levels."""
+"""Options of the output file, tile compression, and temporary storage for encoded tiles of lower levels."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
 
+from ..errors import OptionError
 from ..geometry import RGBImage
+from ..text import option
 from .levels import PyramidLevel
-from .options import PyramidOptions, Subsampling
 
-Encode = Callable[[RGBImage], bytes]
-"""Encodes the pixels of a whole tile; thread-safe, and releases the GIL."""
+Compression = Literal["jpeg", "deflate"]
+Subsampling = Literal["420", "422", "444"]
+
+TILE_STEP_PX = 16
+"""Sides of tiles are multiples of 16 (TIFF 6.0, section 15), which is also the largest JPEG block used (4:2:0)."""
+LARGEST_TILE_PX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidOptions:
+    """Options of `write_pyramid`; the text of each field is the help of its command-line option.
+
+    `openslide_compatible` also chains the lower levels behind the first image; GDAL then lists each overview twice.
+    """
+
+    tile_px: int = option(512, "Side of the tiles of the output in px.", name="tile_size")
+    compression: Compression = option("jpeg", "Compression of the output; deflate is lossless.")
+    quality: int = option(85, "JPEG quality.", bounds=(1, 100))
+    subsampling: Subsampling = option("422", "Chroma subsampling of JPEG.")
+    openslide_compatible: bool = option(
+        False, "Let OpenSlide read all levels, although the OME-TIFF specification forbids it."
+    )
+
+    def __post_init__(self) -> None:
+        if not (TILE_STEP_PX <= self.tile_px <= LARGEST_TILE_PX) or self.tile_px % TILE_STEP_PX:
+            raise OptionError(
+                f"--tile-size {self.tile_px} cannot be used: "
+                f"choose a multiple of {TILE_STEP_PX} from {TILE_STEP_PX} to {LARGEST_TILE_PX}"
+            )
+        if self.compression not in ("jpeg", "deflate"):
+            raise OptionError(f"--compression {self.compression!r} is not one of jpeg, deflate")
+        if not 1 <= self.quality <= 100:
+            raise OptionError(f"--quality {self.quality} is not between 1 and 100")
+        if self.subsampling not in ("420", "422", "444"):
+            raise OptionError(f"--subsampling {self.subsampling!r} is not one of 420, 422, 444")
+
+
+Encode = Callable[[RGBImage], bytes]  # encodes the pixels of a whole tile; thread-safe, and releases the GIL
 
 DEFLATE_LEVEL = 6
 TAGGED_SUBSAMPLING: dict[Subsampling, tuple[int, int]] = {"420": (2, 2), "422": (2, 1), "444": (2, 2)}
@@ -54,18 +92,12 @@ def _encode_deflate(pixels: RGBImage) -> bytes:
 
 
 class TileSpool:
-    """Encoded tiles in an anonymous temporary file, which is removed even if the process is killed.
+    """Encoded tiles of lower levels in an anonymous temporary file, which is removed even if the process is killed.
 
-    TIFF stores a lower level after level 0, but both are created at the same time.
+    TIFF stores a lower level after level 0, but both are created at the same time. The file is in ``folder``, that of
+    the output, which needs room for the same bytes anyway.
 
     Memory bound: 16 bytes a tile. Disk: about a third of level 0.
-
-    Parameters
-    ----------
-    folder
-        Folder of the file: that of the output, which needs room for the same bytes anyway.
-    levels
-        All levels of the pyramid. Level 0 is not stored here.
     """
 
     def __init__(self, folder: Path, levels: Sequence[PyramidLevel]) -> None:
@@ -86,10 +118,7 @@ class TileSpool:
     def get(self, level: int, index: int) -> bytes:
         """Return a stored tile. After the first call, no more tiles can be stored.
 
-        Raises
-        ------
-        KeyError
-            If the tile was not stored.
+        Raises `KeyError` if the tile was not stored.
         """
         with self._lock:
             length = int(self._lengths[level][index])

@@ -50,12 +50,8 @@ def level_sizes(size: Size, tile_px: int) -> tuple[Size, ...]:
 def plan_levels(size: Size, tile_px: int, occupied: BoolImage) -> tuple[PyramidLevel, ...]:
     """Return all levels, largest first, for the occupied tiles of level 0, (rows, columns).
 
-    A tile of a lower level is occupied if any of its four children is.
-
-    Raises
-    ------
-    ValueError
-        If ``occupied`` does not have one entry for each tile of level 0.
+    A tile of a lower level is occupied if any of its four children is. Raises `ValueError` if ``occupied`` does not
+    have one entry for each tile of level 0.
     """
     if occupied.shape != tile_grid(size, tile_px):
         raise ValueError(f"occupied has shape {occupied.shape}, the tiles of {size} px have {tile_grid(size, tile_px)}")
@@ -77,8 +73,7 @@ def _any_of_four(occupied: BoolImage) -> BoolImage:
 class Tile:
     """Finished tile of level 0."""
 
-    # column, row: position in the grid of tiles, from 0
-    column: int
+    column: int  # in the grid of tiles, from 0
     row: int
     # (tile_px, tile_px, 3) uint8 RGB, also at the right and lower edge of the image, where only the part inside the
     # image is used. The consumer may write to the array.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +19,8 @@ from tifffile import TiffWriter
 from ..geometry import RGB, BoolImage, Size
 from ..storage import disk_errors
 from .downsample import Cascade
-from .encode import TileSpool, make_encoder, tiff_compression
+from .encode import PyramidOptions, TileSpool, make_encoder, tiff_compression
 from .levels import PyramidLevel, Tile, plan_levels
-from .options import PyramidOptions
 from .tile_queue import TileFeed, default_pending
 
 SUBIFDS_TAG = 330
@@ -33,10 +32,7 @@ OFFSET = struct.Struct("<Q")
 def chain_levels(file: Path) -> None:
     """Link the first image to its first SubIFD and each SubIFD to the next, in place.
 
-    Raises
-    ------
-    ValueError
-        If the file is not a little-endian BigTIFF, or has more than one image in its chain already.
+    Raises `ValueError` if the file is not a little-endian BigTIFF, or has more than one image in its chain already.
     """
     with file.open("r+b") as tiff:
         order, bigtiff, _, _, first_image = HEADER.unpack(tiff.read(HEADER.size))
@@ -75,7 +71,6 @@ def _directory(tiff: BinaryIO, offset: int) -> tuple[list[tuple[int, int, int]],
 
 
 def _subifds(tiff: BinaryIO, entries: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Return the offsets of the SubIFDs of an image."""
     for tag, values, value in entries:
         if tag == SUBIFDS_TAG:
             if values == 1:  # a single offset is stored in the entry itself
@@ -131,18 +126,10 @@ def write_pyramid(
         calling thread to the end, and closed, also after a failure.
     occupied
         (rows, columns) of tiles of level 0: False for tiles that have only the color ``fill``, which must not come.
-    size
-        Size of level 0 in px.
-    mpp
-        µm per px of level 0 along (x, y).
-    fill
-        Color of blank tiles.
-    options
-        Tile size, compression, compatibility.
+    size, mpp
+        Size of level 0 in px, and µm per px of it along (x, y).
     ome_xml
         Image description of level 0, ASCII (see `ome_xml`).
-    icc_profile
-        Stored with each level, or None.
     executor
         Thread pool that encodes and halves tiles; may be shared.
     on_progress
@@ -171,12 +158,12 @@ def write_pyramid(
         with TileSpool(file.parent, levels) as spool:
             cascade = Cascade(levels, blank, encode, spool.put)
             feed = TileFeed(tiles, levels[0], cascade.finish, executor, max_pending or default_pending())
-            sources: list[Callable[[int], bytes]] = [_with_progress(feed.encoded, on_progress)]
+            sources: list[Callable[[int], bytes]] = [_with_progress(feed.encoded, on_progress or (lambda _: None))]
             sources += [partial(spool.get, number) for number in range(1, len(levels))]
             with contextlib.closing(feed), TiffWriter(file, **CONTAINER) as tiff:
                 for number, (level, source) in enumerate(zip(levels, sources, strict=True)):
-                    tags = _tags(number, len(levels), mpp, ome_xml, icc_profile) | tiff_compression(options)
-                    tiff.write(_payloads(level.occupied, encode(blank), source), **_layout(level), **tags)
+                    tags = _tags(number, level, len(levels), mpp, ome_xml, icc_profile) | tiff_compression(options)
+                    tiff.write(_payloads(level.occupied, encode(blank), source), **tags)
                     if number == 0:
                         feed.finish()
                 tiff.filehandle.flush()  # TiffWriter ignores an error of this on closing
@@ -206,11 +193,7 @@ def _payloads(occupied: BoolImage, blank: bytes, encoded: Callable[[int], bytes]
             yield blank if ends_run else b"", len(blank)
 
 
-def _with_progress(
-    encoded: Callable[[int], bytes], on_progress: Callable[[int], None] | None
-) -> Callable[[int], bytes]:
-    if on_progress is None:
-        return encoded
+def _with_progress(encoded: Callable[[int], bytes], on_progress: Callable[[int], None]) -> Callable[[int], bytes]:
     done = count(1)
 
     def encoded_with_progress(index: int) -> bytes:
@@ -221,35 +204,23 @@ def _with_progress(
     return encoded_with_progress
 
 
-def _layout(level: PyramidLevel) -> dict[str, Any]:
-    return {
+def _tags(
+    number: int, level: PyramidLevel, level_count: int, mpp: tuple[float, float], ome_xml: str, icc: bytes | None
+) -> dict[str, Any]:
+    """Return the arguments of `TiffWriter.write` that describe one level."""
+    tags: dict[str, Any] = {
         "shape": (level.size.height, level.size.width, 3),
         "dtype": "uint8",
         "tile": (level.tile_px, level.tile_px),
         "photometric": "rgb",
-    }
-
-
-def _tags(
-    number: int, level_count: int, mpp: tuple[float, float], ome_xml: str, icc_profile: bytes | None
-) -> dict[str, Any]:
-    """Return the arguments of `TiffWriter.write` that differ between levels or describe the image."""
-    tags: dict[str, Any] = {
         "metadata": None,
-        "software": _software(),
+        "software": f"wsi2ihc {version('wsi2ihc')}",
         "resolution": tuple(UM_PER_CM / (um * 2**number) for um in mpp),
         "resolutionunit": "CENTIMETER",
-        "iccprofile": icc_profile,
+        "iccprofile": icc,
     }
     if number > 0:
         return tags | {"subfiletype": 1}
     if level_count > 1:  # some readers fail on an empty SubIFDs tag
         tags["subifds"] = level_count - 1
     return tags | {"description": ome_xml}
-
-
-def _software() -> str:
-    try:
-        return f"wsi2ihc {version('wsi2ihc')}"
-    except PackageNotFoundError:
-        return "wsi2ihc"

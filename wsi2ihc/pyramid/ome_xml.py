@@ -15,8 +15,7 @@ PROVENANCE_NAMESPACE = "wsi2ihc/provenance"
 COMPUTED = "Computed image (virtual stain), not a photograph of a stained slide. Research use only, not for diagnosis."
 
 USUAL_MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0)
-UM_AT_MAGNIFICATION_1 = 10.0
-"""µm per px of a scan at 1×, by the convention of slide scanners: 20× is about 0.5 µm/px."""
+UM_AT_MAGNIFICATION_1 = 10.0  # µm per px of a scan at 1×, by the convention of slide scanners: 20× is about 0.5 µm/px
 
 _NOT_IN_XML = re.compile("[^\t\n\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 does not allow, even as a reference (production 2), and the carriage return."""

@@ -33,8 +33,7 @@ AXES = ("c", "y", "x")
 COMPRESSION_LEVEL = 1
 """Compression level of Zstandard. Measured on tissue: 1.17 bytes a px, as with level 3, which takes a third longer."""
 
-SHARD_PX = 1 << 22
-"""Most px of a shard: 16 tiles of 512². Files have a few MB, and memory is bounded."""
+SHARD_PX = 1 << 22  # most px of a shard: 16 tiles of 512². Files have a few MB, and memory is bounded.
 
 MOST_CHUNKS = 256
 
@@ -63,10 +62,7 @@ def shard_path(number: int, row: int, column: int) -> Path:
 def create_image(folder: Path, image: ImageDescription, sizes: Sequence[Size]) -> None:
     """Make a folder a group that describes an image with levels of these sizes; what it said before is replaced.
 
-    Raises
-    ------
-    OSError
-        If it cannot be written.
+    Raises `OSError` if it cannot be written.
     """
     for leftover in folder.glob("zarr.*.partial"):  # of a run that was killed right here
         leftover.unlink()
@@ -77,10 +73,7 @@ def create_image(folder: Path, image: ImageDescription, sizes: Sequence[Size]) -
 def create_level(folder: Path, number: int, level: PyramidLevel) -> zarr.Array[Any]:
     """Make the empty array of one level; one that is there is replaced.
 
-    Raises
-    ------
-    OSError
-        If it cannot be written.
+    Raises `OSError` if it cannot be written.
     """
     return zarr.create_array(
         str(folder),
@@ -97,7 +90,7 @@ def create_level(folder: Path, number: int, level: PyramidLevel) -> zarr.Array[A
 
 
 def _arrangement(level: PyramidLevel) -> dict[str, Any]:
-    """What of an array follows from its level."""
+    """Return the properties of an array that follow from its level."""
     return {
         "shape": (3, level.size.height, level.size.width),
         "chunks": (3, level.tile_px, level.tile_px),
@@ -106,15 +99,7 @@ def _arrangement(level: PyramidLevel) -> dict[str, Any]:
 
 
 def open_level(folder: Path, number: int, *, write: bool = False) -> zarr.Array[Any]:
-    """The array of one level.
-
-    Raises
-    ------
-    OutputError
-        If it is not there, or its metadata are damaged.
-    OSError
-        If the file system refuses.
-    """
+    """Open the array of one level; raises `OutputError` if it is missing, or its metadata are damaged."""
     try:
         array = zarr.open_array(str(folder), path=str(number), mode="r+" if write else "r")
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:  # zarr's own
@@ -123,15 +108,7 @@ def open_level(folder: Path, number: int, *, write: bool = False) -> zarr.Array[
 
 
 def check_level(folder: Path, number: int, level: PyramidLevel) -> None:
-    """Refuse an array that is not there, or not the one that `create_level` makes.
-
-    Raises
-    ------
-    OutputError
-        If it is so.
-    OSError
-        If the file system refuses.
-    """
+    """Refuse an array that is missing, or not one of `create_level`."""
     array = open_level(folder, number)
     for name, expected in _arrangement(level).items():
         if getattr(array, name) != expected:
@@ -139,13 +116,13 @@ def check_level(folder: Path, number: int, level: PyramidLevel) -> None:
 
 
 def count_levels(folder: Path) -> int:
-    """How many levels the image has, as it says itself."""
+    """Return the number of levels in the metadata of an image."""
     attributes = cast("dict[str, Any]", zarr.open_group(str(folder), mode="r").attrs["ome"])
     return len(attributes["multiscales"][0]["datasets"])
 
 
 def _attributes(image: ImageDescription, sizes: Sequence[Size]) -> dict[str, Any]:
-    """The attributes of the image's group: "ome" as the specification has it, and "wsi2ihc" with the provenance."""
+    """Return the attributes of the group: "ome" of the specification, and "wsi2ihc" with the provenance."""
     space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in AXES[1:]]
     scale = {
         "name": image.name,
@@ -212,13 +189,6 @@ class ShardCollector:
 
     Memory bound: the tiles of incomplete shards. For tiles in raster order, one shard; for tiles of a row of cores, the
     shards across one core.
-
-    Parameters
-    ----------
-    level
-        The level.
-    rows
-        The rows of tiles that are collected.
     """
 
     level: PyramidLevel
@@ -231,7 +201,6 @@ class ShardCollector:
         self._across = shard_columns(self.level)
 
     def blank_shards(self) -> Iterator[Shard]:
-        """Yield the shards without occupied tiles."""
         for row in self.rows:
             for column in range(shard_grid(self.level)[1]):
                 if not self._occupied_tiles(row, column):
@@ -262,11 +231,7 @@ def write_tiles(
     """Write all shards of some rows of tiles of level 0, from its occupied tiles nearly in raster order.
 
     Other tiles have the color ``fill``. Memory bound: that of `ShardCollector`, and ``ahead`` shards with a copy each.
-
-    Raises
-    ------
-    OSError
-        If the disk is full, or the file system reports another error.
+    Raises `OSError` if the disk is full, or the file system reports another error.
     """
     collector, array = ShardCollector(level, rows), open_level(folder, 0, write=True)
     write_blank_shards(folder, 0, level, collector, fill)
@@ -279,12 +244,7 @@ def write_blank_shards(folder: Path, number: int, level: PyramidLevel, collector
     """Write the shards of a level without occupied tiles.
 
     Blank shards of one size have equal files, which are encoded once: zarr takes 2 ms per chunk (measured), and most of
-    a slide is background.
-
-    Raises
-    ------
-    OSError
-        If the disk is full, or the file system reports another error.
+    a slide is background. Raises `OSError` if the disk is full, or the file system reports another error.
     """
     array, files = open_level(folder, number, write=True), dict[Size, bytes]()
     for shard in collector.blank_shards():
@@ -317,12 +277,7 @@ def write_shard(array: zarr.Array[Any], level: PyramidLevel, fill: RGB, shard: S
 def read_tiles(array: zarr.Array[Any], level: PyramidLevel, executor: Executor, ahead: int) -> Iterator[Tile]:
     """Yield the occupied tiles of a level in raster order; their parts outside the image are black.
 
-    Memory bound: ``ahead`` shards.
-
-    Raises
-    ------
-    DamagedShardError
-        If a shard cannot be read.
+    Memory bound: ``ahead`` shards. Raises `DamagedShardError` if a shard cannot be read.
     """
     across, (rows, columns) = shard_columns(level), shard_grid(level)
     positions = [
@@ -377,23 +332,9 @@ def write_lower_levels(
     Memory bound: that of `Cascade`, ``ahead`` shards of level 0, and of each lower level the tiles of one row of
     shards that are not complete.
 
-    Parameters
-    ----------
-    folder
-        The image; level 0 is complete.
-    levels
-        All levels, largest first.
-    fill
-        Color of blank tiles.
-    on_progress
-        Called in the calling thread with the number of occupied tiles of level 0 done so far.
+    ``on_progress`` is called in the calling thread with the number of occupied tiles of level 0 done so far.
 
-    Raises
-    ------
-    DamagedShardError
-        If a shard of level 0 cannot be read.
-    OSError
-        If the disk is full, or the file system reports another error.
+    Raises `DamagedShardError` if a shard of level 0 cannot be read, and `OSError` if the file system reports an error.
     """
     side = levels[0].tile_px
     arrays = {number: create_level(folder, number, levels[number]) for number in range(1, len(levels))}
@@ -420,12 +361,7 @@ def validate_image(folder: Path, sizes: Sequence[Size]) -> None:
     """Reopen an image and check that it is complete.
 
     The levels must have these sizes, the last tile of each level must be decodable, and there must be a file for each
-    shard and no other file, such as an interrupted writer leaves.
-
-    Raises
-    ------
-    OutputError
-        If a check fails.
+    shard and no other file, such as an interrupted writer leaves. Raises `OutputError` if a check fails.
     """
     try:
         problem = next(_problems(folder, sizes), "")
@@ -455,11 +391,8 @@ def _problems(folder: Path, sizes: Sequence[Size]) -> Iterator[str]:
         yield f"{path.as_posix()} {'is missing' if path in expected else 'is not part of the image'}"
 
 
-ZARR_SUFFIX = ".ome.zarr"
-"""Suffix of an OME-Zarr."""
-
-_METADATA = ("zarr.json", ".zgroup", ".zattrs")
-"""Files of which a Zarr group, of either version, has at least one."""
+ZARR_SUFFIX = ".ome.zarr"  # suffix of an OME-Zarr
+_METADATA = ("zarr.json", ".zgroup", ".zattrs")  # files of which a Zarr group, of either version, has at least one
 
 _log = logging.getLogger(__name__)
 
@@ -474,12 +407,8 @@ def check_folder_output(path: Path, overwrite: bool) -> None:
 
     Only a Zarr group is ever replaced: a wrong name must not delete another folder.
 
-    Raises
-    ------
-    OutputExistsError
-        If it exists and may not be replaced.
-    OutputError
-        If its parent folder is missing or not writable, or the path is not a Zarr group.
+    Raises `OutputExistsError` if it exists and may not be replaced, and `OutputError` if its parent folder is missing
+    or not writable, or the path is not a Zarr group.
     """
     check_name(path)
     check_folder(path.parent)

@@ -10,8 +10,7 @@ from concurrent.futures import Executor, Future, wait
 
 from .levels import PyramidLevel, Tile
 
-DISORDER_PX = 16384
-"""Largest distance, in rows of px, of a tile below the first missing one."""
+DISORDER_PX = 16384  # largest distance, in rows of px, of a tile below the first missing one
 
 
 def default_pending() -> int:
@@ -28,20 +27,9 @@ class TileFeed:
     Memory bound: ``max_pending`` tiles of raw pixels (16 of 0.75 MiB by default, more with more than 8 cores), and the
     encoded bytes of tiles that came early, at most those of the rows that the ordering contract spans.
 
-    The first failure, of a job or of the source, is raised; no tile is consumed after it.
-
-    Parameters
-    ----------
-    tiles
-        The source. It is consumed in the thread that calls `encoded`, and closed by `close` if possible.
-    level
-        Level 0.
-    finish
-        Encodes a tile; called in the threads of the executor.
-    executor
-        Thread pool, which may be shared.
-    max_pending
-        Most tiles of raw pixels.
+    The first failure, of a job or of the source, is raised; no tile is consumed after it. The source is consumed in the
+    thread that calls `encoded`, and closed by `close` if possible; ``finish`` encodes a tile in the threads of the
+    executor, which may be shared.
     """
 
     def __init__(

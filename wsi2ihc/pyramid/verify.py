@@ -42,7 +42,6 @@ def read_overview(file: Path, max_px: int) -> RGBImage:
 
 
 def _longest_sides(file: Path) -> list[int]:
-    """Return the longest side of each level in px."""
     if file.is_dir():
         from .ome_zarr import count_levels, open_level
 

@@ -10,27 +10,8 @@ from .readers.dicom import dicom_files, dicom_slides, is_dicom
 from .slide_view import agreeing_levels, level_problems
 
 __all__ = [
-    "NO_CHOICE",
-    "Choice",
-    "ImageEntry",
-    "Level",
-    "Slide",
-    "SlideInfo",
-    "SlideWrapper",
-    "WorkingGrid",
-    "agreeing_levels",
-    "dicom_files",
-    "dicom_slides",
-    "is_dicom",
-    "is_same_slide",
-    "is_zarr",
-    "known_mpp",
-    "level_problems",
-    "open_slide",
-    "overview_grid",
-    "read_overview",
-    "read_region",
-    "srgb_profile",
-    "to_srgb_transform",
-    "working_grid",
-]
+    "NO_CHOICE", "Choice", "ImageEntry", "Level", "Slide", "SlideInfo", "SlideWrapper", "WorkingGrid",
+    "agreeing_levels", "dicom_files", "dicom_slides", "is_dicom", "is_same_slide", "is_zarr", "known_mpp",
+    "level_problems", "open_slide", "overview_grid", "read_overview", "read_region", "srgb_profile",
+    "to_srgb_transform", "working_grid",
+]  # fmt: skip

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import OptionError
 from ..geometry import RGB, Region, RGBImage, Size, ceil_to, floor_to
+from .image_choice import has_shape_of
 from .metadata import MPP_RANGE, Mpp, known_mpp
 from .protocol import Slide, SlideInfo, fill_with
 
@@ -30,8 +31,6 @@ would draw the nuclei from nothing."""
 
 MAX_STEP = 2048.0
 """Level px per working px. One working px is computed from two steps each way at once; this bounds the memory."""
-
-_MAX_SIDE_MISMATCH_PX = 2.0
 
 _ROUNDING = 1e-6
 
@@ -69,20 +68,11 @@ def _outward(start: int, stop: int, origin: float, scale: float) -> tuple[int, i
 
 
 def working_grid(info: SlideInfo, mpp: float | None) -> WorkingGrid:
-    """Return the working grid of a slide for a model.
+    """Return the working grid of a slide for a model of ``mpp`` µm per px.
 
-    Parameters
-    ----------
-    info
-        The slide.
-    mpp
-        The model's resolution in µm/px, or None for level 0 without resampling (not square if the slide's px are not).
-
-    Returns
-    -------
-    WorkingGrid
-        Grid of the level closest to ``mpp``, without resampling, if it is within 5 % along both axes. Otherwise,
-        square pixels resampled from the smallest level of at least this resolution.
+    The grid is that of the level closest to ``mpp``, without resampling, if it is within 5 % along both axes.
+    Otherwise, it has square pixels, resampled from the smallest level of at least this resolution. If ``mpp`` is None,
+    it is level 0 without resampling (not square if the slide's px are not).
 
     Raises
     ------
@@ -107,20 +97,9 @@ def working_grid(info: SlideInfo, mpp: float | None) -> WorkingGrid:
 
 
 def overview_grid(info: SlideInfo, downsample: float) -> WorkingGrid:
-    """Return the grid of an overview of the slide's bounds.
+    """Return the grid of an overview of the slide's bounds, of ``downsample`` level-0 px per overview px, at least 1.
 
-    Parameters
-    ----------
-    info
-        The slide.
-    downsample
-        Level-0 px per overview px, at least 1. Where the slide's resolution is known, this holds along the finer
-        axis, and the overview's px are square; else along both.
-
-    Raises
-    ------
-    OptionError
-        If ``downsample`` is below 1.
+    If the slide's resolution is known, this holds along the finer axis, and the overview's px are square.
     """
     if not 1 <= downsample < math.inf:
         raise OptionError(f"the downsample of an overview must be at least 1, not {downsample}")
@@ -144,12 +123,8 @@ def _grid_for(info: SlideInfo, needed: tuple[float, float]) -> WorkingGrid:
 def _is_usable(info: SlideInfo, level: int) -> bool:
     """Whether a level has the aspect ratio of the slide; otherwise its position on the slide is unknown."""
     size, downsample = info.levels[level].size, info.levels[level].downsample
-    if float(downsample).is_integer():  # Philips pads its levels to whole tiles
-        return True
-    return all(
-        abs(small - large / downsample) <= _MAX_SIDE_MISMATCH_PX
-        for small, large in ((size.width, info.size.width), (size.height, info.size.height))
-    )
+    # Philips pads its levels to whole tiles.
+    return float(downsample).is_integer() or has_shape_of(info.size, size, downsample)
 
 
 def _grid(info: SlideInfo, level: int, step: tuple[float, float]) -> WorkingGrid:
@@ -189,34 +164,21 @@ _HAMMING, _BICUBIC = Image.Resampling.HAMMING, Image.Resampling.BICUBIC
 def read_region(slide: Slide, grid: WorkingGrid, region: Region, fill: RGB | None = None) -> RGBImage:
     """Read the pixels of a region of the working grid.
 
-    The slide is taken to lie on an endless plane of ``fill``, which is resampled with it: a Hamming-windowed kernel
-    where it shrinks (antialiased; Pillow's, as sharp as bicubic at two thirds of the cost), bicubic where it grows.
-    Any region equals the same part of any larger region, bit for bit.
+    The slide lies on an endless plane of ``fill`` (by default its background), which is resampled with it: by a
+    Hamming-windowed kernel if it shrinks (antialiased; Pillow's, as sharp as bicubic at two thirds of the cost), and
+    bicubic if it grows. Any region, also beyond the grid, equals the same part of any larger region, bit for bit.
+
+    Memory beside the result: one block of 3072² level px and its copy in Pillow, 66 MB, if it resamples.
 
     Parameters
     ----------
-    slide
-        An open slide.
-    grid
-        Its working grid.
     region
-        In working px; may lie partly or wholly outside the grid.
-    fill
-        Color of what the slide does not hold; by default its background.
-
-    Returns
-    -------
-    RGBImage
-        (height, width, 3) uint8.
+        In working px.
 
     Raises
     ------
     UnreadableSlideError
-        Where the file is damaged.
-
-    Notes
-    -----
-    Memory beside the result: one block of 3072² level px and its copy in Pillow, 66 MB, if it resamples.
+        If the file is damaged there.
     """
     fill = slide.info.background if fill is None else fill
     if grid.is_level:
@@ -231,24 +193,8 @@ def read_region(slide: Slide, grid: WorkingGrid, region: Region, fill: RGB | Non
 def read_overview(slide: Slide, grid: WorkingGrid, fill: RGB | None = None, *, workers: int | None = None) -> RGBImage:
     """Read the whole grid, (height, width, 3) uint8; meant for the small grids of `overview_grid`.
 
-    Equals `read_region` of all of the grid, with several threads. Memory beside the result: 66 MB per worker,
-    however large the level. What the file does not hold is skipped without reading.
-
-    Parameters
-    ----------
-    slide
-        An open slide.
-    grid
-        Of the slide.
-    fill
-        Color of what the slide does not hold; by default its background.
-    workers
-        Threads; by default one per CPU, at most four.
-
-    Raises
-    ------
-    UnreadableSlideError
-        Where the file is damaged.
+    Equals `read_region` of the whole grid, with several threads (by default one per CPU, at most four). Memory beside
+    the result: 66 MB per worker, however large the level. What the file does not hold is skipped without reading.
     """
     fill = slide.info.background if fill is None else fill
     whole = Region(0, 0, grid.size.width, grid.size.height)
@@ -277,7 +223,6 @@ def _blocks(grid: WorkingGrid, region: Region) -> Iterator[Region]:
 
 
 def _resample(slide: Slide, grid: WorkingGrid, block: Region, out: RGBImage, fill: RGB) -> None:
-    """Read and resample one block into ``out``."""
     shrinks = min(grid.step) >= 1.0
     kernel, support = (_HAMMING, 1.0) if shrinks else (_BICUBIC, 2.0)
     x, across, left, right = _extent(block.x, block.right, grid.step[0], grid.origin[0], support)
@@ -297,21 +242,14 @@ def _resample(slide: Slide, grid: WorkingGrid, block: Region, out: RGBImage, fil
 
 
 def _extent(start: int, stop: int, step: float, origin: float, support: float) -> tuple[range, int, float, float]:
-    """Along one axis, for working px [start, stop): the level px to read, and what to do with them.
+    """Return the level px to read for working px [start, stop) along one axis, and how to resample them.
 
-    From steps of 4 on, blocks of 2, 4, … level px, which lie on a grid that starts at the level's first px, are
-    averaged first: it is four times as fast as the kernel, which still has two px and more to average.
+    These are the level px; the side of the blocks that are averaged first, 1 for none; and where the working px begin
+    and end, in blocks from the first. From steps of 4 on, blocks of 2, 4, … level px, on a grid that starts at the
+    level's first px, are averaged first: this is four times as fast as the kernel, which still averages two px or more.
 
-    Returns
-    -------
-    tuple
-        Level px; the side of those blocks, 1 for none; where the working px begin and end, in blocks from the first.
-
-    Notes
-    -----
-    Counted in whole 1/1024 px and divided by powers of two only, so that nothing is rounded. The margin is what the
-    kernel reaches beyond the outermost working px, from its center, so that Pillow never meets the edge of what was
-    read.
+    Positions are counted in whole 1/1024 px and divided by powers of two only, so that nothing is rounded. The margin
+    is the radius of the kernel around the outermost working px, so that Pillow never meets the edge of the read part.
     """
     side = 2 ** int(math.log2(step / 2)) if step >= 4 else 1
     first, last = (round((origin + value * step) * STEPS_PER_PX) for value in (start, stop))

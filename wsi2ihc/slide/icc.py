@@ -39,10 +39,7 @@ _COPYRIGHT = "No copyright notice is kept"
 def without_texts(profile: bytes, description: str = "Colors of the slide") -> bytes:
     """Return a profile with the same colors and neutral texts.
 
-    Raises
-    ------
-    ValueError
-        If its header or its table of tags is damaged.
+    Raises `ValueError` if its header or its table of tags is damaged.
     """
     try:
         tags = _color_tags(profile)
@@ -59,7 +56,6 @@ def without_texts(profile: bytes, description: str = "Colors of the slide") -> b
 
 
 def _color_tags(profile: bytes) -> dict[bytes, bytes]:
-    """Extract the tags that define transforms."""
     if len(profile) > _MAX_BYTES:
         raise ValueError("the color profile is too large")
     count = struct.unpack_from(">I", profile, _HEADER_BYTES)[0]
@@ -129,15 +125,10 @@ def is_usable_profile(profile: bytes) -> bool:
 
 
 def to_srgb_transform(icc_profile: bytes) -> Callable[[RGBImage], RGBImage]:
-    """A function that converts (rows, columns, 3) uint8 pixels from a profile's colors to sRGB.
+    """Return a function that converts (rows, columns, 3) uint8 pixels from a profile's colors to sRGB.
 
     It works pixel by pixel, so that the result does not depend on how an image is cut, and may be called from several
-    threads.
-
-    Raises
-    ------
-    ValueError
-        If the profile is damaged, or not one for RGB.
+    threads. Raises `ValueError` if the profile is damaged, or not one for RGB.
     """
     _build(icc_profile)
     local = threading.local()
@@ -158,7 +149,7 @@ def to_srgb_transform(icc_profile: bytes) -> Callable[[RGBImage], RGBImage]:
 
 @functools.cache
 def srgb_profile() -> bytes:
-    """An sRGB profile for the output; the same bytes every time."""
+    """Return an sRGB profile for the output; the same bytes every time."""
     # Little CMS writes the time of creation, which would make every output file differ.
     return without_texts(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), "sRGB")
 

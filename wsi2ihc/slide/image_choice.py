@@ -22,17 +22,13 @@ if TYPE_CHECKING:
 _COMPANIONS = re.compile(r"(macro|label|thumbnail|overview|barcode)( image)?", re.IGNORECASE)
 """Names that the software of scanners gives to images other than the slide."""
 
-_RIVAL_AREA = 0.5
-"""Fraction of the pixels of the largest image from which another one may be the slide."""
+_RIVAL_AREA = 0.5  # fraction of the pixels of the largest image from which another one may be the slide
 
 _MUCH_LARGER = 2.0
 """An image that is not RGB, with more than this many times the pixels of the largest RGB one, is the scan."""
 
-_COARSER = 1.5
-"""An image with this many times the µm per px is an overview."""
-
-_FINER = 4.0
-"""If another image is this many times finer, the largest one may be an overview of a large area."""
+_COARSER = 1.5  # an image with this many times the µm per px is an overview
+_FINER = 4.0  # if another image is this many times finer, the largest one may be an overview of a large area
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +53,13 @@ class CandidateImage(Protocol):
     """An image that may be the slide."""
 
     @property
-    def number(self) -> int:
-        """Number in the file, from 0."""
-        ...
-
+    def number(self) -> int: ...
     @property
-    def size(self) -> Size:
-        """Size of level 0 in px."""
-        ...
-
+    def size(self) -> Size: ...
     @property
-    def mpp(self) -> Mpp | None:
-        """µm per px, if the file states it."""
-        ...
-
+    def mpp(self) -> Mpp | None: ...
     @property
-    def kind(self) -> PixelKind:
-        """Kind of the pixels of level 0."""
-        ...
-
+    def kind(self) -> PixelKind: ...
     @property
     def is_companion(self) -> bool:
         """Whether the file calls it a macro, a label, a thumbnail or a mask."""
@@ -93,10 +77,7 @@ def is_companion_name(name: str) -> bool:
 def the_slide(name: str, images: Sequence[C]) -> C:
     """Return the largest RGB image.
 
-    Raises
-    ------
-    UnreadableSlideError
-        If there is none, or another image may be the slide.
+    Raises `UnreadableSlideError` if there is none, or another image may be the slide.
     """
     colors = [image for image in images if image.kind.is_rgb]
     if not colors:
@@ -157,17 +138,18 @@ def number_list(pages: Sequence[int]) -> str:
     return ", ".join(map(str, pages[:12])) + (", …" if len(pages) > 12 else "")
 
 
-_ROUNDING_PX = 2.0
-"""Largest difference of a side of a level from an exact quotient."""
+_ROUNDING_PX = 2.0  # largest difference of a side of a level from an exact quotient
 
 
-def whole_factor(full: Size, level: Size) -> int | None:
-    """Find the integer by which both sides were divided, rounded up or down; None if there is none."""
-    factor = round((full.width / level.width + full.height / level.height) / 2)
+def divides_to(full: Size, level: Size, factor: int) -> bool:
+    """Whether a level has the size of the slide divided by a whole factor, each side rounded up or down."""
     sides = ((full.width, level.width), (full.height, level.height))
-    if factor >= 2 and all(small in (large // factor, -(-large // factor)) for large, small in sides):
-        return factor
-    return None
+    return all(small in (large // factor, -(-large // factor)) for large, small in sides)
+
+
+def mean_ratio(full: Size, level: Size) -> float:
+    """Return the mean over both sides of the ratio of two sizes."""
+    return (full.width / level.width + full.height / level.height) / 2
 
 
 def fits_as_level(full: Size, level: Size, tile: Size) -> bool:
@@ -177,13 +159,11 @@ def fits_as_level(full: Size, level: Size, tile: Size) -> bool:
     return has_shape_of(full, level) or factor_range(full, level, tile) is not None
 
 
-def has_shape_of(full: Size, level: Size) -> bool:
-    """Whether a level has the aspect ratio of the slide, except for rounding."""
-    downsample = (full.width / level.width + full.height / level.height) / 2
-    return all(
-        abs(small - large / downsample) <= _ROUNDING_PX
-        for small, large in ((level.width, full.width), (level.height, full.height))
-    )
+def has_shape_of(full: Size, level: Size, downsample: float | None = None) -> bool:
+    """Whether a level has the size of the slide divided by ``downsample`` (by default any), except for rounding."""
+    downsample = mean_ratio(full, level) if downsample is None else downsample
+    sides = ((full.width, level.width), (full.height, level.height))
+    return all(abs(small - large / downsample) <= _ROUNDING_PX for large, small in sides)
 
 
 def factor_range(full: Size, level: Size, tile: Size) -> tuple[float, float] | None:
@@ -213,8 +193,7 @@ _CERTAIN, _MARGIN = 0.5, 0.03
 """Smallest agreement of a factor that is accepted, and smallest margin over every other one."""
 
 _MAX_CANDIDATES = 40
-_MAX_STEP = 16
-"""Largest factor relative to the level before that is considered."""
+_MAX_STEP = 16  # largest factor relative to the level before that is considered
 
 
 def fixed_levels(
@@ -226,16 +205,7 @@ def fixed_levels(
     the pixels do not (a blank slide), the resolution in the tags, or the ratio of the levels before. A level whose
     factor cannot be determined is left out, with those after it.
 
-    Parameters
-    ----------
-    levels
-        As the library reports them.
-    tiles
-        Size of each level's tiles; 1×1 where they are not known.
-    tag_factors
-        The factor of each level by its resolution tags, or None.
-    agreement
-        Compares a level with the one before it.
+    ``tiles`` has the size of each level's tiles, 1×1 if unknown; ``tag_factors`` the factors by the resolution tags.
     """
     full = levels[0].size
     resolved = [levels[0]]
@@ -307,20 +277,14 @@ def _held(full: Size, stored: Size, factor: float) -> Size:
     )
 
 
-MAX_PAGES = 512
-"""Most pages that are read. Slides have a dozen; a longer chain is damaged, or a large stack."""
-
-MAX_SUBIFDS = 64
-"""Most levels of one page: each halves the one before, so a real pyramid has 20 at most."""
-
-MAX_DESCRIPTION = 16 * 2**20
-"""Longest ImageDescription of a Philips file, in characters: it holds images."""
+MAX_PAGES = 512  # most pages that are read. Slides have a dozen; a longer chain is damaged, or a large stack.
+MAX_SUBIFDS = 64  # most levels of one page: each halves the one before, so a real pyramid has 20 at most
+MAX_DESCRIPTION = 16 * 2**20  # longest ImageDescription of a Philips file, in characters: it holds images
 
 MAX_TAKEN_APART = 2**20
 """Longest ImageDescription in formats whose libraries split it into properties; real ones are far shorter."""
 
-_REDUCED, _MASK = 1, 4
-"""Bits of NewSubfileType (tag 254)."""
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType (tag 254)
 
 
 @dataclass(slots=True)
@@ -340,21 +304,17 @@ class TiffImage:
 
     @property
     def size(self) -> Size:
-        """Size of level 0 in px."""
         return size_of(self.levels[0])
 
     @property
     def mpp(self) -> Mpp | None:
-        """µm per px, if the file states it."""
         return (self.ome.mpp if self.ome is not None else None) or self.tag_mpp
 
     @property
     def is_companion(self) -> bool:
-        """Whether the file calls it a macro, a label, a thumbnail or a mask."""
         return self.mask or (self.ome is not None and is_companion_name(self.ome.name))
 
     def entry(self, *, chosen: bool) -> ImageEntry:
-        """Create the entry of a listing."""
         return ImageEntry(
             name="" if self.ome is None else self.ome.name,
             size=self.size,
@@ -373,6 +333,10 @@ def size_of(page: TiffPage) -> Size:
     return Size(int(page.imagewidth), int(page.imagelength))
 
 
+def _tile_of(page: TiffPage) -> Size:
+    return Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(1, 1)
+
+
 def top_pages(tiff: TiffFile) -> list[TiffPage]:
     """List the pages of the file's chain, at most `MAX_PAGES`, without SubIFDs."""
     from tifffile import TiffPage
@@ -382,13 +346,7 @@ def top_pages(tiff: TiffFile) -> list[TiffPage]:
 
 
 def check_description(name: str, text: str, limit: int) -> None:
-    """Refuse a description of more than ``limit`` characters.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If it is longer.
-    """
+    """Refuse a description of more than ``limit`` characters."""
     if len(text) > limit:
         raise UnreadableSlideError(
             f"{name}: its description has {len(text):,} characters, more than any slide's ({limit:,}); the file is "
@@ -416,16 +374,8 @@ def images_of(
 ) -> list[TiffImage]:
     """Group the pages of a file into images, in the order of their numbers.
 
-    Parameters
-    ----------
-    tiff, pages
-        The file and the pages of its chain.
-    ome
-        Its OME-XML, if any.
-    tag_mpp
-        The resolution by the tags of each page.
-    pads
-        Whether levels may be padded to whole tiles even if they are not marked as reduced.
+    ``tag_mpp`` is the resolution by the tags of each page. With ``pads``, levels may be padded to whole tiles even if
+    they are not marked as reduced.
     """
     images: list[TiffImage] = []
     kinds = [pixel_kind(page) for page in pages]
@@ -503,11 +453,10 @@ def _is_level(image: TiffImage, page: TiffPage, tag_mpp: Mpp | None, *, pads: bo
     base, size = image.levels[0], size_of(page)
     if (page.is_tiled, int(page.photometric)) != (base.is_tiled, int(base.photometric)):
         return False
-    tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(1, 1)
     if pads or int(page.subfiletype) & _REDUCED:
-        return fits_as_level(image.size, size, tile)
-    factor = whole_factor(image.size, size)
-    if factor is None:
+        return fits_as_level(image.size, size, _tile_of(page))
+    factor = round(mean_ratio(image.size, size))
+    if factor < 2 or not divides_to(image.size, size, factor):
         return False
     if image.tag_mpp is None or tag_mpp is None or image.tag_mpp == tag_mpp:
         return True
@@ -522,8 +471,7 @@ def _add_sub_pages(tiff: TiffFile, image: TiffImage) -> None:
         kind, sizes = pixel_kind(page), [size_of(level) for level, _ in found]
         if size_of(page).area_px > (image.larger or image.size).area_px:
             image.larger = size_of(page)
-        tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(1, 1)
-        fits = fits_as_level(image.size, size_of(page), tile)
+        fits = fits_as_level(image.size, size_of(page), _tile_of(page))
         if fits and size_of(page) not in sizes and _same_kind(kind, image.kind):
             found.append((page, None))
     found[1:] = sorted(found[1:], key=lambda level: -size_of(level[0]).area_px)
@@ -533,24 +481,19 @@ def _add_sub_pages(tiff: TiffFile, image: TiffImage) -> None:
 def choose(
     name: str, images: Sequence[TiffImage], tiff: TiffFile, pages: Sequence[TiffPage], choice: Choice
 ) -> TiffImage:
-    """Choose the image that is the slide.
-
-    Raises
-    ------
-    OptionError
-        If the file does not have the image that the caller chose.
-    UnreadableSlideError
-        If it is not 8-bit RGB, or if several images are equally plausible.
-    """
-    image = _wanted(name, images, choice)
+    """Choose the image that is the slide; it must be 8-bit RGB, and the only plausible one."""
+    image = the_slide(name, images) if not choice else _wanted(name, images, choice)
     if choice.page is not None:
         image = _of_page(name, image, tiff, pages, choice.page)
     if not image.kind.is_rgb:
         raise image.kind.refusal(name)
-    if choice.page is None:
-        _check_planes(name, image)
-        if choice.series is None:
-            _check_larger_subifd(name, images, image)
+    if choice.page is None and len(image.planes) > 1:
+        raise UnreadableSlideError(
+            f"{name}: the image has {len(image.planes)} planes of {image.size} px (a focus stack, a time series or "
+            f"several sections), in pages {number_list(image.planes)}; choose one with --page N"
+        )
+    if not choice:
+        _check_larger_subifd(name, images, image)
     return image
 
 
@@ -565,13 +508,11 @@ def _wanted(name: str, images: Sequence[TiffImage], choice: Choice) -> TiffImage
                 f"{number_list(image.planes)}"
             )
         return image
-    if choice.page is not None:
-        for image in images:
-            if choice.page in image.planes or choice.page in image.numbers:
-                return image
-        pages = sorted({page for image in images for page in (*image.planes, *image.numbers) if page is not None})
-        raise OptionError(f"{name}: --page {choice.page}: the file has pages {number_list(pages)}")
-    return the_slide(name, images)
+    for image in images:
+        if choice.page in image.planes or choice.page in image.numbers:
+            return image
+    known = sorted({page for image in images for page in (*image.planes, *image.numbers) if page is not None})
+    raise OptionError(f"{name}: --page {choice.page}: the file has pages {number_list(known)}")
 
 
 def _check_larger_subifd(name: str, images: Sequence[TiffImage], image: TiffImage) -> None:
@@ -582,14 +523,6 @@ def _check_larger_subifd(name: str, images: Sequence[TiffImage], image: TiffImag
                 f"{name}: series {other.number} ({other.size} px) holds a larger image of {other.larger} px in a "
                 "SubIFD, which is not read; convert the file to a tiled, pyramidal TIFF, or choose with --series N"
             )
-
-
-def _check_planes(name: str, image: TiffImage) -> None:
-    if len(image.planes) > 1:
-        raise UnreadableSlideError(
-            f"{name}: the image has {len(image.planes)} planes of {image.size} px (a focus stack, a time series or "
-            f"several sections), in pages {number_list(image.planes)}; choose one with --page N"
-        )
 
 
 def _of_page(name: str, image: TiffImage, tiff: TiffFile, pages: Sequence[TiffPage], number: int) -> TiffImage:

@@ -47,15 +47,6 @@ class TileCache:
 
     Memory: ``capacity_bytes``, one slab of 8 MiB, and the tiles that threads are working on. Memory is allocated in
     slabs and reused, because new memory from the system costs half as much time as decoding into it.
-
-    Parameters
-    ----------
-    tile
-        Size of the tiles in px.
-    capacity_bytes
-        Capacity of the cache.
-    samples
-        Samples per px.
     """
 
     def __init__(self, tile: Size, capacity_bytes: int, samples: int = 3) -> None:
@@ -91,7 +82,6 @@ class TileCache:
                 self._tiles.popitem(last=False)
 
     def clear(self) -> None:
-        """Remove all tiles."""
         with self._lock:
             self._tiles.clear()
         self._free.clear()
@@ -169,18 +159,9 @@ class _Source:
 class DirectTiles:
     """Reads levels of a TIFF tile by tile. Thread-safe.
 
-    Memory: a cache per level of one tile size, together bounded, and one decoded tile per reading thread.
-
-    Parameters
-    ----------
-    file
-        The file.
-    tables
-        Tile table and downsample of each level that may be read this way.
-    cache_bytes
-        Capacity of the cache of decoded tiles, per tile size (a slide has one, rarely two).
-    premultiplied
-        Whether colors are already multiplied by the fourth sample, alpha, if there is one.
+    Memory: a cache of ``cache_bytes`` per tile size (a slide has one, rarely two), and one decoded tile per reading
+    thread. ``tables`` has the tile table and downsample of each level that may be read this way. With
+    ``premultiplied``, colors are already multiplied by the fourth sample, alpha, if there is one.
     """
 
     def __init__(
@@ -206,19 +187,15 @@ class DirectTiles:
 
     @property
     def levels(self) -> frozenset[int]:
-        """The levels that can be read."""
         return frozenset(self._sources)
 
     def table(self, level: int) -> TileTable:
-        """Return the tile table of one of these levels."""
         return self._sources[level].table
 
     def drop(self, level: int) -> None:
-        """Remove a level from those that can be read."""
         del self._sources[level]
 
     def close(self) -> None:
-        """Close the file and clear the cache."""
         self._file.close()
         for source in self._sources.values():
             source.cache.clear()
@@ -226,10 +203,7 @@ class DirectTiles:
     def read(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:
         """Read the pixels of ``region`` (px of the level, inside it) into ``out``; missing tiles have color ``fill``.
 
-        Raises
-        ------
-        UnreadableSlideError
-            If a tile is damaged.
+        Raises `UnreadableSlideError` if a tile is damaged.
         """
         source = self._sources[level]
         table, tile = source.table, source.table.tile
@@ -271,7 +245,6 @@ class DirectTiles:
         return composited(image.convert("RGBA"), fill)
 
     def _decode(self, source: _Source, row: int, column: int, out: RGBImage) -> None:
-        """Read and decode one tile."""
         table = source.table
         region = table.tile_region(row, column)
         if not table.tiled:  # the last strip is as high as the image
@@ -296,10 +269,7 @@ class DirectTiles:
     def samples(self, level: int, row: int, column: int) -> RGBImage:
         """Return all samples of one tile without padding, (height, width, samples).
 
-        Raises
-        ------
-        UnreadableSlideError
-            If the tile is damaged.
+        Raises `UnreadableSlideError` if the tile is damaged.
         """
         source = self._sources[level]
         table = source.table
@@ -309,7 +279,6 @@ class DirectTiles:
         return pixels[: region.height, : region.width]
 
     def _stored(self, table: TileTable, row: int, column: int) -> bytes:
-        """Read the encoded bytes of one tile."""
         offset, count = int(table.offsets[row, column]), int(table.byte_counts[row, column])
         check_count(table, count)
         data = self._file.read_at(offset, count)

@@ -37,8 +37,7 @@ _MPP_TIMES_MAGNIFICATION = (2.5, 25.0)
 """Plausible products of µm/px and magnification. Scanners have 4.3 to 11 (0.11 to 0.27 µm/px at 40x); exports often
 keep the magnification at half the resolution."""
 
-Mpp = tuple[float, float]
-"""µm per pixel along (x, y)."""
+Mpp = tuple[float, float]  # µm per pixel along (x, y)
 
 _PREFIXES = {
     "Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1, "": 0, "d": -1, "c": -2,
@@ -54,8 +53,7 @@ _OTHERS_UM = {
 UNITS_UM = {**{f"{prefix}m": 10.0 ** (power + 6) for prefix, power in _PREFIXES.items()}, **_OTHERS_UM}
 """Every unit of length that OME defines (UnitsLength), in µm, except those without a size."""
 
-NO_LENGTH = frozenset({"pixel", "pixels", "reference frame", ""})
-"""Units that do not state a length."""
+NO_LENGTH = frozenset({"pixel", "pixels", "reference frame", ""})  # units that do not state a length
 
 _WORDS = {
     "micron": "µm", "microns": "µm", "micrometer": "µm", "micrometers": "µm", "micrometre": "µm",
@@ -89,10 +87,7 @@ class Resolution:
 def checked_mpp(mpp: float | Sequence[float] | None, option: str = "--mpp") -> Stated:
     """Check a resolution that a caller states, in µm/px, for both axes or along (x, y).
 
-    Raises
-    ------
-    OptionError
-        If it is not one or two numbers within `MPP_RANGE`.
+    Raises `OptionError` if it is not one or two numbers within `MPP_RANGE`.
     """
     if mpp is None:
         return Stated(None, option)
@@ -111,10 +106,7 @@ def checked_mpp(mpp: float | Sequence[float] | None, option: str = "--mpp") -> S
 def known_mpp(info: SlideInfo) -> Mpp:
     """Return the resolution of a slide, µm per level-0 px along (x, y).
 
-    Raises
-    ------
-    MissingResolutionError
-        If it is unknown.
+    Raises `MissingResolutionError` if it is unknown.
     """
     if info.mpp is None:
         raise MissingResolutionError(
@@ -210,8 +202,7 @@ def unit_um(unit: str) -> float | None:
     return UNITS_UM.get(_WORDS.get(text.lower(), text))
 
 
-_IMAGEJ_TEXT = 10_000
-"""Characters at the start of a description that are searched for ImageJ's unit."""
+_IMAGEJ_TEXT = 10_000  # characters at the start of a description that are searched for ImageJ's unit
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
 """ResolutionUnit to µm: inch and cm (TIFF 6.0), mm and µm (as tifffile and tiffslide read them)."""
@@ -274,11 +265,8 @@ def _rational(value: Any) -> float:
     return float(value)
 
 
-MAX_TEXT = 16 * 2**20
-"""Longest OME-XML that is read, in characters. Slides have some kB, plates some MB."""
-
-MAX_ELEMENTS = 100_000
-"""Most elements, which take some tenths of a second in Python."""
+MAX_TEXT = 16 * 2**20  # longest OME-XML that is read, in characters. Slides have some kB, plates some MB.
+MAX_ELEMENTS = 100_000  # most elements, which take some tenths of a second in Python
 
 _MAX_NAME = 80
 
@@ -330,10 +318,7 @@ def is_ome_xml(text: str) -> bool:
 def parse_ome_xml(text: str) -> OmeXml:
     """Read OME-XML.
 
-    Raises
-    ------
-    XmlError
-        If it is not well-formed, has a document type definition, or is too long.
+    Raises `XmlError` if it is not well-formed, has a document type definition, or is too long.
     """
     reader = _OmeReader()
     parse_xml(text, reader.start, reader.end, reader.text)
@@ -348,10 +333,7 @@ def parse_xml(
 ) -> None:
     """Call handlers for the elements of an XML text.
 
-    Raises
-    ------
-    XmlError
-        If it is not well-formed, has a document type definition, or is too long.
+    Raises `XmlError` if it is not well-formed, has a document type definition, or is too long.
     """
     if len(text) > MAX_TEXT:
         raise XmlError(f"it has {len(text):,} characters, more than {MAX_TEXT:,}")
@@ -459,7 +441,6 @@ def _resolution(attributes: dict[str, str]) -> tuple[Mpp | None, tuple[str, ...]
 
 
 def _count(value: str | None) -> int | None:
-    """Parse a count; None if missing or invalid."""
     try:
         number = int(value or "")
     except ValueError:

@@ -90,14 +90,13 @@ def _open_file(file: Path, stated: Stated, choice: Choice) -> SlideReader:
         slide = OpenSlideReader(file, facts, stated)
     except UnreadableSlideError as refusal:
         if facts is None:
-            if isinstance(refusal, FormatUnknownError) and (image := _open_image(file, stated)) is not None:
-                return image
+            from .readers.image_reader import ImageReader, is_plain_image
+
+            if isinstance(refusal, FormatUnknownError) and is_plain_image(file):
+                return ImageReader(file, stated)
             raise
         try:
-            other = _open_with_tiffslide(file, stated, choice)
-            if not isinstance(refusal, FormatUnknownError):
-                _prove_pixels(other)
-            return other
+            return _open_with_tiffslide(file, stated, choice, prove=not isinstance(refusal, FormatUnknownError))
         except UnreadableSlideError as error:
             # Raise the error of the reader that knows the format.
             raise (error if isinstance(refusal, FormatUnknownError) else refusal) from error
@@ -113,15 +112,6 @@ def _open_file(file: Path, stated: Stated, choice: Choice) -> SlideReader:
         raise
     slide.close()
     return other
-
-
-def _prove_pixels(slide: TiffSlideReader) -> None:
-    """Check pixels of a file that OpenSlide refused; close it if they are damaged."""
-    try:
-        slide.prove_pixels()
-    except BaseException:
-        slide.close()
-        raise
 
 
 def _facts(file: Path, kind: str | None, choice: Choice) -> TiffMetadata | None:
@@ -150,15 +140,21 @@ def openslide_reads(facts: TiffMetadata) -> bool:
     It starts with the first page, ignores SubIFDs, uses any fourth sample as alpha, and mirrors tiles in place by the
     orientation.
     """
-    return (
-        facts.pages[0] == 0 and None not in facts.pages and facts.orientation == 1 and facts.kind.alpha != "unspecified"
-    )
+    is_first = facts.pages[0] == 0 and None not in facts.pages
+    return is_first and facts.orientation == 1 and facts.kind.alpha != "unspecified"
 
 
-def _open_with_tiffslide(path: str | Path, stated: Stated, choice: Choice) -> TiffSlideReader:
+def _open_with_tiffslide(path: str | Path, stated: Stated, choice: Choice, *, prove: bool = False) -> TiffSlideReader:
     from .readers.tiffslide_reader import TiffSlideReader
 
-    return TiffSlideReader(path, stated, choice)
+    slide = TiffSlideReader(path, stated, choice)
+    try:
+        if prove:
+            slide.prove_pixels()
+    except BaseException:
+        slide.close()
+        raise
+    return slide
 
 
 def is_zarr(path: Path) -> bool:
@@ -210,18 +206,9 @@ def _open_zarr(path: str | Path, stated: Stated, choice: Choice) -> Slide:
     return ZarrReader(path, stated, choice, name)
 
 
-def _open_image(file: Path, stated: Stated) -> SlideReader | None:
-    """Open a plain image; return None for other files."""
-    from .readers.image_reader import ImageReader, is_plain_image
-
-    return ImageReader(file, stated) if is_plain_image(file) else None
-
-
 def _check_file(file: Path) -> None:
     try:
         status = file.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise UnreadableSlideError(f"{file.name}: this is a folder; name the slide file in it")
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableSlideError(f"{file.name}: this is not a regular file; name a slide file")
         if status.st_size == 0:
@@ -239,8 +226,7 @@ def _check_file(file: Path) -> None:
         ) from error
 
 
-_SILENCE_S = 10
-"""Longest time without any data from a server. A slow one that keeps sending is waited for."""
+_SILENCE_S = 10  # longest time without any data from a server. A slow one that keeps sending is waited for.
 
 SILENT = f"the server has sent nothing for {_SILENCE_S} s"
 
@@ -248,12 +234,8 @@ SILENT = f"the server has sent nothing for {_SILENCE_S} s"
 class RemoteFile:
     """A file at a URL that fsspec supports. Thread-safe: reads happen one at a time.
 
-    After the first timeout, every read fails at once: waiting for each tile would take days.
-
-    Raises
-    ------
-    Exception
-        Of nearly any kind, if it cannot be opened.
+    After the first timeout, every read fails at once: waiting for each tile would take days. An error of nearly any
+    kind is raised if it cannot be opened.
     """
 
     def __init__(self, name: str, address: str) -> None:
@@ -299,7 +281,7 @@ def did_not_respond(error: BaseException | None) -> bool:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    """Timeouts, as options of the protocol's package; the user's configuration of fsspec takes precedence."""
+    """Return timeouts as options of the protocol's package; the user's configuration of fsspec takes precedence."""
     from fsspec.config import conf
 
     own = conf.get(protocol, {})

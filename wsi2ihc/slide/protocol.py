@@ -48,7 +48,7 @@ class ImageEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideInfo:
-    """The facts of an open slide."""
+    """Metadata of an open slide."""
 
     name: str  # base name of the file or URL, never its folder
     reader: str  # "openslide", "tiffslide", "pillow" (plain images) or "memory"
@@ -75,7 +75,7 @@ class SlideInfo:
         return self.levels[0].size
 
     def described(self) -> dict[str, Any]:
-        """What a report says of the slide, as JSON values; no paths."""
+        """Return the metadata for a report, as JSON values without paths."""
         return {
             "name": self.name,
             "quickhash": self.quickhash,
@@ -107,15 +107,11 @@ class Slide(Protocol):
     def info(self) -> SlideInfo: ...
 
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
-        """The pixels of ``region``, given in px of that level, as (height, width, 3) uint8 RGB.
+        """Read the pixels of ``region``, in px of that level: (height, width, 3) uint8 RGB.
 
         The region may lie partly or wholly outside the level. Where the slide has no pixels (outside, or missing
         tiles), the result is ``fill``, by default ``info.background``; half-transparent pixels are composited on it.
-
-        Raises
-        ------
-        UnreadableSlideError
-            Where the file is damaged there. The message names the file and the place in level-0 px.
+        If the file is damaged there, `UnreadableSlideError` names the file and the place in level-0 px.
         """
         ...
 
@@ -141,24 +137,19 @@ class SlideWrapper:
 
     @property
     def path(self) -> str | Path:
-        """Path or URL that it was opened from."""
         return self._slide.path
 
     @property
     def info(self) -> SlideInfo:
-        """Metadata of the slide as it is shown."""
         return self._info
 
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
-        """See `Slide.read_level`."""
         return self._slide.read_level(level, region, fill)
 
     def is_blank(self, level: int, region: Region) -> bool:
-        """See `Slide.is_blank`."""
         return self._slide.is_blank(level, region)
 
     def close(self) -> None:
-        """Close the slide."""
         self._slide.close()
 
     def __enter__(self) -> Self:
@@ -173,8 +164,7 @@ class SlideWrapper:
         return self._slide.__reduce__()
 
 
-_MIXED_SHARE = 0.1
-"""Largest fraction of half-transparent pixels of an alpha channel, where they occur only at edges."""
+_MIXED_SHARE = 0.1  # largest fraction of half-transparent pixels of an alpha channel, where they occur only at edges
 
 
 def alpha_in(samples: npt.NDArray[np.uint8]) -> Literal["", "straight", "premultiplied"]:
@@ -193,7 +183,7 @@ def alpha_in(samples: npt.NDArray[np.uint8]) -> Literal["", "straight", "premult
 
 
 def transparent(name: str) -> str:
-    """The message for an image that cannot be seen at all."""
+    """Return the message for an image that cannot be seen at all."""
     return f"{name}: its alpha channel makes all of it transparent; export it as RGB without alpha"
 
 
@@ -204,14 +194,14 @@ def fill_with(pixels: RGBImage, color: RGB) -> None:
 
 
 def filled(width: int, height: int, color: RGB) -> RGBImage:
-    """A new image of one color, (height, width, 3)."""
+    """Make an image of one color, (height, width, 3)."""
     pixels = np.empty((height, width, 3), np.uint8)
     fill_with(pixels, color)
     return pixels
 
 
 def composited(image: Image.Image, fill: RGB) -> RGBImage:
-    """An RGBA image (not premultiplied) laid over ``fill``: (height, width, 3) uint8.
+    """Composite an RGBA image (not premultiplied) on ``fill``: (height, width, 3) uint8.
 
     Pixels of full opacity are left exactly as they are, and those of none become exactly ``fill``.
     """
@@ -265,7 +255,6 @@ class PixelKind:
         return not self.problem
 
     def refusal(self, name: str) -> UnreadableSlideError:
-        """Create the error for a file with pixels of this kind."""
         return not_rgb(name, self.problem)
 
 

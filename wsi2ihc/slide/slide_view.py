@@ -20,20 +20,11 @@ from .image_choice import fixed_levels
 from .protocol import Level, Slide, SlideInfo, SlideWrapper, fill_with
 from .readers.base import SlideReader
 
-Cells: TypeAlias = npt.NDArray[np.float32]
-"""Mean colors of the cells of a window: (side, side, 3)."""
-
-WINDOW_PX = 256
-"""Side of the windows in level-0 px."""
-
-CELLS = 8
-"""Most cells per side in which a window is compared; a cell has at least two px of the lower level."""
-
-SHARE_OF_SLIDE, WINDOWS = 0.005, (16, 128)
-"""Fraction of level 0 that is read, and the fewest and most windows."""
-
-LARGEST_GUIDE_PX = 2_000_000
-"""Largest size of the coarsest level for which it is searched for contrast."""
+Cells: TypeAlias = npt.NDArray[np.float32]  # mean colors of the cells of a window: (side, side, 3)
+WINDOW_PX = 256  # side of the windows in level-0 px
+CELLS = 8  # most cells per side in which a window is compared; a cell has at least two px of the lower level
+SHARE_OF_SLIDE, WINDOWS = 0.005, (16, 128)  # fraction of level 0 that is read, and the fewest and most windows
+LARGEST_GUIDE_PX = 2_000_000  # largest size of the coarsest level for which it is searched for contrast
 
 DIFFERENT, ENTIRELY_DIFFERENT = 16.0, 40.0
 """Mean absolute difference of a window's cells, in gray levels. Levels of public slides differ by up to 6, where edges
@@ -88,11 +79,9 @@ class _SlideOfLevels(SlideWrapper):
         super().__init__(slide, dataclasses.replace(slide.info, levels=kept, problems=problems, levels_checked=True))
 
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
-        """See `Slide.read_level`."""
         return super().read_level(self._levels[level], region, fill)
 
     def is_blank(self, level: int, region: Region) -> bool:
-        """See `Slide.is_blank`."""
         return super().is_blank(self._levels[level], region)
 
 
@@ -198,8 +187,7 @@ def _disagrees(differences: npt.NDArray[np.float64]) -> bool:
 
 _PATCH_PX = 64
 _PATCHES = 12
-_MIN_CONTRAST = 3.0
-"""Smallest standard deviation of gray values of a patch that is compared."""
+_MIN_CONTRAST = 3.0  # smallest standard deviation of gray values of a patch that is compared
 
 _TURNED = frozenset({5, 6, 7, 8})
 _FLIPS = {2: "x", 3: "xy", 4: "y", 6: "x", 7: "xy", 8: "y"}
@@ -207,16 +195,9 @@ _FLIPS = {2: "x", 3: "xy", 4: "y", 6: "x", 7: "xy", 8: "y"}
 
 
 class SlideView(SlideWrapper):
-    """An open slide, turned upright and cropped. Thread-safe, like the slide.
+    """An open slide, turned upright by its TIFF tag 274 and cropped to ``levels``, those with their true factors.
 
-    Parameters
-    ----------
-    slide
-        The slide as stored; closed with this view.
-    levels
-        Its levels with their true factors, of the sizes to which they are cropped.
-    orientation
-        Value of TIFF tag 274.
+    Closed with the slide; thread-safe, like the slide.
     """
 
     def __init__(self, slide: SlideReader, levels: tuple[Level, ...], orientation: int) -> None:
@@ -226,7 +207,6 @@ class SlideView(SlideWrapper):
         super().__init__(slide, self._described(slide.info, orientation))
 
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
-        """See `Slide.read_level`."""
         if not 0 <= level < len(self._stored):
             raise IndexError(f"{self._info.name} has levels 0 to {len(self._stored) - 1}, not {level}")
         size = self._stored[level].size
@@ -241,14 +221,12 @@ class SlideView(SlideWrapper):
         return self._upright(pixels)
 
     def is_blank(self, level: int, region: Region) -> bool:
-        """See `Slide.is_blank`."""
         size = self._stored[level].size
         return self._slide.is_blank(
             level, self._to_stored(level, region).intersection(Region(0, 0, size.width, size.height))
         )
 
     def _to_stored(self, level: int, region: Region) -> Region:
-        """Convert a region of the upright level to the stored one."""
         size = self._info.levels[level].size
         x = size.width - region.right if "x" in self._flips else region.x
         y = size.height - region.bottom if "y" in self._flips else region.y
@@ -372,7 +350,7 @@ class _Comparison:
         return self._places[level]
 
     def _pair(self, level: int, patch: Region, pixels: RGBImage, times: float) -> tuple[RGBImage, RGBImage]:
-        """A patch, and the same area of the level before."""
+        """Return a patch, and the same area of the level before."""
         left, top, right, bottom = (side * times for side in (patch.x, patch.y, patch.right, patch.bottom))
         region = Region(int(left), int(top), int(right) + 1 - int(left), int(bottom) + 1 - int(top))
         found = Image.fromarray(self._slide.read_level(level - 1, region))

@@ -129,7 +129,7 @@ class TileTable:
         return Region(x, y, min(self.tile.width, self.size.width - x), min(self.tile.height, self.size.height - y))
 
     def flagged(self, region: Region) -> list[tuple[Region, bool]]:
-        """The suspect segments (True) and shared ones (False) that ``region`` touches: where they lie in the page."""
+        """List the suspect (True) and shared (False) segments that ``region`` touches, by their region of the page."""
         rows, columns = self.tile_range(region)
         part = np.s_[rows.start : rows.stop, columns.start : columns.stop]
         return [
@@ -169,13 +169,7 @@ class TiffMetadata:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the slide has an alpha sample."""
         return self.kind.alpha in ("straight", "premultiplied")
-
-    @property
-    def premultiplied(self) -> bool:
-        """Whether its colors are already multiplied by alpha."""
-        return self.kind.alpha == "premultiplied"
 
 
 def is_tiff(path: Path) -> bool:
@@ -185,21 +179,14 @@ def is_tiff(path: Path) -> bool:
 
 
 def read_tiff_metadata(path: Path, choice: Choice = NO_CHOICE, *, own_layout: bool = False) -> TiffMetadata | None:
-    """The facts of a local file, or None where it is not a TIFF or tifffile cannot follow it.
+    """Read the metadata of a local file; None if it is not a TIFF or tifffile cannot follow it.
 
-    Parameters
-    ----------
-    path
-        The file.
-    choice
-        Which of its images is wanted.
-    own_layout
-        The pages have a meaning that belongs to the format (Aperio, Leica, …), and are not to be sorted here.
+    With ``own_layout``, the pages have a meaning that belongs to the format (Aperio, Leica, …), and are not sorted.
 
     Raises
     ------
     OptionError
-        If ``choice`` names what the file does not have.
+        If the file does not have the image of ``choice``.
     UnreadableSlideError
         If the image is not 8-bit RGB, or several images may be the slide.
     """
@@ -227,16 +214,9 @@ def has_own_layout(tiff: TiffFile) -> bool:
 def tiff_facts(
     tiff: TiffFile, name: str, choice: Choice = NO_CHOICE, *, own_layout: bool = False
 ) -> tuple[TiffMetadata, list[TiffPage]]:
-    """The facts of an open file, and the pages of the slide's levels.
+    """Read the metadata of an open file, and the pages of the slide's levels.
 
-    Raises
-    ------
-    OptionError
-        If ``choice`` names what the file does not have.
-    UnreadableSlideError
-        If the image is not 8-bit RGB, or several images may be the slide.
-    Exception
-        Of nearly any kind, where the file is damaged.
+    Raises the errors of `read_tiff_metadata`, and for a damaged file nearly any other kind.
     """
     pages = top_pages(tiff)
     tags = [tag_mpp(page) for page in pages]
@@ -292,7 +272,7 @@ def _check_stack(name: str, image: TiffImage, choice: Choice) -> None:
 def _largest(
     name: str, pages: Sequence[TiffPage], tags: Sequence[tuple[float, float] | None], choice: Choice
 ) -> TiffImage:
-    """The page with the most pixels, as an image of one level; tiles go before strips, which are associated images."""
+    """Return the page with the most pixels as an image; tiles go before strips, which are associated images."""
     if choice:
         raise OptionError(f"{name}: {choice}: images cannot be chosen in files of this format; leave the option out")
     number = max(
@@ -306,7 +286,7 @@ def _largest(
 
 
 def _ome_of(tiff: TiffFile, first: TiffPage) -> tuple[OmeXml | None, tuple[str, ...]]:
-    """The OME-XML of a file, and what is wrong with it."""
+    """Read the OME-XML of a file, and describe what is wrong with it."""
     text = first.description or ""
     if not is_ome_xml(text):
         return None, ()
@@ -327,7 +307,6 @@ def _ome_of(tiff: TiffFile, first: TiffPage) -> tuple[OmeXml | None, tuple[str, 
 
 
 def _orientation(name: str, levels: Sequence[TiffPage]) -> int:
-    """Tag 274 of all levels."""
     found = {page.tags.valueof(274, default=1) for page in levels}
     if len(found) > 1:
         raise UnreadableSlideError(
@@ -339,7 +318,7 @@ def _orientation(name: str, levels: Sequence[TiffPage]) -> int:
 
 
 def tile_table(page: TiffPage) -> TileTable | None:
-    """The table of one page; None where it has depth, or not a segment for each part of its size."""
+    """Return the table of one page; None if it has depth, or no segment for a part of its size."""
     if page.planarconfig not in (1, 2) or page.imagedepth != 1:
         return None
     size = Size(int(page.imagewidth), int(page.imagelength))
@@ -369,7 +348,8 @@ def tile_table(page: TiffPage) -> TileTable | None:
         samples=int(page.samplesperpixel),
         jpeg_tables=page.jpegtables,
         predictor=int(page.predictor),
-        plain=_is_plain(page),
+        # NDPI stores the JPEG header apart from the tiles, whose table is made up by tifffile.
+        plain=page.bitspersample == 8 and page.sampleformat == 1 and page.fillorder == 1 and not page.jpegheader,
         suspect=suspect if np.any(suspect) else None,
         shared=shared if np.any(shared) else None,
     )
@@ -380,11 +360,6 @@ def tile_table(page: TiffPage) -> TileTable | None:
         for plane in range(planes)
     )
     return dataclasses.replace(whole, planes=tuple(single))
-
-
-def _is_plain(page: TiffPage) -> bool:
-    # NDPI has the JPEG header apart from the tiles, of which tifffile makes up the table.
-    return page.bitspersample == 8 and page.sampleformat == 1 and page.fillorder == 1 and not page.jpegheader
 
 
 def _misplaced(
@@ -409,8 +384,7 @@ def _misplaced(
     return suspect, shared
 
 
-ReadAt: TypeAlias = Callable[[int, int], bytes]
-"""Read so many bytes from an offset, fewer at the end of the file."""
+ReadAt: TypeAlias = Callable[[int, int], bytes]  # read so many bytes from an offset, fewer at the end of the file
 
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value by its type (TIFF 6.0, section 2; 16 to 18 are BigTIFF's)."""
@@ -418,18 +392,14 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 @dataclass(frozen=True, slots=True)
 class TiffLayout:
-    """How a file stores numbers.
+    """How a file stores numbers."""
 
-    order:         byte order, as `struct` names it
-    is_big:        whether it is a BigTIFF
-    offset_bytes:  size of an offset, and of the field of an entry that holds the value or its offset
-    """
-
-    order: str
-    is_big: bool
+    order: str  # byte order, as `struct` names it
+    is_big: bool  # whether it is a BigTIFF
 
     @property
     def offset_bytes(self) -> int:
+        """Size of an offset, and of the field of an entry that holds the value or its offset."""
         return 8 if self.is_big else 4
 
     def offset(self, data: bytes) -> int | None:
@@ -448,7 +418,6 @@ class TiffEntry(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of all values."""
         return self.items * _TYPE_BYTES.get(self.kind, 1)
 
 
@@ -491,17 +460,10 @@ def read_directory(layout: TiffLayout, read_at: ReadAt, start: int, most_entries
     return TiffDirectory(count, entries, layout.offset(data[count * step :]))
 
 
-_TABLES = (273, 279, 288, 289, 324, 325)
-"""Tags with the offsets and sizes of strips and tiles."""
-
-_MAX_TABLE_BYTES = 2**27
-"""Largest of these tags, of 16 million tiles; the largest slides have 3 million."""
-
-_MAX_TAG_BYTES = 2**25
-"""Largest other tag. Color profiles have up to 2 MB, descriptions of thousands of images 10 MB."""
-
-_MAX_ALL_BYTES = 2**28
-"""Most bytes of all tags of a file."""
+_TABLES = (273, 279, 288, 289, 324, 325)  # tags with the offsets and sizes of strips and tiles
+_MAX_TABLE_BYTES = 2**27  # largest of these tags, of 16 million tiles; the largest slides have 3 million
+_MAX_TAG_BYTES = 2**25  # largest other tag. Color profiles have up to 2 MB, descriptions of thousands of images 10 MB.
+_MAX_ALL_BYTES = 2**28  # most bytes of all tags of a file
 
 _MAX_OFFSET = 2**43
 _MAX_DIRECTORIES = 4096
@@ -526,11 +488,6 @@ def check_tags(name: str, read_at: ReadAt) -> None:
     """Refuse a TIFF whose tags state larger sizes than any slide has.
 
     Other damage passes, and is left to the libraries.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If a tag is too large, or there are too many directories.
     """
     found = read_layout(read_at)
     if found is None:

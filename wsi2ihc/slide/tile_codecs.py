@@ -16,8 +16,7 @@ from ..geometry import RGBImage, Size
 from ..text import pluralize
 from .tiff_metadata import TileTable
 
-_ZERO_RUN = 32
-"""Run of zero bytes that compressed data do not contain, except as described below."""
+_ZERO_RUN = 32  # run of zero bytes that compressed data do not contain, except as described below
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOS, _DHT = 0xDA, 0xC4
@@ -142,8 +141,7 @@ def has_zero_run(data: bytes, allowed: int = 0) -> bool:
     return bytes(_ZERO_RUN + allowed) in data
 
 
-Pixels = npt.NDArray[np.uint8]
-"""(rows, columns, samples) uint8."""
+Pixels = npt.NDArray[np.uint8]  # (rows, columns, samples) uint8
 
 Decode = Callable[[bytes, Pixels], None]
 """Decode a tile's bytes into an array of its size; ValueError or a codec's error where they are damaged."""
@@ -152,8 +150,7 @@ JPEG, _JPEG_2000_YCBCR = 7, 33003
 _JPEG_2000 = (_JPEG_2000_YCBCR, 33005, 34712)  # Aperio's two kinds, and the registered one
 _RGB, _YCBCR = 2, 6
 
-MAX_SEGMENT_BYTES = 2**28
-"""Largest tile or strip, decoded: any window that touches it needs all of it."""
+MAX_SEGMENT_BYTES = 2**28  # largest tile or strip, decoded: any window that touches it needs all of it
 
 _MAX_IMAGE_PX = 4096 * 4096
 """Largest tile of those compressions whose decoders need several times the memory of what they make."""
@@ -273,7 +270,7 @@ def _jpeg_decoder(table: TileTable) -> Decode:
 
 
 def _adobe(transform: int) -> bytes:
-    """The APP14 segment that says what a stream's components are: 0 for RGB, 1 for YCbCr (T.872, 6.5.3)."""
+    """Make the APP14 segment that states a stream's components: 0 for RGB, 1 for YCbCr (T.872, 6.5.3)."""
     return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
 
 

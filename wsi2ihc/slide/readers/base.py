@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import UnreadableSlideError
 from ...geometry import RGB, WHITE, Region, RGBImage, Size
 from ..icc import is_usable_profile, srgb_profile, without_texts
-from ..image_choice import Choice
+from ..image_choice import Choice, divides_to
 from ..jpeg_tiles import MISPLACED, DirectTiles, LocalFile, TileFile, cache_bytes, damaged, has_one_color, prove
 from ..metadata import Mpp
 from ..protocol import Level, SlideInfo, fill_with, transparent
@@ -28,11 +28,8 @@ logger = logging.getLogger(__name__)
 
 _BLOCK_PX = 2048
 
-_MOST_BLOCKS = 64
-"""Blocks that are read to find a pixel that is not transparent; in all others the first has one."""
-
-_SAMPLE_PX = 128
-"""Side of the places from which something is concluded about all pixels."""
+_MOST_BLOCKS = 64  # blocks that are read to find a pixel that is not transparent; in all others the first has one
+_SAMPLE_PX = 128  # side of the places from which something is concluded about all pixels
 
 
 _ABSOLUTE = re.compile(r"(?:/|\b[A-Za-z]:[\\/])(?:[^\s:'\"\\/]+[\\/])+")
@@ -40,7 +37,7 @@ _ABSOLUTE = re.compile(r"(?:/|\b[A-Za-z]:[\\/])(?:[^\s:'\"\\/]+[\\/])+")
 
 
 def without_folders(text: str, path: str | Path) -> str:
-    """A text in which a file, and others beside it (a DICOM slide has many), go by their base names."""
+    """Replace the path of a file, and of others beside it (a DICOM slide has many), by base names."""
     if isinstance(path, Path):
         for folder in {str(path.parent), str(path.parent.absolute()), os.path.realpath(path.parent)}:
             if folder not in (".", os.sep):
@@ -50,14 +47,13 @@ def without_folders(text: str, path: str | Path) -> str:
 
 
 class SlideReader(ABC):
-    """An open slide; the part of the `Slide` protocol that does not depend on the library that reads.
+    """Base class of the readers: the part of the `Slide` protocol that does not depend on the library.
 
-    A subclass opens the file, sets ``_info``, says how to read a region that lies inside a level, and closes.
-    ``_direct`` takes over for the levels that it knows; ``_tables`` say what is missing, for levels where that is
-    known.
+    A subclass opens the file, sets ``_info``, reads a region that lies inside a level, and closes. ``_direct`` reads
+    the levels that it knows; ``_tables`` has the missing tiles of the levels for which they are known.
 
-    What is stored otherwise than it is shown is left to `slide_view`: ``orientation`` (TIFF tag 274), and levels that
-    may be padded, for which ``tile_sizes`` is given, and in ``tag_factors`` what their resolution tags say.
+    Pixels are returned as stored, and `slide_view` applies ``orientation`` (TIFF tag 274) and crops levels that may be
+    padded: for these, ``tile_sizes`` is given, and ``tag_factors`` has the factors by their resolution tags.
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
@@ -74,25 +70,16 @@ class SlideReader(ABC):
 
     @property
     def path(self) -> str | Path:
-        """Path or URL that it was opened from."""
         return self._path
 
     @property
     def info(self) -> SlideInfo:
-        """The facts of the slide."""
         return self._info
 
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
-        """See `Slide.read_level`.
+        """See `Slide.read_level`; reading elsewhere continues to work after a failure.
 
-        Raises
-        ------
-        UnreadableSlideError
-            Where the file is damaged there. Reading elsewhere goes on to work.
-        IndexError
-            If the level does not exist.
-        ValueError
-            If the slide is closed.
+        Raises `IndexError` if the level does not exist, and `ValueError` if the slide is closed.
         """
         self._check_usable()
         if not 0 <= level < len(self._info.levels):
@@ -169,26 +156,18 @@ class SlideReader(ABC):
             raise RuntimeError(f"{self._name} was opened before a fork: open it again in the new process")
 
     def _reason(self, error: object) -> str:
-        """What a library says, on one line, without folders: OpenSlide repeats paths, and folders name patients."""
+        """Return a library's message on one line, without folders, which may name patients."""
         return " ".join(without_folders(str(error), self._path).split()).rstrip(".")[:300]
 
     def _probe(self) -> None:
-        """Read one pixel, so that a file without readable pixels is refused when it is opened, not much later.
-
-        One of three places is enough: a slide with a damaged corner is still a slide.
-        """
-        size = self._info.size
-        bounds = self._info.bounds
-        places = [
-            (bounds.x + bounds.width // 2, bounds.y + bounds.height // 2),
-            (0, 0),
-            (size.width - 1, size.height - 1),
-        ]
+        """Read a pixel at one of three places (a corner may be damaged), to refuse files without readable pixels."""
+        size, bounds = self._info.size, self._info.bounds
+        middle = (bounds.x + bounds.width // 2, bounds.y + bounds.height // 2)
         table = self._tables.get(0)
         if table is not None and not table.byte_counts.any():
             raise UnreadableSlideError(f"{self._name}: the file holds none of its tiles; copy it again from its source")
         failure = None
-        for x, y in places:
+        for x, y in (middle, (0, 0), (size.width - 1, size.height - 1)):
             try:
                 self.read_level(0, Region(x, y, 1, 1))
             except UnreadableSlideError as error:
@@ -218,15 +197,14 @@ class SlideReader(ABC):
         raise UnreadableSlideError(transparent(self._name))
 
     def _sample_places(self) -> list[tuple[int, Region]]:
-        """Level and block of up to 25 places that are spread over the smallest level, for questions to the pixels."""
+        """Return up to 25 places spread over the smallest level: the level and a region of it."""
         level = len(self._info.levels) - 1
         size = self._info.levels[level].size
-        side = _SAMPLE_PX
+        side, whole = _SAMPLE_PX, Region(0, 0, size.width, size.height)
         if size.width <= 5 * side and size.height <= 5 * side:
-            return [(level, Region(0, 0, size.width, size.height))]
+            return [(level, whole)]
         xs = {round(share * max(0, size.width - side) / 4) for share in range(5)}
         ys = {round(share * max(0, size.height - side) / 4) for share in range(5)}
-        whole = Region(0, 0, size.width, size.height)
         return [(level, Region(x, y, side, side).intersection(whole)) for y in sorted(ys) for x in sorted(xs)]
 
     def _direct_tiles(self, file: TileFile, tables: Mapping[int, TileTable], premultiplied: bool) -> DirectTiles:
@@ -251,7 +229,7 @@ class SlideReader(ABC):
             direct.close()
 
     def _exact(self, level: int, region: Region) -> RGBImage | None:
-        """The library's pixels of a region inside a level; None where it would interpolate. Subclasses may refuse."""
+        """Read a region inside a level with the library; None if it would interpolate."""
         pixels = np.empty((region.height, region.width, 3), np.uint8)
         self._read_into(level, region, pixels, WHITE)
         return pixels
@@ -260,8 +238,7 @@ class SlideReader(ABC):
 MAX_SIDE_PX = 4_000_000
 """A slide is 75 mm long: 750,000 px at 0.1 µm/px. A header that claims more than five times that is damaged."""
 
-MAX_AREA_PX = 5 * 10**11
-"""A whole slide of 75 × 25 mm at 0.1 µm/px has 1.9 · 10¹¹ px."""
+MAX_AREA_PX = 5 * 10**11  # a whole slide of 75 × 25 mm at 0.1 µm/px has 1.9 · 10¹¹ px
 
 LARGE_PX = 10_000 * 10_000
 """From this size on, a slide without lower levels deserves a remark: an overview has to read all of it."""
@@ -272,12 +249,9 @@ _HASHED_BYTES = 2**20
 
 
 def checked_levels(name: str, sizes: Sequence[tuple[int, int]], downsamples: Sequence[float]) -> tuple[Level, ...]:
-    """The levels of a slide, largest first.
+    """Return the levels of a slide, largest first.
 
-    Raises
-    ------
-    UnreadableSlideError
-        If the header claims sizes that no slide has.
+    Raises `UnreadableSlideError` if the header claims sizes that no slide has.
     """
     for width, height in sizes:
         if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX and width * height <= MAX_AREA_PX):
@@ -293,21 +267,18 @@ def checked_levels(name: str, sizes: Sequence[tuple[int, int]], downsamples: Seq
 
 
 def true_downsample(full: Size, level: Size, reported: float) -> float:
-    """How many level-0 px one px of a level spans.
+    """Return how many level-0 px one px of a level spans.
 
     Readers divide the sizes, so a level made by dropping the odd last column of a factor 4 is reported as 4.00017,
-    which is 17 px off at the far end of 100,000. Where both sizes are those of a whole factor, rounded either way,
-    that factor is meant.
+    which is 17 px off at the far end of 100,000. If both sizes are those of a whole factor, rounded up or down, it is
+    that factor.
     """
     whole = round(reported)
-    sides = ((full.width, level.width), (full.height, level.height))
-    if whole >= 1 and all(small in (large // whole, -(-large // whole)) for large, small in sides):
-        return float(whole)
-    return reported
+    return float(whole) if whole >= 1 and divides_to(full, level, whole) else reported
 
 
 def checked_bounds(values: Sequence[Any], size: Size) -> Region:
-    """The scanned area from the properties (x, y, width, height), texts or None; the whole slide where they fail."""
+    """Parse the scanned area (x, y, width, height), texts or None; the whole slide if they are invalid."""
     whole = Region(0, 0, size.width, size.height)
     try:
         x, y, width, height = (int(value) for value in values)
@@ -320,7 +291,7 @@ def checked_bounds(values: Sequence[Any], size: Size) -> Region:
 
 
 def remarks_on_bounds(bounds: Region, size: Size) -> tuple[str, ...]:
-    """Where an output begins that does not cover the whole slide: an overlay has to be moved by as much."""
+    """Describe where an output begins that does not cover the whole slide, by which overlays must be moved."""
     if (bounds.width, bounds.height) == (size.width, size.height):
         return ()
     return (
@@ -330,7 +301,7 @@ def remarks_on_bounds(bounds: Region, size: Size) -> tuple[str, ...]:
 
 
 def color_from_hex(text: str | None) -> RGB:
-    """A background color such as "FFFFFF"; white where there is none."""
+    """Parse a background color such as "FFFFFF"; white if there is none."""
     try:
         red, green, blue = bytes.fromhex((text or "").lstrip("#"))
     except ValueError:
@@ -339,7 +310,7 @@ def color_from_hex(text: str | None) -> RGB:
 
 
 def checked_profile(profile: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
-    """The color profile if it can be used, without what it says beside colors, and a remark if it cannot."""
+    """Return the color profile without texts if it can be used, otherwise a remark."""
     if profile is None or profile == srgb_profile():
         return profile, ()
     try:
@@ -352,7 +323,7 @@ def checked_profile(profile: bytes | None) -> tuple[bytes | None, tuple[str, ...
 
 
 def remarks(levels: Sequence[Level], magnification: float | None, facts: TiffMetadata | None) -> tuple[str, ...]:
-    """What is doubtful about a slide beside its resolution and profile, one sentence each."""
+    """Describe what is doubtful about a slide beside its resolution and profile, one sentence each."""
     notes = []
     size = levels[0].size
     if magnification is None:
@@ -378,24 +349,16 @@ def remarks(levels: Sequence[Level], magnification: float | None, facts: TiffMet
 
 
 def table_of_size(tables: Sequence[TileTable], size: Size) -> TileTable | None:
-    """The one table of a level's size; None where there is none, or more than one.
-
-    A tiled page goes before one of strips, which is a thumbnail.
-    """
+    """Return the only table of a level's size, or None; a tiled page precedes one of strips, which is a thumbnail."""
     matching = [table for table in tables if table.size == size]
     matching = [table for table in matching if table.tiled] or matching
     return matching[0] if len(matching) == 1 else None
 
 
 def own_hash(read_at: Callable[[int, int], bytes], size_bytes: int) -> str:
-    """Identity of a file whose reader has none: SHA-256 of its size, its first and its last MiB.
+    """Return the identity of a file whose reader has none: SHA-256 of its size, its first and its last MiB.
 
-    Parameters
-    ----------
-    read_at
-        Gives so many bytes (second argument) from an offset (first argument).
-    size_bytes
-        Size of the file.
+    ``read_at`` reads so many bytes (second argument) from an offset (first argument).
     """
     digest = hashlib.sha256(str(size_bytes).encode())
     digest.update(read_at(0, min(_HASHED_BYTES, size_bytes)))
@@ -404,32 +367,27 @@ def own_hash(read_at: Callable[[int, int], bytes], size_bytes: int) -> str:
 
 
 def hash_of_file(path: Path) -> str:
-    """`own_hash` of a local file."""
-
-    def read_at(offset: int, count: int) -> bytes:
-        file.seek(offset)
-        return file.read(count)
-
-    with path.open("rb") as file:
-        return own_hash(read_at, path.stat().st_size)
+    """Return the `own_hash` of a local file."""
+    with contextlib.closing(LocalFile(path)) as file:
+        return own_hash(file.read_at, path.stat().st_size)
 
 
 def identity(quickhash: str, facts: TiffMetadata | None) -> str:
-    """A hash that also tells which image of the file a caller has chosen."""
+    """Return a hash that also distinguishes the image of the file that the caller chose."""
     return quickhash if facts is None else fingerprint_of_choice(quickhash, facts.choice)
 
 
 def fingerprint_of_choice(quickhash: str, choice: Choice) -> str:
-    """A hash of a file, and which of its images is meant."""
+    """Append the image that the caller chose to the hash of a file."""
     parts = (("series", choice.series), ("page", choice.page))
     return quickhash + "".join(f"-{name}{number}" for name, number in parts if number is not None)
 
 
 def changed_at(path: str | Path) -> int | None:
-    """When a local file was last changed, whole s since 1970, as all copies that keep times have it; None of a URL."""
+    """Return when a local file was changed, in whole s since 1970; None for a URL."""
     return int(Path(path).stat().st_mtime) if "://" not in str(path) else None
 
 
 def both(x: float | None, y: float | None) -> Mpp | None:
-    """A pair, or None unless both are known."""
+    """Return a pair; None unless both are known."""
     return None if x is None or y is None else (x, y)

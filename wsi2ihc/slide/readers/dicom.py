@@ -27,12 +27,9 @@ SOP_CLASS_UID = (0x0008, 0x0016)
 SERIES_UID = (0x0020, 0x000E)
 PIXELS = (0x7FE0, 0x0010)
 
-ITEM = (0xFFFE, 0xE000)
-
 _PREAMBLE_BYTES = 128
 _ITEM_GROUP, _SEQUENCE_END = 0xFFFE, (0xFFFE, 0xE0DD)
-_FRAMES_OF_SLIDE = (0x5200, 0x9230)
-"""Sequence of what is stated of each frame, which may have 100 MB."""
+_FRAMES_OF_SLIDE = (0x5200, 0x9230)  # sequence of what is stated of each frame, which may have 100 MB
 
 _STARTS_OF_PIXELS = (b"\xe0\x7f\x01\x00OV\x00\x00", b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0")
 """What follows that sequence: the extended offset table, or the frames and the tag of their first item."""
@@ -96,8 +93,7 @@ def _number(content: Content, start: int, count: int) -> int:
     return int.from_bytes(content[start : start + count], "little")
 
 
-MAX_FILES = 2000
-"""Most files of a folder that are read; a slide has some dozens."""
+MAX_FILES = 2000  # most files of a folder that are read; a slide has some dozens
 
 _HEAD_BYTES = 2**18
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -151,11 +147,8 @@ _SIDES = (_TILE_HEIGHT, _TILE_WIDTH, _WIDTH, _HEIGHT)
 _WANTED = frozenset({TRANSFER_SYNTAX, SERIES_UID, PIXELS, _FRAME_COUNT, _ORGANIZATION, _EXTENDED_OFFSETS, *_SIDES})
 
 _ITEM, _END_OF_FRAMES = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
-_ITEM_BYTES = 8
-"""Tag and length before each frame."""
-
-_HOLE_BYTES = 512
-"""Run of zeros that JPEG 2000 encoders do not write; the smallest block that a file system loses."""
+_ITEM_BYTES = 8  # tag and length before each frame
+_HOLE_BYTES = 512  # run of zeros that JPEG 2000 encoders do not write; the smallest block that a file system loses
 
 HOLE = "its JPEG 2000 frame holds a run of zeros, as an interrupted copy leaves it"
 
@@ -163,22 +156,10 @@ HOLE = "its JPEG 2000 frame holds a run of zeros, as an interrupted copy leaves 
 class Jpeg2000Frames:
     """The JPEG 2000 frames of a DICOM file, each of which is checked once. Thread-safe.
 
-    Parameters
-    ----------
-    file
-        The file.
-    size
-        Of the level; None if it is not stated.
-    tile
-        Size of a frame; None if it is not stated.
-    in_order
-        Whether the frames are stated to be the tiles of the level, row by row.
-    count
-        How many frames are stated.
-    table
-        Place of the offset table, the item before the frames.
-    offsets
-        Of the frames, from the end of the table; empty if the file does not state them.
+    ``size`` and ``tile`` are those of the level and of a frame, None if not stated; ``in_order`` is whether the frames
+    are stated to be the tiles of the level, row by row; ``count`` is the stated number of frames. ``table`` is the
+    position of the offset table, the item before the frames; ``offsets`` are those of the frames from its end, empty if
+    not stated.
     """
 
     def __init__(
@@ -198,12 +179,7 @@ class Jpeg2000Frames:
     def hole(self, region: Region) -> Region | None:
         """Return a tile with a hole in a region of the level, both in px; the region if it is not known in which tile.
 
-        Frames that were checked before are not read again.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be read.
+        Frames that were checked before are not read again. Raises `OSError` if the file cannot be read.
         """
         with self._lock:
             if self._starts is None:
@@ -250,15 +226,8 @@ class Jpeg2000Frames:
 def check_frames(file: Path) -> tuple[Jpeg2000Frames, ...]:
     """Check the headers of a DICOM file, and of the files beside it that belong to its series. Other files pass.
 
-    Returns
-    -------
-    tuple
-        The JPEG 2000 frames of these files, which are to be checked before they are read.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the offsets of a table do not increase, or compressed pixels are not found.
+    Returns the JPEG 2000 frames of these files, which are to be checked before they are read. Raises
+    `UnreadableSlideError` if the offsets of a table do not increase, or compressed pixels are not found.
     """
     found = _checked(file, None)
     if not found.series:
@@ -331,7 +300,7 @@ def _offsets(name: str, content: mmap.mmap, table: int, extended: slice | None) 
 
 
 def _items(content: mmap.mmap, at: int) -> Iterator[int]:
-    """Yield where each item ends, from the one that starts at a place."""
+    """Yield the end of each item, from the one that starts at ``at``."""
     while content[at : at + 4] == _ITEM:
         at = min(at + _ITEM_BYTES + _length(content, at), len(content))
         yield at

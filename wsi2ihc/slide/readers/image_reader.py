@@ -20,7 +20,7 @@ from ...errors import UnreadableSlideError
 from ...geometry import RGB, WHITE, Region, RGBImage, Size
 from ...text import pluralize
 from ..metadata import Mpp, Stated, resolve
-from ..protocol import Level, SlideInfo, composited, fill_with, transparent
+from ..protocol import Level, SlideInfo, composited, transparent
 from ..tile_codecs import has_jpeg_hole, has_zero_run, jpeg_frame
 from .base import UNCOMPRESSED, SlideReader, changed_at, checked_levels, checked_profile, hash_of_file, remarks
 
@@ -28,14 +28,9 @@ LARGEST_PX = 400_000_000
 """Decoded, 1.2 GB are held as long as the slide is open, 3 bytes a px. While it is opened there are 7 a px, 2.8 GB; 10
 for progressive JPEG without subsampling, 16 for WebP, which has 268 Mpx at most. Pillow alone would stop at 179 Mpx."""
 
-_BYTES_TO_OPEN = {"JPEG": 10, "WebP": 16}
-"""Bytes a px while it is opened, at most, where they are not 7."""
-
-_STRIP_PX = 1 << 20
-"""Px that are converted at once."""
-
-_PIECE_BYTES = 2**22
-"""Bytes of a PNG chunk that are read at once."""
+_BYTES_TO_OPEN = {"JPEG": 10, "WebP": 16}  # bytes a px while it is opened, at most, where they are not 7
+_STRIP_PX = 1 << 20  # px that are converted at once
+_PIECE_BYTES = 2**22  # bytes of a PNG chunk that are read at once
 
 _PNG_SIGNATURE_BYTES = 8
 _WEBP_PIXELS = (b"VP8 ", b"VP8L")
@@ -53,24 +48,46 @@ that belongs to the whole process."""
 _SAMPLES = {"L": (1, 8), "1": (1, 1), "LA": (2, 8), "I;16": (1, 16), "I": (1, 32), "F": (1, 32), "CMYK": (4, 8)}
 
 
-class ImageReader(SlideReader):
+class _DecodedSlide(SlideReader):
+    """A slide of one level whose pixels, (rows, columns, 3) uint8 RGB, are in memory."""
+
+    _pixels: RGBImage | None
+
+    def _read_into(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:  # noqa: ARG002
+        pixels = self._pixels
+        if pixels is None:
+            raise ValueError(f"{self._name} is closed")
+        out[...] = pixels[region.y : region.bottom, region.x : region.right]
+
+    def _release(self) -> None:
+        self._pixels = None
+
+
+class MemorySlide(_DecodedSlide):
+    """A slide of pixels, which are not copied."""
+
+    def __init__(self, pixels: RGBImage, name: str, mpp: Mpp) -> None:
+        super().__init__(name, name)
+        self._pixels = pixels
+        size = Size(pixels.shape[1], pixels.shape[0])
+        self._info = SlideInfo(
+            name=name,
+            reader="memory",
+            vendor="",
+            levels=(Level(size, 1.0),),
+            mpp=mpp,
+            mpp_source="stated",
+            bounds=Region(0, 0, size.width, size.height),
+            quickhash="",
+        )
+
+
+class ImageReader(_DecodedSlide):
     """A plain image opened with Pillow.
 
-    A palette is resolved, and what is transparent is laid over white. Pixels are read as they are stored; `slide_view`
-    applies an EXIF orientation, as it does that of a TIFF. The dots per inch of such
-    files are those of screens and printers, so that the resolution is the stated one or none.
-
-    Parameters
-    ----------
-    path
-        The file.
-    stated_mpp
-        The resolution that the caller states.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the image is damaged, too large, or not 8-bit RGB.
+    Palettes are resolved, and transparent pixels composited on white. Pixels are returned as stored; `slide_view`
+    applies an EXIF orientation. The dots per inch of such files are those of screens and printers, so the resolution is
+    the stated one or none. Raises `UnreadableSlideError` if the image is damaged, too large, or not 8-bit RGB.
     """
 
     def __init__(self, path: Path, stated_mpp: Stated | None) -> None:
@@ -83,7 +100,7 @@ class ImageReader(SlideReader):
                 self._check(image, path)
                 self.orientation = _orientation(image)
                 has_alpha = image.mode in ("RGBA", "RGBa") or "transparency" in image.info
-                self._pixels: RGBImage | None = _decoded(image, path, kind, has_alpha)
+                self._pixels = _decoded(image, path, kind, has_alpha)
                 profile = image.info.get("icc_profile")
                 frames = int(getattr(image, "n_frames", 1))
         except Image.DecompressionBombError as error:  # raised by the plugin for WebP itself
@@ -153,15 +170,6 @@ class ImageReader(SlideReader):
             problems=(*resolution.problems, *profile_remarks, *own),
         )
 
-    def _read_into(self, level: int, region: Region, out: RGBImage, fill: RGB) -> None:  # noqa: ARG002
-        pixels = self._pixels
-        if pixels is None:
-            raise ValueError(f"{self._name} is closed")
-        out[...] = pixels[region.y : region.bottom, region.x : region.right]
-
-    def _release(self) -> None:
-        self._pixels = None
-
 
 def is_plain_image(path: Path) -> bool:
     """Whether a file begins as a PNG, JPEG, BMP or WebP does."""
@@ -169,10 +177,7 @@ def is_plain_image(path: Path) -> bool:
 
 
 def memory_to_open(path: Path) -> int:
-    """Bytes that it takes to open a file as a plain image, by its header; 0 if it is another kind of file, or damaged.
-
-    What is larger than can be opened takes nothing: it is refused by its header.
-    """
+    """Return the bytes needed to open a plain image, by its header; 0 if it is another kind, damaged or too large."""
     try:
         kind, make = (_kind(path) if path.is_file() else None) or ("", None)
         if make is None:
@@ -194,20 +199,22 @@ def _kind(path: Path) -> tuple[str, Callable[..., ImageFile.ImageFile]] | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 where there is none that is known."""
+    """Return the EXIF orientation; 1 if missing or invalid."""
     value = image.getexif().get(_ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _decoded(image: Image.Image, path: Path, kind: str, has_alpha: bool) -> RGBImage:
-    """The pixels; an error where they are damaged, as far as the format can tell."""
+    """Decode the pixels, after checking them for damage as far as the format allows."""
     if kind == "PNG":
         _check_png(path)
     elif kind == "WebP":
         _check_webp(path, image.width * image.height)
     elif kind == "JPEG":
         data = path.read_bytes()
-        _check_jpeg(data)
+        frame = jpeg_frame(data)
+        if frame is not None and has_jpeg_hole(data, frame, b""):
+            raise ValueError("it holds a run of zeros")
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)  # unlike Pillow's decoder, it reports damage
         return pixels
@@ -215,7 +222,7 @@ def _decoded(image: Image.Image, path: Path, kind: str, has_alpha: bool) -> RGBI
 
 
 def _rgb(image: Image.Image, has_alpha: bool, name: str) -> RGBImage:
-    """The pixels, converted by strips: Pillow's own copy, of 4 bytes a px, is there meanwhile, and no third one."""
+    """Convert the pixels by strips, so that only Pillow's copy, of 4 bytes a px, exists besides."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _STRIP_PX // width)
@@ -259,13 +266,6 @@ def _pieces(file: BinaryIO, count: int) -> Iterator[bytes]:
         yield piece
 
 
-def _check_jpeg(data: bytes) -> None:
-    """Raise ValueError for a run of zeros in the scan."""
-    frame = jpeg_frame(data)
-    if frame is not None and has_jpeg_hole(data, frame, b""):
-        raise ValueError("it holds a run of zeros")
-
-
 def _check_webp(path: Path, area_px: int) -> None:
     """Raise ValueError for a run of zeros in the chunks of pixels."""
     data = path.read_bytes()
@@ -275,57 +275,3 @@ def _check_webp(path: Path, area_px: int) -> None:
         if kind in _WEBP_PIXELS and has_zero_run(data[at + 8 : at + 8 + count], area_px // 1024):
             raise ValueError("it holds a run of zeros")
         at += 8 + count + count % 2
-
-
-class MemorySlide:
-    """Slide of pixels in memory. Thread-safe.
-
-    Parameters
-    ----------
-    pixels
-        (rows, columns, 3) uint8 RGB; not copied.
-    name
-        What messages call it.
-    mpp
-        µm per px along (x, y).
-    """
-
-    def __init__(self, pixels: RGBImage, name: str, mpp: Mpp) -> None:
-        self._pixels = pixels
-        size = Size(pixels.shape[1], pixels.shape[0])
-        self.path = name
-        self.info = SlideInfo(
-            name=name,
-            reader="memory",
-            vendor="",
-            levels=(Level(size, 1.0),),
-            mpp=mpp,
-            mpp_source="stated",
-            bounds=Region(0, 0, size.width, size.height),
-            quickhash="",
-        )
-
-    def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
-        """As `Slide.read_level`; ``level`` is 0."""
-        if level != 0:
-            raise ValueError(f"an image has one level, not {level + 1}")
-        held = region.intersection(self.info.bounds)
-        result = np.empty((region.height, region.width, 3), np.uint8)
-        if held != region:
-            fill_with(result, self.info.background if fill is None else fill)
-        if not held.is_empty:
-            result[held.slices_in(region)] = self._pixels[held.slices_in(self.info.bounds)]
-        return result
-
-    def is_blank(self, level: int, region: Region) -> bool:  # noqa: ARG002
-        """Whether the region lies outside the image."""
-        return region.intersection(self.info.bounds).is_empty
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def __enter__(self) -> MemorySlide:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -76,19 +76,17 @@ _TILED_VENDORS = frozenset({"aperio", _GENERIC, "philips-tiff", "huron"})
 _MAY_PAD = frozenset({_GENERIC, "aperio", "dicom", "philips-tiff"})
 """Families whose levels may be padded to whole tiles."""
 
-_BLOCK_PX = 2048
-"""Largest piece asked for at once: 16 MB as OpenSlide's four bytes a px."""
+_BLOCK_PX = 2048  # largest piece asked for at once: 16 MB as OpenSlide's four bytes a px
 
 _MAX_TILE_PX = 2**28
 """Largest tile that OpenSlide may be asked to decode: 1 GiB. NDPI without restart markers has levels in one piece."""
 
-_GRID_PX = 512
-"""Blocks of levels between whose pixels OpenSlide interpolates; see `OpenSlideReader._blocks`."""
+_GRID_PX = 512  # blocks of levels between whose pixels OpenSlide interpolates; see `OpenSlideReader._blocks`
 
 _SIDES = ("width", "height")
+_USUAL_TILE = Size(256, 256)
 
-_EXACT_PX = 1 / 1024
-"""Cairo takes an offset of less than 1/512 px for none (it works in 1/256 px)."""
+_EXACT_PX = 1 / 1024  # Cairo takes an offset of less than 1/512 px for none (it works in 1/256 px)
 
 
 class FormatUnknownError(UnreadableSlideError):
@@ -98,21 +96,8 @@ class FormatUnknownError(UnreadableSlideError):
 class OpenSlideReader(SlideReader):
     """A slide opened with OpenSlide.
 
-    Memory: OpenSlide's cache and the fast path's (see `tile_cache.cache_bytes`), and one block per reading thread.
-
-    Parameters
-    ----------
-    path
-        The file.
-    facts
-        Its TIFF tags, where it is a TIFF.
-    stated_mpp
-        The resolution that the caller states, which replaces the slide's own.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If OpenSlide cannot open the file, or read from it.
+    Memory: the caches of OpenSlide and `DirectTiles` (see `jpeg_tiles.cache_bytes`), and one block per reading thread.
+    ``facts`` are the TIFF tags, if it is a TIFF. Raises `UnreadableSlideError` if OpenSlide cannot open or read it.
     """
 
     def __init__(self, path: Path, facts: TiffMetadata | None, stated_mpp: Stated | None) -> None:
@@ -133,7 +118,7 @@ class OpenSlideReader(SlideReader):
             if facts is not None and facts.has_alpha:
                 self._check_visible()
             if facts is not None and 0 in tables:
-                self._go_direct(path, tables, facts.premultiplied)
+                self._go_direct(path, tables, facts.kind.alpha == "premultiplied")
         except openslide.OpenSlideError as error:
             self.close()
             raise self._unreadable(error) from error
@@ -219,7 +204,7 @@ class OpenSlideReader(SlideReader):
         """Set how the levels are stored, if they may be padded."""
         count = len(self._info.levels)
         if count > 1 and self._info.vendor in _MAY_PAD:
-            self.tile_sizes = tuple(_stated_tile_size(handle, level) or Size(1, 1) for level in range(count))
+            self.tile_sizes = tuple(_tile_size(handle, level, Size(1, 1)) for level in range(count))
             known = facts is not None and len(facts.tag_factors) == count
             self.tag_factors = facts.tag_factors if facts is not None and known else (None,) * count
 
@@ -244,12 +229,11 @@ class OpenSlideReader(SlideReader):
                 raise damaged(self._name, hole, downsample, HOLE)
 
     def _blocks(self, level: int, region: Region) -> Iterator[tuple[Region, Region]]:
-        """Pieces to ask for, in px of the level, and what of each belongs to ``region``.
+        """Yield blocks to read, in px of the level, and the part of each that belongs to ``region``.
 
-        OpenSlide takes level-0 coordinates and divides by the level's downsample. Where that is a whole number, any
-        px can be asked for exactly. Where it is not, the result is shifted by up to half a level-0 px and
-        interpolated; the shift has to be a function of the place, not of the region, so blocks start on a fixed
-        grid there.
+        OpenSlide takes level-0 coordinates and divides by the level's downsample. If that is a whole number, any px can
+        be read exactly. Otherwise the result is shifted by up to half a level-0 px and interpolated; the shift must be
+        a function of the position, not of the region, so blocks start on a fixed grid.
         """
         step = _BLOCK_PX if self._downsamples[level].is_integer() else _GRID_PX
         free = step == _BLOCK_PX
@@ -303,25 +287,21 @@ class OpenSlideReader(SlideReader):
 
 
 def format_of(file: Path) -> str | None:
-    """The family of formats that OpenSlide takes a file for; None where it knows it not."""
+    """Detect the family of formats by OpenSlide; None if it is unknown."""
     try:
         return openslide.OpenSlide.detect_format(file)
     except openslide.OpenSlideError:
         return None
 
 
-def _tile_size(handle: openslide.OpenSlide, level: int) -> Size:
-    return _stated_tile_size(handle, level) or Size(256, 256)
-
-
-def _stated_tile_size(handle: openslide.OpenSlide, level: int) -> Size | None:
-    properties = handle.properties
-    width, height = (positive_number(properties.get(f"openslide.level[{level}].tile-{side}")) for side in _SIDES)
-    return Size(int(width), int(height)) if width and height else None
+def _tile_size(handle: openslide.OpenSlide, level: int, default: Size = _USUAL_TILE) -> Size:
+    stated = (handle.properties.get(f"openslide.level[{level}].tile-{side}") for side in _SIDES)
+    width, height = map(positive_number, stated)
+    return Size(int(width), int(height)) if width and height else default
 
 
 def _tables(info: SlideInfo, facts: TiffMetadata | None) -> Mapping[int, TileTable]:
-    """Level → tiles, for the levels that are plain pages of a TIFF, and where what is missing has no pixels."""
+    """Return the tiles by level, for levels that are plain TIFF pages whose missing tiles have no pixels."""
     if facts is None or info.vendor not in _TILED_VENDORS:
         return {}
     tables: dict[int, TileTable] = {}

@@ -72,13 +72,7 @@ def _properties(tiff: TiffFile, levels: Sequence[TiffPage]) -> dict[str, Any]:
 
 
 def check_pages(tiff: TiffFile, name: str) -> None:
-    """Refuse a file with so many pages, or so long a text, that the libraries would take minutes for them.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If there are too many pages, or the text is too long.
-    """
+    """Refuse a file with so many pages, or so long a text, that the libraries would take minutes for them."""
     pages = top_pages(tiff)
     check_description(name, pages[0].description or "", MAX_TAKEN_APART)
     if len(pages) >= MAX_PAGES or any(len(page.subifds or ()) > MAX_SUBIFDS for page in pages):
@@ -139,26 +133,17 @@ _warnings_lock = threading.Lock()
 class TiffSlideReader(SlideReader):
     """A slide opened with tiffslide.
 
-    The library finds the levels and says what they are; the tiles are decoded by `DirectTiles`, in the file's own
-    kinds of compression. Remote files are read one tile at a time.
-
-    Parameters
-    ----------
-    path
-        A file, or a URL that fsspec understands (https, s3, …).
-    stated_mpp
-        The resolution that the caller states, which replaces the slide's own.
-    choice
-        Which of the file's images is wanted.
+    The library finds and describes the levels; the tiles are decoded by `DirectTiles`. Remote files are read one tile
+    at a time.
 
     Raises
     ------
     OptionError
-        If ``choice`` names what the file does not have.
+        If the file does not have the image of ``choice``.
     SlideNotFoundError
-        If there is nothing under this URL.
+        If nothing exists at this URL.
     UnreadableSlideError
-        If tiffslide cannot open the file, or read from it, or its pixels are not 8-bit RGB.
+        If tiffslide cannot open or read the file, or its pixels are not 8-bit RGB.
     """
 
     def __init__(self, path: str | Path, stated_mpp: Stated | None, choice: Choice = NO_CHOICE) -> None:
@@ -177,7 +162,7 @@ class TiffSlideReader(SlideReader):
                 self._tables = self._level_tables(self._slide)
             self._check_tables()
             self._set_layout(facts)
-            self._direct = self._direct_tiles(self._file, self._tables, facts.premultiplied)
+            self._direct = self._direct_tiles(self._file, self._tables, facts.kind.alpha == "premultiplied")
             if facts.kind.alpha == "unspecified":
                 self._settle_fourth_sample()
             self._probe()
@@ -199,7 +184,6 @@ class TiffSlideReader(SlideReader):
         return facts
 
     def _set_layout(self, facts: TiffMetadata) -> None:
-        """Set how the levels are stored."""
         self.orientation = facts.orientation
         if len(facts.pages) == len(self._info.levels):
             self.tile_sizes = tuple(
@@ -225,10 +209,7 @@ class TiffSlideReader(SlideReader):
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
-        """Turn what the libraries raise into errors that name the slide.
-
-        fsspec, tifffile and zarr meet damage with nearly every kind of exception.
-        """
+        """Convert the exceptions of fsspec, tifffile and zarr, of nearly any kind, to errors that name the slide."""
         try:
             yield
         except (Wsi2IhcError, MemoryError):
@@ -272,12 +253,9 @@ class TiffSlideReader(SlideReader):
                 raise UnreadableSlideError(f"{self._name}: {reason}")
 
     def prove_pixels(self) -> None:
-        """Decode tiles all over level 0, the largest among them; to be called for a file that OpenSlide refused.
+        """Decode tiles all over level 0, the largest among them, of a file that OpenSlide refused.
 
-        Raises
-        ------
-        UnreadableSlideError
-            Where one of them is damaged.
+        Raises `UnreadableSlideError` if one of them is damaged.
         """
         table = self._tables[0]
         stored = np.flatnonzero(table.byte_counts)
@@ -300,12 +278,7 @@ class TiffSlideReader(SlideReader):
             magnification = ome.magnification
         resolution = resolve(stated_mpp, own, facts.tag_mpp, magnification)
         bounds = [properties.get(f"tiffslide.bounds-{key}") for key in ("x", "y", "width", "height")]
-        file = slide.ts_tifffile.filehandle
-
-        def read_at(offset: int, count: int) -> bytes:
-            file.seek(offset)
-            return bytes(file.read(count))
-
+        assert self._file is not None
         return SlideInfo(
             name=self._name,
             reader="tiffslide",
@@ -318,7 +291,7 @@ class TiffSlideReader(SlideReader):
             bounds=checked_bounds(bounds, levels[0].size),
             background=WHITE,
             icc_profile=profile,
-            quickhash=identity(own_hash(read_at, int(file.size)), facts),
+            quickhash=identity(own_hash(self._file.read_at, int(slide.ts_tifffile.filehandle.size)), facts),
             changed_at=changed_at(self.path),
             problems=(*resolution.problems, *profile_remarks, *remarks(levels, magnification, facts)),
             images=facts.images,
@@ -352,7 +325,7 @@ class TiffSlideReader(SlideReader):
 
 
 def name_of(path: str | Path) -> str:
-    """Base name; of a URL without its query, which may hold a key."""
+    """Return the base name, of a URL without its query, which may hold a key."""
     if isinstance(path, Path):
         return path.name
     parts = urlsplit(path)
@@ -360,7 +333,6 @@ def name_of(path: str | Path) -> str:
 
 
 def _open(file: Any, name: str) -> TiffSlide:
-    """Open a path, or a file object that goes by a name."""
     from tiffslide import TiffSlide
 
     if isinstance(file, Path):
@@ -371,7 +343,7 @@ def _open(file: Any, name: str) -> TiffSlide:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' warnings from the user: what matters is in `SlideInfo.problems`.
+    """Suppress warnings of the libraries; `SlideInfo.problems` has what matters.
 
     Python's warning filters belong to the whole process, hence the lock; reading needs no filter.
     """

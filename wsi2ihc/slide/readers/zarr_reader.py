@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 """Names of the files that hold metadata, in both formats of Zarr."""
 
-MAX_METADATA_BYTES = 16 * 2**20
-"""Largest file of metadata."""
+MAX_METADATA_BYTES = 16 * 2**20  # largest file of metadata
 
 VERSIONS = ("0.4", "0.5")
 
@@ -74,10 +73,7 @@ class Multiscale:
 def multiscale_of(attributes: Mapping[str, Any]) -> Multiscale | None:
     """Parse the image that the attributes of a group describe; None if they do not describe one.
 
-    Raises
-    ------
-    NotAnImageError
-        If they describe an unsupported image.
+    Raises `NotAnImageError` if they describe an unsupported image.
     """
     facts = attributes.get("ome", attributes)
     if not isinstance(facts, Mapping):
@@ -189,8 +185,7 @@ def size_in(axes: Sequence[str], shape: Sequence[int]) -> Size:
 
 logger = logging.getLogger(__name__)
 
-MAX_CHUNK_BYTES = 2**28
-"""Largest decoded chunk: any window that touches it needs the whole chunk."""
+MAX_CHUNK_BYTES = 2**28  # largest decoded chunk: any window that touches it needs the whole chunk
 
 _MAX_SERIES = 256
 _HASHED_PX = 512
@@ -219,7 +214,6 @@ class _ZarrImage:
         return self.multiscale.levels[0].mpp
 
     def entry(self, *, chosen: bool) -> ImageEntry:
-        """Create the entry of a listing."""
         pixels = "8-bit RGB" if self.kind.is_rgb else self.kind.problem
         return ImageEntry(self.name, self.size, self.number, None, 1, len(self.arrays), self.mpp, pixels, chosen)
 
@@ -228,15 +222,6 @@ class ZarrReader(SlideReader):
     """A slide in OME-Zarr 0.4 or 0.5.
 
     Memory bound: the chunks that a block of 2048² px touches, each at most `MAX_CHUNK_BYTES`.
-
-    Parameters
-    ----------
-    path
-        The folder, or a URL.
-    stated_mpp
-        The resolution that the caller states.
-    choice
-        The image that the caller wants.
 
     Raises
     ------
@@ -259,7 +244,9 @@ class ZarrReader(SlideReader):
         for array in image.arrays:
             self._check_array(array)
         with self._explained():
-            self._store.codecs = {array.path: _codec(array) for array in image.arrays if not array.shards}
+            self._store.codecs = {
+                array.path: (codec_of(array), math.prod(array.chunks)) for array in image.arrays if not array.shards
+            }
             self._info = self._describe(image, images, stated_mpp, choice)
         self._probe()
 
@@ -351,6 +338,7 @@ class ZarrReader(SlideReader):
         downsamples = [(full.width / size.width + full.height / size.height) / 2 for size in sizes]
         levels = checked_levels(self._name, [(size.width, size.height) for size in sizes], downsamples)
         resolution = resolve(stated, image.mpp, None)
+        files = [self._path / name for name in METADATA] if isinstance(self._path, Path) else []
         notes = (*image.multiscale.problems, image.kind.note, *remark_on_others(images, image), self._missing())
         return SlideInfo(
             name=self._name,
@@ -362,7 +350,7 @@ class ZarrReader(SlideReader):
             mpp_option=resolution.option,
             bounds=Region(0, 0, full.width, full.height),
             quickhash=fingerprint_of_choice(self._hash(), choice),
-            changed_at=self._changed_at(),
+            changed_at=next((changed_at(file) for file in files if file.is_file()), None),
             problems=(*resolution.problems, *remarks(levels, None, None), *filter(None, notes)),
             images=tuple(one.entry(chosen=one.number == image.number) for one in images),
         )
@@ -396,12 +384,7 @@ class ZarrReader(SlideReader):
             logger.debug("%s: the middle cannot be read (%s)", self._name, error)
         return f"sha256:{digest.hexdigest()}"
 
-    def _changed_at(self) -> int | None:
-        files = [self._path / name for name in METADATA] if isinstance(self._path, Path) else []
-        return next((changed_at(file) for file in files if file.is_file()), None)
-
     def _pixels(self, level: int, region: Region) -> RGBImage:
-        """Read the pixels of a region inside a level."""
         spans = {"x": slice(region.x, region.right), "y": slice(region.y, region.bottom), "c": slice(None)}
         found = np.asarray(self._arrays[level][tuple(spans.get(axis, 0) for axis in self._axes)])
         left = [axis for axis in self._axes if axis in spans]
@@ -422,14 +405,6 @@ class ZarrReader(SlideReader):
         self._arrays = ()
 
 
-def _codec(array: zarr.Array[Any]) -> tuple[str, int]:
-    """Return the compression of an array, and the bytes of a decoded chunk."""
-    try:
-        return codec_of(array), math.prod(array.chunks)
-    except ValueError as error:
-        raise NotAnImageError(str(error)) from error
-
-
 def _image(number: int, name: str, group: zarr.Group, multiscale: Multiscale) -> _ZarrImage:
     import zarr
 
@@ -446,8 +421,7 @@ def _image(number: int, name: str, group: zarr.Group, multiscale: Multiscale) ->
     return _ZarrImage(number, name, multiscale, known, multiscale_kind(multiscale, known[0].shape, str(known[0].dtype)))
 
 
-CODECS = frozenset({"blosc", "zstd", "gzip", "zlib", "lz4"})
-"""Compressions that are read, by their names in Zarr."""
+CODECS = frozenset({"blosc", "zstd", "gzip", "zlib", "lz4"})  # compressions that are read, by their names in Zarr
 
 MAX_FILE_BYTES = 2**36
 """Largest file of a chunk or shard; shards are read in parts, and chunks have smaller limits, see `check_chunk`."""
@@ -473,13 +447,6 @@ class CheckedStore(WrapperStore["Store"]):
         return copy
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """See `Store.get`.
-
-        Raises
-        ------
-        ValueError
-            If it is a damaged chunk.
-        """
         self._check_file(key)
         value = await super().get(key, prototype, byte_range)
         if value is None or byte_range is not None or key.rpartition("/")[2] in METADATA:
@@ -509,17 +476,14 @@ class CheckedStore(WrapperStore["Store"]):
 def codec_of(array: Any) -> str:
     """Return the compression of an array, "" if it has none.
 
-    Raises
-    ------
-    ValueError
-        If it is not one of `CODECS`, or there are several.
+    Raises `NotAnImageError` if it is not one of `CODECS`, or there are several.
     """
     names = []
     for codec in array.compressors:
         facts = codec.get_config() if hasattr(codec, "get_config") else codec.to_dict()
         names.append(str(facts.get("id") or facts.get("name") or "").removeprefix("numcodecs."))
     if len(names) > 1 or not set(names) <= CODECS or array.filters:
-        raise ValueError(f"its compression {', '.join(names)[:60] or 'with filters'} is not one that is read")
+        raise NotAnImageError(f"its compression {', '.join(names)[:60] or 'with filters'} is not one that is read")
     return names[0] if names else ""
 
 
