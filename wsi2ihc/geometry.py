@@ -25,6 +25,11 @@ class Size:
     def area_px(self) -> int:
         return self.width * self.height
 
+    @property
+    def frame(self) -> Region:
+        """Region of this size at the origin."""
+        return Region(0, 0, self.width, self.height)
+
     def __str__(self) -> str:
         return f"{self.width}×{self.height}"
 
@@ -90,10 +95,7 @@ class Region:
         """Return row and column slices of this region in an array of ``frame``, which must contain it."""
         if not frame.contains(self):
             raise ValueError(f"{self} does not lie in {frame}")
-        return (
-            slice(self.y - frame.y, self.bottom - frame.y),
-            slice(self.x - frame.x, self.right - frame.x),
-        )
+        return (slice(self.y - frame.y, self.bottom - frame.y), slice(self.x - frame.x, self.right - frame.x))
 
     def __str__(self) -> str:
         return f"{self.width}×{self.height} at ({self.x}, {self.y})"

@@ -61,7 +61,7 @@ class SlideLayout:
 
     @property
     def frame(self) -> Region:
-        return Region(0, 0, self.size.width, self.size.height)
+        return self.size.frame
 
     def at(self, coarse: FloatImage, points: Floats) -> npt.NDArray[np.float32]:
         """Sample a coarse map at (N, 2) points of the slide, nearest neighbor: (N,) float32."""

@@ -156,7 +156,7 @@ class FusedResnet(nn.Module):
         return _STRIDE * side + 2 * self.halo_px
 
     def working_bytes(self, height: int, width: int) -> int:
-        """Memory beyond the weights for a window of this size; by the layers' sizes, and true to 15 % when measured."""
+        """Estimate the memory beyond the weights for a window of this size; within 15 % of measurements."""
         four_rows = 4 * width * self.stem.out_channels * self.dtype.itemsize
         if not self.by_strips:
             return 3 * four_rows * height // 4

@@ -108,8 +108,8 @@ def recognize(shapes: Shapes, source: str) -> dict[str, Any]:
         outputs = shapes.get("model.model.3.weight", (0, 3))[1]
     else:
         last = [shape[0] for name, shape in shapes.items() if _LAYER.fullmatch(name) and shape[2:] == (7, 7)]
-        outputs = last[-1] if len(last) > 1 else 3
-    if outputs != 3:  # or unknown, which the later comparison of names reports
+        outputs = last[-1] if len(last) > 1 else 3  # if unknown, the later comparison of names reports more
+    if outputs != 3:
         raise ModelError(
             f"{source} holds a generator that makes images of {pluralize(outputs, 'channel')} instead of 3 (RGB)"
         )
@@ -228,8 +228,6 @@ def import_checkpoint(
         µm per px of the training images.
     stain
         Virtual stain, as in "HER2"; "IHC" if empty.
-    license
-        License of the weights, if known.
     key
         Generator to import from a file with several, as in "netG_A".
 

@@ -136,13 +136,7 @@ class TorchTranslator:
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        device: str | torch.device,
-        precision: Precision,
-        *,
-        exact: bool,
-        name: str = "",
+        self, module: nn.Module, device: str | torch.device, precision: Precision, *, exact: bool, name: str = ""
     ) -> None:
         field = dependency(module)
         if exact and not field.is_local:

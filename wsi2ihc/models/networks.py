@@ -64,24 +64,11 @@ class ResnetGenerator(nn.Module):
 
     Maps (N, 3, H, W) in [-1, 1], with H and W multiples of 4, to the same shape in [-1, 1].
 
-    Parameters
-    ----------
-    blocks
-        Residual blocks: 9 in the published models for at least 256 px, 6 below.
-    width
-        Channels after the stem (64 in all published models).
-    norm
-        "batch" (after convolutions without bias) or "instance" (without affine parameters, after those with bias).
-    dropout
-        Whether each block has a dropout of 0.5.
-    upsampling
-        "transposed": transposed 3×3 convolutions of stride 2, as published; "bilinear": bilinear ×2, then a 3×3
-        convolution, which reduces checkerboard artifacts (Odena et al. 2016) but requires training. (Nearest ×2 leaves
-        more of them: variation within 32 px is aliased to the period of 2 px.)
-    padding
-        Padding in the blocks: "reflect", as published, or "zero".
-    antialiasing
-        Resample by filters, as CUT and ASP do, instead of strides (only with "transposed").
+    The parameters are those of `GeneratorSpec`. Published models have 9 ``blocks`` for at least 256 px and 6 below,
+    a ``width`` of 64, and "transposed" ``upsampling`` (3×3 convolutions of stride 2). "bilinear" (×2, then a 3×3
+    convolution) reduces checkerboard artifacts (Odena et al. 2016) but requires training. Nearest ×2 leaves more of
+    them: variation within 32 px is aliased to the period of 2 px. With ``norm`` "batch", convolutions have no bias;
+    "instance" has no affine parameters. ``antialiasing`` is possible only with "transposed".
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Create the OME-XML of the output."""
+"""Create the OME-XML of the output, without ome-types, whose import takes 0.5 s (measured)."""
 
 from __future__ import annotations
 

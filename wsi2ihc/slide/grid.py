@@ -56,7 +56,7 @@ class WorkingGrid:
         """Return the working px that overlap a region in level-0 px; empty if it lies outside the grid."""
         x, right = _outward(region.x, region.right, self.level0_origin[0], 1 / self.downsample[0])
         y, bottom = _outward(region.y, region.bottom, self.level0_origin[1], 1 / self.downsample[1])
-        return Region(x, y, right - x, bottom - y).intersection(Region(0, 0, self.size.width, self.size.height))
+        return Region(x, y, right - x, bottom - y).intersection(self.size.frame)
 
 
 def _outward(start: int, stop: int, origin: float, scale: float) -> tuple[int, int]:
@@ -197,7 +197,7 @@ def read_overview(slide: Slide, grid: WorkingGrid, fill: RGB | None = None, *, w
     the result: 66 MB per worker, however large the level. What the file does not hold is skipped without reading.
     """
     fill = slide.info.background if fill is None else fill
-    whole = Region(0, 0, grid.size.width, grid.size.height)
+    whole = grid.size.frame
     pixels = np.empty((whole.height, whole.width, 3), np.uint8)
     count = min(4, os.cpu_count() or 1) if workers is None else workers
 

@@ -172,10 +172,7 @@ def factor_range(full: Size, level: Size, tile: Size) -> tuple[float, float] | N
     A side of ``stored`` px, a multiple of the tile's, holds more than ``stored - tile`` and at most ``stored`` px.
     """
     low, high = 1.0, math.inf
-    for large, stored, side in (
-        (full.width, level.width, tile.width),
-        (full.height, level.height, tile.height),
-    ):
+    for large, stored, side in ((full.width, level.width, tile.width), (full.height, level.height, tile.height)):
         if stored % side:
             # Not padded on this side, so the exact quotient.
             first, last = large / (stored + 1), large / max(stored - 1, 0.5)
@@ -270,7 +267,7 @@ def _decided(
 
 
 def _held(full: Size, stored: Size, factor: float) -> Size:
-    """Size of the part of a level that is not padding."""
+    """Return the size of the part of a level that is not padding."""
     return Size(
         min(stored.width, max(1, math.ceil(full.width / factor - 1e-6))),
         min(stored.height, max(1, math.ceil(full.height / factor - 1e-6))),
@@ -329,7 +326,7 @@ class TiffImage:
 
 
 def size_of(page: TiffPage) -> Size:
-    """Size of a page in px."""
+    """Return the size of a page in px."""
     return Size(int(page.imagewidth), int(page.imagelength))
 
 
@@ -365,12 +362,7 @@ def sub_pages(tiff: TiffFile, page: TiffPage) -> Iterator[TiffPage]:
 
 
 def images_of(
-    tiff: TiffFile,
-    pages: Sequence[TiffPage],
-    ome: OmeXml | None,
-    tag_mpp: Sequence[Mpp | None],
-    *,
-    pads: bool,
+    tiff: TiffFile, pages: Sequence[TiffPage], ome: OmeXml | None, tag_mpp: Sequence[Mpp | None], *, pads: bool
 ) -> list[TiffImage]:
     """Group the pages of a file into images, in the order of their numbers.
 

@@ -190,13 +190,7 @@ def unit_um(unit: str) -> float | None:
     """Return a unit in µm; None if it is not a length, or unknown."""
     text = unit.strip()
     # ImageJ's escapes, the Greek letter, and UTF-8 decoded as Latin-1
-    for escape in (
-        "\\u00B5",
-        "\\u00b5",
-        "\u03bc",
-        "Âµ",
-        "Î¼",
-    ):
+    for escape in ("\\u00B5", "\\u00b5", "\u03bc", "Âµ", "Î¼"):
         text = text.replace(escape, "µ")
     text = text.replace("\u212b", "Å").replace("A\u030a", "Å").replace("\\u00C5", "Å").replace("\\u00c5", "Å")
     return UNITS_UM.get(_WORDS.get(text.lower(), text))

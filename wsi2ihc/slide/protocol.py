@@ -219,19 +219,10 @@ def composited(image: Image.Image, fill: RGB) -> RGBImage:
 _RGB, _PALETTE, _YCBCR = 2, 3, 6
 
 _PHOTOMETRIC = {
-    0: "gray levels (MinIsWhite)",
-    1: "gray levels (MinIsBlack)",
-    4: "a transparency mask",
-    5: "inks (CMYK)",
-    8: "CIE L*a*b*",
-    9: "ICC L*a*b*",
-    10: "ITU L*a*b*",
-    32803: "a color filter array",
-    32844: "LogL",
-    32845: "LogLuv",
-    34892: "linear raw samples",
-    51177: "a depth map",
-}
+    0: "gray levels (MinIsWhite)", 1: "gray levels (MinIsBlack)", 4: "a transparency mask", 5: "inks (CMYK)",
+    8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "a color filter array", 32844: "LogL", 32845: "LogLuv",
+    34892: "linear raw samples", 51177: "a depth map",
+}  # fmt: skip
 """PhotometricInterpretation (TIFF tag 262) that is not RGB."""
 
 _SAMPLE_FORMAT = {2: "signed integers", 3: "floating-point numbers", 5: "complex integers", 6: "complex numbers"}

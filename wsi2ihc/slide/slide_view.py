@@ -129,12 +129,12 @@ def _at_contrast(slide: Slide, count: int, rng: np.random.Generator) -> list[tup
 
 
 def _corner(middle: float, side_px: int) -> float:
-    """Start of a window around ``middle`` (relative to the side), relative to the range of possible starts."""
+    """Return the start of a window around ``middle`` (of the side), as a fraction of the possible starts."""
     return float(np.clip((middle * side_px - WINDOW_PX / 2) / max(1, side_px - WINDOW_PX), 0, 1))
 
 
 def _differences(slide: Slide, region: Region) -> list[float]:
-    """Difference of each lower level from level 0 in a region; NaN if unknown."""
+    """Return the difference of each lower level from level 0 in a region; NaN if unknown."""
     levels = slide.info.levels
     unknown = [math.nan] * (len(levels) - 1)
     try:
@@ -168,7 +168,7 @@ def _difference(slide: Slide, number: int, region: Region, pixels: RGBImage) -> 
 
 
 def _on_level(region: Region, level: Level) -> Region:
-    """Region of a level that covers a region of level 0."""
+    """Return the region of a level that covers a region of level 0."""
     x, y = (math.floor(start / level.downsample) for start in (region.x, region.y))
     right, bottom = (math.ceil(stop / level.downsample) for stop in (region.right, region.bottom))
     return Region(x, y, right - x, bottom - y)
@@ -197,7 +197,7 @@ _FLIPS = {2: "x", 3: "xy", 4: "y", 6: "x", 7: "xy", 8: "y"}
 class SlideView(SlideWrapper):
     """An open slide, turned upright by its TIFF tag 274 and cropped to ``levels``, those with their true factors.
 
-    Closed with the slide; thread-safe, like the slide.
+    Closing it closes the slide. Thread-safe, like the slide.
     """
 
     def __init__(self, slide: SlideReader, levels: tuple[Level, ...], orientation: int) -> None:
@@ -209,9 +209,8 @@ class SlideView(SlideWrapper):
     def read_level(self, level: int, region: Region, fill: RGB | None = None) -> RGBImage:
         if not 0 <= level < len(self._stored):
             raise IndexError(f"{self._info.name} has levels 0 to {len(self._stored) - 1}, not {level}")
-        size = self._stored[level].size
         stored = self._to_stored(level, region)
-        inside = stored.intersection(Region(0, 0, size.width, size.height))
+        inside = stored.intersection(self._stored[level].size.frame)
         if inside == stored:
             return self._upright(self._slide.read_level(level, stored, fill))
         pixels = np.empty((stored.height, stored.width, 3), np.uint8)
@@ -221,10 +220,7 @@ class SlideView(SlideWrapper):
         return self._upright(pixels)
 
     def is_blank(self, level: int, region: Region) -> bool:
-        size = self._stored[level].size
-        return self._slide.is_blank(
-            level, self._to_stored(level, region).intersection(Region(0, 0, size.width, size.height))
-        )
+        return self._slide.is_blank(level, self._to_stored(level, region).intersection(self._stored[level].size.frame))
 
     def _to_stored(self, level: int, region: Region) -> Region:
         size = self._info.levels[level].size
@@ -242,9 +238,9 @@ class SlideView(SlideWrapper):
         return np.ascontiguousarray(pixels)
 
     def _described(self, info: SlideInfo, orientation: int) -> SlideInfo:
-        shown = tuple(Level(self._turn(level.size), level.downsample) for level in self._stored)
-        mpp, bounds = info.mpp, info.bounds
+        shown, mpp, bounds = self._stored, info.mpp, info.bounds
         if self._turned:
+            shown = tuple(Level(Size(one.size.height, one.size.width), one.downsample) for one in self._stored)
             bounds = Region(bounds.y, bounds.x, bounds.height, bounds.width)
             if mpp is not None and info.mpp_source != "stated":
                 mpp = mpp[1], mpp[0]
@@ -259,9 +255,6 @@ class SlideView(SlideWrapper):
             info, levels=shown, mpp=mpp, bounds=bounds, problems=(*info.problems, *self._remarks(info, orientation))
         )
 
-    def _turn(self, size: Size) -> Size:
-        return Size(size.height, size.width) if self._turned else size
-
     def _remarks(self, info: SlideInfo, orientation: int) -> list[str]:
         notes = []
         if orientation != 1:
@@ -269,12 +262,8 @@ class SlideView(SlideWrapper):
                 f"Its orientation tag ({orientation}) is applied, so that it is upright; positions and masks refer to "
                 "the upright slide, and programs that ignore the tag show it turned or mirrored."
             )
-        padded = [
-            number
-            for number, (kept, stored) in enumerate(zip(self._stored, info.levels, strict=False))
-            if kept.downsample != stored.downsample
-        ]
-        if padded:
+        levels = zip(self._stored, info.levels, strict=False)
+        if any(kept.downsample != stored.downsample for kept, stored in levels):
             notes.append(
                 f"Its levels are padded to whole tiles; the true factors are "
                 f"{', '.join(f'{level.downsample:g}' for level in self._stored)}, and the padding is left out."
@@ -324,7 +313,7 @@ class _Comparison:
         return float(ours @ theirs) / norm if norm > 0 else 0.0
 
     def _inside(self, level: int, times: float) -> list[tuple[Region, RGBImage]] | None:
-        """Patches with the most contrast inside the slide at this factor; None if the padding has contrast."""
+        """Return patches with the most contrast inside the slide at this factor; None if the padding has contrast."""
         finer = self._slide.info.levels[level - 1].size
         width, height = finer.width / times + 1, finer.height / times + 1
         found: list[tuple[Region, RGBImage]] = []
@@ -336,7 +325,7 @@ class _Comparison:
         return found[:_PATCHES]
 
     def _contrasts(self, level: int) -> list[tuple[float, Region, RGBImage]]:
-        """Patches of a level with enough contrast, the highest first."""
+        """List patches of a level with enough contrast, the highest first."""
         if level not in self._places:
             size = self._slide.info.levels[level].size
             side = max(8, min(_PATCH_PX, size.width // 4, size.height // 4))
@@ -359,7 +348,7 @@ class _Comparison:
 
 
 def _lattice(size: Size, side: int) -> list[Region]:
-    """Patches spread over a level; they cover all of a small one."""
+    """List patches spread over a level; they cover all of a small one."""
     steps_x = min(12, max(1, size.width // side))
     steps_y = min(12, max(1, size.height // side))
     return [

@@ -113,18 +113,18 @@ class TileTable:
 
     @property
     def missing(self) -> int:
-        """How many segments the file does not hold."""
+        """Number of segments that the file does not hold."""
         return int(self.byte_counts.size - np.count_nonzero(self.byte_counts))
 
     def tile_range(self, region: Region) -> tuple[range, range]:
-        """Rows and columns of the segments that ``region`` (px of this page, inside it) touches."""
+        """Return rows and columns of the segments that ``region`` (px of this page, inside it) touches."""
         return (
             range(region.y // self.tile.height, -(-region.bottom // self.tile.height)),
             range(region.x // self.tile.width, -(-region.right // self.tile.width)),
         )
 
     def tile_region(self, row: int, column: int) -> Region:
-        """Where the segment lies, in px of this page, padding left out."""
+        """Return the position of a segment in px of this page, without padding."""
         x, y = column * self.tile.width, row * self.tile.height
         return Region(x, y, min(self.tile.width, self.size.width - x), min(self.tile.height, self.size.height - y))
 
@@ -141,7 +141,7 @@ class TileTable:
 
     def is_blank(self, region: Region) -> bool:
         """Whether every segment that ``region`` (px of this page) touches is missing; true outside the page."""
-        region = region.intersection(Region(0, 0, self.size.width, self.size.height))
+        region = region.intersection(self.size.frame)
         if region.is_empty:
             return True
         rows, columns = self.tile_range(region)

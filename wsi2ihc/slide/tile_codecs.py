@@ -158,23 +158,10 @@ _MAX_IMAGE_PX = 4096 * 4096
 _NO_PREDICTOR, _HORIZONTAL = 1, 2
 
 COMPRESSIONS = {
-    1: "none",
-    5: "LZW",
-    JPEG: "JPEG",
-    8: "deflate",
-    32773: "PackBits",
-    32946: "deflate",
-    _JPEG_2000_YCBCR: "JPEG 2000",
-    33005: "JPEG 2000",
-    34712: "JPEG 2000",
-    34925: "LZMA",
-    34926: "Zstandard",
-    34927: "WebP",
-    50000: "Zstandard",
-    50001: "WebP",
-    50002: "JPEG XL",
-    52546: "JPEG XL",
-}
+    1: "none", 5: "LZW", JPEG: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate",
+    _JPEG_2000_YCBCR: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34925: "LZMA", 34926: "Zstandard",
+    34927: "WebP", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
 """TIFF tag 259 → name, for all that is decoded here."""
 
 _BYTE_CODECS: dict[str, Callable[..., Any]] = {
@@ -202,7 +189,7 @@ def check_count(table: TileTable, count: int) -> None:
 
 
 def unreadable_kind(table: TileTable) -> str | None:
-    """Why the tiles of a page cannot be decoded here, as the end of a sentence with what to do; None if they can."""
+    """Return why the tiles of a page cannot be decoded here, and what to do; None if they can."""
     if table.tile.area_px * table.samples > MAX_SEGMENT_BYTES:
         return (
             f"it is stored in pieces of {table.tile} px, each of which would have to be decoded as a whole; "
@@ -231,7 +218,7 @@ def _compression_name(number: int) -> str:
 
 
 def tile_decoder(table: TileTable) -> Decode | None:
-    """How to decode the tiles or strips of a page; None for kinds that are not decoded here."""
+    """Return the decoder of the tiles or strips of a page; None for kinds that are not decoded here."""
     kind = COMPRESSIONS.get(table.compression)
     if kind is None or not table.plain or table.tile.area_px * table.samples > MAX_SEGMENT_BYTES:
         return None

@@ -85,8 +85,7 @@ class SlideReader(ABC):
         if not 0 <= level < len(self._info.levels):
             raise IndexError(f"{self._name} has levels 0 to {len(self._info.levels) - 1}, not {level}")
         fill = self._info.background if fill is None else fill
-        size = self._info.levels[level].size
-        inside = region.intersection(Region(0, 0, size.width, size.height))
+        inside = region.intersection(self._info.levels[level].size.frame)
         pixels = np.empty((region.height, region.width, 3), np.uint8)
         if inside.is_empty or self.is_blank(level, inside):
             fill_with(pixels, fill)
@@ -200,7 +199,7 @@ class SlideReader(ABC):
         """Return up to 25 places spread over the smallest level: the level and a region of it."""
         level = len(self._info.levels) - 1
         size = self._info.levels[level].size
-        side, whole = _SAMPLE_PX, Region(0, 0, size.width, size.height)
+        side, whole = _SAMPLE_PX, size.frame
         if size.width <= 5 * side and size.height <= 5 * side:
             return [(level, whole)]
         xs = {round(share * max(0, size.width - side) / 4) for share in range(5)}
@@ -279,7 +278,7 @@ def true_downsample(full: Size, level: Size, reported: float) -> float:
 
 def checked_bounds(values: Sequence[Any], size: Size) -> Region:
     """Parse the scanned area (x, y, width, height), texts or None; the whole slide if they are invalid."""
-    whole = Region(0, 0, size.width, size.height)
+    whole = size.frame
     try:
         x, y, width, height = (int(value) for value in values)
     except (TypeError, ValueError):

@@ -9,7 +9,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -229,33 +228,26 @@ def check_frames(file: Path) -> tuple[Jpeg2000Frames, ...]:
     Returns the JPEG 2000 frames of these files, which are to be checked before they are read. Raises
     `UnreadableSlideError` if the offsets of a table do not increase, or compressed pixels are not found.
     """
-    found = _checked(file, None)
-    if not found.series:
+    series, frames = _checked(file, None)
+    if not series:
         return ()
-    others = [_checked(other, found.series) for other in sorted(file.parent.iterdir()) if other != file]
-    return tuple(one.frames for one in (found, *others) if one.frames is not None)
+    others = (_checked(other, series)[1] for other in sorted(file.parent.iterdir()) if other != file)
+    return tuple(one for one in (frames, *others) if one is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    """Series of a file, "" if it is not DICOM or of another series; and its frames, if they are JPEG 2000."""
-
-    series: str = ""
-    frames: Jpeg2000Frames | None = None
-
-
-def _checked(file: Path, only: str | None) -> _Checked:
+def _checked(file: Path, only: str | None) -> tuple[str, Jpeg2000Frames | None]:
+    """Return the series of a file, "" if it is not DICOM or of another series; and its frames if JPEG 2000."""
     try:
         if not file.is_file():
-            return _Checked()
+            return "", None
         with _mapped(file) as content:
             found = find_elements(content, _WANTED)
             series = text_of(content, found.get(SERIES_UID))
             if only not in (None, series):
-                return _Checked()
+                return "", None
             syntax = text_of(content, found.get(TRANSFER_SYNTAX))
             if not syntax.startswith(_ENCAPSULATED):
-                return _Checked(series)
+                return series, None
             pixels = found.get(PIXELS)
             if pixels is None or content[pixels.start : pixels.start + 4] != _ITEM:
                 raise UnreadableSlideError(
@@ -263,7 +255,7 @@ def _checked(file: Path, only: str | None) -> _Checked:
                 )
             offsets = _offsets(file.name, content, pixels.start, found.get(_EXTENDED_OFFSETS))
             if syntax not in _JPEG_2000:
-                return _Checked(series)
+                return series, None
             sides = {tag: int.from_bytes(content[found[tag]][:4], "little") for tag in _SIDES if tag in found}
             size, tile = (
                 Size(sides[width], sides[height]) if sides.get(width) and sides.get(height) else None
@@ -279,11 +271,11 @@ def _checked(file: Path, only: str | None) -> _Checked:
                 pixels.start,
                 offsets,
             )
-            return _Checked(series, frames)
+            return series, frames
     except UnreadableSlideError:
         raise
     except (OSError, ValueError):  # OpenSlide reports what is wrong
-        return _Checked()
+        return "", None
 
 
 def _offsets(name: str, content: mmap.mmap, table: int, extended: slice | None) -> npt.NDArray[np.int64]:

@@ -77,7 +77,7 @@ class MemorySlide(_DecodedSlide):
             levels=(Level(size, 1.0),),
             mpp=mpp,
             mpp_source="stated",
-            bounds=Region(0, 0, size.width, size.height),
+            bounds=size.frame,
             quickhash="",
         )
 

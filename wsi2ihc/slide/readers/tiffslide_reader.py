@@ -151,12 +151,12 @@ class TiffSlideReader(SlideReader):
         self._slide: TiffSlide | None = None
         self._file: LocalFile | RemoteFile | None = None
         try:
-            with self._explained("open"):
+            with self._explained():
                 self._file = LocalFile(path) if isinstance(path, Path) else RemoteFile(self._name, path)
                 check_tags(self._name, self._file.read_at)
-            with _quiet(), self._explained("open"):
+            with _quiet(), self._explained():
                 self._slide = _open(path if isinstance(self._file, LocalFile) else self._file.handle, self._name)
-                self._facts = facts = self._select(self._slide, choice)
+                facts = self._select(self._slide, choice)
                 self._check_pixels(facts)
                 self._info = self._describe(self._slide, facts, stated_mpp)
                 self._tables = self._level_tables(self._slide)
@@ -208,29 +208,28 @@ class TiffSlideReader(SlideReader):
         self._info = dataclasses.replace(self._info, problems=(*self._info.problems, note))
 
     @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         """Convert the exceptions of fsspec, tifffile and zarr, of nearly any kind, to errors that name the slide."""
         try:
             yield
         except (Wsi2IhcError, MemoryError):
             raise
         except Exception as error:
-            raise self._explanation(error, doing) from error
-
-    def _explanation(self, error: Exception, doing: str) -> Exception:
-        if did_not_respond(error):
-            return UnreadableSlideError(f"{self._name}: {SILENT}; try again later, or copy the slide to a local disk")
-        if isinstance(error, FileNotFoundError):
-            return SlideNotFoundError(f"{self._name}: there is no slide under this address")
-        if isinstance(error, ImportError):
-            return UnreadableSlideError(
-                f"{self._name}: this kind of address needs another package ({self._reason(error)}); "
-                'install the extra "remote", or copy the slide to a local disk'
-            )
-        return UnreadableSlideError(
-            f"{self._name}: tiffslide cannot {doing} it ({self._reason(error)}); copy it again from its source, "
-            "or convert it to a tiled, pyramidal TIFF"
-        )
+            if did_not_respond(error):
+                problem = f"{SILENT}; try again later, or copy the slide to a local disk"
+            elif isinstance(error, FileNotFoundError):
+                raise SlideNotFoundError(f"{self._name}: there is no slide under this address") from error
+            elif isinstance(error, ImportError):
+                problem = (
+                    f"this kind of address needs another package ({self._reason(error)}); install the extra "
+                    '"remote", or copy the slide to a local disk'
+                )
+            else:
+                problem = (
+                    f"tiffslide cannot open it ({self._reason(error)}); copy it again from its source, or convert it "
+                    "to a tiled, pyramidal TIFF"
+                )
+            raise UnreadableSlideError(f"{self._name}: {problem}") from error
 
     def _check_pixels(self, facts: TiffMetadata) -> None:
         table = facts.tables[0] if facts.tables and facts.tables[0].size == facts.level_sizes[0] else None
@@ -298,7 +297,7 @@ class TiffSlideReader(SlideReader):
         )
 
     def _level_tables(self, slide: TiffSlide) -> dict[int, TileTable]:
-        """Level → segments, for each level that has a place for every part of its size."""
+        """Return the segments by level, for levels that have one for every part of their size."""
         if "tiffslide.series-composition" in slide.properties:
             raise UnreadableSlideError(
                 f"{self._name}: it is put together from several areas, which only OpenSlide reads, and only on a "

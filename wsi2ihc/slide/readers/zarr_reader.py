@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import imagecodecs
 import numpy as np
-from zarr.storage import LocalStore, WrapperStore
+import zarr
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from ...errors import OptionError, SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from ...geometry import RGB, Region, RGBImage, Size
@@ -27,10 +28,9 @@ from ..image_choice import Choice, remark_on_others, the_slide
 from ..jpeg_tiles import damaged
 from ..metadata import Mpp, Stated, positive_number, resolve, unit_um
 from ..protocol import ImageEntry, PixelKind, SlideInfo
-from .base import SlideReader, changed_at, checked_levels, fingerprint_of_choice, remarks
+from .base import SlideReader, both, changed_at, checked_levels, fingerprint_of_choice, remarks
 
 if TYPE_CHECKING:
-    import zarr
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
@@ -39,13 +39,10 @@ METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 MAX_METADATA_BYTES = 16 * 2**20  # largest file of metadata
 
-VERSIONS = ("0.4", "0.5")
-
-_AXES = frozenset("tczyx")
-
-_RGB_COLORS = ("FF0000", "00FF00", "0000FF")
-
 MAX_LEVELS = 64
+VERSIONS = ("0.4", "0.5")
+_AXES = frozenset("tczyx")
+_RGB_COLORS = ("FF0000", "00FF00", "0000FF")
 
 
 class NotAnImageError(ValueError):
@@ -127,13 +124,11 @@ def _levels(
         if any(part in ("", ".", "..") or "\\" in part for part in parts):
             raise NotAnImageError("it names a level that lies outside of it")
         own = _scale(dataset.get("coordinateTransformations"), len(axes))
-        sides = [
-            None if scales_um[name] is None else own[at] * common[at] * (scales_um[name] or 0)
-            for name in "xy"
-            for at in (axes.index(name),)
-        ]
-        known = sides[0] is not None and sides[1] is not None and own[axes.index("x")] > 0
-        levels.append(ZarrLevel(str(path), (sides[0], sides[1]) if known else None))  # type: ignore[arg-type]
+        sides = (
+            None if scale is None else own[axes.index(name)] * common[axes.index(name)] * scale
+            for name, scale in scales_um.items()
+        )
+        levels.append(ZarrLevel(str(path), both(*sides)))
     return tuple(levels), tuple(problems)
 
 
@@ -191,12 +186,10 @@ _MAX_SERIES = 256
 _HASHED_PX = 512
 _BLOCK_PX = 2048
 
-_T = TypeVar("_T")
-
 
 @dataclass(frozen=True, slots=True)
 class _ZarrImage:
-    """An image in the file (a `Candidate`)."""
+    """An image in the file (a `CandidateImage`)."""
 
     number: int
     name: str
@@ -235,7 +228,6 @@ class ZarrReader(SlideReader):
 
     def __init__(self, path: str | Path, stated_mpp: Stated | None, choice: Choice, name: str) -> None:
         super().__init__(path, name)
-        self._check_metadata(path)
         with self._explained():
             images = self._images(str(path))
         image = self._chosen(images, choice)
@@ -267,19 +259,8 @@ class ZarrReader(SlideReader):
                 "source"
             ) from error
 
-    def _check_metadata(self, path: str | Path) -> None:
-        for file in (path / name for name in METADATA) if isinstance(path, Path) else ():
-            if file.is_file() and file.stat().st_size > MAX_METADATA_BYTES:
-                raise UnreadableSlideError(
-                    f"{self._name}: {file.name} has {file.stat().st_size:,} bytes, more than any slide's; "
-                    "the OME-Zarr is damaged: copy it again from its source"
-                )
-
     def _images(self, address: str) -> list[_ZarrImage]:
         """Return the image of the group, or those of its numbered groups, as bioformats2raw arranges them."""
-        import zarr
-        from zarr.storage import FsspecStore, LocalStore
-
         local = isinstance(self._path, Path)
         self._store = CheckedStore(
             LocalStore(address, read_only=True) if local else FsspecStore.from_url(address, read_only=True)
@@ -348,7 +329,7 @@ class ZarrReader(SlideReader):
             mpp=resolution.mpp,
             mpp_source=resolution.source,
             mpp_option=resolution.option,
-            bounds=Region(0, 0, full.width, full.height),
+            bounds=full.frame,
             quickhash=fingerprint_of_choice(self._hash(), choice),
             changed_at=next((changed_at(file) for file in files if file.is_file()), None),
             problems=(*resolution.problems, *remarks(levels, None, None), *filter(None, notes)),
@@ -377,7 +358,7 @@ class ZarrReader(SlideReader):
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
         size = size_in(self._axes, self._arrays[-1].shape)
         x, y = (max(0, (side - _HASHED_PX) // 2) for side in (size.width, size.height))
-        middle = Region(x, y, _HASHED_PX, _HASHED_PX).intersection(Region(0, 0, size.width, size.height))
+        middle = Region(x, y, _HASHED_PX, _HASHED_PX).intersection(size.frame)
         try:
             digest.update(self._pixels(len(self._arrays) - 1, middle).tobytes())
         except Exception as error:  # of any kind: damage here must not prevent opening the slide
@@ -406,8 +387,6 @@ class ZarrReader(SlideReader):
 
 
 def _image(number: int, name: str, group: zarr.Group, multiscale: Multiscale) -> _ZarrImage:
-    import zarr
-
     arrays = [group[level.path] for level in multiscale.levels]
     if not all(isinstance(array, zarr.Array) for array in arrays):
         raise NotAnImageError("one of its levels is not an array")
@@ -509,7 +488,7 @@ def check_chunk(codec: str, data: bytes, chunk_bytes: int) -> None:
 
 
 def _zstd_size(data: bytes, chunk_bytes: int) -> int | None:
-    """Size that the first frame states (RFC 8878, 3.1.1.1); None if it is not a frame of this size.
+    """Return the size that the first frame states (RFC 8878, 3.1.1.1); None if it is not a frame of this size.
 
     Streaming writers do not state it; such a frame is decoded into the space of a chunk.
     """
