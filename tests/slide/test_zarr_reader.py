@@ -299,6 +299,13 @@ def test_a_level_without_pixels_is_refused(tmp_path: Path) -> None:
     assert "no pixels" in refused(path)
 
 
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json"])
+def test_huge_metadata_are_refused_without_reading_them(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "a.zarr", version="0.5", axes="cyx")
+    os.truncate(path / name, 2**30)
+    assert "zarr.json has 1,073,741,824 bytes, more than any slide's" in refused(path)
+
+
 @pytest.mark.timeout(30)
 @pytest.mark.skipif(os.name != "posix", reason="no such files")
 @pytest.mark.parametrize("kind", ["pipe", "device"])
