@@ -48,7 +48,7 @@ LINES = {
 
 HOMES = {
     r"\bos\.replace\(|\bos\.rename\(": {"wsi2ihc/storage.py"},
-    r"\bflock\(": {"wsi2ihc/storage.py"},
+    r"\b(flock|lock_descriptor)\(": {"wsi2ihc/storage.py"},
     r"\bcsv\.(reader|DictReader)\(": {"wsi2ihc/tables.py"},
 }
 """Calls, and the only modules that may make them."""

@@ -208,7 +208,12 @@ def try_lock(file: int | TextIO, *, shared: bool = False) -> bool | None:
     if sys.platform == "win32":
         return True
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        if not shared:
+            from filelock import lock_descriptor  # takes 50 ms to import
+
+            return lock_descriptor(file if isinstance(file, int) else file.fileno(), blocking=False)
+        # filelock's shared locks are SQLite databases, not locks of an existing file
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
