@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import cv2
 import numpy as np
 import numpy.typing as npt
+from skimage import feature  # loads its modules on first use
 
 from wsi2ihc.geometry import RGBImage
 
@@ -25,13 +25,8 @@ from ..pairs.quality import sharpness
 GRAY_LEVELS = 64
 """Gray levels of the co-occurrence matrix."""
 
-OFFSETS = ((0, 1), (1, 1), (1, 0), (1, -1))
-"""Offsets (rows, columns) of neighbors at distance 1 and 0°, 45°, 90° and 135°."""
-
-_CONSTANT = 1e-15
-"""Standard deviation of levels below which the correlation is set to 1, as in scikit-image."""
-
-Matrix = npt.NDArray[np.float64]
+ANGLES = (0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
+"""Directions of the neighbors at distance 1."""
 
 
 class Texture(NamedTuple):
@@ -58,43 +53,8 @@ class Texture(NamedTuple):
 def texture(luminance: npt.NDArray[np.uint8]) -> Texture:
     """Compute the texture features of an image (rows, columns) uint8 of at least 2 x 2 px."""
     levels = np.asarray(luminance // (256 // GRAY_LEVELS), np.uint8)
-    by_direction = [_features(_co_occurrence(levels, *offset)) for offset in OFFSETS]
-    return Texture(*(float(np.mean(values)) for values in zip(*by_direction, strict=True)))
-
-
-def _co_occurrence(levels: npt.NDArray[np.uint8], down: int, across: int) -> Matrix:
-    """Return the symmetric, normalized co-occurrence matrix for an offset."""
-    rows, columns = levels.shape
-    one = levels[: rows - down, max(0, -across) : columns - max(0, across)]
-    other = levels[down:, max(0, across) : columns - max(0, -across)]
-    counts = cv2.calcHist(
-        [np.ascontiguousarray(one), np.ascontiguousarray(other)],
-        [0, 1],
-        None,
-        [GRAY_LEVELS] * 2,
-        [0, GRAY_LEVELS, 0, GRAY_LEVELS],
-    ).astype(np.float64)
-    return np.asarray((counts + counts.T) / (2 * counts.sum()), np.float64)
-
-
-def _features(matrix: Matrix) -> Texture:
-    squared, level = _squared_differences(), np.arange(GRAY_LEVELS)
-    marginal = matrix.sum(axis=1)
-    mean = float(marginal @ level)
-    variance = float(marginal @ (level - mean) ** 2)
-    covariance = float((level - mean) @ matrix @ (level - mean))
-    return Texture(
-        contrast=float((matrix * squared).sum()),
-        homogeneity=float((matrix / (1 + squared)).sum()),
-        energy=float(np.sqrt(np.square(matrix).sum())),
-        correlation=covariance / variance if variance > _CONSTANT**2 else 1.0,
-    )
-
-
-@functools.cache
-def _squared_differences() -> Matrix:
-    level = np.arange(GRAY_LEVELS, dtype=np.float64)
-    return np.asarray((level[:, np.newaxis] - level) ** 2, np.float64)
+    matrices = feature.graycomatrix(levels, [1], ANGLES, GRAY_LEVELS, symmetric=True, normed=True)
+    return Texture(*(float(feature.graycoprops(matrices, name).mean()) for name in Texture._fields))
 
 
 RANGE_PERCENT = (1.0, 99.0)
