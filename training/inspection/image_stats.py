@@ -32,16 +32,9 @@ ANGLES = (0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
 class Texture(NamedTuple):
     """Texture features of symmetric, normalized co-occurrence matrices, averaged over four directions.
 
-    Attributes
-    ----------
-    contrast
-        Mean squared difference of neighbors, in levels from 0 to 63.
-    homogeneity
-        Mean of 1 / (1 + squared difference).
-    energy
-        Root of the sum of squared frequencies; 1 for one color.
-    correlation
-        Correlation of the levels of neighbors.
+    Contrast is the mean squared difference of neighbors, in levels from 0 to 63; homogeneity the mean of 1 / (1 +
+    squared difference); energy the root of the sum of squared frequencies (1 for one color); and correlation that of
+    the levels of neighbors.
     """
 
     contrast: float
@@ -142,15 +135,7 @@ STAINS: tuple[Stain, Stain] = ("H&E", "IHC")
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and standard deviation of one statistic over images.
-
-    Attributes
-    ----------
-    mean
-        NaN without images.
-    deviation
-        Standard deviation (N - 1); NaN for fewer than two images.
-    """
+    """Mean and standard deviation (N - 1) of one statistic over images; NaN for too few."""
 
     mean: float
     deviation: float
@@ -162,16 +147,12 @@ class Description:
 
     Attributes
     ----------
-    split
-        Role, or "all".
-    level
-        HER2 level, or "all".
+    split, level
+        Role and HER2 level, or "all".
     group
         Group or slide; "" for all.
-    pairs
-        Number of pairs.
     groups, slides, patients
-        Numbers of groups, slides and patients; None if unknown.
+        Numbers of them; None if unknown.
     statistics
         Mean and deviation by stain and statistic.
     """
@@ -189,20 +170,10 @@ class Description:
 def describe(
     pairs: Sequence[Pair], statistics: Sequence[tuple[ImageStatistics, ImageStatistics]]
 ) -> tuple[Description, ...]:
-    """Describe every split and HER2 level, and the whole dataset.
+    """Describe every split and HER2 level, and the whole dataset; "all" is last.
 
-    Parameters
-    ----------
-    pairs
-        At least one pair.
-    statistics
-        Statistics of the H&E and the IHC of each pair.
-
-    Returns
-    -------
-    tuple of Description
-        By split, then level; "all" is last. If no level is known, also by group (or slide, without groups), for 2 to
-        `MAX_GROUPS` of them.
+    If no level is known, also describe groups (or slides, without groups), if there are 2 to `MAX_GROUPS` of them.
+    ``statistics`` are those of the H&E and the IHC of each pair.
     """
     table = np.array([[[getattr(one, name) for name in STATISTICS] for one in both] for both in statistics], np.float64)
     descriptions = []
