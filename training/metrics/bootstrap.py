@@ -223,17 +223,7 @@ class ImageMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ImageMetrics:
-    """Metrics of a single image.
-
-    Attributes
-    ----------
-    psnr
-        In dB; infinite if it equals its reference.
-    stain_r
-        Correlation of the density per pixel; NaN if one side is constant.
-    area_virtual, area_reference
-        Fraction of pixels that are stained.
-    """
+    """Metrics of a single image: PSNR is infinite if it equals its reference, areas are fractions of stained pixels."""
 
     image: ImageMetadata
     psnr: float

@@ -44,17 +44,7 @@ class DistributionDistances:
 
 
 class KernelDistance(NamedTuple):
-    """Kernel distance over subsets.
-
-    Attributes
-    ----------
-    mean
-        Can be negative, since the estimate is unbiased.
-    std
-        Over subsets (of the population); None if there is only one subset.
-    subset_size
-        Images of each side in a subset.
-    """
+    """Kernel distance over subsets: unbiased, so it can be negative; no standard deviation for a single subset."""
 
     mean: float
     std: float | None

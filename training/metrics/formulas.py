@@ -32,12 +32,8 @@ class Metric:
 
     Attributes
     ----------
-    title
-        Column header, with the unit.
     group
         The table it belongs to: "image", "stain", "distribution" or "grid".
-    digits
-        Number of decimals.
     ideal
         Value of a perfect virtual stain; None if that depends on the reference.
     is_two_sided
