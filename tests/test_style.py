@@ -26,14 +26,14 @@ MOST_LINES = 650
 
 LINES = {
     "cli": 2390,
-    "training": 3240,
-    "training/data": 2220,
-    "training/evaluation": 3110,
-    "training/inspection": 2220,
-    "training/metrics": 1990,
+    "training": 2990,
+    "training/data": 2030,
+    "training/evaluation": 3080,
+    "training/inspection": 2060,
+    "training/metrics": 1760,
     "training/pairs": 4460,
     "training/reports": 1360,
-    "wsi2ihc": 2320,
+    "wsi2ihc": 2190,
     "wsi2ihc/batch": 3880,
     "wsi2ihc/demo": 1880,
     "wsi2ihc/models": 3250,
@@ -41,7 +41,7 @@ LINES = {
     "wsi2ihc/registration": 3810,
     "wsi2ihc/slide": 4190,
     "wsi2ihc/slide/readers": 2450,
-    "wsi2ihc/tissue": 1300,
+    "wsi2ihc/tissue": 1210,
     "wsi2ihc/translation": 4690,
 }
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""

@@ -48,17 +48,7 @@ class Events:
     A thread of torch's `SummaryWriter` writes every event at once, so those of a killed run can be read. An error ends
     it, and the next method that is called raises an `OutputError`; from then on, events are ignored.
 
-    Parameters
-    ----------
-    folder
-        Folder for all event files of the run; made if missing.
-    first_step
-        Events of this step and later ones in older files are hidden.
-
-    Raises
-    ------
-    ImportError
-        If TensorBoard is not installed.
+    Events of ``first_step`` and later ones in older files are hidden. Without TensorBoard, this raises `ImportError`.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -133,8 +123,6 @@ class RunRecord:
         the next step is ``first_step + 1``: steps and epochs count from 1.
     first_epoch
         Number of epochs done, including validation.
-    tensorboard
-        Whether to write TensorBoard events.
     step_names, validation_names
         Columns after step and epoch, in this order.
 
@@ -176,7 +164,8 @@ class RunRecord:
         self._steps.append((step, epoch), values)
         self._step = step
         if self._events:
-            self._events.scalars(step, {_step_tag(name): value for name, value in values.items()})
+            tags = {name: f"progress/{name}" if name in NOT_LOSSES else f"loss/{name}" for name in values}
+            self._events.scalars(step, {tags[name]: value for name, value in values.items()})
 
     def validation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Write the metrics of one validation, after ``epoch`` epochs and ``step`` steps."""
@@ -250,7 +239,8 @@ class _Table:
             raise ValueError(f"{self._path.name} has no column {', '.join(sorted(unknown))}")
         if keys[0] <= self._last:
             raise ValueError(f"{self._header[0]} {keys[0]} is not after {self._last} in {self._path.name}")
-        cells = [_cell(values.get(name)) for name in self._names]
+        # the shortest texts that read back as the same floats
+        cells = [repr(float(values[name])) if name in values else "" for name in self._names]
         row = (",".join([*map(str, keys), *cells]) + "\n").encode()
         written = 0
         try:
@@ -268,10 +258,6 @@ class _Table:
             self._file.close()
         except OSError as error:
             raise cannot_write(self._path, error) from error
-
-
-def _step_tag(name: str) -> str:
-    return f"progress/{name}" if name in NOT_LOSSES else f"loss/{name}"
 
 
 def _rows_to_keep(path: Path, keys: tuple[str, str], header: tuple[str, ...], last: int) -> list[str]:
@@ -318,8 +304,3 @@ def _are_numbers(row: list[str]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _cell(value: float | None) -> str:
-    """Return the shortest text that reads back as the same float."""
-    return "" if value is None else repr(float(value))
