@@ -11,21 +11,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.harness import Context, Row
+from wsi2ihc.geometry import RGBImage
 from wsi2ihc.models.builtin import counterstain
 from wsi2ihc.models.model_file import load_checkpoint
-from wsi2ihc.training.data import read_pair
-from wsi2ihc.training.data.loader import whole_patches
+from wsi2ihc.training.data import Pair, read_pair
 from wsi2ihc.training.evaluation.methods import fit_color_regression
-from wsi2ihc.training.metrics.validation_scores import ValidationScores, difference_interval
+from wsi2ihc.training.metrics.bootstrap import ImageMetadata, Scores, Subset, differences
+from wsi2ihc.training.metrics.pair_statistics import GRADES, Scale
 from wsi2ihc.training.options import resolve_options
+from wsi2ihc.training.reports.document import Estimate
 from wsi2ihc.training.training_curves import draw_curves
 from wsi2ihc.training.training_setup import prepare
 from wsi2ihc.training.validation import validate
@@ -92,62 +95,70 @@ def measure(context: Context) -> list[Row]:
     scores = {name: _scores(context, name, folder) for name, folder in folders.items()}
     hemit = {name: one for name, one in scores.items() if RUNS[name].data == "hemit256"}
     facades = {name: one for name, one in scores.items() if RUNS[name].data == "facades"}
-    rows = [Row(f"{name} on the validation groups", "reported", _line(one), None, one.compute())
+    rows = [Row(f"{name} on the validation groups", "reported", _line(one), None, one.values())
             for name, one in (baselines | hemit).items()]  # fmt: skip
-    best_baseline = max(baselines.values(), key=lambda one: one.compute()["stain_r_blocks"])
+    best_baseline = max(baselines.values(), key=lambda one: one.values()["stain_r_64px"])
     name = "variance-100-seed0"
-    gain = scores[name].compute()["stain_r_blocks"] - best_baseline.compute()["stain_r_blocks"]
-    low, high = difference_interval(scores[name], best_baseline, "stain_r_blocks")
+    gain = differences(scores[name], best_baseline, ["stain_r_64px"])["stain_r_64px"]
     spent = json.loads((folders[name] / "summary.json").read_text()).get("seconds", float("nan"))
     rows.append(Row(f"correlation in blocks over the better baseline, {name}, one core for {spent / 60:.0f} min",
-                    "≥ 0.15, interval without 0", f"+{gain:.3f} ({low:+.3f} to {high:+.3f})",
-                    gain >= 0.15 and low > 0))  # fmt: skip
+                    "≥ 0.15, interval without 0", _interval(gain), gain.value >= 0.15 and gain.low > 0))  # fmt: skip
     for seed in (0, 1):
         compared = [(f"variance-{weight}", "pyramid") for weight in (1, 10, 100, 300)]
         for one, other in (*compared, ("pyramid", "pix2pix"), ("variance-100", "pix2pix")):
             rows.append(_difference(scores, f"{one}-seed{seed}", f"{other}-seed{seed}"))
-    rows += [Row(name, "reported", f"PSNR {one.compute()['psnr']:.2f} dB, SSIM {one.compute()['ssim']:.3f}, variance "
-                 f"ratio {one.compute()['variance_ratio']:.2f}", None) for name, one in facades.items()]  # fmt: skip
+    rows += [Row(name, "reported", _line(one), None) for name, one in facades.items()]
     shown = [folders[f"{name}-seed0"] for name in ("pix2pix", "pyramid", "variance-100")]
     draw_curves(shown, context.work / "study" / "curves.png")
     return rows
 
 
-def _scores(context: Context, name: str, folder: Path) -> ValidationScores:
+def _scores(context: Context, name: str, folder: Path) -> Subset:
     """Evaluate the model of a finished run on all validation patches."""
     options = resolve_options(config=folder / "config.toml")
     job = prepare(context.data / RUNS[name].data, options)
     module, _, _ = load_checkpoint(folder / "model.safetensors")
-    scores, _ = validate(module, job.validation, torch.device("cpu"), batch_size=8, multiple=options.size_multiple)
-    return scores["full_image"]
+    _, images = validate(
+        module, job.validation, torch.device("cpu"), batch_size=8, multiple=options.size_multiple,
+        samples=len(job.validation),
+    )  # fmt: skip
+    return _scored((pair, virtual, reference) for pair, (_, reference, virtual) in images)
 
 
-def _baselines(context: Context) -> dict[str, ValidationScores]:
+def _baselines(context: Context) -> dict[str, Subset]:
     folder = context.data / "hemit256"
     job = prepare(folder, resolve_options({"group_by": str(folder / "regions.csv"), "mpp": 0.5, "stain": "pan-CK"}))
     regression = fit_color_regression(read_pair(pair) for pair in job.train)
-    scores = {"counterstain (baseline)": ValidationScores(), "color regression (baseline)": ValidationScores()}
-    for pairs, batch in whole_patches(job.validation, batch_size=8, multiple=1):
-        for one, translate in zip(scores.values(), (counterstain, regression), strict=True):
-            one.add(translate(batch.he.numpy()), batch.ihc.numpy(), [pair.group or pair.name for pair in pairs])
-    return scores
+    pairs = [(pair, *read_pair(pair)) for pair in job.validation]
+    return {
+        name: _scored((pair, translate(he[np.newaxis])[0], ihc) for pair, he, ihc in pairs)
+        for name, translate in (("counterstain (baseline)", counterstain), ("color regression (baseline)", regression))
+    }
 
 
-def _line(scores: ValidationScores) -> str:
-    figures = scores.compute()
-    low, high = scores.interval("stain_r_blocks")
+def _scored(images: Iterable[tuple[Pair, RGBImage, RGBImage]]) -> Subset:
+    """Score virtual images against their references; without groups each patch is its own group."""
+    known = [(ImageMetadata(pair.name, pair.group or str(pair.ihc)), *both) for pair, *both in images]
+    scores = Scores([image for image, *_ in known], Scale(GRADES[0], None))
+    for image, virtual, reference in known:
+        scores.add(image, virtual, reference)
+    return scores.subset()
+
+
+def _line(scores: Subset) -> str:
+    values = scores.values()
     return (
-        f"PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}, stain R {figures['stain_r']:.3f} per pixel, "
-        f"{figures['stain_r_blocks']:.3f} in blocks ({low:.2f} to {high:.2f}), variance ratio "
-        f"{figures['variance_ratio']:.2f}, checkerboard {figures['checkerboard_2']:.1f} and "
-        f"{figures['checkerboard_4']:.1f}"
+        f"PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.3f}, stain R {values['stain_r']:.3f} per pixel, "
+        f"{_interval(scores.estimates()['stain_r_64px'])} in blocks, variance ratio {values['variance_ratio']:.2f}, "
+        f"checkerboard {values['checkerboard_2']:.1f} and {values['checkerboard_4']:.1f}"
     )
 
 
-def _difference(scores: Mapping[str, ValidationScores], one: str, other: str) -> Row:
-    of_one, of_other = scores[one].compute(), scores[other].compute()
-    parts = [f"{name} {of_one[name] - of_other[name]:+.3f}" for name in ("psnr", "ssim")]
-    for name in ("stain_r", "stain_r_blocks"):
-        low, high = difference_interval(scores[one], scores[other], name)
-        parts.append(f"{name} {of_one[name] - of_other[name]:+.3f} ({low:+.3f} to {high:+.3f})")
+def _difference(scores: Mapping[str, Subset], one: str, other: str) -> Row:
+    names = ("psnr", "ssim", "stain_r", "stain_r_64px")
+    parts = [f"{name} {_interval(gain)}" for name, gain in differences(scores[one], scores[other], names).items()]
     return Row(f"{one} less {other}", "reported", ", ".join(parts), None)
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"

@@ -26,29 +26,29 @@ MOST_LINES = 650
 
 LINES = {
     "cli": 2390,
-    "training": 3240,
-    "training/data": 2220,
+    "training": 3020,
+    "training/data": 2050,
     "training/evaluation": 3110,
-    "training/inspection": 2220,
-    "training/metrics": 1990,
+    "training/inspection": 2090,
+    "training/metrics": 1780,
     "training/pairs": 4460,
     "training/reports": 1360,
-    "wsi2ihc": 2210,
-    "wsi2ihc/batch": 3880,
-    "wsi2ihc/demo": 1580,
-    "wsi2ihc/models": 2850,
-    "wsi2ihc/pyramid": 1440,
+    "wsi2ihc": 2100,
+    "wsi2ihc/batch": 3890,
+    "wsi2ihc/demo": 1590,
+    "wsi2ihc/models": 2880,
+    "wsi2ihc/pyramid": 1450,
     "wsi2ihc/registration": 3810,
-    "wsi2ihc/slide": 3650,
-    "wsi2ihc/slide/readers": 2160,
-    "wsi2ihc/tissue": 1300,
+    "wsi2ihc/slide": 3690,
+    "wsi2ihc/slide/readers": 2180,
+    "wsi2ihc/tissue": 1220,
     "wsi2ihc/translation": 4690,
 }
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
 
 HOMES = {
     r"\bos\.replace\(|\bos\.rename\(": {"wsi2ihc/storage.py"},
-    r"\bflock\(": {"wsi2ihc/storage.py"},
+    r"\b(flock|lock_descriptor)\(": {"wsi2ihc/storage.py"},
     r"\bcsv\.(reader|DictReader)\(": {"wsi2ihc/tables.py"},
 }
 """Calls, and the only modules that may make them."""

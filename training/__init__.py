@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsi2ihc.lazy import lazily
+import lazy_loader
 
 if TYPE_CHECKING:
     from .options import TrainOptions as TrainOptions
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from .trainer import train as train
     from .training_setup import prepare as prepare
 
-_HOMES = {"TrainOptions": ".options", "prepare": ".training_setup", "resolve_options": ".options", "train": ".trainer"}
-"""Public names and where they live; imported on first use, since most of them bring torch."""
-
-__all__ = ["TrainOptions", "prepare", "resolve_options", "train"]
-
-__getattr__ = lazily(__name__, _HOMES)
+# most of them import torch
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "options": ["TrainOptions", "resolve_options"],
+        "trainer": ["train"],
+        "training_setup": ["prepare"],
+    },
+)

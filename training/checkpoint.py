@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 _INITIAL_FILES = {"data.json", "config.toml", "checkpoints", STEPS, VALIDATION, SAMPLES, TENSORBOARD}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class BestEpoch:
     """The best epoch so far (counted from 1), the metric that selects it, and its value."""
 
@@ -49,7 +49,7 @@ class BestEpoch:
     value: float
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class TrainingState:
     """Progress of a run: steps done, the best epoch so far, and the total time spent."""
 
@@ -69,11 +69,6 @@ def save_state(
     """Write everything that `load_state` needs to resume exactly.
 
     There are no random states in it: the random numbers of a step depend on the seed and the step only.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; an existing file is kept.
     """
     state = {
         "format": FORMAT,
@@ -97,13 +92,7 @@ def save_state(
 
 
 def save_best(path: Path, generator: nn.Module, best: BestEpoch) -> None:
-    """Write the generator of the best epoch so far.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; an existing file is kept.
-    """
+    """Write the generator of the best epoch so far."""
     _write({"format": FORMAT, "best": dataclasses.asdict(best), "generator": generator.state_dict()}, path)
 
 
@@ -136,13 +125,7 @@ def load_state(
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a state to the CPU.
-
-    Raises
-    ------
-    TrainingError
-        If it does not exist or is damaged.
-    """
+    """Read a state to the CPU; a `TrainingError` if it does not exist or is damaged."""
     try:
         state = load_torch_file(path, LARGEST_STATE_BYTES)  # checks the checksums, which torch does not
     except ModelNotFoundError as error:
@@ -163,13 +146,7 @@ def stored_options(state: Mapping[str, Any], path: Path) -> TrainOptions:
 
 
 def check_same_run(state: Mapping[str, Any], options: TrainOptions, fingerprint: str, path: Path) -> None:
-    """Check that a run is resumed with the same options and data.
-
-    Raises
-    ------
-    TrainingError
-        Listing the differences.
-    """
+    """Check that a run is resumed with the same options and data; a `TrainingError` lists the differences."""
     changed = differences(stored_options(state, path), options)
     if changed:
         raise TrainingError(f"the run in {path.parent.parent} was started with other options ({'; '.join(changed)}); "
@@ -180,13 +157,7 @@ def check_same_run(state: Mapping[str, Any], options: TrainOptions, fingerprint:
 
 
 def _write(state: Mapping[str, Any], path: Path) -> None:
-    """Save a state so that an interruption or a full disk leaves the previous file.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+    """Save a state; an interruption or a full disk (an `OutputError`) leaves the previous file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with published(path, overwrite=True) as partial:
@@ -199,13 +170,7 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
 
 
 def check_finite(networks: Networks, step: int) -> None:
-    """Check that the weights are finite before training goes on or they are scored or saved.
-
-    Raises
-    ------
-    TrainingError
-        Naming the step, and a weight that is not finite.
-    """
+    """Check that the weights are finite; otherwise a `TrainingError` names the step and a weight."""
     for kind, module in (
         ("generator", networks.generator_module),
         ("discriminator", networks.discriminator_module),
@@ -250,11 +215,6 @@ class RunFolder:
     curves.png        plots of all losses and metrics
     model.safetensors the generator for ``translate --model``
     summary.json      the final metrics
-
-    Attributes
-    ----------
-    path
-        The folder.
     """
 
     path: Path
@@ -288,15 +248,7 @@ class RunFolder:
         return self.path / "summary.json"
 
     def check_new(self) -> None:
-        """Check that a new run can start here. Files of a run that ended before its first checkpoint are allowed.
-
-        Raises
-        ------
-        OutputExistsError
-            If the folder holds anything else.
-        OutputError
-            If it is a file.
-        """
+        """Check that a new run can start here. Files of a run that ended before its first checkpoint are allowed."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"--out {self.path} is a file; name a folder for the run")
         if self.last.exists():
@@ -306,51 +258,22 @@ class RunFolder:
             raise OutputExistsError(f"{self.path} is not empty and holds no checkpoint; choose another --out")
 
     def check_resumable(self) -> None:
-        """Check that there is a checkpoint.
-
-        Raises
-        ------
-        TrainingError
-            If there is none.
-        """
+        """Check that there is a checkpoint."""
         if not self.last.is_file():
             raise TrainingError(f"{self.path} holds no run to resume (there is no {self.last.relative_to(self.path)})")
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the folder, and lock out other training processes while the body runs.
-
-        The lock ends with the process. On systems without such locks (Windows, some network file systems) nothing is
-        locked.
-
-        Raises
-        ------
-        OutputError
-            If the folder cannot be made, or another process is training in it.
-        """
-        with exclusive_lock(
+    def locked(self) -> contextlib.AbstractContextManager[bool]:
+        """Make the folder, and lock out other training processes; see `exclusive_lock`."""
+        return exclusive_lock(
             self.path, f"another process is training in {self.path}; wait for it, or choose another --out"
-        ):
-            yield
+        )
 
     def begin(self, options: TrainOptions, data: dict[str, Any]) -> None:
-        """Write the configuration and the data of the run.
-
-        Raises
-        ------
-        OutputError
-            If they cannot be written.
-        """
+        """Write the configuration and the data of the run."""
         write_json(self.data, data)
         write_atomically(self.config, config_text(options).encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON object atomically.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+    """Write one JSON object atomically."""
     write_atomically(path, json_bytes(value))

@@ -45,19 +45,12 @@ Metrics = dict[str, float | None]
 def export_model(
     job: TrainingJob, fabric: Fabric, folder: RunFolder, state: TrainingState, progress: ProgressCallback
 ) -> dict[str, Any]:
-    """Write the model file with the best epoch's generator, and validate it.
-
-    Returns
-    -------
-    dict
-        The content of ``summary.json``, as JSON values.
+    """Write the model file with the best epoch's generator, validate it, and return the content of ``summary.json``.
 
     Raises
     ------
     ModelError
         If the re-estimated statistics are not finite.
-    OutputError
-        If a file cannot be written.
     """
     progress(Progress("re-estimating the statistics"))
     running, best = _chosen_generator(job, folder, state.best)
@@ -97,9 +90,8 @@ def _chosen_generator(
     path = folder.best if best else folder.last
     module, checkpoint = build_network(job.spec), read_state(path)
     try:
-        module.load_state_dict(
-            checkpoint.get("model") or checkpoint["generator"]
-        )  # the best-epoch file holds the model only
+        # the best-epoch file holds the model only
+        module.load_state_dict(checkpoint.get("model") or checkpoint["generator"])
         return module, BestEpoch(**checkpoint["best"]) if best else None
     except (KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"the checkpoint {path} is not of this run ({' '.join(str(error).split())!s:.120})") from error
@@ -138,12 +130,11 @@ def _validate(job: TrainingJob, fabric: Fabric, module: nn.Module, views: Mappin
         views=views,
         autocast=fabric.autocast,
     )
-    return {name: _as_json(one.compute()) for name, one in scores.items()}
-
-
-def _as_json(metrics: Mapping[str, float]) -> Metrics:
-    """Return the metrics with None for NaN and infinity."""
-    return {name: value if abs(value) < float("inf") else None for name, value in metrics.items()}
+    # None for NaN and infinity, which JSON does not have
+    return {
+        view: {name: value if abs(value) < float("inf") else None for name, value in one.compute().items()}
+        for view, one in scores.items()
+    }
 
 
 def _provenance(job: TrainingJob, summary: Mapping[str, Any]) -> dict[str, Any]:

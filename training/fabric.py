@@ -7,14 +7,13 @@ work that only one process may do.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import inspect
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,8 +93,10 @@ def count_processes(options: TrainOptions) -> Processes:
     devices = parse_devices(options.device)
     if options.processes > 1 and devices[0].type != "cpu":
         raise OptionError("--processes is for the CPU; on GPUs name the devices, as in --device cuda:0,1")
-    with _require_fabric():
+    try:
         processes = launched_processes()
+    except ImportError as error:
+        raise OptionError("training needs lightning-fabric: pip install 'wsi2ihc[train]'") from error
     if processes is None:
         local = options.processes if devices[0].type == "cpu" else len(devices)
         processes = Processes(local, options.nodes)
@@ -174,14 +175,6 @@ def in_first_process(fabric: Fabric, work: Callable[[], object]) -> None:
         raise SystemExit(1)
 
 
-@contextlib.contextmanager
-def _require_fabric() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise OptionError("training needs lightning-fabric: pip install 'wsi2ihc[train]'") from error
-
-
 def count_workers(options: TrainOptions) -> int:
     """Return the number of decoding processes per training process: the option, else one per four cores, 8 at most.
 
@@ -193,17 +186,9 @@ def count_workers(options: TrainOptions) -> int:
 
 
 def _strategy(processes: Processes, *, is_local: bool) -> str | Strategy:
-    """Return the strategy of Fabric.
-
-    Parameters
-    ----------
-    is_local
-        Whether all processes run on this machine and no launcher states where they meet.
-    """
+    """Return the strategy of Fabric; ``is_local``: all processes run here, and no launcher states where they meet."""
     if processes.total == 1:
         return "auto"
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
     # SyncBatchNorm keeps buffers equal in all processes; and a broadcast between the two passes of the discriminator
     # would change values in place that the gradient of the first one needs (torch 2.13 renamed the argument)
     known = inspect.signature(DistributedDataParallel).parameters
@@ -267,7 +252,7 @@ def unblock_interrupts() -> None:
 
 
 def loopback_interface() -> str:
-    """Name of the loopback interface: lo on Linux, lo0 on macOS."""
+    """Return the name of the loopback interface: lo on Linux, lo0 on macOS."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in names if name in ("lo", "lo0")), "lo")
 

@@ -1,50 +1,36 @@
 """Training log: CSV tables, sample images and TensorBoard events.
 
 `RunRecord` writes all three; `read_steps` and `read_validation` read the tables. When a run is resumed, rows after the
-checkpoint are dropped and later TensorBoard events hide the earlier ones.
+checkpoint are dropped, and TensorBoard drops the events of those steps.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
-import time
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.errors import OutputError, TrainingError
-from wsi2ihc.files import read_regular
+from wsi2ihc.files import open_without_following, read_regular
 from wsi2ihc.geometry import RGBImage
-from wsi2ihc.storage import GrowingFile, make_folder, write_atomically
+from wsi2ihc.storage import cannot_write, make_folder, write_atomically
 
 from .image_grid import save_png
 
-FLUSH_S = 20.0
-"""Maximum time for which events are buffered, as long as others follow."""
-
-FORMAT = "brain.Event:2"
-"""Version at the start of an event file. Readers only discard events after a session start if it is stated."""
-
 _log = logging.getLogger(__name__)
 
-STEPS = "steps.csv"
+STEPS, VALIDATION, SAMPLES, TENSORBOARD = "steps.csv", "validation.csv", "samples", "tensorboard"
 
-VALIDATION = "validation.csv"
-
-SAMPLES = "samples"
-
-TENSORBOARD = "tensorboard"
-
-STEP_KEYS = ("step", "epoch")
-
-VALIDATION_KEYS = ("epoch", "step")
+STEP_KEYS, VALIDATION_KEYS = ("step", "epoch"), ("epoch", "step")
 """The first columns; rows are ordered by the very first."""
 
 NOT_LOSSES = frozenset({"learning_rate", "images_per_s", "seconds"})
@@ -56,78 +42,70 @@ _LARGEST_TABLE_BYTES = 1 << 30
 Columns = dict[str, npt.NDArray[np.float64]]
 
 
-class EventFile:
-    """A TensorBoard event file; a run has one for each time that it was started.
+class Events:
+    """TensorBoard events; a run has one file for each time that it was started.
 
-    Parameters
-    ----------
-    folder
-        Folder for all event files of the run; made if missing.
-    first_step
-        Events of this step and later ones in older files are hidden.
+    A thread of torch's `SummaryWriter` writes every event at once, so those of a killed run can be read. An error ends
+    it, and the next method that is called raises an `OutputError`; from then on, events are ignored.
 
-    Raises
-    ------
-    ImportError
-        If TensorBoard is not installed.
-    OutputError
-        If the file cannot be written, then or later. Buffered events are then lost.
+    Events of ``first_step`` and later ones in older files are hidden. Without TensorBoard, this raises `ImportError`.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-        from torch.utils.tensorboard import summary
+        from torch.utils.tensorboard import SummaryWriter
 
-        self._event: Any = Event
-        self._summary: Any = summary
-        self._buffer = io.BytesIO()
-        self._records = RecordWriter(self._buffer)
+        _hide_tracebacks_of_event_threads()
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
         make_folder(folder)
-        # files are read in the order of their names
-        self._file = GrowingFile(folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}")
-        self._add(file_version=FORMAT)
-        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
-        self._flush()
+        with self._errors():
+            self._writer = SummaryWriter(folder, purge_step=first_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add values of a step by their tags."""
-        for tag, value in values.items():
-            self._add(step=step, summary=self._summary.scalar(tag, value))
-        self._flush_when_due()
+        with self._errors():
+            for tag, value in values.items():
+                if self._writer:
+                    self._writer.add_scalar(tag, value, step)
 
     def image(self, step: int, tag: str, image: RGBImage) -> None:
         """Add an image, (rows, columns, 3)."""
-        self._add(step=step, summary=self._summary.image(tag, image, dataformats="HWC"))
-        self._flush_when_due()
+        with self._errors():
+            if self._writer:
+                self._writer.add_image(tag, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write the buffer and close the file."""
+        """Wait until all events are written, and end the thread."""
+        with self._errors():
+            if self._writer:
+                self._writer.close()
+                self._writer = None
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            self._flush()
-        finally:
-            self._file.close()
-
-    def _add(self, **content: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
-
-    def _flush_when_due(self) -> None:
-        if time.monotonic() - self._flushed >= FLUSH_S:
-            self._flush()
-
-    def _flush(self) -> None:
-        content = self._buffer.getvalue()
-        self._buffer.seek(0)
-        self._buffer.truncate()
-        self._flushed = time.monotonic()
-        if content:
-            self._file.append(content)
+            yield
+        except OSError as error:
+            self._writer = None
+            raise cannot_write(self._folder, error) from error
 
 
-def open_events(folder: Path, first_step: int) -> EventFile | None:
-    """Return an `EventFile`, or None if TensorBoard is not installed."""
+@functools.cache
+def _hide_tracebacks_of_event_threads() -> None:
+    """Print no traceback when a thread of TensorBoard fails, since the next call raises its error."""
+    print_traceback = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if type(failed.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            print_traceback(failed)
+
+    threading.excepthook = hook
+
+
+def open_events(folder: Path, first_step: int) -> Events | None:
+    """Return `Events`, or None if TensorBoard is not installed."""
     try:
-        return EventFile(folder, first_step)
+        return Events(folder, first_step)
     except ImportError:
         _log.info("TensorBoard is not installed (pip install tensorboard): no events are written")
         return None
@@ -145,8 +123,6 @@ class RunRecord:
         the next step is ``first_step + 1``: steps and epochs count from 1.
     first_epoch
         Number of epochs done, including validation.
-    tensorboard
-        Whether to write TensorBoard events.
     step_names, validation_names
         Columns after step and epoch, in this order.
 
@@ -172,11 +148,15 @@ class RunRecord:
         make_folder(self._samples)
         resumed = first_step > 0
         done = first_epoch if resumed else -1  # a validation before the first step is that of epoch 0
-        self._steps = _Table(folder / STEPS, STEP_KEYS, step_names, first_step, resumed)
-        self._validation = _Table(folder / VALIDATION, VALIDATION_KEYS, validation_names, done, resumed)
-        # for repeated steps, TensorBoard shows the later event
-        first_shown = first_step + 1 if resumed else 0
-        self._events = open_events(folder / TENSORBOARD, first_shown) if tensorboard else None
+        with contextlib.ExitStack() as files:  # if one cannot be opened or closed, the others are still closed
+            self._steps = _Table(folder / STEPS, STEP_KEYS, step_names, first_step, resumed)
+            files.callback(self._steps.close)
+            self._validation = _Table(folder / VALIDATION, VALIDATION_KEYS, validation_names, done, resumed)
+            files.callback(self._validation.close)
+            self._events = open_events(folder / TENSORBOARD, first_step + 1 if resumed else 0) if tensorboard else None
+            if self._events:
+                files.callback(self._events.close)
+            self._files = files.pop_all()
         self._step = first_step
 
     def step(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -184,7 +164,8 @@ class RunRecord:
         self._steps.append((step, epoch), values)
         self._step = step
         if self._events:
-            self._events.scalars(step, {_step_tag(name): value for name, value in values.items()})
+            tags = {name: f"progress/{name}" if name in NOT_LOSSES else f"loss/{name}" for name in values}
+            self._events.scalars(step, {tags[name]: value for name, value in values.items()})
 
     def validation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Write the metrics of one validation, after ``epoch`` epochs and ``step`` steps."""
@@ -199,12 +180,8 @@ class RunRecord:
             self._events.image(self._step, "validation/samples", image)
 
     def close(self) -> None:
-        """Write the buffers and close the files."""
-        with contextlib.ExitStack() as files:  # if one fails, the others are still closed
-            files.callback(self._steps.close)
-            files.callback(self._validation.close)
-            if self._events:
-                files.callback(self._events.close)
+        """Close the files."""
+        self._files.close()
 
     def __enter__(self) -> RunRecord:
         return self
@@ -235,7 +212,10 @@ def read_validation(folder: Path) -> Columns:
 
 
 class _Table:
-    """A CSV file that grows by full rows, in the order of its first column."""
+    """CSV file to which rows are appended in the order of its first column, each completely or not at all.
+
+    It is not buffered: an error is raised at once, and closing does not try to write again.
+    """
 
     def __init__(self, path: Path, keys: tuple[str, str], names: Sequence[str], last: int, resumed: bool) -> None:
         self._path, self._names, self._header = path, tuple(names), (*keys, *names)
@@ -243,26 +223,41 @@ class _Table:
             raise ValueError(f"columns must be distinct and without commas: {', '.join(self._header)}")
         self._last = last
         rows = _rows_to_keep(path, keys, self._header, last) if resumed else []
-        write_atomically(path, "".join(f"{line}\n" for line in [",".join(self._header), *rows]).encode())
-        self._file = GrowingFile(path)
+        content = "".join(f"{line}\n" for line in [",".join(self._header), *rows]).encode()
+        write_atomically(path, content)
+        self._size = len(content)
+        try:
+            self._file = io.FileIO(open_without_following(path, os.O_WRONLY | os.O_APPEND), "ab")
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
     def append(self, keys: tuple[int, int], values: Mapping[str, float]) -> None:
+        if self._file.closed:
+            raise ValueError(f"{self._path} is closed")
         unknown = values.keys() - set(self._names)
         if unknown:
             raise ValueError(f"{self._path.name} has no column {', '.join(sorted(unknown))}")
         if keys[0] <= self._last:
             raise ValueError(f"{self._header[0]} {keys[0]} is not after {self._last} in {self._path.name}")
-        cells = [_cell(values.get(name)) for name in self._names]
-        row = ",".join([*map(str, keys), *cells]) + "\n"
-        self._file.append(row.encode())
+        # the shortest texts that read back as the same floats
+        cells = [repr(float(values[name])) if name in values else "" for name in self._names]
+        row = (",".join([*map(str, keys), *cells]) + "\n").encode()
+        written = 0
+        try:
+            while written < len(row):
+                written += self._file.write(row[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+            raise cannot_write(self._path, error) from error
+        self._size += len(row)
         self._last = keys[0]
 
     def close(self) -> None:
-        self._file.close()
-
-
-def _step_tag(name: str) -> str:
-    return f"progress/{name}" if name in NOT_LOSSES else f"loss/{name}"
+        try:
+            self._file.close()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
 
 def _rows_to_keep(path: Path, keys: tuple[str, str], header: tuple[str, ...], last: int) -> list[str]:
@@ -309,8 +304,3 @@ def _are_numbers(row: list[str]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _cell(value: float | None) -> str:
-    """Return the shortest text that reads back as the same float."""
-    return "" if value is None else repr(float(value))

@@ -38,16 +38,8 @@ def summed_over_processes(local: Tensor) -> Tensor:
     The gradient is correct for a loss whose full value every process has (`variance_loss`), if the path through
     ``local`` is the only one by which the images of this process affect it.
 
-    Parameters
-    ----------
-    local
-        Of the same shape in every process; all processes must call this equally often.
-
-    Returns
-    -------
-    Tensor
-        The sum, the same in every process; its gradient with respect to ``local`` is the incoming gradient times the
-        number of processes. ``local`` itself without a process group.
+    All processes must call this equally often, with tensors of one shape. The gradient with respect to ``local`` is
+    the incoming gradient times the number of processes. Without a process group, ``local`` itself is returned.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return local
@@ -167,14 +159,9 @@ def _octave_step(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     blur = torch.zeros(size, size, dtype=torch.float64)
     for offset, weight in ((-1, side), (0, 1 - 2 * side), (1, side)):
         for row in range(size):
-            blur[row, _reflected(row + offset, size)] += weight
+            blur[row, size - 1 - abs(size - 1 - abs(row + offset))] += weight  # reflected at the border
     step: Tensor = torch.linalg.matrix_power(blur, _BLURS_PER_OCTAVE)[::2].to(dtype).to(device)
     return step
-
-
-def _reflected(index: int, size: int) -> int:
-    """Return the pixel that stands for one just outside: 1 for -1, and ``size - 2`` for ``size``."""
-    return size - 1 - abs(size - 1 - abs(index))
 
 
 def _full_precision(values: Tensor) -> Tensor:

@@ -207,13 +207,7 @@ class TrainOptions:
         return 2**self.network_depth if self.architecture == "unet" else 4
 
     def spec(self, **provenance: Any) -> GeneratorSpec:
-        """Return the description of the generator.
-
-        Raises
-        ------
-        ModelError
-            If there is no such network.
-        """
+        """Return the description of the generator; a `ModelError` if there is no such network."""
         return GeneratorSpec(
             architecture=self.architecture, depth=self.network_depth, width=self.ngf, norm=self.norm,
             dropout=self.dropout, upsampling=self.upsampling, **provenance,
@@ -240,7 +234,9 @@ def resolve_options(explicit: Mapping[str, Any] | None = None, *, config: Path |
     merged: dict[str, Any] = {}
     for layer in layers:
         if "recipe" in layer:
-            merged.update(RECIPES[_known("recipe", layer["recipe"], RECIPES)])
+            if layer["recipe"] not in RECIPES:
+                raise OptionError(f"there is no recipe {layer['recipe']!r:.40}; known are {', '.join(RECIPES)}")
+            merged.update(RECIPES[layer["recipe"]])
         if "group_by" in layer:  # groups make a split by patch from another source obsolete
             merged["split_by_patch"] = None
         merged.update(layer)
@@ -248,13 +244,7 @@ def resolve_options(explicit: Mapping[str, Any] | None = None, *, config: Path |
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the options that a configuration file states.
-
-    Raises
-    ------
-    OptionError
-        If it cannot be read, is not TOML, or has a key that is not an option.
-    """
+    """Read the options that a configuration file states."""
     try:
         values = tomllib.loads(read_regular(path, LARGEST_CONFIG_BYTES).decode("utf-8"))
     except OSError as error:
@@ -294,12 +284,6 @@ def differences(before: TrainOptions, now: TrainOptions) -> list[str]:
 def _toml(value: Any) -> str:
     # JSON strings, numbers and booleans are valid TOML, except that JSON does not escape DEL
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _known(kind: str, name: Any, known: Mapping[Any, Any]) -> Any:
-    if name not in known:
-        raise OptionError(f"there is no {kind} {name!r:.40}; known are {', '.join(known)}")
-    return name
 
 
 def _check_type(name: str, value: Any, hint: Any, where: str = "") -> None:

@@ -65,12 +65,6 @@ class LossLog:
 
     Attributes
     ----------
-    options
-        Of the run.
-    steps_per_epoch
-        Of the run.
-    steps
-        Total number of steps.
     record
         Where rows are written; None except in the first process.
     progress
@@ -148,15 +142,6 @@ def fit(
 
     The batches, the learning rate and the random numbers of a step depend only on its number and the seed, so the final
     weights do not depend on interruptions.
-
-    Raises
-    ------
-    TrainingError
-        If a loss is not finite (naming the step), or the checkpoint belongs to another run.
-    OutputError
-        If a file cannot be written.
-    DatasetError
-        If a patch cannot be decoded.
     """
     options, fingerprint = job.options, job.data.fingerprint()
     networks = build_networks(options, fabric)
@@ -210,14 +195,9 @@ def fit(
 
 
 def _record(job: TrainingJob, folder: RunFolder, state: TrainingState) -> RunRecord:
-    return RunRecord(
-        folder.path,
-        state.step,
-        state.step // job.steps_per_epoch,
-        job.options.tensorboard,
-        step_names=STEP_COLUMNS,
-        validation_names=tuple(VALIDATION_METRICS),
-    )
+    epochs, tensorboard = state.step // job.steps_per_epoch, job.options.tensorboard
+    names = {"step_names": STEP_COLUMNS, "validation_names": tuple(VALIDATION_METRICS)}
+    return RunRecord(folder.path, state.step, epochs, tensorboard, **names)
 
 
 def _mean(fabric: Fabric, values: Tensor) -> Tensor:
@@ -265,14 +245,10 @@ def train(
 
     Parameters
     ----------
-    job
-        From `prepare`.
     out
         The run's folder; new, or with ``resume`` one that holds a checkpoint.
     resume
         Resume exactly from the last checkpoint.
-    progress
-        Called after every step.
 
     Returns
     -------
@@ -282,7 +258,7 @@ def train(
     Raises
     ------
     Wsi2IhcError
-        One of its subclasses, with a one-line message. Existing checkpoints are kept.
+        With a one-line message. Existing checkpoints are kept.
     """
     folder = RunFolder(Path(out))
     fabric = start_fabric(job.options)
@@ -292,7 +268,10 @@ def train(
         summary: dict[str, Any] = {}
         in_first_process(fabric, lambda: summary.update(export_model(job, fabric, folder, state, progress)))
     if fabric.is_global_zero:
-        _plot(folder)
+        try:
+            draw_curves([folder.path], folder.curves)
+        except Wsi2IhcError as error:  # for example without matplotlib
+            _log.warning("the curves are not plotted: %s", error)
     return summary
 
 
@@ -349,11 +328,3 @@ def _is_out_of_memory(error: Exception) -> bool:
         return True
     text = str(error)
     return "DefaultCPUAllocator" in text or "out of memory" in text
-
-
-def _plot(folder: RunFolder) -> None:
-    """Plot the curves; only warn if that fails, for example without matplotlib."""
-    try:
-        draw_curves([folder.path], folder.curves)
-    except Wsi2IhcError as error:
-        _log.warning("the curves are not plotted: %s", error)

@@ -26,9 +26,9 @@ from wsi2ihc.system import available_memory_bytes
 from .data import Pair, PairedData, PatchSizes, assign_groups, assign_roles, check_images, find_pairs
 from .data.images import describe_swapped_stains
 from .data.loader import steps_per_epoch
-from .discriminator import PatchDiscriminator
 from .fabric import count_processes
 from .options import PRESETS, TrainOptions
+from .train_step import PatchDiscriminator
 
 ASSUMED_MPP = 0.5
 """µm per px written into the model, with a warning, if it is not stated anywhere."""
@@ -50,10 +50,6 @@ class DatasetMetadata:
 
     Attributes
     ----------
-    mpp
-        µm per px of the patches.
-    stain
-        Name of the stain.
     license
         Of the data; "" if unknown.
     name
@@ -70,15 +66,7 @@ class DatasetMetadata:
 
 
 def resolve_metadata(data: PairedData, options: TrainOptions) -> DatasetMetadata:
-    """Combine the metadata of the options, the dataset and the preset, in this order of precedence.
-
-    Parameters
-    ----------
-    data
-        As found, with the metadata of its table and its ``dataset.json``.
-    options
-        Options of the user, and the preset.
-    """
+    """Combine the metadata of the options, the dataset and the preset, in this order of precedence."""
     notes = list(_contradictions(data, options))
     preset = PRESETS[options.preset]
     mpp = options.mpp or data.mpp or preset.get("mpp")
@@ -146,18 +134,10 @@ class TrainingJob:
     ----------
     options
         As given, except for what ``overfit`` changes.
-    data
-        The pairs, with their roles and groups.
-    data_name
-        Name of the dataset.
-    train
-        Training pairs.
     validation
         Validation pairs: all, or a fixed sample.
     sizes
         Of all patches that will be read.
-    spec
-        Description of the generator, with resolution, stain and license.
     steps_per_epoch
         Full batches; an incomplete last one is dropped.
     notes
@@ -273,12 +253,8 @@ class TrainingEstimate:
 
     Attributes
     ----------
-    generator_parameters, discriminator_parameters
-        Numbers of parameters.
     processes
         That share a batch.
-    device, precision
-        That "auto" resolves to.
     weights_bytes
         Weights, gradients and the averages of Adam.
     activations_bytes
@@ -301,15 +277,7 @@ class TrainingEstimate:
 
 
 def estimate_resources(job: TrainingJob) -> TrainingEstimate:
-    """Estimate the resources without running anything: the networks run on torch's "meta" device, which has no memory.
-
-    Raises
-    ------
-    DeviceError
-        If the device does not exist, or does not support the precision.
-    OptionError
-        If the batch cannot be divided among the processes.
-    """
+    """Estimate the resources without running anything: the networks run on torch's "meta" device, without memory."""
     options = job.options
     processes = count_processes(options)
     device = parse_devices(options.device)[0]
@@ -341,7 +309,6 @@ def estimate_resources(job: TrainingJob) -> TrainingEstimate:
 
 
 def _available_bytes(device: torch.device, processes: int) -> int | None:
-    """Return the available memory of each process."""
     if device.type == "cuda":
         return free_memory_bytes(device)
     available = available_memory_bytes()

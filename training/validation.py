@@ -84,24 +84,14 @@ def validate(
 
     Parameters
     ----------
-    module
-        The generator.
-    pairs
-        Pairs to translate.
-    device
-        Device of the module.
     batch_size
         Images per forward pass; batch variances are compared over these batches.
     multiple
         Patches are cropped to multiples of this, in px.
-    workers
-        Processes that decode.
     views
         Areas of the patches to score, by name.
     samples
         Number of patches, evenly spaced over ``pairs``, whose images are returned.
-    autocast
-        Context of the precision.
 
     Returns
     -------
@@ -116,11 +106,9 @@ def validate(
         with torch.no_grad(), autocast():
             output: Tensor = module(to_network(batch.he.to(device, non_blocking=True)))
         virtual, reference = to_pixels(output).contiguous().cpu().numpy(), batch.ihc.numpy()
-        # without groups each patch is its own group; names in a table may not be unique
-        groups = [pair.group or str(pair.ihc) for pair in of]
         for name, view in views.items():
             for area in view(*reference.shape[1:3]):
-                scores[name].add(virtual[:, *area], reference[:, *area], groups)
+                scores[name].add(virtual[:, *area], reference[:, *area])
         for index, pair in enumerate(of):
             if pair in chosen:
                 images.append((pair, (batch.he[index].numpy(), reference[index], virtual[index])))

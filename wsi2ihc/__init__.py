@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from .lazy import lazily
+import lazy_loader
 
 if TYPE_CHECKING:
     from .models.registry import load_model as load_model
@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 
 __version__ = version("wsi2ihc")
 
-_HOMES = {
-    "open_slide": ".slide",
-    "load_model": ".models.registry",
-    "translate": ".translation.translate",
-    "TranslateOptions": ".translation.options",
-}
-"""Public names and where they live; imported on first use, so that ``import wsi2ihc`` stays quick."""
-
-__all__ = ["TranslateOptions", "__version__", "load_model", "open_slide", "translate"]
-
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "models.registry": ["load_model"],
+        "slide": ["open_slide"],
+        "translation.options": ["TranslateOptions"],
+        "translation.translate": ["translate"],
+    },
+)
+__all__ += ["__version__"]

@@ -55,8 +55,6 @@ def exclusive_lock(
         Message of the error if another process holds the lock.
     name
         Name of the lock file in the folder. Locks of different names are independent.
-    make
-        Create the folder.
     timeout_s
         Seconds to wait for a process that holds the lock; `math.inf` waits until it ends.
     poll_s
@@ -77,15 +75,12 @@ def exclusive_lock(
         If the folder cannot be created, or the lock file is not a regular file.
     """
     until = time.monotonic() + timeout_s
-    while True:
-        try:
-            file, is_exclusive = _locked_file(folder, busy, name, make)
-            break
-        except OutputBusyError:
-            if time.monotonic() >= until:
-                raise
+    while (locked := _locked_file(folder, folder / name, make)) is None:
+        if time.monotonic() >= until:
+            raise OutputBusyError(busy)
         on_wait()
         time.sleep(poll_s)
+    file, is_exclusive = locked
     with file:
         try:
             yield is_exclusive
@@ -135,55 +130,51 @@ def unused(file: Path, busy: str) -> Iterator[None]:
         yield
 
 
-def _locked_file(folder: Path, busy: str, name: str, make: bool) -> tuple[TextIO, bool]:
-    """Open the lock file and lock it, if the file system has locks; return the file and whether it is locked.
+def _locked_file(folder: Path, path: Path, make: bool) -> tuple[TextIO, bool] | None:
+    """Open a lock file and lock it, if the file system has locks.
 
     The process that holds the lock removes the file at the end. A file that was opened before and locked after its
     removal excludes no process, so the locked file must be the one that the folder still has.
+
+    Returns
+    -------
+    file, is_locked
+        None if another process holds the lock.
     """
     while True:
         try:
             if make:
                 folder.mkdir(parents=True, exist_ok=True)
-            file = _opened(folder / name, os.O_RDWR | os.O_CREAT)
+            file = _opened(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) or not os.path.lexists(folder / name):
+            if isinstance(error, FileNotFoundError) or not os.path.lexists(path):
                 raise OutputError(f"the folder {folder} cannot be written ({error.strerror})") from error
-            raise OutputError(f"{folder / name} cannot be locked ({error.strerror}); remove it") from error
-        try:
+            raise OutputError(f"{path} cannot be locked ({error.strerror}); remove it") from error
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(file)
             is_locked = try_lock(file)
             if is_locked is False:
-                raise OutputBusyError(busy)
-            if is_there(file, folder / name):
-                _check_lock_file(file, folder / name)
-                if is_locked is None:
-                    _warn_once(file, folder)
-                return file, is_locked is True
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-def _opened(path: Path, flags: int) -> TextIO:
-    return os.fdopen(open_without_following(path, flags), "r+", encoding="utf-8")
-
-
-def _check_lock_file(file: TextIO, path: Path) -> None:
-    """Refuse a file with content, which is not a lock file and must not be removed."""
-    if os.fstat(file.fileno()).st_size:
-        raise OutputError(f"{path} has the name of a lock file, but is another file; move it elsewhere")
-
-
-def _warn_once(file: TextIO, folder: Path) -> None:
-    device = os.fstat(file.fileno()).st_dev
-    if device not in _without_locks:
-        _without_locks.add(device)
-        _log.warning("the file system of %s has no locks: make sure that no other run writes the same output", folder)
+                return None
+            if not is_there(file, path):
+                continue
+            status = os.fstat(file.fileno())
+            if status.st_size:  # it must not be removed at the end
+                raise OutputError(f"{path} has the name of a lock file, but is another file; move it elsewhere")
+            if is_locked is None and status.st_dev not in _without_locks:
+                _without_locks.add(status.st_dev)
+                _log.warning(
+                    "the file system of %s has no locks: make sure that no other run writes the same output", folder
+                )
+            stack.pop_all()
+            return file, is_locked is True
 
 
 _without_locks: set[int] = set()
 """File systems for which the warning was logged."""
+
+
+def _opened(path: Path, flags: int) -> TextIO:
+    return os.fdopen(open_without_following(path, flags), "r+", encoding="utf-8")
 
 
 def is_there(file: TextIO, path: Path) -> bool:
@@ -208,7 +199,12 @@ def try_lock(file: int | TextIO, *, shared: bool = False) -> bool | None:
     if sys.platform == "win32":
         return True
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        if not shared:
+            from filelock import lock_descriptor  # takes 50 ms to import
+
+            return lock_descriptor(file if isinstance(file, int) else file.fileno(), blocking=False)
+        # filelock's shared locks are SQLite databases, not locks of an existing file
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -226,21 +222,11 @@ LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 4000
 HIDDEN_BYTES = 32
 """Largest difference in length between a hidden name and the name of its output."""
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM)
-
 
 def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Check that an output can be written, before any work is done.
 
-    Parameters
-    ----------
-    path
-        Final path of the output.
-    overwrite
-        Whether an existing file may be replaced.
-    suffixes
-        Allowed suffixes, case-insensitive; any suffix if empty.
+    ``suffixes`` are case-insensitive; if there are none, any suffix is allowed.
 
     Raises
     ------
@@ -264,13 +250,7 @@ def check_output(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES
 
 
 def check_name(path: Path) -> None:
-    """Check that the name of an output is not empty, valid UTF-8, and not too long for its folder.
-
-    Raises
-    ------
-    OutputError
-        If the name is invalid.
-    """
+    """Check that the name of an output is not empty, valid UTF-8, and not too long for its folder."""
     if path.name in ("", ".", "..") or "\0" in str(path):
         raise OutputError(f"output {str(path)!r} names no file: give it a name")
     try:
@@ -287,7 +267,6 @@ def check_name(path: Path) -> None:
 
 
 def _longest_name(folder: Path) -> int:
-    """Return the length limit of names in a folder, in bytes."""
     try:
         return min(os.pathconf(folder, "PC_NAME_MAX"), LONGEST_NAME_BYTES)
     except (AttributeError, OSError, ValueError):  # Windows, or a missing folder
@@ -343,7 +322,6 @@ def published(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _create(partial: Path, path: Path) -> int:
-    """Create, open and lock the partial file."""
     try:
         handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
@@ -461,37 +439,24 @@ def disk_errors(path: Path, *, unless: Callable[[OSError], bool] = lambda _: Fal
     """Convert an `OSError` of the body, which writes ``path``, to `OutputError`.
 
     Errors of wsi2ihc, and those for which ``unless`` is true because they do not concern the output, are not converted.
-
-    Raises
-    ------
-    OutputError
-        If the file system reports an error.
     """
     try:
         yield
     except OSError as error:
         if isinstance(error, Wsi2IhcError) or unless(error):
             raise
-        raise _disk_error(path, error) from error
-
-
-def _disk_error(path: Path, error: OSError) -> OutputError:
-    if error.errno in _NO_ROOM:
-        return OutputError(f"disk full: no room in {path.parent} for {path.name}; free some, or write elsewhere")
-    advice = "; it may be another user's: have its permissions changed, or write elsewhere"
-    return OutputError(
-        f"cannot write {path.name} in {path.parent}: {error.strerror or error}"
-        f"{advice if error.errno in _NO_PERMISSION else ''}"
-    )
+        message = f"cannot write {path.name} in {path.parent}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"disk full: no room in {path.parent} for {path.name}; free some, or write elsewhere"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            message += "; it may be another user's: have its permissions changed, or write elsewhere"
+        raise OutputError(message) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` through a partial file; an existing file is replaced.
 
-    Raises
-    ------
-    OutputError
-        If the file system reports an error, such as a full disk; ``path`` is then not changed.
+    If the file system reports an error, such as a full disk, it is an `OutputError`, and ``path`` is not changed.
     """
     try:
         with published(path, overwrite=True) as partial:
@@ -502,63 +467,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
-class GrowingFile:
-    """File to which pieces are appended, each completely or not at all.
-
-    The file is not buffered: an error is raised at once, and closing does not try to write again.
-
-    Parameters
-    ----------
-    path
-        The file, which is created if it does not exist.
-
-    Raises
-    ------
-    OutputError
-        If the file system reports an error, here or in a method.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._handle = open_without_following(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-
-    def append(self, content: bytes) -> None:
-        """Write one piece at the end."""
-        if self._handle < 0:
-            raise ValueError(f"{self._path} is closed")
-        try:
-            size = os.fstat(self._handle).st_size
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-        try:
-            while content:
-                content = content[os.write(self._handle, content) :]
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, size)
-            raise cannot_write(self._path, error) from error
-
-    def close(self) -> None:
-        """Close the file, if it is open."""
-        if self._handle >= 0:
-            handle, self._handle = self._handle, -1
-            try:
-                os.close(handle)
-            except OSError as error:
-                raise cannot_write(self._path, error) from error
-
-
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, if they do not exist.
-
-    Raises
-    ------
-    OutputError
-        If the file system reports an error.
-    """
+    """Create a folder and its parents, if they do not exist; errors of the file system are an `OutputError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

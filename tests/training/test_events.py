@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from test_history import small_files
 
 from wsi2ihc.errors import OutputError
-from wsi2ihc.training import history
-from wsi2ihc.training.history import EventFile, RunRecord, open_events, read_steps
+from wsi2ihc.training.history import Events, RunRecord, open_events, read_steps
 
 LOSSES = ("generator", "learning_rate")
 
@@ -36,6 +34,11 @@ def opened(folder: Path, first_step: int = 0, first_epoch: int = 0) -> RunRecord
 
 def values(log: Any, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in log.Scalars(tag)}
+
+
+def wait_for_the_next_second() -> None:
+    """Wait until a new event file follows the others by its name, which holds the time in seconds."""
+    time.sleep(1 - time.time() % 1)
 
 
 def test_events_of_losses_metrics_and_samples(tmp_path: Path, shown: Callable[[Path], Any]) -> None:
@@ -65,6 +68,7 @@ def test_events_of_a_resumed_run(tmp_path: Path, shown: Callable[[Path], Any]) -
         for step in range(1, 7):
             before.step(step, 1, {"generator": 100.0 + step})
         before.samples(1, np.zeros((8, 8, 3), np.uint8))
+    wait_for_the_next_second()
     with opened(tmp_path, 4, 1) as after:
         for step in range(5, 8):
             after.step(step, 2, {"generator": step})
@@ -77,93 +81,98 @@ def test_new_run_hides_events_of_an_aborted_start(tmp_path: Path, shown: Callabl
     for first in (10.0, 20.0):
         with opened(tmp_path) as record:
             record.validation(0, 0, {"psnr": first})
+        wait_for_the_next_second()
     assert values(shown(tmp_path / "tensorboard"), "validation/psnr") == {0: 20}
 
 
-def test_events_are_flushed_during_the_run(
-    tmp_path: Path, shown: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(time=lambda: 1.7e9, monotonic=lambda: clock.now, now=100.0)
-    monkeypatch.setattr(history, "time", clock)
+def test_events_of_a_killed_run_can_be_read(tmp_path: Path, shown: Callable[[Path], Any]) -> None:
+    code = (
+        "import os, signal, sys, time; from pathlib import Path; from wsi2ihc.training.history import Events\n"
+        "events = Events(Path(sys.argv[1]), 0)\n"
+        "for step in range(50): events.scalars(step, {'a': step})\n"
+        "time.sleep(2)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, check=False)
+    assert ended.returncode == -9
+    assert values(shown(tmp_path), "a") == {step: step for step in range(50)}
+
+
+def test_closing_ends_the_thread(tmp_path: Path, shown: Callable[[Path], Any]) -> None:
     threads = threading.active_count()
-    file = EventFile(tmp_path, 0)
-    (path,) = tmp_path.iterdir()
-    begun = path.stat().st_size
-    for step, clock.now in ((1, 100.5), (2, 119.9)):
-        file.scalars(step, {"a": step})
-        assert path.stat().st_size == begun
-    for step, clock.now in ((3, 120.5), (4, 121.0)):
-        file.scalars(step, {"a": step})
-    assert values(shown(tmp_path), "a") == {1: 1, 2: 2, 3: 3}
-    file.close()
-    assert values(shown(tmp_path), "a") == {1: 1, 2: 2, 3: 3, 4: 4}
+    events = Events(tmp_path, 0)
+    events.scalars(1, {"a": 1})
+    events.close()
+    events.close()
     assert threading.active_count() == threads
-
-
-def test_event_files_of_one_second_are_ordered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorboard")
-    for now in (1.7e9, 1.7e9 + 0.0005, 1.7e9 + 0.25):
-        monkeypatch.setattr(history, "time", SimpleNamespace(time=lambda now=now: now, monotonic=time.monotonic))
-        EventFile(tmp_path, 0).close()
-    names = [f"events.out.tfevents.{at}.{os.getpid()}" for at in (
-        "1700000000.000000", "1700000000.000500", "1700000000.250000")]  # fmt: skip
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert values(shown(tmp_path), "a") == {1: 1}
 
 
 def test_full_disk_is_a_one_line_error(tmp_path: Path, shown: Callable[[Path], Any]) -> None:
     # in a process of its own: only so would a thread's traceback, or one at exit, be seen
     code = (
-        "import resource, signal, sys; from pathlib import Path; from wsi2ihc.errors import OutputError\n"
-        "from wsi2ihc.training import history; history.FLUSH_S = 0\n"
-        "file, done = history.EventFile(Path(sys.argv[1]), 0), 0\n"
+        "import resource, sys, time; from pathlib import Path; from wsi2ihc.errors import OutputError\n"
+        "from wsi2ihc.training.history import Events\n"
+        "events, done = Events(Path(sys.argv[1]), 0), 0\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
         "try:\n"
-        "    for done in range(1000): file.scalars(done, {'a': done})\n"
+        "    for done in range(1000): events.scalars(done, {'a': done})\n"
         "except OutputError as error: print(done, error)\n"
-        "file.close()"
+        "events.close()\n"
+        "time.sleep(0.5)"
     )
     ended = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "ignore", "-c", code, str(tmp_path)],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
     (line,) = ended.stdout.splitlines()
     done, message = line.split(" ", 1)
-    assert message.startswith(f"cannot write {tmp_path}/events.out.tfevents.")
-    assert message.endswith("free some space or write elsewhere")
-    assert values(shown(tmp_path), "a") == {step: step for step in range(int(done))}  # nothing torn
+    assert message == f"cannot write {tmp_path}: File too large; free some space or write elsewhere"
+    found = values(shown(tmp_path), "a")
+    assert 20 < len(found) <= int(done)
+    assert found == {step: step for step in range(len(found))}  # nothing torn is shown
 
 
-def test_close_reports_a_full_disk_and_closes_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_after_a_full_disk_are_shown(tmp_path: Path, shown: Callable[[Path], Any]) -> None:
+    with small_files(), pytest.raises(OutputError, match=r"cannot write .*tensorboard"), opened(tmp_path) as record:
+        fill(record)
+    wait_for_the_next_second()
+    with opened(tmp_path, 5, 0) as record:
+        record.step(6, 1, {"generator": 100})
+    assert values(shown(tmp_path / "tensorboard"), "loss/generator") == {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 100}
+
+
+def test_close_reports_a_full_disk_and_closes_all_files(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     record = opened(tmp_path)
-    record.step(1, 1, {"generator": 1.0})
-    before = {path.name: path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()}
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        with pytest.raises(OutputError, match=r"cannot write .*tfevents.*: No space left"):
-            record.close()
+    with small_files(), pytest.raises(OutputError, match=r"cannot write .*tensorboard: File too large"):
+        fill(record)
+    record.close()
     record.close()  # closed, and nothing left to write
-    assert {path.name: path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()} == before
     with pytest.raises(ValueError, match=r"steps\.csv is closed"):
-        record.step(2, 1, {"generator": 1.0})
+        record.step(1000, 1, {"generator": 1.0})
 
 
-def full(handle: int, content: bytes) -> int:
-    raise OSError(28, "No space left on device")
+def fill(record: RunRecord) -> None:
+    """Write more than 4 kB of events, but not of tables; the error of the thread may be raised by any call."""
+    for step in range(1, 100):
+        record.step(step, 1, {"generator": step, "learning_rate": 1.0})
+    record.close()
 
 
 def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "tensorboard").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*tensorboard: "):
-        EventFile(tmp_path / "tensorboard", 0)
+        Events(tmp_path / "tensorboard", 0)
 
 
-@pytest.mark.parametrize("missing", ["tensorboard.summary.writer.record_writer", "torch.utils.tensorboard"])
+@pytest.mark.parametrize("missing", ["tensorboard", "torch.utils.tensorboard"])
 def test_tensorboard_is_optional(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
     with caplog.at_level(logging.INFO, logger="wsi2ihc"), opened(tmp_path) as record:
         record.step(1, 1, {"generator": 1.0})

@@ -251,7 +251,10 @@ def test_sample_images_are_named_by_epoch(tmp_path: Path) -> None:
 
 
 def test_first_error_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = RunRecord.close
+
     def failing(self: RunRecord) -> None:
+        close(self)
         raise OutputError("closing failed")
 
     monkeypatch.setattr(RunRecord, "close", failing)

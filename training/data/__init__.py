@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsi2ihc.lazy import lazily
-
-from .dataset import ROLES, Augmentation, Order, Pair, PairedData, Role
+import lazy_loader
 
 if TYPE_CHECKING:
-    from wsi2ihc.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-
+    from .dataset import ROLES as ROLES
+    from .dataset import Augmentation as Augmentation
+    from .dataset import Order as Order
+    from .dataset import Pair as Pair
+    from .dataset import PairedData as PairedData
+    from .dataset import Role as Role
     from .groups import assign_groups as assign_groups
     from .image_file import read_image as read_image
     from .images import PatchSizes as PatchSizes
@@ -28,41 +30,15 @@ if TYPE_CHECKING:
     from .split import assign_roles as assign_roles
     from .split import load_data as load_data
 
-_HOMES = {
-    "IMAGE_SUFFIXES": "...files",
-    "LAYOUTS": ".layouts",
-    "PatchSizes": ".images",
-    "assign_groups": ".groups",
-    "assign_roles": ".split",
-    "check_images": ".images",
-    "decode_pairs": ".images",
-    "find_pairs": ".layouts",
-    "load_data": ".split",
-    "read_image": ".image_file",
-    "read_pair": ".images",
-    "read_sizes": ".images",
-}
-"""Public names and where they live; imported on first use, so that the options need no decoders for their types."""
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "LAYOUTS",
-    "ROLES",
-    "Augmentation",
-    "Order",
-    "Pair",
-    "PairedData",
-    "PatchSizes",
-    "Role",
-    "assign_groups",
-    "assign_roles",
-    "check_images",
-    "decode_pairs",
-    "find_pairs",
-    "load_data",
-    "read_image",
-    "read_pair",
-    "read_sizes",
-]
-
-__getattr__ = lazily(__name__, _HOMES)
+# imported on first use, so that the options need no decoders for their types
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dataset": ["ROLES", "Augmentation", "Order", "Pair", "PairedData", "Role"],
+        "groups": ["assign_groups"],
+        "image_file": ["read_image"],
+        "images": ["PatchSizes", "check_images", "decode_pairs", "read_pair", "read_sizes"],
+        "layouts": ["LAYOUTS", "find_pairs"],
+        "split": ["assign_roles", "load_data"],
+    },
+)

@@ -35,7 +35,7 @@ LARGEST_SIDE_PX = 8192
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An H&E patch and the IHC patch of the same tissue.
+    """An H&E patch and the IHC patch of the same tissue; None if unknown.
 
     Attributes
     ----------
@@ -46,9 +46,9 @@ class Pair:
     half
         Position of the H&E in a side-by-side image; "" for two files.
     role
-        Split of the pair; None if the data do not state it.
+        Split of the pair.
     group
-        What must not be split between roles (a patient, a slide, a region); None if unknown.
+        What must not be split between roles (a patient, a slide, a region).
     patient, slide, her2, number
         From the file name or a table; ``her2`` is the level of the slide, as in "2+".
     """
@@ -71,8 +71,6 @@ class PairedData:
 
     Attributes
     ----------
-    folder
-        Where it was found.
     layout
         One line for display, as in "side by side in train/, test/ (H&E left)".
     pairs

@@ -55,8 +55,6 @@ def assign_groups(data: PairedData, group_by: str | None) -> PairedData:
 
     Parameters
     ----------
-    data
-        From `find_pairs`.
     group_by
         None for the first of the columns ``group``, ``patient``, ``slide`` of the dataset's own table that has values;
         no groups if there are none.
@@ -159,7 +157,6 @@ def _by_table(data: PairedData, path: Path) -> PairedData:
 
 
 def _read_keys(path: Path) -> dict[str, _Row]:
-    """Read the rows of a table of groups by their keys."""
     rows = read_csv(path).rows
     key_column = next((name for name in _KEY_COLUMNS if name in rows[0]), None)
     if key_column is None:

@@ -10,7 +10,6 @@ import errno
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,37 +79,8 @@ _MODES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TiffHeader:
-    """Header fields that determine whether a TIFF file is decoded.
-
-    Attributes
-    ----------
-    width, height
-        Of the first image, px.
-    decoded_px
-        Pixels that are decoded at once: a tile, or the image.
-    bits
-        Maximum number of bits per channel.
-    is_upright
-        Whether rows run from top to bottom, and columns from left to right.
-    is_supported
-        Whether its compression is supported.
-    has_more
-        Whether further images follow.
-    """
-
-    width: int
-    height: int
-    decoded_px: int
-    bits: int
-    is_upright: bool
-    is_supported: bool
-    has_more: bool
-
-
-def read_tiff_header(file: BinaryIO) -> TiffHeader:
-    """Read the first directory.
+def _read_tiff_tags(file: BinaryIO) -> tuple[dict[int, int], bool]:
+    """Read the first directory: the largest value of each tag in `_TAGS`, and whether further images follow.
 
     Raises
     ------
@@ -134,22 +104,10 @@ def read_tiff_header(file: BinaryIO) -> TiffHeader:
     metadata_bytes = sum(entry.size for entry in directory.entries)
     if metadata_bytes > MAX_METADATA_BYTES:
         raise ValueError(f"it has {metadata_bytes:,} bytes of metadata")
-    values = _values(layout, directory, read_at)
-    try:
-        width, height = values[_WIDTH], values[_HEIGHT]
-    except KeyError as error:
-        raise ValueError("it does not state its size") from error
-    tile = values.get(_TILE_WIDTH, width), values.get(_TILE_HEIGHT, height)
-    decoded_px = max(width * height, tile[0] * tile[1])
-    is_supported = values.get(_COMPRESSION, 1) in _COMPRESSIONS
-    is_upright = values.get(_ORIENTATION, 1) in (0, 1)
-    return TiffHeader(
-        width, height, decoded_px, values.get(_BITS, 1), is_upright, is_supported, bool(directory.following)
-    )
+    return _values(layout, directory, read_at), bool(directory.following)
 
 
 def _values(layout: TiffLayout, directory: TiffDirectory, read_at: ReadAt) -> dict[int, int]:
-    """Return the largest value of each tag in `_TAGS`."""
     values: dict[int, int] = {}
     for entry in directory.entries:
         if entry.code not in _TAGS:
@@ -170,12 +128,7 @@ def _values(layout: TiffLayout, directory: TiffDirectory, read_at: ReadAt) -> di
 def read_size(path: Path, *, images: int = 1) -> Size:
     """Read the size of an image of 8-bit RGB from its header.
 
-    Parameters
-    ----------
-    path
-        The file.
-    images
-        Number of images side by side in it, which multiplies the largest size allowed.
+    With several ``images`` side by side in the file, it may be as many times as large.
 
     Raises
     ------
@@ -196,11 +149,6 @@ def read_image(path: Path, *, images: int = 1) -> RGBImage:
     that are a fifth faster accept truncated files. EXIF orientations are ignored, and TIFF orientations are an error:
     scanners do not write any, and if a tool left one in only one file of a pair, applying it would misalign the pair.
 
-    Parameters
-    ----------
-    path, images
-        As for `read_size`.
-
     Raises
     ------
     DatasetError
@@ -210,8 +158,9 @@ def read_image(path: Path, *, images: int = 1) -> RGBImage:
         with _regular(path) as file:
             kind, image = _open(file, path, images)
             with image:
+                if kind == "JPEG":
+                    _check_scans(file)
                 if kind != "PNG":
-                    _check_scans(file, kind)
                     return np.asarray(image, np.uint8)
             file.seek(0)
             return np.asarray(imagecodecs.png_decode(file.read()), np.uint8)
@@ -223,7 +172,6 @@ def read_image(path: Path, *, images: int = 1) -> RGBImage:
 
 
 def _regular(path: Path) -> BinaryIO:
-    """Open a regular file."""
     try:
         return open_regular(path)
     except OSError as error:
@@ -263,9 +211,9 @@ def _open(file: BinaryIO, path: Path, images: int) -> tuple[str, Image.Image]:
     return kind, image
 
 
-def _check_size(path: Path, width: int, height: int, size_bytes: int, images: int, decoded_px: int = 0) -> None:
+def _check_size(path: Path, width: int, height: int, size_bytes: int, images: int, tile_px: int = 0) -> None:
     max_px = LARGEST_PX * images
-    if max(width * height, decoded_px) > max_px:
+    if max(width * height, tile_px) > max_px:
         beside = f" ({images} side by side)" if images > 1 else ""
         raise DatasetError(
             f"{path} is too large for a patch: {width}×{height} px, and {LARGEST_SIDE_PX}×{LARGEST_SIDE_PX} is the "
@@ -279,15 +227,17 @@ def _check_size(path: Path, width: int, height: int, size_bytes: int, images: in
 
 def _problem_of_tiff(file: BinaryIO, path: Path, size_bytes: int, images: int) -> str:
     """Return why a TIFF file cannot be decoded; "" if it can."""
-    found = read_tiff_header(file)
-    _check_size(path, found.width, found.height, size_bytes, images, found.decoded_px)
-    if found.has_more:
+    values, has_more = _read_tiff_tags(file)
+    width, height = values[_WIDTH], values[_HEIGHT]
+    tile_px = values.get(_TILE_WIDTH, width) * values.get(_TILE_HEIGHT, height)
+    _check_size(path, width, height, size_bytes, images, tile_px)
+    if has_more:
         return "holds several images; keep one image in a file"
-    if found.bits > 8:  # Pillow opens 16 bits per channel as mode RGB and drops the lower halves
-        return f"has {found.bits} bits per channel; convert it to 8-bit RGB"
-    if not found.is_upright:  # Pillow would rotate it, but not its partner
+    if (bits := values.get(_BITS, 1)) > 8:  # Pillow opens 16 bits per channel as mode RGB and drops the lower halves
+        return f"has {bits} bits per channel; convert it to 8-bit RGB"
+    if values.get(_ORIENTATION, 1) not in (0, 1):  # Pillow would rotate it, but not its partner
         return "has an orientation tag; save it upright"
-    if not found.is_supported:
+    if values.get(_COMPRESSION, 1) not in _COMPRESSIONS:
         return "has an unsupported compression; save it with Deflate or LZW, or as PNG"
     return ""
 
@@ -306,10 +256,8 @@ def _problem_of(image: Image.Image, head: bytes) -> str:
     return f"{kind}; convert it to 8-bit RGB" if kind else ""
 
 
-def _check_scans(file: BinaryIO, kind: str) -> None:
+def _check_scans(file: BinaryIO) -> None:
     """Check that a JPEG file does not have so many scans that a few kB take hours to decode."""
-    if kind != "JPEG":
-        return
     at = file.tell()
     file.seek(0)
     scans = file.read().count(b"\xff\xda")

@@ -76,12 +76,7 @@ class PatchSizes:
 def check_images(pairs: Iterable[Pair], *, crop_px: int) -> PatchSizes:
     """Read the headers of all pairs, so that training does not stop hours later at one bad file.
 
-    Parameters
-    ----------
-    pairs
-        Of train and validation. Test pairs are not opened: training reads nothing of a test set.
-    crop_px
-        Side of the square crops.
+    Test pairs are not opened: training reads nothing of a test set.
 
     Raises
     ------
@@ -169,13 +164,7 @@ _memory = _MemoryBudget(MAX_DECODED_BYTES)
 
 @contextlib.contextmanager
 def reserved_memory(pair: Pair) -> Iterator[None]:
-    """Reserve the memory to decode a pair; enclose all work on its pixels.
-
-    Raises
-    ------
-    DatasetError
-        If its headers cannot be read, as for `check_images`.
-    """
+    """Reserve the memory to decode a pair, whose headers are checked; enclose all work on its pixels."""
     with _memory.reserved(2 * _check_pair(pair).area_px * _BYTES_PER_PX):
         yield
 
@@ -221,8 +210,6 @@ def decode_pairs(pairs: Iterable[Pair], progress: Callable[[int, int], None] | N
 
     Parameters
     ----------
-    pairs
-        Of any roles.
     progress
         Called with the number of pairs done and the total.
 
@@ -262,12 +249,12 @@ def decode_pairs(pairs: Iterable[Pair], progress: Callable[[int, int], None] | N
 
 def _hashes_of(pair: Pair) -> tuple[bytes | None, ...]:
     with reserved_memory(pair):
-        return tuple(_hash_of(image) for image in read_pair(pair))
+        return tuple(hash_of(image) for image in read_pair(pair))
 
 
-def _hash_of(image: RGBImage) -> bytes | None:
+def hash_of(image: RGBImage) -> bytes | None:
     """Return a hash of the pixels; None for an image of a single color, which is empty background."""
-    if (image == image[0, 0]).all():
+    if (image[0] == image[0, 0]).all() and (image == image[0, 0]).all():  # one row is usually enough
         return None
     content = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
     content.update(repr(image.shape).encode())
@@ -284,7 +271,6 @@ def _find_duplicates(pairs: Sequence[Pair], hashes: Sequence[tuple[bytes | None,
 
 
 def _identical_stains(pairs: Sequence[Pair]) -> Iterator[str]:
-    """Yield a warning about pairs whose two images are the same."""
     if pairs:
         verb = "has" if len(pairs) == 1 else "have"
         yield (
@@ -322,18 +308,7 @@ def _of(pairs: Iterable[Pair], role: str) -> list[Pair]:
 
 
 def describe_swapped_stains(pairs: Sequence[Pair]) -> str:
-    """Return, as a clause, why the stains seem to be swapped; "" if they do not.
-
-    Parameters
-    ----------
-    pairs
-        Pairs of any role; test pairs are not opened.
-
-    Raises
-    ------
-    DatasetError
-        If an image cannot be read.
-    """
+    """Return, as a clause, why the stains seem to be swapped; "" if they do not. Test pairs are not opened."""
     opened = pairs_to_open(pairs)
     checked = opened[:: -(-len(opened) // CHECKED_PAIRS)]
     found = [tuple(_excess(image) for image in read_pair(pair)) for pair in checked]

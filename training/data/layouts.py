@@ -42,12 +42,7 @@ LAYOUTS = (
 )
 """Supported layouts, in one line."""
 
-_HE_NAMES = ("he", "h&e", "h_e", "h-e")
-
-_IHC_NAME = "ihc"
-
-_LETTERS = ("a", "b")
-
+_HE_NAMES, _IHC_NAME, _LETTERS = ("he", "h&e", "h_e", "h-e"), "ihc", ("a", "b")
 _FOLDER_NAMES = frozenset({*_HE_NAMES, _IHC_NAME, *_LETTERS, *ROLE_NAMES})
 
 _SPLIT_OF_ONE_STAIN = re.compile(
@@ -86,13 +81,7 @@ def read_table(path: Path) -> tuple[tuple[Pair, ...], float | None]:
 
 
 def read_rows(path: Path) -> CsvTable:
-    """Read the rows of a ``pairs.csv`` with names as they were before they were escaped for spreadsheets.
-
-    Raises
-    ------
-    DatasetError
-        As `read_csv`.
-    """
+    """Read the rows of a ``pairs.csv`` with names as they were before they were escaped for spreadsheets."""
     table = read_csv(path)
     return replace(table, rows=tuple({name: original(cell) for name, cell in row.items()} for row in table.rows))
 
@@ -121,7 +110,6 @@ def _pair(path: Path, row_number: int, row: Mapping[str, str]) -> Pair:
 
 
 def _level(where: str, text: str) -> str | None:
-    """Return the HER2 level in a field; None if it is empty."""
     if not text:
         return None
     level = _LEVEL_NAMES.get(text.replace(" ", ""))
@@ -191,8 +179,7 @@ def _mpp(where: str, value: object) -> float:
 
 
 def add_metadata(data: PairedData) -> PairedData:
-    """Return the dataset with the metadata of the ``dataset.json`` in its folder: mpp, stain, license and name, each
-    optional.
+    """Return the dataset with the metadata of the ``dataset.json`` in its folder: mpp, stain, license and name.
 
     Raises
     ------
@@ -256,10 +243,14 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
             raise DatasetError(f"{folder} is a file; give the folder of the patches")
         raise DatasetError(f"there is no folder {folder}")
     try:
-        data = _find(folder, order)
+        data = _fitting(folder, order)
+        inside = None if data else _found_inside(folder, order)
     except OSError as error:
         where = str(error.filename or folder)
         raise DatasetError(f"{where:.300} cannot be read ({error.strerror or error!s:.80})") from error
+    if data is None:
+        hint = f", but in {inside}: give that folder" if inside else ""
+        raise DatasetError(f"no paired patches in {folder}{hint}; supported layouts are {LAYOUTS}")
     if order != "AB" and not any(pair.half for pair in data.pairs) and not data.is_lettered:
         raise OptionError(f"an order {order} is for side-by-side images; {folder} has {data.layout}")
     if same := linked_files((pair.he, pair.ihc) for pair in data.pairs if not pair.half):
@@ -267,21 +258,6 @@ def find_pairs(folder: Path, *, order: Order = "AB") -> PairedData:
             f"{same[0]} and {same[1]} are one file, but given as H&E and as IHC; give the folder of the IHC"
         )
     return add_metadata(_with_bci_names(data))
-
-
-def _find(folder: Path, order: Order) -> PairedData:
-    """Try the layouts in their order.
-
-    Raises
-    ------
-    DatasetError
-        If none fits, or the one that fits has an error.
-    """
-    if data := _fitting(folder, order):
-        return data
-    inside = _found_inside(folder, order)
-    hint = f", but in {inside}: give that folder" if inside else ""
-    raise DatasetError(f"no paired patches in {folder}{hint}; supported layouts are {LAYOUTS}")
 
 
 def _fitting(folder: Path, order: Order) -> PairedData | None:
@@ -328,15 +304,7 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _StainFolders:
-    """Folders of both stains.
-
-    Attributes
-    ----------
-    he, ihc
-        The folders.
-    note
-        How the letters A and B were interpreted, as the end of the line that describes the layout.
-    """
+    """Folders of both stains, and how the letters A and B were interpreted, for the line that describes the layout."""
 
     he: Path
     ihc: Path
@@ -374,13 +342,7 @@ def _splits_first(folder: Path, splits: list[Path], order: Order) -> PairedData:
 
 
 def _splits_of_stains(folder: Path, order: Order) -> PairedData | None:
-    """Read trainA/, trainB/ and so on; None if there is no such folder.
-
-    Raises
-    ------
-    DatasetError
-        If one has no partner.
-    """
+    """Read trainA/, trainB/ and so on; None if there is no such folder."""
     with os.scandir(folder) as entries:
         matches = {
             entry.name: found

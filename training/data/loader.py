@@ -112,18 +112,10 @@ def training_batches(
 
     Parameters
     ----------
-    pairs
-        Of the training set.
-    crop_px
-        Side of the crops.
-    augmentation
-        Applied to both images of a pair.
     stain_jitter
         Strength of `augment_stains`, applied to the H&E only; 0: none.
     batch_size
         Of this process; the global batch has ``processes`` times as many.
-    seed
-        Of order, crops and symmetries.
     process, processes
         Which slice of each global batch is returned.
     workers
@@ -150,11 +142,6 @@ def whole_patches(
 
     A batch holds neighbors of one size; it is smaller than ``batch_size`` where sizes change, and at the end. ``pin``
     and ``workers`` are those of `training_batches`.
-
-    Raises
-    ------
-    DatasetError
-        If a pair cannot be decoded.
     """
     waiting: list[PairBatch] = []
     members: list[Pair] = []

@@ -50,15 +50,11 @@ def assign_roles(
 
     Parameters
     ----------
-    data
-        From `assign_groups`.
     validation_share
         Fraction of the training pairs that become validation, if there are no validation pairs.
     split_by_patch
         Choose single patches instead of groups, and allow stated splits to divide groups. Patches of one slide on both
         sides make metrics too optimistic, so a warning is logged.
-    seed
-        Of the choice.
 
     Raises
     ------

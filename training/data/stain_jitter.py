@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi2ihc.geometry import RGBImage
-from wsi2ihc.stains import EOSIN, HEMATOXYLIN
+from wsi2ihc.stains import EOSIN, HEMATOXYLIN, stain_matrix
 
 HUE_RANGE = 0.5
 """Range of the components of a stain's direction, as a fraction of the strength. At 0.3 the direction rotates by up
@@ -40,21 +40,12 @@ def augment_stains(he: RGBImage, strength: float, draws: npt.NDArray[np.float64]
     if not strength:
         return he
     offsets = strength * (2 * draws - 1)
-    stains = _stains()
+    stains = stain_matrix(HEMATOXYLIN, EOSIN)
     changed = stains.copy()
     changed[:2] += HUE_RANGE * offsets[2:].reshape(2, 3)
     changed[:2] *= (np.exp(offsets[:2]) / np.linalg.norm(changed[:2], axis=1))[:, None]
     densities = _densities()[he] @ (np.linalg.inv(stains) @ changed).astype(np.float32)
     return np.asarray(np.clip(np.rint(255 * np.exp(-densities)), 0, 255), np.uint8)
-
-
-@functools.cache
-def _stains() -> npt.NDArray[np.float64]:
-    """Return unit vectors of hematoxylin, eosin and the residual: (3, 3)."""
-    stains = np.array([HEMATOXYLIN, EOSIN])
-    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    rest = np.cross(*stains)
-    return np.vstack([stains, rest / np.linalg.norm(rest)])
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+from skimage import filters  # loads its modules on first use
 
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import RGBImage
@@ -103,18 +104,12 @@ def otsu_threshold(counts: Counts) -> float:
     DatasetError
         If all pixels have the same density.
     """
-    fractions = counts / max(1, counts.sum())
-    middles = (np.arange(BINS) + 0.5) * DENSITY_PER_BIN
-    below, moment = np.cumsum(fractions)[:-1], np.cumsum(fractions * middles)[:-1]
-    mean = float(fractions @ middles)
-    both = (below > 0) & (below < 1 - 1e-12)
-    if not both.any():
+    if np.count_nonzero(counts) < 2:
         raise DatasetError("all references have a single DAB density; state the threshold with --stained-from")
-    product = np.where(both, below * (1 - below), 1.0)
-    between = np.where(both, (mean * below - moment) ** 2 / product, -1.0)
+    last_below = int(filters.threshold_otsu(hist=counts))
+    first_above = last_below + 1 + int(np.argmax(counts[last_below + 1 :] > 0))
     # all thresholds in an empty gap between the classes are equally good; take the middle
-    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
-    return float((best[0] + best[-1]) / 2 + 1) * DENSITY_PER_BIN
+    return (last_below + first_above + 1) / 2 * DENSITY_PER_BIN
 
 
 def stained_area(counts: Counts, stained_from: float) -> float:

@@ -59,8 +59,6 @@ class Misaligned:
     ----------
     number
         Index in the dataset.
-    correlation, residual_um
-        See `Agreement`.
     chance
         99th percentile of the null distribution; None if unknown.
     reason
@@ -76,18 +74,16 @@ class Misaligned:
 
 @dataclass(frozen=True, slots=True)
 class AlignmentFindings:
-    """Alignment of the pairs of a dataset.
+    """Alignment of the pairs of a dataset; None if unknown.
 
     Attributes
     ----------
     misaligned
         Misaligned pairs by correlation, the lowest first.
-    median_correlation, median_residual_um
-        Medians of all known values; None if there are none.
     least_correlation
-        Correlation below which a pair is an outlier; None for too few pairs.
+        Correlation below which a pair is an outlier.
     median_chance
-        Median of the 99th percentiles of the null distributions; None if unknown.
+        Median of the 99th percentiles of the null distributions.
     no_better
         Number of misaligned pairs that do not exceed that percentile.
     unknown
@@ -109,12 +105,7 @@ def find_misaligned(agreements: Sequence[Agreement], chances: Sequence[float | N
     Outliers are found by median and median absolute deviation after Fisher's transform (artanh). They are not reliable
     if many pairs are wrong; the comparison with the null distribution is.
 
-    Parameters
-    ----------
-    agreements
-        Agreement of each pair.
-    chances
-        Output of `null_correlations`.
+    ``chances`` are the output of `null_correlations`.
     """
     known = [one.correlation for one in agreements if one.correlation is not None]
     residuals = [one.residual_um for one in agreements if one.residual_um is not None]

@@ -11,7 +11,6 @@ Orientations are numbered from 0 to 7, see `orientation_matrix`.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -55,6 +54,9 @@ GRID_PX = 4
 SAMPLES = 8
 """Samples along each side of the grid."""
 
+_OFFSETS = (np.arange(SAMPLES) * GRID_PX - (SAMPLES - 1) * GRID_PX // 2).astype(np.intp)
+"""Offsets of the samples along one side in px."""
+
 CODE_BITS = 61
 """Coefficients without the mean and the two that determine the canonical orientation."""
 
@@ -69,12 +71,9 @@ class Descriptors:
 
     Attributes
     ----------
-    codes : ndarray of uint64, shape (keypoints,)
-        Codes in canonical orientation.
-    orientations : ndarray of uint8, shape (keypoints,)
-        Number of the transform to the canonical orientation.
-    xy : ndarray of float32, shape (keypoints, 2)
-        Positions relative to the center of the patch in reduced px.
+    codes, orientations, xy : ndarray, shapes (keypoints,), (keypoints,), (keypoints, 2)
+        Codes in canonical orientation, numbers of the transforms to it, and positions relative to the center of the
+        patch in reduced px.
     size
         Size of the patch in reduced px.
     thumbnail : ndarray of uint8, shape (rows, columns)
@@ -93,8 +92,7 @@ class Descriptors:
 
 def describe_patch(image: RGBImage, factor: int) -> Descriptors:
     """Compute the descriptors of a patch (rows, columns, 3) uint8 RGB; see `reduction` for the factor."""
-    plane = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    plane = _reduced(np.asarray(plane, np.uint8), factor)
+    plane = _reduced(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8), factor)
     smooth, x, y = _keypoints(plane)
     codes, orientations = _codes(_transformed(smooth, x, y))
     height, width = plane.shape
@@ -146,7 +144,7 @@ def _keypoints(plane: npt.NDArray[np.uint8]) -> tuple[FloatPlane, npt.NDArray[np
     contrast = cv2.absdiff(blobs, np.zeros_like(blobs))
     side = 2 * EXTREMUM_RADIUS_PX + 1
     is_keypoint = (cv2.dilate(contrast, np.ones((side, side), np.uint8)) == contrast) & (contrast > MIN_CONTRAST)
-    margin = _offsets()[-1] + 1
+    margin = _OFFSETS[-1] + 1
     for edge in (is_keypoint[:margin], is_keypoint[-margin:], is_keypoint[:, :margin], is_keypoint[:, -margin:]):
         edge[...] = False
     y, x = np.nonzero(is_keypoint)
@@ -170,13 +168,8 @@ def _is_round(blobs: FloatPlane, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp
     return np.asarray((xx + yy) ** 2 < limit * determinant, np.bool_)
 
 
-def _offsets() -> npt.NDArray[np.intp]:
-    """Return the offsets of the samples along one side in px."""
-    return (np.arange(SAMPLES) * GRID_PX - (SAMPLES - 1) * GRID_PX // 2).astype(np.intp)
-
-
 def _transformed(smooth: FloatPlane, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]) -> Coefficients:
-    rows, columns = y[:, np.newaxis] + _offsets(), x[:, np.newaxis] + _offsets()
+    rows, columns = y[:, np.newaxis] + _OFFSETS, x[:, np.newaxis] + _OFFSETS
     samples = smooth[rows[:, :, np.newaxis], columns[:, np.newaxis, :]]
     basis = _cosines()
     return np.asarray(basis @ samples @ basis.T, np.float32)
@@ -240,12 +233,10 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class DuplicateCandidate:
-    """Two patches that may show the same tissue.
+    """Two patches, by their indices (first < second), that may show the same tissue.
 
     Attributes
     ----------
-    first, second
-        Indices of the patches, first < second.
     orientation
         Transform of the first patch to the orientation of the second.
     shift_px
@@ -366,16 +357,10 @@ AHEAD = 64
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """Tissue that two patches have in common.
+    """Tissue that two patches have in common; the first fields are those of `DuplicateCandidate`, in px of the patches.
 
     Attributes
     ----------
-    first, second
-        Indices of the patches, first < second.
-    orientation
-        Transform of the first patch to the orientation of the second.
-    shift_px
-        Shift (x, y) between the centers after that, in px of the patches.
     overlap
         Common fraction of the smaller patch.
     correlation
@@ -404,16 +389,8 @@ def find_common(
     blurred, noisy, darkened, mirrored or rotated patches of 512 px, all pairs with an overlap of 50 % were found and
     9 of 10 with 20 %.
 
-    Parameters
-    ----------
-    descriptors
-        Descriptors of all patches.
-    factor
-        Reduction factor of the patches.
-    pool
-        Threads.
-    progress
-        Called with the numbers of processed and of all candidates.
+    ``factor`` is the reduction factor of the patches; ``progress`` is called with the numbers of processed and of all
+    candidates.
     """
     candidates = find_candidates(descriptors)
     found = []
@@ -501,7 +478,7 @@ ORIENTATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Leakage:
-    """Tissue that two pairs have in common.
+    """Tissue that two pairs have in common; other fields are those of `Common`.
 
     Attributes
     ----------
@@ -509,18 +486,8 @@ class Leakage:
         Indices in the dataset, first < second.
     between
         "splits" for pairs of different splits, "groups" for different groups of one split, else "".
-    kind
-        Kind of match.
     stains
         Images that match: "H&E and IHC", "H&E" or "IHC".
-    orientation
-        Transform of the first patch to the orientation of the second.
-    shift_px
-        Shift (x, y) between the centers after that.
-    overlap
-        Common fraction of the smaller patch.
-    correlation
-        Correlation of the fine structure in the common area.
     """
 
     first: int
@@ -535,16 +502,7 @@ class Leakage:
 
 
 Hashes = tuple[bytes | None, bytes | None]
-"""Hashes of the H&E and the IHC of a pair; None for an image of one color."""
-
-
-def hash_of(image: RGBImage) -> bytes | None:
-    """Return a hash of the pixels; None for an image of one color, since empty background is not duplicate tissue."""
-    if (image[0] == image[0, 0]).all() and (image == image[0, 0]).all():  # one row is usually enough
-        return None
-    content = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
-    content.update(repr(image.shape).encode())
-    return content.digest()
+"""Hashes of the H&E and the IHC of a pair; None for empty background, which is not duplicate tissue."""
 
 
 def find_leakage(
@@ -560,12 +518,7 @@ def find_leakage(
     Matches across splits come first, then those across groups; each by decreasing overlap. Each of several copies is
     reported once for every split, with the first copy in that split.
 
-    Parameters
-    ----------
-    pairs, hashes, descriptors
-        All pairs, with the hashes of both images and the descriptors of the H&E.
-    factor, pool, progress
-        See `find_common`.
+    ``hashes`` are those of both images of a pair, ``descriptors`` those of its H&E; see `find_common` for the others.
     """
     found = _same_pixels(pairs, hashes)
     kept = _without_copies(pairs, hashes)

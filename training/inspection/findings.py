@@ -20,14 +20,10 @@ class Inspection:
     ----------
     data
         Pairs of the dataset; ``mpp`` includes the option (None if unknown).
-    sizes
-        Sizes of the patches.
     descriptions
         Image statistics by split and level.
     leaks
         Duplicate tissue.
-    alignment
-        Alignment of H&E and IHC.
     are_squares
         Whether all images are read as side-by-side pairs although they are nearly square.
     """

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import cv2
 import numpy as np
 import numpy.typing as npt
+from skimage import feature  # loads its modules on first use
 
 from wsi2ihc.geometry import RGBImage
 
@@ -25,28 +25,16 @@ from ..pairs.quality import sharpness
 GRAY_LEVELS = 64
 """Gray levels of the co-occurrence matrix."""
 
-OFFSETS = ((0, 1), (1, 1), (1, 0), (1, -1))
-"""Offsets (rows, columns) of neighbors at distance 1 and 0°, 45°, 90° and 135°."""
-
-_CONSTANT = 1e-15
-"""Standard deviation of levels below which the correlation is set to 1, as in scikit-image."""
-
-Matrix = npt.NDArray[np.float64]
+ANGLES = (0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
+"""Directions of the neighbors at distance 1."""
 
 
 class Texture(NamedTuple):
     """Texture features of symmetric, normalized co-occurrence matrices, averaged over four directions.
 
-    Attributes
-    ----------
-    contrast
-        Mean squared difference of neighbors, in levels from 0 to 63.
-    homogeneity
-        Mean of 1 / (1 + squared difference).
-    energy
-        Root of the sum of squared frequencies; 1 for one color.
-    correlation
-        Correlation of the levels of neighbors.
+    Contrast is the mean squared difference of neighbors, in levels from 0 to 63; homogeneity the mean of 1 / (1 +
+    squared difference); energy the root of the sum of squared frequencies (1 for one color); and correlation that of
+    the levels of neighbors.
     """
 
     contrast: float
@@ -58,43 +46,8 @@ class Texture(NamedTuple):
 def texture(luminance: npt.NDArray[np.uint8]) -> Texture:
     """Compute the texture features of an image (rows, columns) uint8 of at least 2 x 2 px."""
     levels = np.asarray(luminance // (256 // GRAY_LEVELS), np.uint8)
-    by_direction = [_features(_co_occurrence(levels, *offset)) for offset in OFFSETS]
-    return Texture(*(float(np.mean(values)) for values in zip(*by_direction, strict=True)))
-
-
-def _co_occurrence(levels: npt.NDArray[np.uint8], down: int, across: int) -> Matrix:
-    """Return the symmetric, normalized co-occurrence matrix for an offset."""
-    rows, columns = levels.shape
-    one = levels[: rows - down, max(0, -across) : columns - max(0, across)]
-    other = levels[down:, max(0, across) : columns - max(0, -across)]
-    counts = cv2.calcHist(
-        [np.ascontiguousarray(one), np.ascontiguousarray(other)],
-        [0, 1],
-        None,
-        [GRAY_LEVELS] * 2,
-        [0, GRAY_LEVELS, 0, GRAY_LEVELS],
-    ).astype(np.float64)
-    return np.asarray((counts + counts.T) / (2 * counts.sum()), np.float64)
-
-
-def _features(matrix: Matrix) -> Texture:
-    squared, level = _squared_differences(), np.arange(GRAY_LEVELS)
-    marginal = matrix.sum(axis=1)
-    mean = float(marginal @ level)
-    variance = float(marginal @ (level - mean) ** 2)
-    covariance = float((level - mean) @ matrix @ (level - mean))
-    return Texture(
-        contrast=float((matrix * squared).sum()),
-        homogeneity=float((matrix / (1 + squared)).sum()),
-        energy=float(np.sqrt(np.square(matrix).sum())),
-        correlation=covariance / variance if variance > _CONSTANT**2 else 1.0,
-    )
-
-
-@functools.cache
-def _squared_differences() -> Matrix:
-    level = np.arange(GRAY_LEVELS, dtype=np.float64)
-    return np.asarray((level[:, np.newaxis] - level) ** 2, np.float64)
+    matrices = feature.graycomatrix(levels, [1], ANGLES, GRAY_LEVELS, symmetric=True, normed=True)
+    return Texture(*(float(feature.graycoprops(matrices, name).mean()) for name in Texture._fields))
 
 
 RANGE_PERCENT = (1.0, 99.0)
@@ -182,15 +135,7 @@ STAINS: tuple[Stain, Stain] = ("H&E", "IHC")
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and standard deviation of one statistic over images.
-
-    Attributes
-    ----------
-    mean
-        NaN without images.
-    deviation
-        Standard deviation (N - 1); NaN for fewer than two images.
-    """
+    """Mean and standard deviation (N - 1) of one statistic over images; NaN for too few."""
 
     mean: float
     deviation: float
@@ -202,16 +147,12 @@ class Description:
 
     Attributes
     ----------
-    split
-        Role, or "all".
-    level
-        HER2 level, or "all".
+    split, level
+        Role and HER2 level, or "all".
     group
         Group or slide; "" for all.
-    pairs
-        Number of pairs.
     groups, slides, patients
-        Numbers of groups, slides and patients; None if unknown.
+        Numbers of them; None if unknown.
     statistics
         Mean and deviation by stain and statistic.
     """
@@ -229,20 +170,10 @@ class Description:
 def describe(
     pairs: Sequence[Pair], statistics: Sequence[tuple[ImageStatistics, ImageStatistics]]
 ) -> tuple[Description, ...]:
-    """Describe every split and HER2 level, and the whole dataset.
+    """Describe every split and HER2 level, and the whole dataset; "all" is last.
 
-    Parameters
-    ----------
-    pairs
-        At least one pair.
-    statistics
-        Statistics of the H&E and the IHC of each pair.
-
-    Returns
-    -------
-    tuple of Description
-        By split, then level; "all" is last. If no level is known, also by group (or slide, without groups), for 2 to
-        `MAX_GROUPS` of them.
+    If no level is known, also describe groups (or slides, without groups), if there are 2 to `MAX_GROUPS` of them.
+    ``statistics`` are those of the H&E and the IHC of each pair.
     """
     table = np.array([[[getattr(one, name) for name in STATISTICS] for one in both] for both in statistics], np.float64)
     descriptions = []

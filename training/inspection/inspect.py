@@ -20,11 +20,11 @@ from wsi2ihc.errors import DatasetError
 from wsi2ihc.system import cores
 
 from ..data import Pair, PairedData, assign_groups, find_pairs, read_pair, read_sizes
-from ..data.images import reserved_memory
+from ..data.images import hash_of, reserved_memory
 from ..pairs.quality import Agreement, agreement
 from ..reports.document import Report
 from .alignment import ASSUMED_MPP, Structure, find_misaligned, null_correlations, structure_of
-from .duplicates import Descriptors, Hashes, describe_patch, find_leakage, hash_of, reduction
+from .duplicates import Descriptors, Hashes, describe_patch, find_leakage, reduction
 from .findings import Inspection
 from .image_stats import ImageStatistics, describe, image_statistics
 from .options import InspectOptions
@@ -46,12 +46,8 @@ class _Measurement:
     ----------
     statistics
         Statistics of the H&E and the IHC.
-    agreement
-        Agreement of both.
     structure
         Structure for the comparison with other pairs; None without contrast.
-    hashes
-        Hashes of the pixels.
     descriptors
         Descriptors of the H&E.
     is_square
@@ -77,8 +73,6 @@ def inspect_dataset(folder: Path, options: InspectOptions | None = None, progres
     ----------
     folder
         Dataset in any layout that `find_pairs` supports. Roles and groups are optional.
-    options
-        Options.
     progress
         Called after each pair.
 

@@ -63,8 +63,6 @@ class Subset:
         Indices of the groups among all groups of `batch_variances`.
     batch_variances
         Of virtual images and references.
-    scale
-        Scale of the comparison.
     """
 
     units_of: tuple[str, ...]
@@ -75,12 +73,10 @@ class Subset:
 
     @property
     def images(self) -> int:
-        """Number of images."""
         return int(self.pooled[PARTS["images"]][0])
 
     @property
     def identical(self) -> int:
-        """Number of virtual images that equal their references."""
         return identical_images(self.pooled)
 
     @property
@@ -123,14 +119,12 @@ class Subset:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _unit_sums(self) -> SufficientStatistics:
-        """Return the sums of the units: (units, `LENGTH`)."""
         sums = np.zeros((len(self.units), LENGTH))
         for unit, group_sums in zip(self._unit_numbers(), self.sums, strict=True):
             sums[unit] += group_sums
         return sums
 
     def _unit_numbers(self) -> npt.NDArray[np.intp]:
-        """Return the index of the unit of each group."""
         numbers = {unit: number for number, unit in enumerate(self.units)}
         return np.array([numbers[unit] for unit in self.units_of], np.intp)
 
@@ -147,17 +141,12 @@ class Subset:
         metrics = metrics_of(weights @ sums)
         of_units = stain_metrics(sums)
         for name, of in UNIT_MEANS.items():
-            metrics[name] = _mean_over_units(weights, of_units[of])
-        metrics["variance_ratio"] = self._variance_ratio(weights[:, self._unit_numbers()])
+            known = np.isfinite(of_units[of])
+            metrics[name] = quotient(weights @ np.where(known, of_units[of], 0.0), weights @ known.astype(np.float64))
+        of_groups = np.zeros((len(weights), self.batch_variances[0].groups))
+        of_groups[:, self.numbers] = weights[:, self._unit_numbers()]
+        metrics["variance_ratio"] = quotient(*(variance.variances(of_groups) for variance in self.batch_variances))
         return metrics
-
-    def _variance_ratio(self, weights: Values) -> Values:
-        """Return the ratio for sets of groups, (sets, groups of the subset)."""
-        all_weights = np.zeros((len(weights), self.batch_variances[0].groups))
-        if self.batch_variances[0].groups <= MAX_GROUPS:
-            all_weights[:, self.numbers] = weights
-        virtual, reference = (variance.variances(all_weights) for variance in self.batch_variances)
-        return quotient(virtual, reference)
 
 
 def differences(
@@ -191,12 +180,6 @@ def _estimate(value: float, spread: Values | None, reason: str) -> Estimate:
     return Estimate(value) if spread is None else Estimate(value, *percentile_interval(spread, CONFIDENCE))
 
 
-def _mean_over_units(weights: Values, values: Values) -> Values:
-    """Return the mean over the units that have a value."""
-    known = np.isfinite(values)
-    return quotient(weights @ np.where(known, values, 0.0), weights @ known.astype(np.float64))
-
-
 def undefined_reason(name: str, subset: Subset) -> str:
     """Return why a metric has no value, for display."""
     if not subset.images:
@@ -216,7 +199,7 @@ def undefined_reason(name: str, subset: Subset) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """Metadata of an image pair.
+    """Metadata of an image pair; None if unknown.
 
     Attributes
     ----------
@@ -225,9 +208,7 @@ class ImageMetadata:
     resampling_unit
         What is independent of others: the patient, else the slide or region; the image itself if none is known.
     her2
-        HER2 level of its slide, as in "2+"; None if unknown.
-    slide
-        Its slide; None if unknown.
+        HER2 level of its slide, as in "2+".
     """
 
     name: str
@@ -237,23 +218,12 @@ class ImageMetadata:
 
     @property
     def group(self) -> Group:
-        """The group that its sums are added to."""
         return self.resampling_unit, self.her2 or "", self.slide or ""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageMetrics:
-    """Metrics of a single image.
-
-    Attributes
-    ----------
-    psnr
-        In dB; infinite if it equals its reference.
-    stain_r
-        Correlation of the density per pixel; NaN if one side is constant.
-    area_virtual, area_reference
-        Fraction of pixels that are stained.
-    """
+    """Metrics of a single image: PSNR is infinite if it equals its reference, areas are fractions of stained pixels."""
 
     image: ImageMetadata
     psnr: float

@@ -22,20 +22,14 @@ _BLOCK = 1024
 
 @dataclass(frozen=True, slots=True)
 class DistributionDistances:
-    """Distances between virtual images and references.
+    """Distances between virtual images and references; None if there is a reason.
 
     Attributes
     ----------
     virtual_images, reference_images
         Number of images; to be reported with the FID, which depends on it strongly.
-    fid
-        Fréchet distance; None if there is a reason.
-    kid_mean
-        Kernel distance, mean over subsets; can be negative; None if there is a reason.
-    kid_std
-        Its standard deviation over subsets; None if there is a reason or only one subset.
-    kid_subset_size
-        Images of each side in a subset; 0 if there is a reason.
+    kid_mean, kid_std, kid_subset_size
+        See `KernelDistance`.
     reason
         Why there are no distances; empty if there are.
     """
@@ -50,17 +44,7 @@ class DistributionDistances:
 
 
 class KernelDistance(NamedTuple):
-    """Kernel distance over subsets.
-
-    Attributes
-    ----------
-    mean
-        Can be negative, since the estimate is unbiased.
-    std
-        Over subsets (of the population); None if there is only one subset.
-    subset_size
-        Images of each side in a subset.
-    """
+    """Kernel distance over subsets: unbiased, so it can be negative; no standard deviation for a single subset."""
 
     mean: float
     std: float | None
@@ -105,11 +89,6 @@ def frechet_distance(a: Features, b: Features) -> float:
     -------
     float
         Zero or more, in squared units of the features; for equal sets about 1e-15 of their variance.
-
-    Raises
-    ------
-    DatasetError
-        If a set has fewer than two rows, the features differ in number, or a value is not finite.
     """
     _check(a, b)
     mean_a, mean_b = (one.mean(0, dtype=np.float64) for one in (a, b))
@@ -138,15 +117,11 @@ def kernel_distance(
         (N, D) and (M, D).
     subset_size
         Maximum number of images in a subset.
-    subsets
-        Number of subsets.
     seed
         Of the draws.
 
     Raises
     ------
-    DatasetError
-        If a set has fewer than two rows, the features differ in number, or a value is not finite.
     OptionError
         If subsets have fewer than two images, or there are none.
     """
@@ -166,6 +141,7 @@ def kernel_distance(
 
 
 def _check(a: Features, b: Features) -> None:
+    """Raise `DatasetError` if a set has fewer than two rows, the features differ in number, or one is not finite."""
     if min(len(a), len(b)) < MIN_IMAGES:
         raise DatasetError(_too_few(len(a), len(b)))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
@@ -210,7 +186,6 @@ def _kernel_sums(
 
 
 def _diagonal_sums(a: Features, of_a: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the sum of the kernel of every image with itself for each subset: (subsets,)."""
     squared = np.einsum("nd,nd->n", a, a, dtype=np.float64)
     return of_a @ _kernel(squared, a.shape[1])
 

@@ -32,12 +32,8 @@ class Metric:
 
     Attributes
     ----------
-    title
-        Column header, with the unit.
     group
         The table it belongs to: "image", "stain", "distribution" or "grid".
-    digits
-        Number of decimals.
     ideal
         Value of a perfect virtual stain; None if that depends on the reference.
     is_two_sided
@@ -111,22 +107,27 @@ def metrics_of(sums: SufficientStatistics) -> dict[str, Values]:
     checkerboard_…
         Spectral power over that of the reference; see `wsi2ihc.training.metrics.image_metrics`.
     """
-    part = {name: sums[..., where] for name, where in PARTS.items()}
-    (count,), (finite,) = (np.moveaxis(part[name], -1, 0) for name in ("images", "finite"))
-    metrics = {
-        "psnr": quotient(part["decibels"][..., 0], finite),
-        "ssim": quotient(part["ssim"][..., 0], count),
-        "l1": quotient(part["absolute"][..., 0], count),
-    }
-    metrics |= stain_metrics(sums)
-    metrics |= _area_metrics(part["confusion"], part["grades"])
-    virtual, reference = np.moveaxis(part["histograms"].reshape(*sums.shape[:-1], 2, len(PLANES), BINS), -3, 0)
+    metrics = core_metrics(sums)
+    metrics |= _area_metrics(sums[..., PARTS["confusion"]], sums[..., PARTS["grades"]])
+    histograms = sums[..., PARTS["histograms"]].reshape(*sums.shape[:-1], 2, len(PLANES), BINS)
+    virtual, reference = np.moveaxis(histograms, -3, 0)
     for number, plane in enumerate(PLANES):
         metrics |= _distances(virtual[..., number, :], reference[..., number, :], plane)
-    powers = np.moveaxis(part["powers"], -1, 0)
-    metrics["checkerboard_2"] = quotient(powers[0], powers[1])
-    metrics["checkerboard_4"] = quotient(powers[2], powers[3])
     return metrics
+
+
+def core_metrics(sums: SufficientStatistics) -> dict[str, Values]:
+    """Return the metrics of `metrics_of` that follow from the first `CORE_LENGTH` sums."""
+    count, finite, decibels, ssim, absolute = np.moveaxis(sums[..., : PARTS["pixels"].start], -1, 0)
+    powers = np.moveaxis(sums[..., PARTS["powers"]], -1, 0)
+    return {
+        "psnr": quotient(decibels, finite),
+        "ssim": quotient(ssim, count),
+        "l1": quotient(absolute, count),
+        **stain_metrics(sums),
+        "checkerboard_2": quotient(powers[0], powers[1]),
+        "checkerboard_4": quotient(powers[2], powers[3]),
+    }
 
 
 def identical_images(sums: SufficientStatistics) -> int:

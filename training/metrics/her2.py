@@ -32,8 +32,6 @@ class LevelPredictions:
         The value that levels are predicted from.
     cutoffs
         Ascending; a slide's level is the number of cutoffs that its value reaches.
-    confusion
-        Labeled by predicted level.
     slide_scores
         Slide, labeled and predicted level of each.
     """
@@ -45,7 +43,6 @@ class LevelPredictions:
 
     @property
     def slides(self) -> int:
-        """Number of slides."""
         return int(self.confusion.sum())
 
     @property
@@ -60,7 +57,6 @@ class LevelPredictions:
 
     @property
     def correct(self) -> int:
-        """Slides whose level is predicted as labeled."""
         return int(np.trace(self.confusion))
 
 
@@ -69,11 +65,6 @@ def fit_cutoffs(values: Sequence[float], levels: Sequence[str]) -> tuple[float, 
 
     Candidates lie half-way between neighboring values (at most `MAX_CANDIDATES` of them). Among equally good choices,
     the one whose cutoffs are farthest from the values is taken. A level without slides is never predicted.
-
-    Parameters
-    ----------
-    values, levels
-        Of training slides.
 
     Returns
     -------

@@ -40,25 +40,14 @@ BATCH = 8
 """Images processed at a time."""
 
 
-class _Convolution(NamedTuple):
-    """A convolution without bias, followed by batch norm and ReLU.
-
-    Attributes
-    ----------
-    channels
-        Of the output.
-    kernel
-        Rows, columns.
-    stride
-        In both directions.
-    is_padded
-        With zeros, so that stride 1 keeps the size.
-    """
+class _Conv(NamedTuple):
+    """A convolution without bias, followed by batch norm and ReLU."""
 
     channels: int
-    kernel: tuple[int, int]
+    rows: int = 1
+    columns: int = 1
     stride: int = 1
-    is_padded: bool = True
+    is_padded: bool = True  # with zeros, so that stride 1 keeps the size
 
 
 class _Branch(NamedTuple):
@@ -66,7 +55,7 @@ class _Branch(NamedTuple):
     joined.
     """
 
-    stages: tuple[tuple[_Convolution, ...], ...]
+    stages: tuple[tuple[_Conv, ...], ...]
     pooling: nn.Module | None = None
 
 
@@ -79,10 +68,10 @@ class InceptionV3(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = _Unit(3, _reducing(32))
-        self.Conv2d_2a_3x3 = _Unit(32, _Convolution(32, (3, 3), is_padded=False))
-        self.Conv2d_2b_3x3 = _Unit(32, _Convolution(64, (3, 3)))
-        self.Conv2d_3b_1x1 = _Unit(64, _Convolution(80, (1, 1)))
-        self.Conv2d_4a_3x3 = _Unit(80, _Convolution(192, (3, 3), is_padded=False))
+        self.Conv2d_2a_3x3 = _Unit(32, _Conv(32, 3, 3, is_padded=False))
+        self.Conv2d_2b_3x3 = _Unit(32, _Conv(64, 3, 3))
+        self.Conv2d_3b_1x1 = _Unit(64, _Conv(80))
+        self.Conv2d_4a_3x3 = _Unit(80, _Conv(192, 3, 3, is_padded=False))
         channels = 192
         self._blocks: list[_Block] = []
         for name, branches in _blocks().items():
@@ -104,13 +93,11 @@ class InceptionV3(nn.Module):
 
 
 class _Unit(nn.Module):
-    """A convolution, batch norm and ReLU."""
-
-    def __init__(self, inputs: int, layer: _Convolution) -> None:
+    def __init__(self, inputs: int, layer: _Conv) -> None:
         super().__init__()
-        rows, columns = layer.kernel
-        padding = (rows // 2, columns // 2) if layer.is_padded else (0, 0)
-        self.conv = nn.Conv2d(inputs, layer.channels, layer.kernel, layer.stride, padding, bias=False)
+        kernel = layer.rows, layer.columns
+        padding = (layer.rows // 2, layer.columns // 2) if layer.is_padded else (0, 0)
+        self.conv = nn.Conv2d(inputs, layer.channels, kernel, layer.stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(layer.channels, eps=_ADDED_TO_VARIANCE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,7 +147,7 @@ def _blocks() -> dict[str, dict[str, _Branch]]:
         "Mixed_5d": _block_35(64),
         "Mixed_6a": {
             "branch3x3": _branch(_reducing(384)),
-            "branch3x3dbl": _branch(_square(64, 1), _square(96, 3), _reducing(96)),
+            "branch3x3dbl": _branch(_Conv(64), _Conv(96, 3, 3), _reducing(96)),
             "branch_pool": _Branch((), _halving()),
         },
         "Mixed_6b": _block_17(128),
@@ -168,8 +155,8 @@ def _blocks() -> dict[str, dict[str, _Branch]]:
         "Mixed_6d": _block_17(160),
         "Mixed_6e": _block_17(192),
         "Mixed_7a": {
-            "branch3x3": _branch(_square(192, 1), _reducing(320)),
-            "branch7x7x3": _branch(_square(192, 1), _row(192, 7), _column(192, 7), _reducing(192)),
+            "branch3x3": _branch(_Conv(192), _reducing(320)),
+            "branch7x7x3": _branch(_Conv(192), _Conv(192, 1, 7), _Conv(192, 7, 1), _reducing(192)),
             "branch_pool": _Branch((), _halving()),
         },
         "Mixed_7b": _block_8(_mean()),
@@ -180,52 +167,46 @@ def _blocks() -> dict[str, dict[str, _Branch]]:
 def _block_35(pooled: int) -> dict[str, _Branch]:
     """Figure 5 of the paper, except that one 5×5 is not factorized."""
     return {
-        "branch1x1": _branch(_square(64, 1)),
-        "branch5x5": _branch(_square(48, 1), _square(64, 5)),
-        "branch3x3dbl": _branch(_square(64, 1), _square(96, 3), _square(96, 3)),
-        "branch_pool": _branch(_square(pooled, 1), pooling=_mean()),
+        "branch1x1": _branch(_Conv(64)),
+        "branch5x5": _branch(_Conv(48), _Conv(64, 5, 5)),
+        "branch3x3dbl": _branch(_Conv(64), _Conv(96, 3, 3), _Conv(96, 3, 3)),
+        "branch_pool": _branch(_Conv(pooled), pooling=_mean()),
     }
 
 
 def _block_17(width: int) -> dict[str, _Branch]:
     """Figure 6 of the paper, with n = 7."""
     return {
-        "branch1x1": _branch(_square(192, 1)),
-        "branch7x7": _branch(_square(width, 1), _row(width, 7), _column(192, 7)),
-        "branch7x7dbl": _branch(_square(width, 1), _column(width, 7), _row(width, 7), _column(width, 7), _row(192, 7)),
-        "branch_pool": _branch(_square(192, 1), pooling=_mean()),
+        "branch1x1": _branch(_Conv(192)),
+        "branch7x7": _branch(_Conv(width), _Conv(width, 1, 7), _Conv(192, 7, 1)),
+        "branch7x7dbl": _branch(
+            _Conv(width),
+            _Conv(width, 7, 1),
+            _Conv(width, 1, 7),
+            _Conv(width, 7, 1),
+            _Conv(192, 1, 7),
+        ),
+        "branch_pool": _branch(_Conv(192), pooling=_mean()),
     }
 
 
 def _block_8(pooling: nn.Module) -> dict[str, _Branch]:
     """Figure 7 of the paper."""
-    split = (_row(384, 3), _column(384, 3))
+    split = (_Conv(384, 1, 3), _Conv(384, 3, 1))
     return {
-        "branch1x1": _branch(_square(320, 1)),
-        "branch3x3": _branch(_square(384, 1), split),
-        "branch3x3dbl": _branch(_square(448, 1), _square(384, 3), split),
-        "branch_pool": _branch(_square(192, 1), pooling=pooling),
+        "branch1x1": _branch(_Conv(320)),
+        "branch3x3": _branch(_Conv(384), split),
+        "branch3x3dbl": _branch(_Conv(448), _Conv(384, 3, 3), split),
+        "branch_pool": _branch(_Conv(192), pooling=pooling),
     }
 
 
-def _branch(*stages: _Convolution | tuple[_Convolution, _Convolution], pooling: nn.Module | None = None) -> _Branch:
-    return _Branch(tuple((stage,) if isinstance(stage, _Convolution) else stage for stage in stages), pooling)
+def _branch(*stages: _Conv | tuple[_Conv, _Conv], pooling: nn.Module | None = None) -> _Branch:
+    return _Branch(tuple((stage,) if isinstance(stage, _Conv) else stage for stage in stages), pooling)
 
 
-def _square(channels: int, side: int) -> _Convolution:
-    return _Convolution(channels, (side, side))
-
-
-def _row(channels: int, length: int) -> _Convolution:
-    return _Convolution(channels, (1, length))
-
-
-def _column(channels: int, length: int) -> _Convolution:
-    return _Convolution(channels, (length, 1))
-
-
-def _reducing(channels: int) -> _Convolution:
-    return _Convolution(channels, (3, 3), stride=2, is_padded=False)
+def _reducing(channels: int) -> _Conv:
+    return _Conv(channels, 3, 3, stride=2, is_padded=False)
 
 
 def _halving() -> nn.Module:
@@ -238,19 +219,7 @@ def _mean() -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class InceptionMetadata:
-    """Metadata to report with an FID or KID.
-
-    Attributes
-    ----------
-    sha256
-        Of the weights file.
-    layer
-        Whose values are the features.
-    resize
-        How images are resized to the network's input.
-    input
-        Format of the network's input.
-    """
+    """Metadata to report with an FID or KID; ``sha256`` is that of the weights file."""
 
     sha256: str
     layer: str = "2048-d final average pooling"
@@ -273,8 +242,6 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
     ----------
     path
         Torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``, under any name.
-    device
-        Device of the network.
 
     Returns
     -------
@@ -287,8 +254,6 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
         If the file does not exist or cannot be read.
     ModelError
         If it is another file (by its SHA-256), or does not hold the network.
-    DeviceError
-        If the device does not exist.
     """
     path, device = Path(path), one_device(device)
     if not path.is_file():
@@ -310,20 +275,9 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
 
 
 def features(module: InceptionFeatures, images: RGBBatch, *, batch_size: int = BATCH) -> npt.NDArray[np.float32]:
-    """Compute the features of images on the device of the network.
+    """Compute the features, (N, 2048), of images (N, H, W, 3) uint8 RGB of any size on the device of the network.
 
     Memory bound: 25 MB per image of a batch (measured), and the output.
-
-    Parameters
-    ----------
-    images
-        (N, H, W, 3) uint8 RGB, of any size.
-    batch_size
-        Images processed at a time.
-
-    Returns
-    -------
-    (N, 2048) float32
 
     Raises
     ------

@@ -1,8 +1,9 @@
 """Sufficient statistics of image pairs.
 
 `score_pair` reduces a virtual image and its reference to a vector of sums (`PARTS`). Such vectors are added up over
-patients, slides or whole datasets; `formulas.metrics_of` computes all metrics from any such sum. `BatchVariance` does
-the same for the variance over images, which is not a sum over images.
+patients, slides or whole datasets; `formulas.metrics_of` computes all metrics from any such sum. Validation during
+training only needs the first sums (`core_statistics`, `formulas.core_metrics`). `BatchVariance` does the same for the
+variance over images, which is not a sum over images.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Moments = npt.NDArray[np.float64]
 """(…, 6): count, Σx, Σy, Σx², Σy², Σxy."""
 
 SufficientStatistics = npt.NDArray[np.float64]
-"""(…, `LENGTH`)."""
+"""(…, `LENGTH`), or (…, `CORE_LENGTH`)."""
 
 _MIN_VARIANCE = 1e-12
 """Relative to the mean square. Smaller variances are those of a constant, with rounding errors of the sums."""
@@ -59,9 +60,9 @@ _SIZES = {
     "absolute": 1,  # mean absolute difference of the levels
     "pixels": 6,  # moments of the densities of virtual and reference
     "blocks": 6 * (1 + len(BLOCKS_UM)),
+    "powers": 4,  # at a period of 2 px of virtual and reference, and of 4 px
     "confusion": 4,  # stained px: in both, in the virtual only, in the reference only, in neither
     "grades": 2 * len(GRADES),  # px of each grade or above, of virtual and reference
-    "powers": 4,  # at a period of 2 px of virtual and reference, and of 4 px
     "histograms": 2 * len(PLANES) * BINS,
 }
 
@@ -71,6 +72,7 @@ PARTS: dict[str, slice] = {
 }
 """Slice of each part in a vector."""
 
+CORE_LENGTH: int = PARTS["powers"].stop
 LENGTH: int = _ENDS[-1]
 
 MAX_SUM_BYTES = 256 << 20
@@ -125,6 +127,11 @@ class PairMeasurements(NamedTuple):
     powers: tuple[float, float, float, float]
     densities: tuple[Density, Density]
 
+    @property
+    def psnr(self) -> float:
+        """In dB; infinite for identical images."""
+        return float(10 * np.log10(255**2 / self.squared_error)) if self.squared_error else float("inf")
+
 
 def measure_pair(virtual: RGBImage, reference: RGBImage) -> PairMeasurements:
     """Compare two images (H, W, 3) uint8 of one shape.
@@ -151,12 +158,8 @@ class PairScores:
 
     Attributes
     ----------
-    sums
-        (`LENGTH`,).
     psnr
         In dB; infinite for identical images.
-    ssim
-        Of 7x7 windows.
     joint
         (64, 64) pixel counts by density of virtual (rows) and reference (columns).
     """
@@ -176,19 +179,10 @@ def score_pair(virtual: RGBImage, reference: RGBImage, scale: Scale) -> PairScor
         If a side is shorter than 7 px.
     """
     pair = measure_pair(virtual, reference)
-    psnr = float(10 * np.log10(255**2 / pair.squared_error)) if pair.squared_error else float("inf")
     bins = [density_bins(density) for density in pair.densities]
     parts: dict[str, npt.ArrayLike] = {
-        "images": 1,
-        "finite": pair.squared_error > 0,
-        "decibels": psnr if pair.squared_error else 0,
-        "ssim": pair.ssim,
-        "absolute": pair.absolute_error,
-        "pixels": moments_of(*pair.densities),
-        "blocks": _block_moments(pair.densities, scale.block_sides_px()),
         "confusion": _confusion(*(density >= np.float32(scale.stained_from) for density in pair.densities)),
         "grades": [np.count_nonzero(density >= np.float32(grade)) for density in pair.densities for grade in GRADES],
-        "powers": pair.powers,
         "histograms": np.concatenate([
             _histogram(plane)
             for image, density in zip((virtual, reference), bins, strict=True)
@@ -196,18 +190,38 @@ def score_pair(virtual: RGBImage, reference: RGBImage, scale: Scale) -> PairScor
         ]),
     }  # fmt: skip
     sums = np.empty(LENGTH)
+    sums[:CORE_LENGTH] = core_statistics(pair, _block_moments(pair.densities, scale.block_sides_px()))
     for name, value in parts.items():
         sums[PARTS[name]] = value
-    return PairScores(sums, psnr, pair.ssim, _joint_histogram(*bins))
+    return PairScores(sums, pair.psnr, pair.ssim, _joint_histogram(*bins))
 
 
-def _block_moments(densities: tuple[Density, Density], sides_px: Sequence[int | None]) -> SufficientStatistics:
+def core_statistics(pair: PairMeasurements, blocks: Moments) -> SufficientStatistics:
+    """Return the first `CORE_LENGTH` sufficient statistics.
+
+    Parameters
+    ----------
+    pair
+        Measurements of the images.
+    blocks
+        (kinds, 6) moments of the mean densities of each kind of blocks; kinds that are missing at the end are zero.
+    """
+    sums = np.zeros(CORE_LENGTH)
+    is_finite = pair.squared_error > 0
+    sums[: PARTS["pixels"].start] = 1, is_finite, pair.psnr if is_finite else 0, pair.ssim, pair.absolute_error
+    sums[PARTS["pixels"]] = moments_of(*pair.densities)
+    sums[PARTS["blocks"]][: blocks.size] = blocks.ravel()
+    sums[PARTS["powers"]] = pair.powers
+    return sums
+
+
+def _block_moments(densities: tuple[Density, Density], sides_px: Sequence[int | None]) -> Moments:
     shortest = min(densities[0].shape)
     moments = np.zeros((len(sides_px), 6))
     for number, side_px in enumerate(sides_px):
         if side_px is not None and side_px <= shortest:
             moments[number] = moments_of(*(block_means(density, side_px) for density in densities))
-    return moments.ravel()
+    return moments
 
 
 def _confusion(virtual: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]) -> list[int]:
@@ -283,14 +297,7 @@ class BatchVariance:
     over a set of N images, the variance per pixel is ``(Σ |x|² - |S|² / N) / (N - 1)``, and |S|² follows from the
     products of the sums of groups.
 
-    Memory bound: ``max_bytes``, and 8 bytes for each pair of groups at the end.
-
-    Parameters
-    ----------
-    groups
-        Number of groups.
-    max_bytes
-        Memory for their sums.
+    Memory bound: ``max_bytes`` for the sums, and 8 bytes for each pair of groups at the end.
     """
 
     def __init__(self, groups: int, max_bytes: int = MAX_SUM_BYTES) -> None:
@@ -305,7 +312,6 @@ class BatchVariance:
 
     @property
     def step_px(self) -> int:
-        """Distance between the pixels that are used."""
         return self._step
 
     def add(self, group: int, image: RGBImage) -> None:
@@ -329,11 +335,7 @@ class BatchVariance:
         """Return the variances of sets of groups, (sets,), in gray levels squared.
 
         NaN for fewer than two images, if the shapes of images differ, and for more than `MAX_GROUPS` groups.
-
-        Parameters
-        ----------
-        weights
-            (sets, groups): how often each group is in each set.
+        ``weights`` (sets, groups) are how often each group is in each set.
         """
         if not self._shape or self._sums is None:
             return np.full(weights.shape[:-1], np.nan)

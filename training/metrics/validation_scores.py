@@ -1,34 +1,21 @@
-"""Metrics of a validation set.
-
-`ValidationScores` keeps a few sums over all images, and sums per group for the stain correlations, whose bootstrap
-intervals are over groups. The measurements and formulas are those of an evaluation (`pair_statistics`).
-"""
+"""Metrics of a validation set, from the sums and formulas of an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-import numpy.typing as npt
 
-from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import RGBBatch
 from wsi2ihc.stains import block_means
 
-from .formulas import METRICS
-from .pair_statistics import (
-    BLOCK_PX,
-    Moments,
-    bootstrap_weights,
-    correlation,
-    measure_pair,
-    moments_of,
-    percentile_interval,
-    quotient,
-)
+from .formulas import METRICS, core_metrics
+from .pair_statistics import BLOCK_PX, CORE_LENGTH, core_statistics, measure_pair, moments_of, quotient
+
+_BLOCKS = f"{BLOCK_PX}px"
+"""How an evaluation names what is ``blocks`` here."""
 
 VALIDATION_METRICS = {
-    name: METRICS[name.replace("blocks", f"{BLOCK_PX}px")]
+    name: METRICS[name.replace("blocks", _BLOCKS)]
     for name in (
         "psnr", "ssim", "l1", "stain_r", "stain_r_blocks", "stain_bias", "variance_ratio", "checkerboard_2",
         "checkerboard_4",
@@ -47,7 +34,7 @@ def is_better(name: str, value: float, than: float) -> bool:
 
 
 class ValidationScores:
-    """Metrics of a validation set, accumulated batch by batch. Memory grows with the number of groups, not of images.
+    """Metrics of a validation set, accumulated batch by batch. Memory does not grow with the number of images.
 
     Parameters
     ----------
@@ -58,127 +45,50 @@ class ValidationScores:
 
     def __init__(self, block_px: int = BLOCK_PX) -> None:
         self.block_px = block_px
-        self.images = 0
-        self._sums = np.zeros(7)  # dB, SSIM, absolute difference, power of virtual and reference at 2 px, and at 4 px
         self._variances = np.zeros(2)  # virtual, reference; each a sum of variances · (N - 1)
-        self._groups: dict[str, Moments] = {}  # (pixels and blocks, 6)
+        self._sums = np.zeros(CORE_LENGTH)
 
-    def add(self, virtual: RGBBatch, reference: RGBBatch, groups: Sequence[str]) -> None:
-        """Add a batch of pairs and the group (patient, slide or region) of each.
+    def add(self, virtual: RGBBatch, reference: RGBBatch) -> None:
+        """Add a batch of pairs.
 
         Raises
         ------
         DatasetError
-            If the shapes differ, the number of groups differs, or images are smaller than 7 px.
+            If the shapes differ, or images are smaller than 7 px.
         """
-        if virtual.shape != reference.shape or len(groups) != len(virtual):
-            raise DatasetError(
-                f"virtual images {virtual.shape}, references {reference.shape} and {len(groups)} groups do not match"
-            )
-        for one, other, group in zip(virtual, reference, groups, strict=True):
+        if virtual.shape != reference.shape:
+            raise DatasetError(f"virtual images {virtual.shape} and references {reference.shape} do not match")
+        for one, other in zip(virtual, reference, strict=True):
             pair = measure_pair(one, other)
             # the error of identical images is that of one channel of one pixel being off by one
-            decibels = 10 * np.log10(255**2 / max(pair.squared_error, 1 / one.size))
-            self.images += 1
-            self._sums += decibels, pair.ssim, pair.absolute_error, *pair.powers
-            blocks = (block_means(density, self.block_px) for density in pair.densities)
-            pooled = self._groups.setdefault(group, np.zeros((2, 6)))
-            pooled += np.stack([moments_of(*pair.densities), moments_of(*blocks)])
+            pair = pair._replace(squared_error=max(pair.squared_error, 1 / one.size))
+            blocks = moments_of(*(block_means(density, self.block_px) for density in pair.densities))
+            self._sums += core_statistics(pair, blocks)
         if len(virtual) > 1:
             self._variances += _summed_variance(virtual), _summed_variance(reference)
 
     def compute(self) -> dict[str, float]:
         """Return the metrics by their names in `VALIDATION_METRICS`; NaN where one is not defined.
 
+        They are those of an evaluation (`metrics_of`), except for:
+
         psnr
-            Mean over images. An image identical to its reference counts as if one channel of one pixel differed by
-            one level: 101 dB at 256 x 256.
-        ssim, l1
-            Means over images; l1 in gray levels of 0 to 255.
-        stain_r, stain_r_blocks
-            Pearson correlation of the DAB density over all pixels or blocks of all images. NaN if one side is constant.
-        stain_bias
-            Mean density of the virtual images minus that of the references.
+            An image identical to its reference counts as if one channel of one pixel differed by one level: 101 dB at
+            256 x 256.
         variance_ratio
             For each batch of N images, the unbiased variance over the images, averaged over rows, columns and
             channels; summed over batches with the weight N - 1; virtual over reference. It depends on which images
             share a batch. NaN if the references do not vary or no batch has two images.
-        checkerboard_2, checkerboard_4
-            Power at periods of 2 and 4 px (`grid_power`), summed over images, over that of the references. Above 1
-            there is a grid, below 1 there is blur. NaN if the references have no power there.
 
         Raises
         ------
         DatasetError
             If nothing was added.
         """
-        if self.images == 0:
+        if not self._sums.any():
             raise DatasetError("there is no validation image to score")
-        decibels, similarity, absolute, *powers = self._sums.tolist()
-        pixels, blocks = self._stacked().sum(0)
-        values = {
-            "psnr": decibels / self.images,
-            "ssim": similarity / self.images,
-            "l1": absolute / self.images,
-            "stain_r": correlation(pixels),
-            "stain_r_blocks": correlation(blocks),
-            "stain_bias": (pixels[1] - pixels[2]) / pixels[0],
-            "variance_ratio": quotient(*self._variances),
-            "checkerboard_2": quotient(*powers[:2]),
-            "checkerboard_4": quotient(*powers[2:]),
-        }
-        return {name: float(value) for name, value in values.items()}
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The names of all groups, sorted."""
-        return tuple(sorted(self._groups))
-
-    def interval(self, name: str, level: float = 0.95, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-        """Return a percentile bootstrap interval of a stain correlation over groups; NaN for a single group.
-
-        Raises
-        ------
-        OptionError
-            If the metric is neither ``stain_r`` nor ``stain_r_blocks``.
-        """
-        return percentile_interval(self._resample(name, seed, resamples), level)
-
-    def _resample(self, name: str, seed: int, resamples: int) -> npt.NDArray[np.float64]:
-        if name not in ("stain_r", "stain_r_blocks"):
-            raise OptionError(f"there is no interval for {name}, only for stain_r and stain_r_blocks")
-        if len(self._groups) < 2:
-            return np.full(resamples, np.nan)
-        moments = self._stacked()[:, int(name == "stain_r_blocks")]
-        return correlation(bootstrap_weights(len(moments), seed, resamples) @ moments)
-
-    def _stacked(self) -> Moments:
-        """Return the sums (groups, pixels and blocks, 6) in the order of names, so that resamples do not depend on
-        the order of images.
-        """
-        return np.stack([self._groups[name] for name in self.groups])
-
-
-def difference_interval(
-    a: ValidationScores,
-    b: ValidationScores,
-    name: str,
-    level: float = 0.95,
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> tuple[float, float]:
-    """Return a paired bootstrap interval of the difference of a metric, a minus b; see `ValidationScores.interval`.
-
-    Raises
-    ------
-    DatasetError
-        If the groups differ.
-    """
-    if a.groups != b.groups:
-        raise DatasetError("the two sets of scores are not over the same groups, so they cannot be compared in pairs")
-    first, second = (scores._resample(name, seed, resamples) for scores in (a, b))
-    return percentile_interval(first - second, level)
+        metrics = core_metrics(self._sums) | {"variance_ratio": quotient(*self._variances)}
+        return {name: float(metrics[name.replace("blocks", _BLOCKS)]) for name in VALIDATION_METRICS}
 
 
 def _summed_variance(batch: RGBBatch) -> float:

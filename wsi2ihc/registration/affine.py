@@ -49,6 +49,7 @@ def fit_affine(
     """
     if len(points_um) < LEAST_MATCHES:
         return None
+    # for 1,500 matches 0.3 to 0.9 ms; scikit-image's RANSAC takes 29 to 240
     guess, _ = cv2.estimateAffine2D(
         points_um.astype(np.float32), found_um.astype(np.float32), method=cv2.RANSAC,
         ransacReprojThreshold=tolerance_um, maxIters=5000, confidence=0.999,

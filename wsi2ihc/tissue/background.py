@@ -37,8 +37,6 @@ class BackgroundColor(NamedTuple):
 
     Attributes
     ----------
-    color
-        RGB.
     step
         Distance of the sampled px in the overview.
     pixels
@@ -62,10 +60,6 @@ def find_background(overview: RGBImage) -> BackgroundColor:
     neutral and as bright as the least absorbed channel of the brightest pixels: eosin hardly absorbs red, and no stain
     makes a channel brighter than the background.
 
-    Parameters
-    ----------
-    overview
-        (rows, columns, 3) uint8 RGB, at any resolution.
     """
     step = max(1, math.isqrt(overview.shape[0] * overview.shape[1] // SAMPLE_PX))
     sample = np.ascontiguousarray(overview[::step, ::step])
@@ -138,7 +132,7 @@ _MIN_STAINED_PX = 30
 
 
 def green_excess(overview: RGBImage, tissue: BoolImage, background: RGB | None = None) -> float | None:
-    """Return the ratio of green absorption to the mean of red and blue absorption in stained tissue.
+    """Return ``2 ΣG / (ΣR + ΣB)`` of the optical densities of stained tissue, or None if too few px are stained.
 
     Parameters
     ----------
@@ -148,11 +142,6 @@ def green_excess(overview: RGBImage, tissue: BoolImage, background: RGB | None =
         (rows, columns) bool. Background in the mask is ignored.
     background
         Background color of the slide. By default, it is estimated from the overview.
-
-    Returns
-    -------
-    float or None
-        ``2 ΣG / (ΣR + ΣB)`` of the optical densities, or None if too few px are stained.
     """
     planes = optical_density(np.ascontiguousarray(overview), background or find_background(overview).color)
     total = planes[0] + planes[1] + planes[2]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+from skimage import filters  # loads its modules on first use
 
 from ..geometry import RGB, WHITE, BoolImage, Region, RGBImage
 from ..slide import (
@@ -82,17 +83,7 @@ LEAST_SIDE_PX = 128
 
 
 class Finding(NamedTuple):
-    """Result of `find_tissue`.
-
-    Attributes
-    ----------
-    tissue
-        (rows, columns) bool, of the shape of the overview.
-    background
-        Background color of the slide.
-    warnings
-        Human-readable warnings, one sentence each.
-    """
+    """Result of `find_tissue`: a mask (rows, columns) of the shape of the overview, and human-readable warnings."""
 
     tissue: BoolImage
     background: RGB
@@ -108,11 +99,6 @@ def find_tissue(overview: RGBImage, mpp: float) -> Finding:
         (rows, columns, 3) uint8 RGB, with missing areas filled with white or the background color.
     mpp
         µm per pixel of the overview. 8 to 10 is intended; 0.5 to 40 works.
-
-    Returns
-    -------
-    Finding
-        Mask, background color and warnings. The mask is empty if there is no tissue.
 
     Raises
     ------
@@ -178,14 +164,7 @@ def _thresholds(evidence: MilliOD) -> tuple[int, int]:
 
 
 def _otsu(histogram: npt.NDArray[np.intp]) -> int:
-    """Return the threshold that maximizes the between-class variance (Otsu 1979)."""
-    levels = np.arange(len(histogram))
-    below = np.cumsum(histogram).astype(float)
-    sum_below = np.cumsum(histogram * levels).astype(float)
-    above = below[-1] - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (sum_below / below - (sum_below[-1] - sum_below) / above) ** 2
-    return int(np.argmax(np.nan_to_num(between)))
+    return int(filters.threshold_otsu(hist=histogram)) if np.count_nonzero(histogram) > 1 else 0
 
 
 def _speckled(evidence: MilliOD, faint_from: float, mpp: float) -> BoolImage:
@@ -304,13 +283,7 @@ def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
 
 
 def whole_slide(slide: Slide) -> TissueMask:
-    """Return a mask of the scanned area, without the areas that have no pixels, and measure the background color.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the file is damaged.
-    """
+    """Return a mask of the scanned area, without the areas that have no pixels, and measure the background color."""
     bounds = slide.info.bounds
     background, warnings = measure_background(slide)
     scanned = _scanned_pieces(slide)
@@ -340,13 +313,7 @@ def _scanned_pieces(slide: Slide) -> BoolImage:
 
 
 def measure_background(slide: Slide) -> tuple[RGB, tuple[str, ...]]:
-    """Measure the background color of a slide for a mask from another source; also return warnings about the slide.
-
-    Raises
-    ------
-    UnreadableSlideError
-        If the file is damaged.
-    """
+    """Measure the background color of a slide for a mask from another source; also return warnings about the slide."""
     problems, slide = level_problems(slide), agreeing_levels(slide)
     downsample = _limited_downsample(slide.info, 1.0, BACKGROUND_OVERVIEW_PX)
     overview = read_overview(slide, overview_grid(slide.info, downsample), WHITE)

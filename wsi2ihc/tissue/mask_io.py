@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import struct
@@ -67,14 +68,7 @@ _FARTHEST_PX = 1 << 20
 
 
 def parse_areas(text: str | bytes, name: str) -> list[Area]:
-    """Parse all polygons of a GeoJSON text, including those of ignored classes.
-
-    Parameters
-    ----------
-    text
-        Content of the file.
-    name
-        Name of the file, for error messages.
+    """Parse all polygons of a GeoJSON text, including those of ignored classes; ``name`` is for error messages.
 
     Raises
     ------
@@ -123,10 +117,8 @@ def draw_polygons(
     ----------
     polygons
         Outlines in px of some frame. A point in an odd number of rings of a polygon is inside.
-    origin
-        Top left corner of the mask in that frame, (x, y).
-    pixel_size
-        Size of a mask px in that frame, (x, y).
+    origin, pixel_size
+        Top left corner of the mask, and size of its px, in that frame, (x, y).
     shape
         (rows, columns) of the mask.
     outlines
@@ -208,8 +200,10 @@ def _areas(item: Any, classification: str = "", name: str = "") -> Iterator[Area
     elif kind == "GeometryCollection":
         yield from _areas(_list_of(item, "geometries"), classification, name)
     elif kind == "Feature":
-        if item.get("geometry") is not None and not _is_missing(item):
-            yield from _areas(item["geometry"], *_class_and_name(item))
+        properties = item["properties"] if isinstance(item.get("properties"), dict) else {}
+        # a missing core of a tissue microarray is an empty area
+        if item.get("geometry") is not None and properties.get("isMissing") is not True:
+            yield from _areas(item["geometry"], *_class_and_name(properties))
     elif kind == "Polygon":
         yield Area(_polygon(_list_of(item, "coordinates")), classification, name)
     elif kind == "MultiPolygon":
@@ -219,29 +213,16 @@ def _areas(item: Any, classification: str = "", name: str = "") -> Iterator[Area
         raise _MalformedError(f"unknown type {_shown(kind)}")
 
 
-def _is_missing(feature: dict[str, Any]) -> bool:
-    """Whether a feature is a missing core of a tissue microarray."""
-    properties = feature.get("properties")
-    return isinstance(properties, dict) and properties.get("isMissing") is True
-
-
-def _class_and_name(feature: dict[str, Any]) -> tuple[str, str]:
+def _class_and_name(properties: dict[str, Any]) -> tuple[str, str]:
     """Return class and name of a feature. QuPath stored the class as an object with name or names, and as a text."""
-    properties = feature.get("properties")
-    if not isinstance(properties, dict):
-        return "", ""
     given = properties.get("classification")
     if isinstance(given, dict):
         given = given.get("name") or given.get("names")
     if isinstance(given, list):
         given = ": ".join(one for one in given if isinstance(one, str))
-    name = properties.get("name")
-    return _short_text(given), _short_text(name)
-
-
-def _short_text(value: Any) -> str:
-    """Return a text on one line of bounded length; "" for other values."""
-    return printable(value[:LONGEST_NAME]) if isinstance(value, str) else ""
+    texts = (given, properties.get("name"))
+    kind, name = (printable(text[:LONGEST_NAME]) if isinstance(text, str) else "" for text in texts)
+    return kind, name
 
 
 def _list_of(item: dict[str, Any], key: str) -> list[Any]:
@@ -306,6 +287,7 @@ def _without_corner_contacts(mask: BoolImage) -> BoolImage:
 GEOJSON_SUFFIXES, PNG_SUFFIXES = (".geojson", ".json"), (".png",)
 
 LARGEST_FILE_BYTES = 512 << 20
+
 MOST_ANNOTATIONS = 1_000
 """Most classes and names that are kept: a file of cells may name each of a million cells."""
 
@@ -324,8 +306,6 @@ def load_mask(path: str | Path, slide: Slide) -> TissueMask:
     path
         ``.geojson`` or ``.json``: outlines in level-0 px from the corner of the scanned area, as in QuPath. ``.png``:
         px that are neither black nor transparent are tissue; the image is stretched over the scanned area.
-    slide
-        The slide of the mask.
 
     Raises
     ------
@@ -395,7 +375,10 @@ def _from_geojson(content: bytes, name: str, info: SlideInfo, background: RGB) -
             f"{name}: no polygon lies on {info.name}; coordinates are level-0 pixels, 0 to {bounds.width} and 0 to "
             f"{bounds.height} from the corner of the scanned area"
         )
-    annotations = _annotations(areas)
+    # by class and name, in the order of their first appearance
+    counts = Counter((area.classification, area.name, area.is_ignored) for area in areas)
+    named = (Annotation(kind, name, count, ignored) for (kind, name, ignored), count in counts.items())
+    annotations = tuple(itertools.islice(named, MOST_ANNOTATIONS))
     return TissueMask(
         pixels=pixels,
         origin=grid.level0_origin,
@@ -405,13 +388,6 @@ def _from_geojson(content: bytes, name: str, info: SlideInfo, background: RGB) -
         bounds_origin=(bounds.x, bounds.y),
         annotations=annotations,
     )
-
-
-def _annotations(areas: list[Area]) -> tuple[Annotation, ...]:
-    """Count areas by class and name, in the order of their first appearance; at most `MOST_ANNOTATIONS`."""
-    counts = Counter((area.classification, area.name, area.is_ignored) for area in areas)
-    named = [Annotation(kind, name, count, ignored) for (kind, name, ignored), count in counts.items()]
-    return tuple(named[:MOST_ANNOTATIONS])
 
 
 def _ignored_warnings(annotations: tuple[Annotation, ...]) -> tuple[str, ...]:

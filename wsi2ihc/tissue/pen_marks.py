@@ -46,19 +46,10 @@ class PenMarks(NamedTuple):
 
 
 def find_pen_marks(overview: RGBImage, background: RGB, tissue: BoolImage, mpp: float) -> PenMarks:
-    """Find pen marks.
+    """Find pen marks on an overview (rows, columns, 3) uint8 RGB, at about 16 µm per px: pens are coarse.
 
-    Parameters
-    ----------
-    overview
-        (rows, columns, 3) uint8 RGB; about 16 µm per px are enough, because pens are coarse.
-    background
-        Background color of the slide.
-    tissue
-        (rows, columns) bool: px that differ in color from the background, pen marks included. Distinguishes pen marks
-        on background from blood in tissue.
-    mpp
-        µm per pixel of the overview.
+    ``tissue`` (rows, columns) are the px that differ in color from the background, pen marks included. It distinguishes
+    pen marks on background from blood in tissue.
     """
     classes = _classify(np.ascontiguousarray(overview), background)
     return PenMarks(_strokes(classes, tissue, mpp), (classes & _CERTAIN) > 0)

@@ -11,7 +11,8 @@ import pytest
 from make_fields import patch
 
 from wsi2ihc.training.data import Pair, Role
-from wsi2ihc.training.inspection.duplicates import Leakage, affected, describe_patch, find_leakage, hash_of
+from wsi2ihc.training.data.images import hash_of
+from wsi2ihc.training.inspection.duplicates import Leakage, affected, describe_patch, find_leakage
 
 BACKGROUND = np.full((128, 128, 3), 240, np.uint8)
 Images = tuple[np.ndarray, np.ndarray]

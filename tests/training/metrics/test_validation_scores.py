@@ -6,18 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from wsi2ihc.errors import DatasetError, OptionError
+from wsi2ihc.errors import DatasetError
 from wsi2ihc.stains import dab_density
 from wsi2ihc.training.metrics.image_metrics import grid_power, structural_similarity
-from wsi2ihc.training.metrics.validation_scores import (
-    VALIDATION_METRICS,
-    ValidationScores,
-    difference_interval,
-    is_better,
-)
+from wsi2ihc.training.metrics.validation_scores import VALIDATION_METRICS, ValidationScores, is_better
 
 Images = npt.NDArray[np.uint8]
-GROUPS = ["a", "a", "b", "c", "c", "b", "d", "a", "d"]
 
 
 def pairs(count: int = 9, size: int = 64, noise: float = 25, seed: int = 0) -> tuple[Images, Images]:
@@ -34,7 +28,7 @@ def scored(virtual: Images, reference: Images, batch: int = 3, **options: int) -
     scores = ValidationScores(**options)
     for start in range(0, len(virtual), batch):
         part = slice(start, start + batch)
-        scores.add(virtual[part], reference[part], GROUPS[part])
+        scores.add(virtual[part], reference[part])
     return scores
 
 
@@ -73,7 +67,6 @@ def test_batches_only_affect_their_variance() -> None:
     metrics, expected = whole.compute(), batches.compute()
     assert metrics.pop("variance_ratio") != pytest.approx(expected.pop("variance_ratio"), rel=1e-6)
     assert metrics == pytest.approx(expected, rel=1e-12)
-    assert whole.interval("stain_r") == pytest.approx(batches.interval("stain_r"), rel=1e-9)
 
 
 def test_equal_images() -> None:
@@ -95,7 +88,6 @@ def test_constant_images_have_no_correlation() -> None:
     assert np.isfinite([metrics["psnr"], metrics["ssim"], metrics["stain_bias"]]).all()
     metrics = scored(virtual, flat).compute()
     assert np.isnan([metrics[name] for name in ("stain_r", "variance_ratio")]).all()
-    assert np.isnan(scored(virtual, flat).interval("stain_r")).all()
 
 
 def test_batches_of_one_have_no_variance() -> None:
@@ -114,53 +106,12 @@ def test_blocks_of_other_sizes() -> None:
     assert scored(virtual, reference, block_px=32).compute()["stain_r_blocks"] == pytest.approx(first, rel=1e-6)
 
 
-def test_intervals() -> None:
-    virtual, reference = pairs(noise=60)
-    scores = scored(virtual, reference, block_px=16)
-    for metric in ("stain_r", "stain_r_blocks"):
-        low, high = scores.interval(metric)
-        assert low < scores.compute()[metric] < high
-        narrow = scores.interval(metric, 0.5)
-        assert low < narrow[0] < narrow[1] < high
-        assert scores.interval(metric) == (low, high)
-    with pytest.raises(OptionError, match="no interval for psnr"):
-        scores.interval("psnr")
-
-
-def test_single_group_has_no_interval() -> None:
-    virtual, reference = pairs(2)
-    scores = ValidationScores()
-    scores.add(virtual, reference, ["a", "a"])
-    assert np.isnan(scores.interval("stain_r")).all()
-
-
-def test_difference_is_paired() -> None:
-    (virtual, reference), (worse, _) = pairs(noise=25), pairs(noise=40)
-    better, other = scored(virtual, reference), scored(worse, reference)
-    low, high = difference_interval(better, other, "stain_r")
-    assert 0 < low < better.compute()["stain_r"] - other.compute()["stain_r"] < high
-    assert difference_interval(better, better, "stain_r") == (0, 0)
-    alone = better.interval("stain_r"), other.interval("stain_r")
-    assert high - low < (alone[0][1] - alone[1][0]) - (alone[0][0] - alone[1][1])
-
-
-def test_difference_needs_the_same_groups() -> None:
-    virtual, reference = pairs(2)
-    a, b = ValidationScores(), ValidationScores()
-    a.add(virtual, reference, ["a", "b"])
-    b.add(virtual, reference, ["a", "c"])
-    with pytest.raises(DatasetError, match="same groups"):
-        difference_interval(a, b, "stain_r")
-
-
 def test_mismatched_batches_are_an_error() -> None:
     virtual, reference = pairs(2)
     with pytest.raises(DatasetError, match="no validation image"):
         ValidationScores().compute()
     with pytest.raises(DatasetError, match="do not match"):
-        ValidationScores().add(virtual, reference[:1], ["a", "b"])
-    with pytest.raises(DatasetError, match="1 groups do not match"):
-        ValidationScores().add(virtual, reference, ["a"])
+        ValidationScores().add(virtual, reference[:1])
 
 
 def test_is_better() -> None:
