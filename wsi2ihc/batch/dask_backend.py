@@ -353,7 +353,7 @@ class DaskEngine:
         assert worker.metadata is not None
         assert self._client is not None
         key = f"{self._batch.name}-{next(self._numbers)}"
-        worker_task = WorkerTask(key, worker.metadata.process, located(task).to_json(), alone, self._batch)
+        worker_task = WorkerTask(key, worker.metadata.process, located(task), alone, self._batch)
         future = self._client.submit(
             run_slide, worker_task, key=key, workers=[worker.address], allow_other_workers=False, pure=False, retries=0,
             resources={"GPU": 1 if alone else 0.5} if self._needs_gpu else None,
@@ -472,7 +472,7 @@ class DaskEngine:
             assert self._client is not None
             self._client.subscribe_topic(self._batch.name, self._on_message)
         try:
-            event = from_line(future.result(timeout=_RESPONSE_S)) if future.status == "finished" else None
+            event = future.result(timeout=_RESPONSE_S) if future.status == "finished" else None
         except Exception:  # the result was on a worker that was lost
             event = None
         if isinstance(event, Requeued) and event.is_elsewhere:

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -79,7 +79,7 @@ class WorkerTask:
     process
         Process that shall run it, see `PROCESS`.
     task
-        `SlideTask.to_json` with absolute paths.
+        Task with absolute paths.
     is_alone
         Whether it must not share a child process.
     batch
@@ -88,7 +88,7 @@ class WorkerTask:
 
     key: str
     process: str
-    task: Mapping[str, Any] = field(repr=False)
+    task: SlideTask = field(repr=False)
     is_alone: bool
     batch: Batch
 
@@ -136,8 +136,8 @@ def describe(probe: Path) -> WorkerMetadata:
     )
 
 
-def run_slide(worker_task: WorkerTask) -> str:
-    """Translate a slide in the child process and return its last event as a line.
+def run_slide(worker_task: WorkerTask) -> Event:
+    """Translate a slide in the child process and return its last event.
 
     Raises
     ------
@@ -146,9 +146,9 @@ def run_slide(worker_task: WorkerTask) -> str:
     """
     from distributed import get_worker, secede
 
-    task = SlideTask.from_json(worker_task.task)
+    task = worker_task.task
     if worker_task.process != PROCESS:
-        return to_line(Requeued(task.number, "its worker was lost and restarted", is_elsewhere=True))
+        return Requeued(task.number, "its worker was lost and restarted", is_elsewhere=True)
     worker = get_worker()
     secede()  # waiting must not occupy a thread of the worker
 
@@ -156,8 +156,7 @@ def run_slide(worker_task: WorkerTask) -> str:
         worker.log_event(worker_task.batch.name, {"key": worker_task.key, "line": to_line(event)})
 
     child = _child_process(worker_task.batch, worker)
-    event = child.run(task, worker_task.is_alone, send, lambda: _is_wanted(worker, worker_task.key))
-    return to_line(event)
+    return child.run(task, worker_task.is_alone, send, lambda: _is_wanted(worker, worker_task.key))
 
 
 def end_batch(name: str) -> None:

@@ -13,8 +13,6 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from ..errors import DeviceError, DeviceMemoryError, OutputError, Wsi2IhcError
 from ..files import read_json, sha256_of_file
-from ..geometry import Region
-from ..pyramid import PyramidOptions
 from ..storage import published
 from ..system import versions
 from ..translation.options import SMALLEST_MEMORY_BYTES, TranslateOptions
@@ -72,10 +70,10 @@ class SlideTask:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines the pixels: slide, model, options and program, but not the device."""
-        defaults = options_to_json(TranslateOptions())
+        defaults = _options_to_json(TranslateOptions())
         options = {
             name: value
-            for name, value in options_to_json(self.options).items()
+            for name, value in _options_to_json(self.options).items()
             if name not in _WITHOUT_EFFECT and value != defaults[name]  # so that new options keep old fingerprints
         }
         if self.options.tissue not in ("auto", "none"):
@@ -86,19 +84,6 @@ class SlideTask:
         }  # fmt: skip
         facts |= {name: value for name, value in (("series", self.series), ("page", self.page)) if value is not None}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert the task for the pipe to a worker."""
-        return {
-            "number": self.number, "slide": self.slide, "output": str(self.output), "model": self.model,
-            "mpp": self.mpp, "options": options_to_json(self.options), "source": self.source, "version": self.version,
-            "series": self.series, "page": self.page,
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> SlideTask:
-        """The inverse of `to_json`."""
-        return cls(**{**facts, "output": Path(facts["output"]), "options": options_from_json(facts["options"])})
 
     def with_share(self, processes: int) -> SlideTask:
         """Return the task with its share of the memory bound, but not less than a translation needs."""
@@ -117,23 +102,11 @@ class SlideTask:
         return dataclasses.replace(self, options=options)
 
 
-def options_to_json(options: TranslateOptions) -> dict[str, Any]:
-    """Convert options to JSON values."""
+def _options_to_json(options: TranslateOptions) -> dict[str, Any]:
     plain = dataclasses.asdict(options)
     plain["tissue"] = str(options.tissue)
     plain["preview"] = None if options.preview is None else str(options.preview)
     return plain
-
-
-def options_from_json(facts: Mapping[str, Any]) -> TranslateOptions:
-    """The inverse of `options_to_json`."""
-    region, preview = facts["region"], facts["preview"]
-    return TranslateOptions(**{
-        **facts,
-        "region": None if region is None else Region(**region),
-        "pyramid": PyramidOptions(**facts["pyramid"]),
-        "preview": None if preview is None else Path(preview),
-    })  # fmt: skip
 
 
 FailureKind = Literal["permanent", "transient", "memory", "crash", "timeout"]

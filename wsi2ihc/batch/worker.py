@@ -1,15 +1,13 @@
-"""Worker process that translates slides: ``python -m wsi2ihc.batch.worker``."""
+"""Worker process that translates slides."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import logging
 import math
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -18,11 +16,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TextIO
+from typing import Any
 
 import imagecodecs
 
-from ..concurrency import Progress
+from ..concurrency import Progress, Send
 from ..errors import ModelError, OutputError
 from ..models.registry import Model, load_model
 from ..pyramid import read_overview as read_result
@@ -36,7 +34,6 @@ from ..translation.report import TranslateReport
 from ..translation.translate import translate, translate_job
 from .task import (
     Done,
-    Event,
     Failed,
     Ready,
     SlideTask,
@@ -47,7 +44,6 @@ from .task import (
     locks_folder,
     read_done,
     thumbnail_path,
-    to_line,
     write_marker,
 )
 
@@ -150,8 +146,6 @@ def write_thumbnail(output: Path) -> None:
         partial.write_bytes(imagecodecs.jpeg_encode(pixels, level=85))
 
 
-Send = Callable[[Event], None]
-
 MAX_IN_FLIGHT = 2
 """Slides in a worker at once: one on the device, another being prepared or written."""
 
@@ -168,31 +162,16 @@ _BUSY_POLL_S = 2.0
 """Interval at which the lock of another batch is polled."""
 
 
-def main() -> None:
-    """Translate tasks from stdin, one JSON object per line, until it is closed."""
+def serve(tasks: Iterator[SlideTask], send: Send) -> None:
+    """Translate tasks until there are no more; what is unfinished then is discarded."""
     faulthandler.enable()
-    send = _private_stdout()
-    tasks: SimpleQueue[SlideTask] = SimpleQueue()
+    queued: SimpleQueue[SlideTask] = SimpleQueue()
     device, models = threading.Semaphore(1), Models()
     for _ in range(MAX_IN_FLIGHT):
-        threading.Thread(target=_work, args=(tasks, device, models, send), daemon=True).start()
+        threading.Thread(target=_work, args=(queued, device, models, send), daemon=True).start()
     send(Ready(os.environ.get("CUDA_VISIBLE_DEVICES") or "all devices"))
-    for line in sys.stdin:
-        tasks.put(SlideTask.from_json(json.loads(line)))
-    os._exit(0)  # the parent has ended; unfinished work is discarded
-
-
-def _private_stdout() -> Send:
-    """Reserve stdout for events and redirect output of libraries to stderr."""
-    stream: TextIO = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)
-    lock = threading.Lock()
-
-    def send(event: Event) -> None:
-        with lock, contextlib.suppress(BrokenPipeError):
-            stream.write(to_line(event) + "\n")
-
-    return send
+    for task in tasks:
+        queued.put(task)
 
 
 def _work(tasks: SimpleQueue[SlideTask], device: threading.Semaphore, models: Models, send: Send) -> None:
@@ -365,7 +344,3 @@ def _facts(report: TranslateReport, warnings: Sequence[str]) -> dict[str, Any]:
         "precision": report.precision,
         "warnings": [*warnings, *report.warnings],
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -6,11 +6,19 @@ import logging
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
 from wsi2ihc.concurrency import Finished, Send, run_in_processes
 from wsi2ihc.errors import DatasetError, OutputError
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes import the work of this module."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
 
 NAMES = ("well", "refused", "crashed", "killed", "full", "short", "odd", "left", "bytes", "surrogate", "exits")
 
