@@ -38,11 +38,11 @@ LINES = {
     "wsi2ihc/demo": 1880,
     "wsi2ihc/models": 3250,
     "wsi2ihc/pyramid": 1660,
-    "wsi2ihc/registration": 3810,
+    "wsi2ihc/registration": 3720,
     "wsi2ihc/slide": 4190,
     "wsi2ihc/slide/readers": 2450,
     "wsi2ihc/tissue": 1300,
-    "wsi2ihc/translation": 4690,
+    "wsi2ihc/translation": 4650,
 }
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
 

@@ -16,7 +16,7 @@ from ..files import read_json, sha256_of_file
 from ..storage import published
 from ..system import versions
 from ..translation.options import SMALLEST_MEMORY_BYTES, TranslateOptions
-from ..translation.output import report_path
+from ..translation.output_files import report_path
 
 _WITHOUT_EFFECT = ("device", "workers", "overwrite", "preview", "max_memory_bytes", "batch_size", "band_px",
                    "resume")  # fmt: skip

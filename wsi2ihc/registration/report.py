@@ -21,14 +21,14 @@ from ..errors import OutputError, OutputExistsError, TransformError
 from ..files import json_bytes, read_json
 from ..geometry import RGBImage
 from ..slide import Slide, agreeing_levels
-from ..storage import LOCK, exclusive_lock
+from ..storage import LOCK, exclusive_lock, write_atomically
 from ..system import versions
 from .figures import checkerboard, deformation_figure, figure_mpp, thumbnail
 from .landmarks import LandmarkErrors, MatchedLandmarks, contradiction, diagonal_um, landmark_errors
 from .register import Registration, RegistrationOptions, Stage
 from .transform import SlideFrame, Transform, frame_of, identity
 from .transform_io import FORMAT as TRANSFORM_FORMAT
-from .transform_io import TRANSFORM_NAME, load_transform, save_transform, write_file
+from .transform_io import TRANSFORM_NAME, load_transform, save_transform
 
 FORMAT, VERSION = "wsi2ihc registration", 1
 
@@ -311,7 +311,7 @@ def write_registration(
     if transform is not None:
         repeated = ("status", "score", "residual_um")
         save_transform(folder, transform, {name: facts[name] for name in repeated if name in facts})
-    write_file(folder / REPORT_NAME, content)
+    write_atomically(folder / REPORT_NAME, content)
 
 
 def write_figure(path: Path, image: RGBImage) -> None:
@@ -324,7 +324,7 @@ def write_figure(path: Path, image: RGBImage) -> None:
     """
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG")
-    write_file(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def _stage(stage: Stage, errors: LandmarkErrors | None) -> dict[str, Any]:

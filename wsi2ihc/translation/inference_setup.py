@@ -25,9 +25,8 @@ from ..models.registry import (
 )
 from ..slide import Slide, WorkingGrid, known_mpp, to_srgb_transform, working_grid
 from ..tissue import TissueMask, detect_tissue, load_mask, whole_slide
-from .feather import Fade, make_fade
 from .options import TranslateOptions
-from .stages import FaultTolerantSlide, RegionReader
+from .stages import Fade, FaultTolerantSlide, RegionReader, make_fade
 from .windows import TissueGrid, mask_on_grid
 
 if TYPE_CHECKING:

@@ -32,22 +32,13 @@ from ..files import read_regular, sha256_of
 from ..geometry import BoolImage, RGBImage
 from ..pyramid import ZARR_SUFFIX, PyramidReport, Tile, check_folder_output, is_zarr, ome_xml, write_pyramid
 from ..pyramid import read_overview as read_result
-from ..slide import Slide, SlideInfo, overview_grid, read_overview, srgb_profile
+from ..slide import Slide, overview_grid, read_overview, srgb_profile
 from ..storage import SUFFIXES, check_name, check_output, published
 from ..text import pluralize
-from .feather import feather_cores
 from .job import TranslationJob, hash_fingerprint
 from .options import TRANSLATING, TranslateOptions
-from .report import (
-    TranslateReport,
-    caption,
-    describe_image,
-    describe_model,
-    is_report_of,
-    options_for_report,
-    versions,
-    write_report,
-)
+from .output_files import check_not_inputs, check_report, is_report_of, report_path, write_report
+from .report import TranslateReport, caption, describe_image, describe_model, options_for_report, versions
 from .seams import SeamMeter, SeamMetrics
 from .stages import (
     DeviceClock,
@@ -55,6 +46,7 @@ from .stages import (
     assemble_tiles,
     blend_overlaps,
     crop_cores,
+    feather_cores,
     read_windows,
     translate_windows,
 )
@@ -84,11 +76,13 @@ def check_outputs(
         If a folder is missing or not writable, a suffix is unknown, or an existing file may not be replaced.
     """
     check_name(path)
-    outputs = [path, report_path(path)]
     _check_image(path, options.overwrite)
-    _check_extras(path, slide.info, options)
-    if options.preview is not None:
-        outputs.append(options.preview)
+    check_report(path, TranslateReport, slide.info, overwrite=options.overwrite)
+    outputs, preview = [path, report_path(path)], options.preview
+    if preview is not None:
+        is_stale = not os.path.lexists(path) and is_preview_of(preview, path.name, slide.info.quickhash)
+        check_output(preview, options.overwrite or is_stale, suffixes=(".png",))
+        outputs.append(preview)
     check_not_inputs(outputs, [slide.path, options.tissue, *inputs])
 
 
@@ -97,34 +91,6 @@ def _check_image(path: Path, overwrite: bool) -> None:
         check_folder_output(path, overwrite)
     else:
         check_output(path, overwrite, suffixes=(*SUFFIXES, ZARR_SUFFIX))
-
-
-def _check_extras(path: Path, source: SlideInfo, options: TranslateOptions) -> None:
-    """Refuse an existing report or preview that may not be replaced.
-
-    Without the output itself, those of the same output and slide may be replaced: an interrupted run left them.
-    """
-    is_missing = not os.path.lexists(path)
-    report, preview = report_path(path), options.preview
-    is_stale = is_missing and is_report_of(report, path.name, source.quickhash)
-    check_output(report, options.overwrite or is_stale, suffixes=(".json",))
-    if preview is not None:
-        is_stale = is_missing and is_preview_of(preview, path.name, source.quickhash)
-        check_output(preview, options.overwrite or is_stale, suffixes=(".png",))
-
-
-def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that is one of the inputs, also by another path.
-
-    Raises
-    ------
-    OutputError
-        If there is one.
-    """
-    existing = [Path(file) for file in inputs if Path(file).is_file()]
-    for output in outputs:
-        if output.exists() and any(output.samefile(file) for file in existing):
-            raise OutputError(f"{output}: this file is also an input; give the output another name")
 
 
 def finished_tiles(
@@ -252,11 +218,6 @@ class WorkSummary:
     run_s: float
     unreadable: int
     warnings: tuple[str, ...] = ()
-
-
-def report_path(path: Path) -> Path:
-    """Return the path of the JSON report of an output."""
-    return path.with_name(path.name + ".json")
 
 
 def write_image(
@@ -409,7 +370,7 @@ def write_extras(
     """
     if job.options.preview is not None:
         draw_preview(job, job.options.preview, path, progress, finished=finished)
-    write_report(report_path(path), report)
+    write_report(path, report.to_json())
 
 
 def draw_preview(
@@ -439,7 +400,7 @@ def removing_extras(job: TranslationJob, path: Path) -> Iterator[None]:
     except BaseException:
         name, quickhash, preview = path.name, job.slide.info.quickhash, job.options.preview
         with contextlib.suppress(OSError):
-            if not os.path.lexists(path) and is_report_of(report_path(path), name, quickhash):
+            if not os.path.lexists(path) and is_report_of(report_path(path), TranslateReport, name, quickhash):
                 report_path(path).unlink()
             if not os.path.lexists(path) and preview is not None and is_preview_of(preview, name, quickhash):
                 preview.unlink()

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from .. import system
-from ..files import read_json
 from ..geometry import RGB, Region, Size
 from ..models.registry import Model
 from ..pyramid import ImageDescription, PyramidOptions, is_zarr
-from ..storage import published
 from .job import TranslationJob
 from .options import TranslateOptions
+from .output_files import provenance
 from .seams import SeamMetrics
 from .window_size import resident_bytes
 from .windows import Window
@@ -114,22 +113,6 @@ class TranslateReport:
         })  # fmt: skip
 
 
-def write_report(path: Path, report: TranslateReport) -> None:
-    """Write the report as JSON atomically, and replace an existing one."""
-    text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
-    with published(path, overwrite=True) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def is_report_of(path: Path, name: str, quickhash: str) -> bool:
-    """Return whether a file is the report of an output with this name, made from this slide."""
-    try:
-        report = TranslateReport.from_json(read_json(path))
-        return report.output_name == name and report.source["quickhash"] == quickhash
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed libraries that affect the output."""
     return system.versions("torch")
@@ -188,18 +171,13 @@ def describe_image(job: TranslationJob, name: str) -> ImageDescription:
     """Describe the output ``name`` of a job."""
     info, grid, extent = job.slide.info, job.prepared.grid, job.plan.extent
     model = describe_model(job.generator)
-    provenance = {
-        "source": info.name,
-        "source quickhash": info.quickhash,
-        "model": str(model["name"]),
+    entries = {
+        "model": model["name"],
         "model version": model["version"],
-        "stain": str(model.get("stain") or ""),
+        "stain": model["stain"] or "",
         "device": job.inference.device,
         "precision": job.inference.precision,
         "blend": job.blend,
-        "options": json.dumps(options_for_report(job.options, name), default=str),
-        "versions": json.dumps(versions()),
-        "notice": DISCLAIMER,
     }
     # A coarser working grid corresponds to a weaker objective.
     magnification = None if info.magnification is None else info.magnification / grid.downsample[0]
@@ -211,7 +189,7 @@ def describe_image(job: TranslationJob, name: str) -> ImageDescription:
         channel=job.generator.channel_name,
         description=caption(job),
         position_um=(extent.x * grid.mpp[0], extent.y * grid.mpp[1]) if job.options.region else None,
-        provenance=provenance,
+        provenance=provenance(info, entries, options_for_report(job.options, name), versions(), DISCLAIMER),
     )
 
 
