@@ -323,7 +323,7 @@ def test_a_column_chooses_the_image_of_a_file(tmp_path: Path) -> None:
     assert [(task.series, task.page) for task in tasks] == [(None, 0), (0, 1)]
     assert tasks[0].fingerprint != tasks[1].fingerprint
     assert pickle.loads(pickle.dumps(tasks[1])) == tasks[1]
-    assert "choose one with --page N" in problems[0].message
+    assert "choose one with the column page N" in problems[0].message
     for task, plane in zip(tasks, planes, strict=True):
         with staged(task, lambda _: None) as slide:
             assert (slide.read_level(0, Region(0, 0, 260, 260)) == plane).all()

@@ -53,26 +53,11 @@ _log = logging.getLogger(__name__)
 def check_rows(
     rows: Sequence[Row], folder: Path, listed: Sequence[Row], on_checked: Callable[[int], None] = lambda _count: None
 ) -> tuple[list[SlideTask], list[Problem]]:
-    """Check by header and model whether the slides of rows can be translated.
+    """Check by header and model whether the slides of rows can be translated; return tasks and problems in their order.
 
     Slides are opened in a worker process. A row that crashes it or takes too long has a problem; a new process checks
-    the other rows.
-
-    Parameters
-    ----------
-    rows
-        Rows with distinct outputs.
-    folder
-        Folder of the outputs.
-    listed
-        All rows of the manifest, of which ``rows`` may be a shard; outputs must not replace their slides.
-    on_checked
-        Called with the number of checked rows.
-
-    Returns
-    -------
-    tasks, problems
-        In the order of the rows.
+    the other rows. The outputs of rows are distinct, and must not replace a slide of ``listed``, all rows of the
+    manifest. ``on_checked`` is called with the number of checked rows.
     """
     found: dict[int, SlideTask | Problem] = {}
     memory_bytes = max((row.options.max_memory_bytes for row in rows), default=0)
@@ -155,7 +140,7 @@ class _Checks:
             yield index, result
 
     def _handle_exit(self, how: str) -> Iterator[tuple[int, Problem]]:
-        """The process has ended by itself: a row that was the only one being checked is the cause."""
+        """Handle a process that ended by itself: a row that was the only one being checked is the cause."""
         if len(self._in_flight) == 1:
             (index,) = self._in_flight
             self._in_flight.clear()
@@ -230,16 +215,7 @@ class MemoryBudget:
 def check_row(row: Row, folder: Path, inputs: Set[str]) -> SlideTask | Problem:
     """Check, by the header of a slide and its model, whether it can be translated.
 
-    Any exception becomes the problem of this row.
-
-    Parameters
-    ----------
-    row
-        The row to check.
-    folder
-        Folder of the outputs.
-    inputs
-        Real paths that outputs must not replace.
+    Any exception becomes the problem of this row. ``inputs`` are real paths that outputs must not replace.
     """
     try:
         return _checked(row, folder, inputs)
@@ -264,7 +240,12 @@ def _checked(row: Row, folder: Path, inputs: Set[str]) -> SlideTask:
         raise _RefusedRowError(f"its output {row.output} exists and is not a file; remove it, or name another output")
     version = _model_version(row.model)
     with open_slide(
-        row.slide, mpp=row.mpp, mpp_option="--mpp or the column mpp", series=row.series, page=row.page
+        row.slide,
+        mpp=row.mpp,
+        mpp_option="--mpp or the column mpp",
+        image_option="the column {}",
+        series=row.series,
+        page=row.page,
     ) as slide:
         known_mpp(slide.info)
         facts = slide.info

@@ -97,13 +97,12 @@ def load_transform(path_or_folder: str | os.PathLike[str]) -> Transform:
         path = path / TRANSFORM_NAME
     facts = _facts(path)
     name = path.name
-    field = facts.get("field")
     try:
         return Transform(
             matrix=np.array(facts["matrix"], np.float64),
-            field=None if field is None else _load_field(path, field),
-            fixed=_frame(facts.get("fixed")),
-            moving=_frame(facts.get("moving")),
+            field=None if facts["field"] is None else _load_field(path, facts["field"]),
+            fixed=_frame(facts["fixed"]),
+            moving=_frame(facts["moving"]),
         )
     except TransformError as error:
         raise TransformError(f"{name}: {error}") from error
@@ -169,7 +168,7 @@ def _frame(facts: Any) -> SlideFrame | None:
         raise ValueError(f"a slide of {x:g} × {y:g} µm per px")
     if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
         raise ValueError(f"a slide of {width} × {height} px")
-    return SlideFrame(str(facts["name"]), Size(width, height), (x, y), str(facts.get("quickhash") or ""))
+    return SlideFrame(str(facts["name"]), Size(width, height), (x, y), str(facts["quickhash"]))
 
 
 def _packed(field: LocalField) -> bytes:
