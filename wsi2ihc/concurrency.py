@@ -28,21 +28,13 @@ from .text import describe_error
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a stage; a ``total`` of 1 means that the duration is unknown.
-
-    Attributes
-    ----------
-    unit
-        What is counted, "px" or "step".
-    note
-        Further text to display, such as losses.
-    """
+    """Progress of a stage; a ``total`` of 1 means that the duration is unknown."""
 
     stage: str
     done: int = 0
     total: int = 1
-    unit: str = "px"
-    note: str = ""
+    unit: str = "px"  # what is counted, "px" or "step"
+    note: str = ""  # further text to display, such as losses
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -200,18 +192,10 @@ Work = Callable[[Any, int, Send], None]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Last message of each job.
+    """Last message of each job."""
 
-    Attributes
-    ----------
-    failure
-        Error in one line; "" if the job succeeded.
-    fatal
-        Whether the error would affect all jobs.
-    """
-
-    failure: str = ""
-    fatal: bool = False
+    failure: str = ""  # error in one line; "" if the job succeeded
+    fatal: bool = False  # whether the error would affect all jobs
 
 
 @dataclass(frozen=True, slots=True)

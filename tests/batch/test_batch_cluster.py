@@ -19,10 +19,9 @@ from make_batch import tasks_of, write_slides
 from wsi2ihc.batch import dask_backend
 from wsi2ihc.batch.dask_backend import DaskEngine, address_of, located
 from wsi2ihc.batch.local import LocalEngine
-from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.results_table import results_of
 from wsi2ihc.batch.scheduler import Engine, SlideState, run_batch
-from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.batch.task import BatchOptions, SlideTask
 from wsi2ihc.errors import BatchError
 from wsi2ihc.pyramid.verify import read_level
 

@@ -18,11 +18,10 @@ import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
 from wsi2ihc.batch.local import LocalEngine, LocalWorker, worker_environments
-from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.preflight import check_folder
 from wsi2ihc.batch.results_table import ResultsWriter, read_results, results_of
 from wsi2ihc.batch.scheduler import SlideState, run_batch
-from wsi2ihc.batch.task import BATCH_FOLDER, SlideTask, locks_folder, logs_folder, marker_path, read_done
+from wsi2ihc.batch.task import BATCH_FOLDER, BatchOptions, SlideTask, locks_folder, logs_folder, marker_path, read_done
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import DeviceError, OutputError
 from wsi2ihc.models.model_file import build_network, save_checkpoint

@@ -22,8 +22,7 @@ from ..errors import DeviceError
 from ..files import open_without_following
 from ..system import ProcessEnd, cores, how_it_ended
 from ..text import anonymize, printable
-from .options import BatchOptions
-from .task import Done, Event, Failed, Ready, Requeued, SlideTask, Started, Waiting, logs_folder
+from .task import BatchOptions, Done, Event, Failed, Ready, Requeued, SlideTask, Started, Waiting, logs_folder
 from .worker import (
     CACHE_VARIABLE,
     MAX_IN_FLIGHT,
@@ -47,16 +46,7 @@ _LONGEST_LINE = 1 << 16
 class LocalWorker:
     """Worker of this machine and its tasks in flight.
 
-    Parameters
-    ----------
-    number
-        Number of the worker.
-    receive
-        Called by a thread with every event.
-    environment
-        Additional environment variables.
-    log
-        File to which its stderr is appended.
+    ``receive`` is called by a thread with every event; stderr of the process is appended to ``log``.
     """
 
     def __init__(self, number: int, receive: Receive, environment: Mapping[str, str], log: Path) -> None:
@@ -169,18 +159,8 @@ _POLL_S = 1.0
 class LocalEngine:
     """Engine of worker processes on this machine; each is replaced after a crash and after a number of slides.
 
-    Parameters
-    ----------
-    folder
-        Folder of the outputs; it also holds the logs of the workers.
-    device
-        `TranslateOptions.device`.
-    options
-        Options of the batch.
-    environments
-        Environment variables of each worker; by default they follow from the device and the options.
-    log_name
-        Prefix of the log files.
+    The folder of the outputs also holds the logs of the workers, whose names start with ``log_name``. The environment
+    variables of the workers follow from the device and the options by default.
 
     Raises
     ------

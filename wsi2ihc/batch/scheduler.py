@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from .options import BatchOptions
-from .task import Done, Event, Failed, Requeued, SlideTask, Translating, is_of_another, read_done
+from .task import BatchOptions, Done, Event, Failed, Requeued, SlideTask, Translating, is_of_another, read_done
 
 
 class Engine(Protocol):
@@ -50,36 +49,16 @@ _MARKER_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class SlideState:
-    """State of a slide in a batch.
+    """State of a slide in a batch."""
 
-    Attributes
-    ----------
-    task
-        Task of the next attempt; with less memory after an attempt ran out of it.
-    status
-        "done before" if an earlier run or another batch translated it.
-    attempts
-        Attempts that count.
-    returns
-        How often it was requeued without counting as an attempt.
-    is_alone
-        Whether it must not share a worker.
-    share
-        Fraction of its windows that are translated.
-    facts
-        Results of a finished slide, as in its done marker.
-    error
-        Message of the last failure.
-    """
-
-    task: SlideTask
-    status: Status = "waiting"
-    attempts: int = 0
-    returns: int = 0
-    is_alone: bool = False
-    share: float = 0.0
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    error: str = ""
+    task: SlideTask  # task of the next attempt; with less memory after an attempt ran out of it
+    status: Status = "waiting"  # "done before" if an earlier run or another batch translated it
+    attempts: int = 0  # attempts that count
+    returns: int = 0  # how often it was requeued without counting as an attempt
+    is_alone: bool = False  # whether it must not share a worker
+    share: float = 0.0  # fraction of its windows that are translated
+    facts: Mapping[str, Any] = field(default_factory=dict)  # results of a finished slide, as in its done marker
+    error: str = ""  # message of the last failure
 
 
 Board = Sequence[SlideState]
@@ -94,25 +73,11 @@ def run_batch(
     *,
     verify: bool = False,
 ) -> list[SlideState]:
-    """Translate all slides that are not done.
+    """Translate all slides that are not done, and return their states: "done", "done before" or "failed".
 
-    Parameters
-    ----------
-    tasks
-        Tasks with distinct numbers and outputs.
-    make_engine
-        Called only if slides have to be translated.
-    options
-        Options of the batch.
-    on_change
-        Called after every event with the board, and with the slide that has ended or is retried, if any.
-    verify
-        Read existing outputs and translate damaged ones again.
-
-    Returns
-    -------
-    list
-        States of all slides: "done", "done before" or "failed".
+    Numbers and outputs of tasks are distinct. ``make_engine`` is called only if slides have to be translated;
+    ``on_change`` after every event, with the board, and with the slide that has ended or is retried, if any. ``verify``
+    reads existing outputs and translates damaged ones again.
 
     Raises
     ------

@@ -25,7 +25,7 @@ from ..errors import ModelError, OutputError
 from ..models.registry import Model, load_model
 from ..pyramid import read_overview as read_result
 from ..slide import Slide, open_slide
-from ..storage import exclusive_lock, in_use, published, remove_stale_files, unused
+from ..storage import exclusive_lock, in_use, make_folder, remove_stale_files, unused, write_atomically
 from ..text import base_name, one_line_error
 from ..translation.checkpoint_folder import discard_checkpoint
 from ..translation.job import prepare
@@ -132,18 +132,10 @@ THUMBNAIL_PX = 240
 
 
 def write_thumbnail(output: Path) -> None:
-    """Write the thumbnail of a finished output.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    pixels = read_result(output, THUMBNAIL_PX)
-    path = thumbnail_path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path, overwrite=True) as partial:
-        partial.write_bytes(imagecodecs.jpeg_encode(pixels, level=85))
+    """Write the thumbnail of a finished output; `OutputError` if it cannot be written."""
+    content = imagecodecs.jpeg_encode(read_result(output, THUMBNAIL_PX), level=85)
+    make_folder(thumbnail_path(output).parent)
+    write_atomically(thumbnail_path(output), bytes(content))
 
 
 MAX_IN_FLIGHT = 2
@@ -193,16 +185,8 @@ def _work(tasks: SimpleQueue[SlideTask], device: threading.Semaphore, models: Mo
 def translate_task(task: SlideTask, device: threading.Semaphore, models: Models, send: Send) -> Done:
     """Translate one slide, unless it is done; return its event.
 
-    Parameters
-    ----------
-    task
-        Task of the slide.
-    device
-        Held while windows are translated, and released while the file is written or other processes are awaited.
-    models
-        Models that are loaded.
-    send
-        Receives progress events.
+    ``device`` is held while windows are translated, and released while the file is written or other processes are
+    awaited.
 
     Raises
     ------
@@ -241,13 +225,7 @@ class Models:
         self._lock = threading.Lock()
 
     def load(self, task: SlideTask) -> Model:
-        """Return the model of a task.
-
-        Raises
-        ------
-        ModelError
-            If its file has changed since the batch began.
-        """
+        """Return the model of a task; `ModelError` if its file has changed since the batch began."""
         with self._lock:
             key = task.model, task.version
             if key not in self._known:

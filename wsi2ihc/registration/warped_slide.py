@@ -56,21 +56,14 @@ class OutputFrame:
 
 
 def check_slide(frame: SlideFrame | None, info: SlideInfo, otherwise: str = "") -> None:
-    """Raise an error if a transform was made for another slide.
+    """Raise an error if a transform was made for another slide, as far as its frame is known.
 
-    Parameters
-    ----------
-    frame
-        What the transform knows of the slide on this side of it.
-    info
-        The slide.
-    otherwise
-        What else a user can do about another file, to end the message with.
+    ``otherwise`` ends the message about another file: what else a user can do.
 
     Raises
     ------
     TransformError
-        If something is known, and size, identity or resolution of the slide differ.
+        If size, identity or resolution of the slide differ.
     """
     if frame is None:
         return

@@ -38,36 +38,16 @@ ENLARGED_FROM = 1.3
 
 @dataclass(frozen=True, slots=True)
 class PreparedSlide:
-    """A slide with its working grid and tissue.
+    """A slide with its working grid and tissue."""
 
-    Attributes
-    ----------
-    grid
-        Working grid, at the resolution of the model.
-    extent
-        Region of the output, in working px.
-    mask
-        Tissue mask.
-    tissue
-        Tissue mask on the working grid.
-    fade
-        Weights of the transition from the translation to the fill.
-    covered
-        Area in which the translation is visible: the tissue and the transition.
-    reader
-        Reader for regions of the working grid.
-    warnings
-        Warnings about options that could not be applied as requested.
-    """
-
-    grid: WorkingGrid
-    extent: Region
+    grid: WorkingGrid  # working grid, at the resolution of the model
+    extent: Region  # region of the output, in working px
     mask: TissueMask
-    tissue: TissueGrid
-    fade: Fade
-    covered: TissueGrid
-    reader: RegionReader
-    warnings: tuple[str, ...] = ()
+    tissue: TissueGrid  # tissue mask on the working grid
+    fade: Fade  # weights of the transition from the translation to the fill
+    covered: TissueGrid  # area in which the translation is visible: the tissue and the transition
+    reader: RegionReader  # reader for regions of the working grid
+    warnings: tuple[str, ...] = ()  # warnings about options that could not be applied as requested
 
     @property
     def damaged_areas(self) -> tuple[tuple[int, int, int], ...]:
@@ -164,34 +144,17 @@ BACKGROUND_LEVELS = 12
 
 @dataclass(frozen=True, slots=True)
 class InferenceSetup:
-    """Translators and their description for the report.
+    """Translators and their description for the report."""
 
-    Attributes
-    ----------
-    translators
-        One translator per device.
-    device, precision
-        Description of the devices, and number format.
-    on_gpu
-        Whether the devices are GPUs.
-    memory_bytes
-        Smallest free memory of the GPUs; None on a CPU.
-    warnings
-        Warnings about the model and its options.
-    statistics
-        Serialized normalization statistics of the slide, if any.
-    is_local
-        Whether an output px depends on its neighborhood only, and not on the whole window.
-    """
-
-    translators: tuple[Translator, ...]
+    translators: tuple[Translator, ...]  # one translator per device
+    # device, precision: description of the devices, and number format
     device: str
     precision: str
-    on_gpu: bool
-    memory_bytes: int | None
-    warnings: tuple[str, ...]
-    statistics: bytes | None = None
-    is_local: bool = True
+    on_gpu: bool  # whether the devices are GPUs
+    memory_bytes: int | None  # smallest free memory of the GPUs; None on a CPU
+    warnings: tuple[str, ...]  # warnings about the model and its options
+    statistics: bytes | None = None  # serialized normalization statistics of the slide, if any
+    is_local: bool = True  # whether an output px depends on its neighborhood only, and not on the whole window
 
     @property
     def bytes_per_px(self) -> float:
@@ -206,14 +169,9 @@ def set_up_inference(
     translators: Sequence[Translator] | None,
     statistics: bytes | None = None,
 ) -> InferenceSetup:
-    """Load the generator onto its devices.
+    """Load the generator onto its devices, unless ``translators`` replace it.
 
-    Parameters
-    ----------
-    translators
-        Replacement for the translators of the generator.
-    statistics
-        Normalization statistics of this slide from another run; estimated if None.
+    ``statistics`` are normalization statistics of this slide from another run; they are estimated if None.
 
     Raises
     ------
@@ -250,13 +208,7 @@ def set_up_inference(
 
 
 def resolved_precision(generator: Model, options: TranslateOptions) -> str:
-    """Return the precision that `set_up_inference` will choose.
-
-    Raises
-    ------
-    DeviceError
-        If the device is missing, or does not support the chosen precision.
-    """
+    """Return the precision that `set_up_inference` will choose; `DeviceError` as it raises."""
     if generator.module is None:
         return "exact"
     from ..models.device import choose_precision, parse_devices

@@ -137,17 +137,7 @@ def tiles_of_cores(
 def write_preview(preview: Path, result: Path, job: TranslationJob, *, of: str) -> None:
     """Write ``preview`` (PNG): the source on the left, the finished ``result`` on the right, at one scale.
 
-    Its PNG text "Description" says what it shows.
-
-    Parameters
-    ----------
-    of
-        Final name of the result.
-
-    Raises
-    ------
-    OutputError
-        If the preview cannot be written.
+    Its PNG text "Description" says what it shows, and another one identifies the output ``of`` this name.
     """
     virtual = read_result(result, PREVIEW_PX)
     height, width = virtual.shape[:2]
@@ -194,30 +184,14 @@ def _read_source(job: TranslationJob, width: int, height: int) -> RGBImage:
 
 @dataclass(frozen=True, slots=True)
 class WorkSummary:
-    """Summary of the work on a translation, for its report.
+    """Summary of the work on a translation, for its report."""
 
-    Attributes
-    ----------
-    plan
-        Result of `plan_metadata`.
-    seams
-        Seam metrics; None if the model cannot produce seams.
-    model_s
-        Seconds spent in the translators, summed over devices.
-    run_s
-        Seconds spent after the preparation.
-    unreadable
-        Number of unreadable areas.
-    warnings
-        Warnings in addition to those of the job.
-    """
-
-    plan: dict[str, Any]
-    seams: SeamMetrics | None
-    model_s: float
-    run_s: float
-    unreadable: int
-    warnings: tuple[str, ...] = ()
+    plan: dict[str, Any]  # result of `plan_metadata`
+    seams: SeamMetrics | None  # seam metrics; None if the model cannot produce seams
+    model_s: float  # seconds spent in the translators, summed over devices
+    run_s: float  # seconds spent after the preparation
+    unreadable: int  # number of unreadable areas
+    warnings: tuple[str, ...] = ()  # warnings in addition to those of the job
 
 
 def write_image(
@@ -249,12 +223,8 @@ def write_image(
 def plan_metadata(plans: Iterable[Plan], shown: Iterable[Plan]) -> dict[str, Any]:
     """Summarize the windows of a slide for its report.
 
-    Parameters
-    ----------
-    plans
-        Translated windows: one plan, or one for each band, all with the same core size.
-    shown
-        The same plans with cores cropped to what the output shows.
+    ``plans`` are one plan, or one for each band, all with the same core size; ``shown`` are the same plans with cores
+    cropped to what the output shows.
     """
     translated, kept = list(plans), list(shown)
     first = translated[0]
@@ -324,14 +294,10 @@ def make_report(job: TranslationJob, name: str, written: PyramidReport, work: Wo
 def write_extras_first(
     job: TranslationJob, path: Path, report: TranslateReport, finished: Path, progress: ProgressCallback = silent
 ) -> OutputError | None:
-    """Write the report and the preview before the output gets its name.
+    """Write the report and the preview before the output gets its name; see `write_extras`.
 
-    A run that is interrupted in between leaves no output, so that the same command can be repeated.
-
-    Returns
-    -------
-    OutputError or None
-        The error if one of them cannot be written; the output is to be published nevertheless.
+    A run that is interrupted in between leaves no output, so that the same command can be repeated. An error is
+    returned, since the output is to be published nevertheless.
 
     Raises
     ------
@@ -354,14 +320,7 @@ def write_extras(
     *,
     finished: Path | None = None,
 ) -> None:
-    """Write the preview, if requested, and the report of an output.
-
-    Parameters
-    ----------
-    path
-        Final path of the output.
-    finished
-        The complete image, if it does not have its final name yet.
+    """Write the preview, if requested, and the report of an output, whose image may still be at ``finished``.
 
     Raises
     ------
@@ -376,13 +335,7 @@ def write_extras(
 def draw_preview(
     job: TranslationJob, preview: Path, path: Path, progress: ProgressCallback = silent, *, finished: Path | None = None
 ) -> None:
-    """Write the preview of a finished output, whose image may still be at ``finished``.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; the output is complete nevertheless.
-    """
+    """Write the preview of a finished output, whose image may still be at ``finished``; errors as in `write_extras`."""
     progress(Progress("drawing the preview"))
     try:
         write_preview(preview, finished or path, job, of=path.name)

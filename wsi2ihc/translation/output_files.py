@@ -21,13 +21,7 @@ def report_path(output: Path) -> Path:
 
 
 def write_report(output: Path, values: Mapping[str, Any]) -> None:
-    """Write the report of an output atomically, and replace an existing one.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+    """Write the report of an output atomically, and replace an existing one."""
     write_atomically(report_path(output), json_bytes(values))
 
 
@@ -45,11 +39,6 @@ def check_report(output: Path, kind: type, source: SlideInfo, *, overwrite: bool
     """Refuse an existing report that may not be replaced.
 
     Without the output itself, that of the same output and slide may be replaced: an interrupted run left it.
-
-    Raises
-    ------
-    OutputError
-        If it exists, or cannot be written.
     """
     report = report_path(output)
     is_stale = not os.path.lexists(output) and is_report_of(report, kind, output.name, source.quickhash)
@@ -57,13 +46,7 @@ def check_report(output: Path, kind: type, source: SlideInfo, *, overwrite: bool
 
 
 def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that is one of the inputs, also by another path.
-
-    Raises
-    ------
-    OutputError
-        If there is one.
-    """
+    """Refuse an output that is one of the inputs, also by another path."""
     existing = [Path(file) for file in inputs if Path(file).is_file()]
     for output in outputs:
         if output.exists() and any(output.samefile(file) for file in existing):

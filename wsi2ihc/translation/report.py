@@ -28,27 +28,7 @@ DISCLAIMER = "Computed from H&E by a neural network or color model: research use
 
 @dataclass(frozen=True, slots=True)
 class TranslateReport:
-    """Report of a finished translation; lengths in px of level 0 of the source or output, times in seconds.
-
-    Attributes
-    ----------
-    output_sha256
-        Hash of the OME-TIFF, or of the files of an OME-Zarr (`wsi2ihc.files.sha256_of`).
-    position_um
-        Offset of the output from the top left corner of level 0 of the slide.
-    annotations
-        Classes and names in the mask file, if any: "class", "name", "areas", "ignored".
-    background
-        Background color of the slide.
-    fill
-        Color of untranslated area.
-    seams
-        Seam metrics; None if the model translates each pixel on its own.
-    seconds
-        Times by step; "run" and "generator" are sums over all processes.
-    fingerprint
-        Hash of everything that determines the pixels (see `translation_fingerprint`).
-    """
+    """Report of a finished translation; lengths in px of level 0 of the source or output, times in seconds."""
 
     source: dict[str, Any]
     model: dict[str, Any]
@@ -58,24 +38,25 @@ class TranslateReport:
     output_mpp: tuple[float, float]
     output_levels: tuple[Size, ...]
     output_bytes: int
-    output_sha256: str
+    output_sha256: str  # hash of the OME-TIFF, or of the files of an OME-Zarr (`wsi2ihc.files.sha256_of`)
     extent: Region
-    position_um: tuple[float, float]
+    position_um: tuple[float, float]  # offset of the output from the top left corner of level 0 of the slide
     tissue_share: float
+    # classes and names in the mask file, if any: "class", "name", "areas", "ignored"
     annotations: tuple[dict[str, Any], ...]
-    background: RGB
-    fill: RGB
+    background: RGB  # background color of the slide
+    fill: RGB  # color of untranslated area
     plan: dict[str, Any]
     device: str
     precision: str
     blend: str
-    seams: SeamMetrics | None
-    seconds: dict[str, float]
+    seams: SeamMetrics | None  # seam metrics; None if the model translates each pixel on its own
+    seconds: dict[str, float]  # times by step; "run" and "generator" are sums over all processes
     mpx_per_s: float
     unreadable_regions: int
     warnings: tuple[str, ...]
     versions: dict[str, str]
-    fingerprint: str
+    fingerprint: str  # hash of everything that determines the pixels (see `translation_fingerprint`)
     created: str
 
     def to_json(self) -> dict[str, Any]:
@@ -88,13 +69,7 @@ class TranslateReport:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TranslateReport:
-        """Invert `to_json`.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            If the values are invalid.
-        """
+        """Invert `to_json`; `KeyError`, `TypeError` or `ValueError` if the values are invalid."""
         seams = values["seams"]
         if seams is not None:
             seams = SeamMetrics(**{one.name: seams[one.name] for one in dataclasses.fields(SeamMetrics)})

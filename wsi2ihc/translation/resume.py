@@ -179,18 +179,7 @@ def open_checkpoint(
 def check_checkpoint(
     slide: Slide, generator: Model, output: str | os.PathLike[str], options: TranslateOptions | None = None
 ) -> int | None:
-    """Check what `open_checkpoint` would refuse, without changes.
-
-    Returns
-    -------
-    int or None
-        Number of finished bands; None without a checkpoint folder.
-
-    Raises
-    ------
-    OutputError
-        As `open_checkpoint` does.
-    """
+    """Check what `open_checkpoint` would refuse, without changes; return the number of finished bands, if any."""
     options, path = options or TranslateOptions(), Path(output)
     _check_outputs(slide, path, options)
     if not options.overwrite:  # which restarts from a folder that does not fit
@@ -322,15 +311,8 @@ def _warn_about_kept_options(job: TranslationJob, plan: SharedPlan, folder: Path
 def complete(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> TranslateReport | None:
     """Translate the missing bands and publish the output, in cooperation with other processes.
 
-    Returns
-    -------
-    TranslateReport or None
-        None if another process published the output and removed the folder.
-
-    Raises
-    ------
-    Wsi2IhcError
-        As `translate` does. Finished bands are kept.
+    Returns None if another process published the output and removed the folder. After an error, finished bands are
+    kept.
     """
     while still_exists(checkpoint):
         is_done = _is_published(checkpoint)
@@ -366,19 +348,14 @@ def _translate_free_bands(checkpoint: Checkpoint, progress: ProgressCallback) ->
 
 
 def translate_band(checkpoint: Checkpoint, number: int, *, progress: ProgressCallback = silent) -> bool:
-    """Translate one band, unless it is done.
+    """Translate one band, unless it is done; return False if another process is working on it.
 
-    Returns
-    -------
-    bool
-        Whether the band is done now; False if another process is working on it.
+    After an error the band is not done, and others are unchanged.
 
     Raises
     ------
     OutputError
         If it cannot be written, or the folder has been removed.
-    Wsi2IhcError
-        As the translation of a slide does; the band is not done then, and others are unchanged.
     """
     try:
         with band_lock(checkpoint, number):
@@ -450,16 +427,13 @@ def _sync_shards(checkpoint: Checkpoint, band: Band) -> dict[str, tuple[int, str
 def assemble(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> TranslateReport | None:
     """Assemble and publish the output if all bands are done, and remove the checkpoint folder.
 
-    Returns
-    -------
-    TranslateReport or None
-        None if a band is missing or damaged, so that it has to be translated again, or another process is assembling.
+    Returns None if a band is missing or damaged, so that it has to be translated again, or another process is
+    assembling.
 
     Raises
     ------
     OutputError
-        If the output cannot be written, has appeared meanwhile and may not be replaced, or a band is damaged for the
-        second time.
+        If the output cannot be written or has appeared meanwhile, or a band is damaged for the second time.
     """
     try:
         with exclusive_lock(checkpoint.folder / LOCKS, "", _ASSEMBLE_LOCK, make=False):
@@ -531,13 +505,7 @@ def _publish(checkpoint: Checkpoint, markers: list[DoneMarker], progress: Progre
 
 
 def _check_shards(checkpoint: Checkpoint, markers: list[DoneMarker]) -> None:
-    """Compare the shards with their SHA-256. Not all of them are read later: background is published as it is.
-
-    Raises
-    ------
-    DamagedShardError
-        If a shard has changed.
-    """
+    """Compare the shards with their SHA-256. Not all of them are read later: background is published as it is."""
     expected = {name: digest for marker in markers for name, (_, digest) in marker.shards.items()}
     with ThreadPoolExecutor(checkpoint.job.workers, thread_name_prefix="verify") as executor:
         digests = executor.map(lambda name: _digest_or_none(checkpoint.image / name), expected)

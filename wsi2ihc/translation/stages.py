@@ -116,24 +116,12 @@ def _pieces(region: Region) -> Iterator[Region]:
 
 @dataclass(frozen=True, slots=True)
 class RegionReader:
-    """Reader for regions of the working grid of a slide. Thread-safe.
-
-    Attributes
-    ----------
-    slide
-        Open slide.
-    grid
-        Working grid.
-    background
-        Color beyond the slide.
-    color
-        Color conversion, if any.
-    """
+    """Reader for regions of the working grid of a slide. Thread-safe."""
 
     slide: Slide
     grid: WorkingGrid
-    background: RGB
-    color: Callable[[RGBImage], RGBImage] | None = None
+    background: RGB  # color beyond the slide
+    color: Callable[[RGBImage], RGBImage] | None = None  # color conversion, if any
 
     def __call__(self, region: Region) -> RGBImage:
         """Read the pixels of ``region``, in working px; it may extend beyond the slide.
@@ -342,18 +330,11 @@ DIAGONAL_PX = math.sqrt(2)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fade:
-    """Weights of the translation relative to the fill.
+    """Weights of the translation relative to the fill."""
 
-    Attributes
-    ----------
-    tissue
-        Refined mask on the working grid.
-    weights
-        Weights at the centers of the mask px and of one repeated px on each side, (rows + 2, columns + 2) uint8: 255
-        for the translation, 0 for the fill.
-    """
-
-    tissue: TissueGrid
+    tissue: TissueGrid  # refined mask on the working grid
+    # weights at the centers of the mask px and of one repeated px on each side, (rows + 2, columns + 2) uint8: 255 for
+    # the translation, 0 for the fill
     weights: npt.NDArray[np.uint8]
 
     @property
