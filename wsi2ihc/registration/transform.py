@@ -141,21 +141,6 @@ def finite_numbers(values: Any, what: str) -> FloatArray:
     return numbers
 
 
-__all__ = [
-    "FloatArray",
-    "LocalField",
-    "SlideFrame",
-    "Transform",
-    "affine",
-    "frame_of",
-    "identity",
-    "jacobian_range",
-    "moving_grid",
-    "spline_support",
-    "to_fixed",
-    "to_moving",
-]
-
 LEAST_STRETCH = 1e-3
 """Smallest scale of a matrix; its inverse would be inaccurate below."""
 

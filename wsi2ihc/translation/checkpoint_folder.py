@@ -391,11 +391,6 @@ def is_committed(folder: Path, output: Path, pyramid: PyramidOptions) -> bool:
         return False
 
 
-def remove_commit_record(folder: Path) -> None:
-    """Remove the commit record, if any."""
-    (folder / COMMITTED).unlink(missing_ok=True)
-
-
 def committed_report(folder: Path, output: Path) -> TranslateReport:
     """Read the report of a published output from the commit record; `OutputError` if it is damaged."""
     try:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from ..errors import NoTissueError, OptionError
-from ..geometry import RGB, Region, RGBBatch, RGBImage, ceil_to
+from ..geometry import RGB, BoolImage, Region, RGBBatch, RGBImage, ceil_to
 from ..models.model_spec import Translator
 from ..models.registry import (
     Model,
@@ -28,9 +28,6 @@ from ..tissue import TissueMask, detect_tissue, load_mask, whole_slide
 from .options import TranslateOptions
 from .stages import Fade, FaultTolerantSlide, RegionReader, make_fade
 from .windows import TissueGrid, mask_on_grid
-
-if TYPE_CHECKING:
-    import torch
 
 ENLARGED_FROM = 1.3
 """How many times coarser than the model a slide may be without a warning: 0.65 µm/px for 0.5 is close enough."""
@@ -191,7 +188,11 @@ def set_up_inference(
     precision = choose_precision(options.precision, devices[0])
     warnings = _other_colors(generator, options)
     if options.statistics == "slide":
-        estimated = _slide_statistics(generator, prepared, options, devices[0], statistics)
+        if statistics is None:
+            sample = list(_sample_tissue(prepared, generator.dependency.stride_px, options.seed))
+            estimated = with_slide_statistics(generator, sample, devices[0])
+        else:
+            estimated = statistics_from_bytes(generator, statistics)
         generator, statistics = estimated.generator, statistics_to_bytes(estimated)
         warnings += (_statistics_warning(estimated),)
     exact = _is_exact(generator, options)
@@ -267,15 +268,6 @@ def _blending_warning(generator: Model) -> str:
     )
 
 
-def _slide_statistics(
-    generator: Model, prepared: PreparedSlide, options: TranslateOptions, device: torch.device, known: bytes | None
-) -> SlideStatistics:
-    if known is not None:
-        return statistics_from_bytes(generator, known)
-    sample = list(_sample_tissue(prepared, generator.dependency.stride_px, options.seed))
-    return with_slide_statistics(generator, sample, device)
-
-
 def _statistics_warning(estimated: SlideStatistics) -> str:
     moved = ", ".join(f"{round(levels):+d}" for levels in estimated.moved_levels)
     return (
@@ -297,7 +289,7 @@ def _sample_tissue(prepared: PreparedSlide, stride_px: int, seed: int) -> Iterat
     windows = [prepared.reader(regions[index]) for index in drawn]
     # Background is recognized by its color, since the mask has a margin and may cover everything. A stable sort of
     # rounded fractions keeps the random order of windows full of tissue.
-    fractions = [_background_fraction(window, prepared.shown_background) for window in windows]
+    fractions = [float(background_mask(window, prepared.shown_background).mean()) for window in windows]
     order = np.argsort([round(fraction, 1) for fraction in fractions], kind="stable")[:SAMPLE_WINDOWS]
     tissue = [windows[index] for index in order if fractions[index] <= 0.5]
     tissue = tissue or [windows[index] for index in order[:SAMPLE_BATCH]]
@@ -305,7 +297,7 @@ def _sample_tissue(prepared: PreparedSlide, stride_px: int, seed: int) -> Iterat
         yield np.stack(tissue[first : first + SAMPLE_BATCH])
 
 
-def _background_fraction(window: RGBImage, background: RGB) -> float:
-    """Return the fraction of px within `BACKGROUND_LEVELS` of the background color in every channel."""
-    distance = np.abs(window.astype(np.int16) - np.array(background, dtype=np.int16)).max(axis=2)
-    return float((distance <= BACKGROUND_LEVELS).mean())
+def background_mask(pixels: RGBImage, background: RGB) -> BoolImage:
+    """Return which px are within `BACKGROUND_LEVELS` of the background color in every channel."""
+    distance = cv2.absdiff(pixels, np.full_like(pixels, background)).max(axis=2)
+    return np.asarray(distance <= BACKGROUND_LEVELS, np.bool_)

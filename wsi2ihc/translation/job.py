@@ -16,10 +16,9 @@ from .. import system
 from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import MaskError
 from ..files import sha256_of_file
-from ..geometry import RGB, Region, Size, ceil_to
+from ..geometry import RGB, Size, ceil_to
 from ..models.model_spec import Translator
 from ..models.registry import Model
-from ..pyramid import PyramidOptions
 from ..slide import Slide, agreeing_levels
 from ..tissue import TissueMask
 from .inference_setup import InferenceSetup, PreparedSlide, prepare_slide, resolved_precision, set_up_inference
@@ -107,7 +106,9 @@ def prepare(
     found = time.perf_counter()
     progress(Progress("loading the model"))
     inference = set_up_inference(generator, prepared, options, translators, shared.statistics if shared else None)
-    options = replace(options, pyramid=_limit_tile_size(options.pyramid, prepared.extent))
+    longest_px = ceil_to(max(prepared.extent.width, prepared.extent.height), 16)
+    # libvips refuses tiles that are much larger than the image
+    options = replace(options, pyramid=replace(options.pyramid, tile_px=min(options.pyramid.tile_px, longest_px)))
     layout = shared.layout if shared else choose_layout(inference, options, prepared.extent.width)
     plan = make_plan(prepared, layout, options, slide.info.name, shared.core_size if shared else None)
     warnings = implausible_outputs(inference, prepared, plan, generator.name)
@@ -119,11 +120,6 @@ def prepare(
         slide, generator, options, prepared, inference, layout, plan, fill, workers,
         batch_size(options, plan, inference.on_gpu), seconds, fingerprint,
     )  # fmt: skip
-
-
-def _limit_tile_size(pyramid: PyramidOptions, extent: Region) -> PyramidOptions:
-    """Limit tiles to the size of the image: libvips refuses much larger ones."""
-    return replace(pyramid, tile_px=min(pyramid.tile_px, ceil_to(max(extent.width, extent.height), 16)))
 
 
 def translation_fingerprint(slide: Slide, generator: Model, options: TranslateOptions) -> TranslationFingerprint:

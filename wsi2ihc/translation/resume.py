@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -27,7 +27,7 @@ from ..errors import OutputBusyError, OutputError, OutputExistsError
 from ..files import sha256_of, sha256_of_file
 from ..geometry import Size
 from ..models.registry import Model
-from ..pyramid import PyramidReport, Tile, is_zarr, publish_folder, validate
+from ..pyramid import PyramidReport, is_zarr, publish_folder, validate
 from ..pyramid.levels import PyramidLevel, plan_levels, tile_grid
 from ..pyramid.ome_zarr import (
     DamagedShardError,
@@ -50,6 +50,7 @@ from ..slide import Slide
 from ..storage import disk_errors, exclusive_lock, in_use, published, sync_folder
 from .bands import Band, band_height, core_for_bands, crop_to_band, divide_into_bands, occupied_tiles
 from .checkpoint_folder import (
+    COMMITTED,
     DONE,
     IMAGE,
     IN_USE,
@@ -72,7 +73,6 @@ from .checkpoint_folder import (
     read_plan,
     record_commit,
     remove_checkpoint,
-    remove_commit_record,
     remove_stale,
     remove_unused,
     row_folders,
@@ -208,7 +208,9 @@ def _existing_plan(output: Path, fingerprint: TranslationFingerprint, options: T
         return None
     try:
         plan = read_plan(folder)
-        _check_parts(folder)
+        for name, is_kind in ((IN_USE, Path.is_file), (DONE, Path.is_dir), (LOCKS, Path.is_dir)):
+            if not is_kind(folder / name):
+                raise damaged_checkpoint(folder, f"no {name}")
         _check_image(folder, plan, output, options)
         found = differences(plan.fingerprint, fingerprint)
         if options.on_read_error == "background":  # bands that were read without an error are the same
@@ -226,13 +228,6 @@ def _existing_plan(output: Path, fingerprint: TranslationFingerprint, options: T
     _log.warning("%s: restarted", problem)
     remove_unused(output)
     return None
-
-
-def _check_parts(folder: Path) -> None:
-    """Refuse a checkpoint folder with missing parts."""
-    for name, is_kind in ((IN_USE, Path.is_file), (DONE, Path.is_dir), (LOCKS, Path.is_dir)):
-        if not is_kind(folder / name):
-            raise damaged_checkpoint(folder, f"no {name}")
 
 
 def _check_image(folder: Path, plan: SharedPlan, output: Path, options: TranslateOptions) -> None:
@@ -317,7 +312,9 @@ def complete(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> 
     while still_exists(checkpoint):
         is_done = _is_published(checkpoint)
         try:
-            worked = not is_done and _translate_free_bands(checkpoint, progress)
+            worked = False
+            for number in () if is_done else missing_bands(checkpoint):
+                worked |= translate_band(checkpoint, number, progress=progress)
             if is_done or not missing_bands(checkpoint):
                 report = assemble(checkpoint, progress=progress)
                 if report is not None:
@@ -337,14 +334,6 @@ def complete(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> 
 def _is_published(checkpoint: Checkpoint) -> bool:
     """Return whether the output is published; the bands of an OME-Zarr have then left the folder."""
     return is_committed(checkpoint.folder, checkpoint.output, checkpoint.job.options.pyramid)
-
-
-def _translate_free_bands(checkpoint: Checkpoint, progress: ProgressCallback) -> bool:
-    """Translate every missing band that no other process is working on. Return whether there was any."""
-    worked = False
-    for number in missing_bands(checkpoint):
-        worked |= translate_band(checkpoint, number, progress=progress)
-    return worked
 
 
 def translate_band(checkpoint: Checkpoint, number: int, *, progress: ProgressCallback = silent) -> bool:
@@ -381,10 +370,14 @@ def _translate(checkpoint: Checkpoint, band: Band, progress: ProgressCallback) -
         forget_band(checkpoint, band.number)
         for folder in row_folders(checkpoint, band.number):  # also removes partial files of interrupted writers
             remove_tree(folder)
+        total_px = sum(one.work.window_px for one in checkpoint.bands)
+        done_px = sum(checkpoint.bands[number].work.window_px for number in checkpoint.known)
         with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
             cores = translated_cores(job, band.work, executor, clock)
-            cores = crop_to_band(report_progress(cores, progress, *_work_px(checkpoint)), band.region)
-            tiles = _shift_tiles(tiles_of_cores(job, cores, band.shown, executor, meter), band)
+            cores = crop_to_band(report_progress(cores, progress, total_px, done_px), band.region)
+            first = band.rows.start  # rows of tiles count from the top of the output
+            own_tiles = tiles_of_cores(job, cores, band.shown, executor, meter)
+            tiles = (replace(tile, row=tile.row + first) for tile in own_tiles)
             with contextlib.closing(tiles):
                 ahead = shards_ahead(level, job.workers)
                 write_tiles(checkpoint.image, tiles, level, band.rows, job.fill, executor, ahead)
@@ -394,18 +387,6 @@ def _translate(checkpoint: Checkpoint, band: Band, progress: ProgressCallback) -
         marker_path(checkpoint, band.number),
         DoneMarker(shards, meter.statistics() if meter else None, clock.busy_s, run_s, job.prepared.damaged_areas),
     )
-
-
-def _shift_tiles(tiles: Iterable[Tile], band: Band) -> Generator[Tile, None, None]:
-    """Count the rows of tiles from the top of the output instead of the band."""
-    for tile in tiles:
-        yield replace(tile, row=tile.row + band.rows.start)
-
-
-def _work_px(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Return the px of the windows of all bands, and of those that are done."""
-    done = [checkpoint.bands[number].work.window_px for number in checkpoint.known]
-    return sum(band.work.window_px for band in checkpoint.bands), sum(done)
 
 
 def _sync_shards(checkpoint: Checkpoint, band: Band) -> dict[str, tuple[int, str]]:
@@ -463,7 +444,7 @@ def _published_report(checkpoint: Checkpoint) -> TranslateReport:
     """Read the report of the published output, and refuse an output that was changed since."""
     report = committed_report(checkpoint.folder, checkpoint.output)
     if report.output_sha256 != sha256_of(checkpoint.output):
-        remove_commit_record(checkpoint.folder)
+        (checkpoint.folder / COMMITTED).unlink(missing_ok=True)
         raise OutputError(
             f"output {checkpoint.output} was changed after it was written: choose another name, or replace it with "
             "--overwrite"

@@ -124,13 +124,7 @@ class RegionReader:
     color: Callable[[RGBImage], RGBImage] | None = None  # color conversion, if any
 
     def __call__(self, region: Region) -> RGBImage:
-        """Read the pixels of ``region``, in working px; it may extend beyond the slide.
-
-        Raises
-        ------
-        UnreadableSlideError
-            Where the slide is damaged.
-        """
+        """Read the pixels of ``region``, in working px; it may extend beyond the slide."""
         pixels = read_region(self.slide, self.grid, region, self.background)
         return pixels if self.color is None else self.color(pixels)
 
