@@ -360,8 +360,10 @@ class DaskEngine:
 
     def _wait_for_a_worker(self) -> None:
         began = time.monotonic()
-        while not self._registry.usable():
+        while True:
             self._registry.refresh()
+            if self._registry.usable():
+                return
             waited_s = time.monotonic() - began
             if waited_s > (_FIRST_RESPONSE_S if self._registry.pending() else _FIRST_WORKER_S):
                 raise BatchError(self._registry.why_none())
