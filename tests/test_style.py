@@ -34,15 +34,15 @@ LINES = {
     "training/pairs": 4460,
     "training/reports": 1360,
     "wsi2ihc": 2360,
-    "wsi2ihc/batch": 3290,
+    "wsi2ihc/batch": 3250,
     "wsi2ihc/demo": 1880,
     "wsi2ihc/models": 3250,
     "wsi2ihc/pyramid": 1660,
-    "wsi2ihc/registration": 3415,
+    "wsi2ihc/registration": 3400,
     "wsi2ihc/slide": 4190,
     "wsi2ihc/slide/readers": 2450,
     "wsi2ihc/tissue": 1300,
-    "wsi2ihc/translation": 4205,
+    "wsi2ihc/translation": 4150,
 }
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
 

@@ -222,10 +222,11 @@ def _child_process(batch: Batch, worker: Worker) -> ChildProcess:
     key = (batch.name, worker.address)
     with _lock:
         if key not in _children or _children[key].is_closed:
-            own = [_environment(batch, worker.state.nthreads)]
+            (own,) = worker_environments(batch.device, replace(batch.options, children=1))
+            own |= dict.fromkeys(_THREAD_VARIABLES, str(max(1, worker.state.nthreads)))
             log = f"worker-{_label(str(worker.name))}-{os.getpid()}"
             _children[key] = ChildProcess(
-                lambda: LocalEngine(batch.folder, batch.device, batch.options, environments=own, log_name=log)
+                lambda: LocalEngine(batch.folder, batch.device, batch.options, environments=[own], log_name=log)
             )
         return _children[key]
 
@@ -235,12 +236,6 @@ def _label(name: str) -> str:
     if re.fullmatch(r"[\w-]{1,40}", name):
         return name
     return hashlib.sha256(name.encode()).hexdigest()[:8]
-
-
-def _environment(batch: Batch, threads: int) -> dict[str, str]:
-    """Return the environment variables of the child process, with the number of threads of the worker."""
-    (environment,) = worker_environments(batch.device, replace(batch.options, children=1))
-    return {**environment, **dict.fromkeys(_THREAD_VARIABLES, str(max(1, threads)))}
 
 
 def _is_wanted(worker: Worker, key: str) -> bool:

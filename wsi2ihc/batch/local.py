@@ -50,7 +50,8 @@ class LocalWorker:
     """
 
     def __init__(self, number: int, receive: Receive, environment: Mapping[str, str], log: Path) -> None:
-        self.number = number
+        self.number, self.environment = number, environment
+        self.is_alone = False
         self.in_flight: dict[int, SlideTask] = {}
         self._clocks: dict[int, _Clock] = {}
         self.is_tainted = False
@@ -179,8 +180,6 @@ class LocalEngine:
         self._numbers = itertools.count()
         self._failed_starts = 0
         self._workers: dict[int, LocalWorker] = {}
-        self._environments: dict[int, Mapping[str, str]] = {}
-        self._alone: set[int] = set()
         remove_old_copies(options.cache)
         for environment in worker_environments(device, options) if environments is None else environments:
             self._start(environment)
@@ -193,8 +192,7 @@ class LocalEngine:
         """See `Engine`."""
         worker = self._least_busy(alone)
         assert worker is not None, "no worker has room"
-        if alone:
-            self._alone.add(worker.number)
+        worker.is_alone = alone
         worker.submit(task.with_share(len(self._workers)))
 
     def next_event(self, timeout_s: float) -> Event | None:
@@ -223,9 +221,7 @@ class LocalEngine:
         able = [
             worker
             for worker in self._workers.values()
-            if len(worker.in_flight) < room
-            and worker.number not in self._alone
-            and not self._is_due_for_restart(worker)
+            if len(worker.in_flight) < room and not worker.is_alone and not self._is_due_for_restart(worker)
         ]
         return min(able, key=lambda worker: len(worker.in_flight), default=None)
 
@@ -242,7 +238,7 @@ class LocalEngine:
         worker.update(event)
         if isinstance(event, Done | Failed):
             self._failed_starts = 0
-            self._alone.discard(number)
+            worker.is_alone = False
         self._events.append(event)
         if self._is_due_for_restart(worker) and not worker.in_flight:
             worker.end()
@@ -251,14 +247,13 @@ class LocalEngine:
     def _replace(self, worker: LocalWorker, reason: ProcessEnd, failed_task: int | None = None) -> None:
         remove_leftovers_of(worker.pid, list(worker.in_flight.values()), self._options.cache)
         self._events.extend(worker.unfinished_tasks(reason, failed_task))
-        self._alone.discard(worker.number)
         del self._workers[worker.number]
         if not worker.is_ready:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
                 logs = f"{self._logs.parent.name}/{self._logs.name}"
                 raise DeviceError(f"processes that translate end before they begin ({reason.text}); see {logs}")
-        self._start(self._environments.pop(worker.number))
+        self._start(worker.environment)
 
     def _end_overdue(self) -> None:
         timeout_s = self._options.timeout_min * 60
@@ -270,9 +265,8 @@ class LocalEngine:
 
     def _start(self, environment: Mapping[str, str]) -> None:
         number = next(self._numbers)
-        self._environments[number] = environment
         log = self._logs / f"{self._log_name}-{number}.log"
-        self._workers[number] = LocalWorker(number, lambda *event: self._received.put(event), environment, log)
+        self._workers[number] = LocalWorker(number, lambda *received: self._received.put(received), environment, log)
 
 
 def worker_environments(device: str, options: BatchOptions) -> list[dict[str, str]]:

@@ -296,13 +296,7 @@ def _model_version(model: str) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Create the output folder if it does not exist.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be created or written.
-    """
+    """Create the output folder if it does not exist; `OutputError` if it cannot be created or written."""
     try:
         (folder / BATCH_FOLDER).mkdir(parents=True, exist_ok=True)
         for where in (folder, folder / BATCH_FOLDER):
@@ -318,13 +312,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Check whether the output folder can be created and written, without doing so.
-
-    Raises
-    ------
-    OutputError
-        If it cannot.
-    """
+    """Check that the output folder can be created and written, without doing so; `OutputError` if it cannot."""
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{there} cannot be written; name another output folder")

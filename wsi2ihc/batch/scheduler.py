@@ -156,28 +156,17 @@ def _after(state: SlideState, event: Event, options: BatchOptions) -> SlideState
         # its worker may have died after publishing the output and before reporting it
         status: Status = "done" if event.is_new or state.is_alone else "done before"
         return dataclasses.replace(state, status=status, share=1.0, facts=event.facts, error="")
-    if isinstance(event, Requeued):
-        return _requeued(state, event)
-    if isinstance(event, Failed):
-        return _failed(state, event, options)
-    return state
-
-
-def _requeued(state: SlideState, event: Requeued) -> SlideState:
-    """Return the state of a requeued slide: the attempt does not count, and the next one runs alone."""
-    if state.returns >= MOST_RETURNS:
-        return dataclasses.replace(state, status="failed", error=event.message)
-    return dataclasses.replace(
-        state, status="waiting", attempts=state.attempts - 1, returns=state.returns + 1, is_alone=True,
-        share=0.0, error=event.message,
-    )  # fmt: skip
-
-
-def _failed(state: SlideState, event: Failed, options: BatchOptions) -> SlideState:
+    if isinstance(event, Requeued):  # the attempt does not count, and the next one runs alone
+        if state.returns >= MOST_RETURNS:
+            return dataclasses.replace(state, status="failed", error=event.message)
+        return dataclasses.replace(
+            state, status="waiting", attempts=state.attempts - 1, returns=state.returns + 1, is_alone=True,
+            share=0.0, error=event.message,
+        )  # fmt: skip
+    if not isinstance(event, Failed):
+        return state
     if event.kind == "permanent" or state.attempts >= options.attempts:
         return dataclasses.replace(state, status="failed", error=event.message)
     task = state.task.smaller() if event.kind == "memory" else state.task
-    return dataclasses.replace(
-        state, task=task, status="waiting", share=0.0, error=event.message,
-        is_alone=state.is_alone or event.kind in ("crash", "memory", "timeout"),
-    )  # fmt: skip
+    is_alone = state.is_alone or event.kind in ("crash", "memory", "timeout")
+    return dataclasses.replace(state, task=task, status="waiting", share=0.0, error=event.message, is_alone=is_alone)

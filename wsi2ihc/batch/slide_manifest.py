@@ -279,13 +279,9 @@ def _from_csv(path: Path, model: str, options: TranslateOptions) -> tuple[list[R
         try:
             rows.append(_row(path.parent, line, slide, cells, model, options))
         except Exception as error:  # an unexpected error must not affect other rows
-            problems.append(Problem(line, name, one_line_error(error, *cells.values(), *_absolute(path, cells))))
+            paths = (path.parent / cell for cell in cells.values() if "/" in cell or "\\" in cell)
+            problems.append(Problem(line, name, one_line_error(error, *cells.values(), *paths)))
     return rows, problems
-
-
-def _absolute(path: Path, cells: Mapping[str, str]) -> Iterator[Path]:
-    """Resolve the cells that are paths."""
-    return (path.parent / cell for cell in cells.values() if "/" in cell or "\\" in cell)
 
 
 def _row(

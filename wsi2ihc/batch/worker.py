@@ -77,13 +77,7 @@ def staged(task: SlideTask, warn: Callable[[str], None]) -> Iterator[Slide]:
 
 @contextlib.contextmanager
 def _copied(slide: str) -> Iterator[str | Path]:
-    """Copy a slide to the cache; yield the slide itself without a cache or if its format cannot be copied.
-
-    Raises
-    ------
-    OSError
-        If the cache is full, or cannot be written.
-    """
+    """Copy a slide to the cache; yield the slide itself without a cache or if its format cannot be copied."""
     cache, source = os.environ.get(CACHE_VARIABLE), Path(slide)
     if not cache or "://" in slide or source.is_dir() or source.suffix.lower() in _IN_SEVERAL_FILES:
         yield slide
