@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from wsi2ihc.batch.local import LocalEngine
-from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.preflight import check_folder, check_rows, check_writable
 from wsi2ihc.batch.results_table import (
     INTERRUPTED,
@@ -25,7 +24,7 @@ from wsi2ihc.batch.results_table import (
 )
 from wsi2ihc.batch.scheduler import Board, Engine, SlideState, initial_states, run_batch, to_be_replaced
 from wsi2ihc.batch.slide_manifest import Problem, Row, read_rows, record_shard, shard_of
-from wsi2ihc.batch.task import SlideTask, is_intact
+from wsi2ihc.batch.task import BatchOptions, SlideTask, is_intact
 from wsi2ihc.cli.console import echo_json, say, tell
 from wsi2ihc.cli.main import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 from wsi2ihc.cli.options import (

@@ -13,7 +13,7 @@ from wsi2ihc.cli.options import PositiveFloat, json_option, set_up_logging, verb
 from wsi2ihc.models.registry import DEFAULT_MODEL, describe_generator, list_models, load_model
 from wsi2ihc.storage import check_output
 from wsi2ihc.text import pluralize
-from wsi2ihc.translation.output import check_not_inputs
+from wsi2ihc.translation.output_files import check_not_inputs
 from wsi2ihc.translation.report import describe_model
 
 DEEPEST_SHOWN, DEEPEST_OF_ALL = 2, 100

@@ -67,7 +67,14 @@ def command(
     with (
         reserved(out, overwrite),
         open_slide(he, mpp=mpp, series=series, page=page) as fixed,
-        open_slide(ihc, mpp=moving_mpp, mpp_option="--moving-mpp", series=moving_series, page=moving_page) as moving,
+        open_slide(
+            ihc,
+            mpp=moving_mpp,
+            mpp_option="--moving-mpp",
+            image_option="--moving-{}",
+            series=moving_series,
+            page=moving_page,
+        ) as moving,
     ):
         frames = frame_of(fixed.info), frame_of(moving.info)
         matched = None if landmarks is None else read_landmark_pair(landmarks, frames[0].mpp, frames[1].mpp)

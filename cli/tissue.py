@@ -12,7 +12,7 @@ from wsi2ihc.errors import NoTissueError
 from wsi2ihc.slide import open_slide
 from wsi2ihc.storage import check_output
 from wsi2ihc.tissue import detect_tissue, save_mask
-from wsi2ihc.translation.output import check_not_inputs
+from wsi2ihc.translation.output_files import check_not_inputs
 
 
 @click.command("tissue")

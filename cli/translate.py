@@ -25,7 +25,8 @@ from wsi2ihc.slide import open_slide
 from wsi2ihc.text import pluralize
 from wsi2ihc.translation.job import prepare
 from wsi2ihc.translation.options import TranslateOptions
-from wsi2ihc.translation.output import check_not_inputs, check_outputs, report_path
+from wsi2ihc.translation.output import check_outputs
+from wsi2ihc.translation.output_files import check_not_inputs, report_path
 from wsi2ihc.translation.report import DISCLAIMER, TranslateReport, TranslationEstimate, estimate_translation
 from wsi2ihc.translation.resume import check_checkpoint
 from wsi2ihc.translation.seams import SeamMetrics

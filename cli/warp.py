@@ -70,19 +70,19 @@ def command(
 
 
 def _open(
-    path: str, transform: Transform, mpp: float | None, *, any_slide: bool, **image: int | None
+    path: str, transform: Transform, mpp: float | None, *, any_slide: bool, series: int | None, page: int | None
 ) -> tuple[Slide, tuple[str, ...]]:
     """Open the slide at the stated resolution, or that of its registration; also return notes.
 
     Positions in the transform are in µm of that resolution, whatever the slide states. Another slide has its own.
     """
-    slide = open_slide(path, mpp=mpp, mpp_option="--ihc-mpp", **image)
+    slide = open_slide(path, mpp=mpp, mpp_option="--ihc-mpp", series=series, page=page)
     own, registered = slide.info.mpp, None if transform.moving is None else transform.moving.mpp
     notes = tuple(filter(None, [warning_of_slide(transform.moving, slide.info)]))
     if mpp is not None or registered is None or own == registered or (any_slide and own is not None):
         return slide, notes
     slide.close()
-    slide = open_slide(path, mpp=registered, mpp_option="--ihc-mpp", **image)
+    slide = open_slide(path, mpp=registered, mpp_option="--ihc-mpp", series=series, page=page)
     if own is not None and all(abs(a / b - 1) <= MPP_TOLERANCE for a, b in zip(own, registered, strict=True)):
         return slide, notes
     says = "does not say its resolution" if own is None else f"says {own[0]:.4g} µm/px"

@@ -25,7 +25,7 @@ MOST_MODULES = 15
 MOST_LINES = 650
 
 LINES = {
-    "cli": 2390,
+    "cli": 2400,
     "training": 3020,
     "training/data": 2050,
     "training/evaluation": 3110,
@@ -33,16 +33,16 @@ LINES = {
     "training/metrics": 1780,
     "training/pairs": 4460,
     "training/reports": 1360,
-    "wsi2ihc": 2100,
-    "wsi2ihc/batch": 3890,
+    "wsi2ihc": 2160,
+    "wsi2ihc/batch": 3280,
     "wsi2ihc/demo": 1590,
     "wsi2ihc/models": 2880,
     "wsi2ihc/pyramid": 1450,
-    "wsi2ihc/registration": 3810,
-    "wsi2ihc/slide": 3690,
+    "wsi2ihc/registration": 3440,
+    "wsi2ihc/slide": 3700,
     "wsi2ihc/slide/readers": 2180,
     "wsi2ihc/tissue": 1220,
-    "wsi2ihc/translation": 4690,
+    "wsi2ihc/translation": 4190,
 }
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
 
@@ -50,6 +50,7 @@ HOMES = {
     r"\bos\.replace\(|\bos\.rename\(": {"wsi2ihc/storage.py"},
     r"\b(flock|lock_descriptor)\(": {"wsi2ihc/storage.py"},
     r"\bcsv\.(reader|DictReader)\(": {"wsi2ihc/tables.py"},
+    r"\bPopen\(|\bProcess\(|\bget_context\(": {"wsi2ihc/concurrency.py", "training/data/loader.py"},
 }
 """Calls, and the only modules that may make them."""
 

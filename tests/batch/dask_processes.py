@@ -14,7 +14,7 @@ import psutil
 
 BADLY_BEHAVED = """
 import ctypes, sys, time
-if "wsi2ihc.batch.worker" in sys.orig_argv:
+if "wsi2ihc.batch.worker:serve" in sys.orig_argv:
     from wsi2ihc.translation import translate
     run = translate.translate_job
     def hooked(job, path, **more):
@@ -97,7 +97,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 def is_child(process: psutil.Process) -> bool:
     try:
-        return "wsi2ihc.batch.worker" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+        return "wsi2ihc.batch.worker:serve" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import pickle
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,30 +17,30 @@ from make_batch import OPTIONS, write_slides
 from make_slides import write_slide
 from PIL import Image
 
-from wsi2ihc.batch import preflight, preflight_worker
-from wsi2ihc.batch.preflight import check_rows
-from wsi2ihc.batch.preflight_worker import MemoryBudget, check_row, memory_of, row_from_json, row_to_json
+from wsi2ihc.batch import preflight
+from wsi2ihc.batch.preflight import MemoryBudget, check_row, check_rows, memory_of
 from wsi2ihc.batch.slide_manifest import Problem, Row, read_rows
+from wsi2ihc.concurrency import Send
+from wsi2ihc.slide import Slide
 from wsi2ihc.slide.readers.image_reader import memory_to_open
 
-_FAULTY = """
-import os, sys, time
-from wsi2ihc.batch import preflight_worker
-opened = preflight_worker.open_slide
 
-def open_slide(path, **options):
-    name = os.path.basename(path)
-    if name.startswith("crash"):
-        os.abort()
-    if name.startswith("hang"):
-        time.sleep(60)
-    if name.startswith("large") :
-        bytearray(1 << 40)
-    return opened(path, **options)
+def faulty_serve(messages: Iterator[Any], send: Send) -> None:
+    """Check rows with a decoder that crashes, hangs, or runs out of memory over slides of some names."""
+    opened, serve = preflight.open_slide, preflight.serve
 
-preflight_worker.open_slide = open_slide
-preflight_worker.main()
-"""
+    def open_slide(path: str, **options: Any) -> Slide:
+        name = Path(path).name
+        if name.startswith("crash"):
+            os.abort()
+        if name.startswith("hang"):
+            time.sleep(60)
+        if name.startswith("large"):
+            bytearray(1 << 40)
+        return opened(path, **options)
+
+    preflight.open_slide = open_slide  # type: ignore[assignment]
+    serve(messages, send)
 
 
 def rows_of(slides: Path) -> list[Row]:
@@ -48,7 +52,8 @@ def rows_of(slides: Path) -> list[Row]:
 @pytest.fixture
 def _faulty_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slides by whose names the process that opens them crashes, hangs, or runs out of memory."""
-    monkeypatch.setattr(preflight, "_PROGRAM", [sys.executable, "-c", _FAULTY])
+    monkeypatch.setattr(preflight, "serve", faulty_serve)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1]))))
     monkeypatch.setattr(preflight, "CHECK_S", 1.0)
 
 
@@ -91,7 +96,7 @@ def test_whatever_is_raised_while_a_slide_is_opened_belongs_to_its_row(
         raise error
 
     (row,) = rows_of(write_slides(tmp_path, ["a"], side=64))
-    monkeypatch.setattr(preflight_worker, "open_slide", refuse)
+    monkeypatch.setattr(preflight, "open_slide", refuse)
     found = check_row(row, tmp_path, frozenset())
     assert isinstance(found, Problem)
     assert found.message.startswith(message)
@@ -112,7 +117,7 @@ def test_a_property_that_is_not_utf_8_concerns_its_own_slide_at_most(tmp_path: P
 
 def test_rows_survive_the_pipe_to_the_process(tmp_path: Path) -> None:
     row = Row(3, "s\udcff.svs", "s.ome.tiff", 0.5, "identity", OPTIONS)
-    assert row_from_json(row_to_json(row)) == row
+    assert pickle.loads(pickle.dumps(row)) == row
 
 
 def test_what_a_plain_image_takes_follows_from_its_header(tmp_path: Path) -> None:
@@ -128,9 +133,7 @@ def test_outlines_count_when_memory_is_shared_out(tmp_path: Path) -> None:
     mask = tmp_path / "mask.geojson"
     mask.write_bytes(b" " * 1000)
     assert memory_of(row) == 0
-    options = row_to_json(row)
-    options["options"]["tissue"] = str(mask)
-    assert memory_of(row_from_json(options)) >= 9000
+    assert memory_of(replace(row, options=replace(row.options, tissue=mask))) >= 9000
 
 
 def test_threads_together_hold_no_more_memory_than_there_is() -> None:

@@ -19,10 +19,9 @@ from make_batch import tasks_of, write_slides
 from wsi2ihc.batch import dask_backend
 from wsi2ihc.batch.dask_backend import DaskEngine, address_of, located
 from wsi2ihc.batch.local import LocalEngine
-from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.results_table import results_of
 from wsi2ihc.batch.scheduler import Engine, SlideState, run_batch
-from wsi2ihc.batch.task import SlideTask
+from wsi2ihc.batch.task import BatchOptions, SlideTask
 from wsi2ihc.errors import BatchError
 from wsi2ihc.pyramid.verify import read_level
 
@@ -194,6 +193,32 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_in_a_hurry")
+class LateRegistry:
+    """Registry whose only worker responds as it is asked."""
+
+    def __init__(self) -> None:
+        self.refreshed = False
+
+    def refresh(self) -> None:
+        self.refreshed = True
+
+    def usable(self) -> list[str]:
+        return ["worker"] if self.refreshed else []
+
+    def pending(self) -> int:
+        return 0 if self.refreshed else 1
+
+    def why_none(self) -> str:
+        return "none of 0 workers responds"
+
+
+def test_a_worker_that_responds_after_the_timeout_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_backend, "_FIRST_WORKER_S", -1.0)
+    engine = DaskEngine.__new__(DaskEngine)
+    engine._registry = LateRegistry()  # type: ignore[assignment]
+    engine._wait_for_a_worker()
+
+
 def test_a_scheduler_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "not.json").write_text("[]")
     for scheduler, message in {

@@ -17,12 +17,11 @@ import psutil
 import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
-from wsi2ihc.batch.local import LocalEngine, WorkerProcess, worker_environments
-from wsi2ihc.batch.options import BatchOptions
+from wsi2ihc.batch.local import LocalEngine, LocalWorker, worker_environments
 from wsi2ihc.batch.preflight import check_folder
 from wsi2ihc.batch.results_table import ResultsWriter, read_results, results_of
 from wsi2ihc.batch.scheduler import SlideState, run_batch
-from wsi2ihc.batch.task import BATCH_FOLDER, SlideTask, locks_folder, logs_folder, marker_path, read_done
+from wsi2ihc.batch.task import BATCH_FOLDER, BatchOptions, SlideTask, locks_folder, logs_folder, marker_path, read_done
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import DeviceError, OutputError
 from wsi2ihc.models.model_file import build_network, save_checkpoint
@@ -33,7 +32,7 @@ from wsi2ihc.translation.checkpoint_folder import IN_USE, checkpoint_path
 
 POISON = """
 import ctypes, os, sys, time
-if "wsi2ihc.batch.worker" in sys.orig_argv:
+if "wsi2ihc.batch.worker:serve" in sys.orig_argv:
     from wsi2ihc.translation import translate
     run = translate.translate_job
     def poisoned(job, path, **more):
@@ -341,5 +340,5 @@ def test_links_in_the_folder_of_a_batch_lead_nowhere(slides: Path, tmp_path: Pat
     log.parent.mkdir()
     log.symlink_to(victim / "file")
     with pytest.raises(OSError, match="symbolic link"):
-        WorkerProcess(0, lambda *_: None, {}, log)
+        LocalWorker(0, lambda *_: None, {}, log)
     assert [(path.name, path.read_text()) for path in victim.iterdir()] == [("file", "content")]

@@ -18,7 +18,7 @@ from wsi2ihc.batch.task import SlideTask, is_intact, marker_path, read_done, wri
 from wsi2ihc.cli.main import EXIT_SOME_FAILED, main
 from wsi2ihc.errors import OutputError
 from wsi2ihc.files import sha256_of_file
-from wsi2ihc.translation.output import report_path
+from wsi2ihc.translation.output_files import report_path
 
 FACTS = {"seconds": 1.0}
 SIZE = 3 << 20

@@ -12,8 +12,9 @@ import pytest
 from wsi2ihc import text as text_module
 from wsi2ihc.batch import local
 from wsi2ihc.batch.dask_worker import _label
-from wsi2ihc.batch.local import WorkerProcess
+from wsi2ihc.batch.local import LocalWorker
 from wsi2ihc.batch.task import Event, SlideTask
+from wsi2ihc.concurrency import Send
 from wsi2ihc.text import anonymize, one_line_error
 
 
@@ -50,17 +51,20 @@ def test_an_unexpected_error_names_no_folders() -> None:
     assert one_line_error(PermissionError(13, "Permission denied", "/scratch/jsmith/x.tif")) == "Permission denied"
 
 
+def complain(tasks: Iterator[SlideTask], send: Send) -> None:
+    """Serve one task as libraries do that print what is wrong."""
+    task = next(tasks)
+    sys.stderr.write(f"damaged: {task.slide} {task.output} /home/jsmith/lib/x.py\x1b[31m\n")
+    sys.stdout.write("\u00e4" * 100_000 + "\n")
+    sys.stdout.flush()
+
+
 def test_the_log_of_a_child_names_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = (
-        "import json, sys\n"
-        "task = json.loads(sys.stdin.readline())\n"
-        "print('damaged:', task['slide'], task['output'], '/home/jsmith/lib/x.py\\x1b[31m', file=sys.stderr)\n"
-        "print('\\u00e4' * 100_000, file=sys.stderr)\n"
-    )
-    monkeypatch.setattr(local, "python_command", lambda _module: [sys.executable, "-c", program])
+    monkeypatch.setattr(local, "serve", complain)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     heard: list[Event | None] = []
     log = tmp_path / "child.log"
-    child = WorkerProcess(0, lambda _number, event: heard.append(event), {}, log)
+    child = LocalWorker(0, lambda _number, event: heard.append(event), {}, log)
     child.submit(SlideTask(0, "/data/Patient Smith/a.svs", Path("/results/Patient Smith/a.ome.tiff"), "identity"))
     until = time.monotonic() + 20
     while None not in heard and time.monotonic() < until:

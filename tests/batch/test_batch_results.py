@@ -11,7 +11,6 @@ import pytest
 from make_batch import PretendEngine, tasks_of, write_slides
 
 from wsi2ihc.batch import results_table
-from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.results_table import (
     COLUMNS,
     Result,
@@ -23,7 +22,7 @@ from wsi2ihc.batch.results_table import (
 )
 from wsi2ihc.batch.scheduler import SlideState, run_batch
 from wsi2ihc.batch.slide_manifest import Problem, Row, record_shard
-from wsi2ihc.batch.task import Done, Failed, SlideTask, marker_path, thumbnail_path
+from wsi2ihc.batch.task import BatchOptions, Done, Failed, SlideTask, marker_path, thumbnail_path
 from wsi2ihc.batch.worker import CACHE_VARIABLE, remove_old_copies, staged
 from wsi2ihc.errors import ManifestError
 from wsi2ihc.models.registry import DEFAULT_MODEL

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from make_batch import PretendEngine, Script, fail, succeed
 
-from wsi2ihc.batch.options import BatchOptions
 from wsi2ihc.batch.scheduler import MOST_RETURNS, SlideState, run_batch
-from wsi2ihc.batch.task import Done, Event, Failed, Requeued, SlideTask, write_marker
+from wsi2ihc.batch.task import BatchOptions, Done, Event, Failed, Requeued, SlideTask, write_marker
 from wsi2ihc.errors import OptionError
 from wsi2ihc.files import sha256_of_file
-from wsi2ihc.translation.output import report_path
+from wsi2ihc.translation.output_files import report_path
 
 
 def tasks(folder: Path, count: int) -> list[SlideTask]:

@@ -441,3 +441,15 @@ def test_landmarks_are_looked_at_before_the_work(
     assert message in stderr
     assert register == []
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("register")
+def test_messages_name_the_options_of_each_slide(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, said = run(capsys, "register", *slides, tmp_path / "out", "--series", "5")
+    assert "he.svs: --series 5" in said
+    _, _, said = run(capsys, "register", *slides, tmp_path / "out", "--moving-series", "5")
+    assert "ihc.svs: --moving-series 5" in said
+    _, _, said = run(capsys, "register", *slides, tmp_path / "out", "--moving-page", "7")
+    assert "ihc.svs: --moving-page 7" in said

@@ -82,7 +82,7 @@ def look_at(batch: int) -> Look | None:
     """What the process that translates holds now; None if it has ended."""
     try:
         for child in psutil.Process(batch).children():
-            if "wsi2ihc.batch.worker" in child.cmdline():
+            if "wsi2ihc.batch.worker:serve" in child.cmdline():
                 return Look(child.memory_info().rss / 2**20, child.num_threads(), child.num_fds())
     except psutil.Error:
         return None

@@ -149,7 +149,9 @@ def test_documents_that_are_wrong(saved: Path, key: str, value: Any, words: str)
     assert words in refused(saved)
 
 
-@pytest.mark.parametrize("missing", ["matrix", "field.rows", "field.sha256"])
+@pytest.mark.parametrize(
+    "missing", ["matrix", "field", "field.rows", "field.sha256", "fixed", "moving", "moving.quickhash"]
+)
 def test_documents_that_lack_something(saved: Path, missing: str) -> None:
     document = json.loads(saved.read_text(encoding="utf-8"))
     *outer, last = missing.split(".")

@@ -13,7 +13,8 @@ from wsi2ihc.errors import OutputError, OutputExistsError
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.translation.options import TranslateOptions
 from wsi2ihc.translation.output import is_preview_of
-from wsi2ihc.translation.report import is_report_of
+from wsi2ihc.translation.output_files import is_report_of
+from wsi2ihc.translation.report import TranslateReport
 
 KILLED = """
 import os, sys
@@ -117,7 +118,11 @@ def test_reports_and_previews_identify_their_output(slide_file: Path, tmp_path: 
     with wsi2ihc.open_slide(slide_file) as slide:
         wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), out, options(tmp_path))
         quickhash = slide.info.quickhash
-    for is_of, file in ((is_report_of, tmp_path / "out.ome.tiff.json"), (is_preview_of, tmp_path / "preview.png")):
+
+    def is_translation(file: Path, name: str, quickhash: str) -> bool:
+        return is_report_of(file, TranslateReport, name, quickhash)
+
+    for is_of, file in ((is_translation, tmp_path / "out.ome.tiff.json"), (is_preview_of, tmp_path / "preview.png")):
         assert is_of(file, "out.ome.tiff", quickhash)
         assert not is_of(file, "other.ome.tiff", quickhash)
         assert not is_of(file, "out.ome.tiff", "another")

@@ -16,9 +16,9 @@ import pytest
 
 from wsi2ihc.concurrency import ordered_map
 from wsi2ihc.geometry import Region, RGBBatch, RGBImage, Size
-from wsi2ihc.translation.feather import FEATHER_UM, feather_cores, make_fade
 from wsi2ihc.translation.seams import SeamMeter, SeamMetrics, ShadeStatistics
 from wsi2ihc.translation.stages import (
+    FEATHER_UM,
     DeviceClock,
     FinishedCore,
     TranslatedWindow,
@@ -27,6 +27,8 @@ from wsi2ihc.translation.stages import (
     batched,
     blend_overlaps,
     crop_cores,
+    feather_cores,
+    make_fade,
     translate_windows,
 )
 from wsi2ihc.translation.windows import Plan, TissueGrid, WindowLayout, plan_windows

@@ -338,10 +338,6 @@ def build_pairs(
         If the folder contains something else.
     OutputError
         If it cannot be written, or another run is writing it.
-
-    Notes
-    -----
-    Worker processes are spawned: scripts that call this need ``if __name__ == "__main__":``.
     """
     options = options or PairsOptions()
     started = time.perf_counter()

@@ -22,10 +22,9 @@ from ..models.registry import list_models
 from ..system import versions
 from ..text import pluralize
 from .dask_worker import Batch, WorkerMetadata, WorkerTask, describe, end_batch, run_slide
-from .options import BatchOptions
 from .preflight import check_folder
 from .slurm import SlurmJobs
-from .task import BATCH_FOLDER, Done, Event, Failed, Requeued, SlideTask, Started, from_line, logs_folder
+from .task import BATCH_FOLDER, BatchOptions, Done, Event, Failed, Requeued, SlideTask, Started, from_line, logs_folder
 from .worker import MAX_IN_FLIGHT
 
 if TYPE_CHECKING:
@@ -39,30 +38,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class WorkerState:
-    """State of a worker as seen by the client.
+    """State of a worker as seen by the client."""
 
-    Attributes
-    ----------
-    address
-        Address in the cluster.
-    request
-        Pending request for its metadata.
-    metadata
-        Metadata, once received.
-    unfit
-        Why it cannot be used; "" if it can.
-    in_flight
-        Keys of its tasks.
-    is_alone
-        Whether it has a task that must not share the worker.
-    """
-
-    address: str
-    request: Future[Any] | None = None
-    metadata: WorkerMetadata | None = None
-    unfit: str = ""
-    in_flight: set[str] = field(default_factory=set)
-    is_alone: bool = False
+    address: str  # address in the cluster
+    request: Future[Any] | None = None  # pending request for its metadata
+    metadata: WorkerMetadata | None = None  # metadata, once received
+    unfit: str = ""  # why it cannot be used; "" if it can
+    in_flight: set[str] = field(default_factory=set)  # keys of its tasks
+    is_alone: bool = False  # whether it has a task that must not share the worker
 
     @property
     def name(self) -> str:
@@ -76,18 +59,9 @@ class WorkerState:
 
 
 class WorkerRegistry:
-    """Registry of the workers of a scheduler.
+    """Workers of a scheduler.
 
-    Parameters
-    ----------
-    client
-        Connected client.
-    address
-        Address of the scheduler, for messages.
-    probe
-        File in the output folder that workers must see.
-    needs_gpu
-        Whether workers must offer a GPU.
+    ``address`` is that of the scheduler, for messages; ``probe`` a file in the output folder that workers must see.
     """
 
     def __init__(self, client: Client, address: str, probe: Path, *, needs_gpu: bool) -> None:
@@ -96,12 +70,7 @@ class WorkerRegistry:
         self._polled_at = 0.0
 
     def refresh(self) -> list[WorkerState]:
-        """Update the workers at most once a second, and request the metadata of new ones.
-
-        Returns
-        -------
-        list
-            Workers that were lost.
+        """Update the workers at most once a second, request the metadata of new ones, and return those that were lost.
 
         Raises
         ------
@@ -293,18 +262,9 @@ _RESPONSE_S = 10.0
 class DaskEngine:
     """Engine of Dask workers with at most two tasks each.
 
-    Parameters
-    ----------
-    folder
-        Folder of the outputs, on a file system that all workers share.
-    device
-        `TranslateOptions.device`; unless it is "cpu", workers must offer the resource GPU.
-    options
-        Options of the batch; ``children`` is the number of SLURM jobs.
-    scheduler
-        Address of a running scheduler, or its scheduler file.
-    slurm
-        Start a scheduler here, and workers as SLURM jobs.
+    ``folder`` is on a file system that all workers share. Unless the device is "cpu", workers must offer the resource
+    GPU. ``scheduler`` is the address of a running scheduler, or its scheduler file; with ``slurm``, a scheduler is
+    started here, and ``options.children`` workers as SLURM jobs.
 
     Raises
     ------
@@ -353,7 +313,7 @@ class DaskEngine:
         assert worker.metadata is not None
         assert self._client is not None
         key = f"{self._batch.name}-{next(self._numbers)}"
-        worker_task = WorkerTask(key, worker.metadata.process, located(task).to_json(), alone, self._batch)
+        worker_task = WorkerTask(key, worker.metadata.process, located(task), alone, self._batch)
         future = self._client.submit(
             run_slide, worker_task, key=key, workers=[worker.address], allow_other_workers=False, pure=False, retries=0,
             resources={"GPU": 1 if alone else 0.5} if self._needs_gpu else None,
@@ -400,8 +360,10 @@ class DaskEngine:
 
     def _wait_for_a_worker(self) -> None:
         began = time.monotonic()
-        while not self._registry.usable():
+        while True:
             self._registry.refresh()
+            if self._registry.usable():
+                return
             waited_s = time.monotonic() - began
             if waited_s > (_FIRST_RESPONSE_S if self._registry.pending() else _FIRST_WORKER_S):
                 raise BatchError(self._registry.why_none())
@@ -472,7 +434,7 @@ class DaskEngine:
             assert self._client is not None
             self._client.subscribe_topic(self._batch.name, self._on_message)
         try:
-            event = from_line(future.result(timeout=_RESPONSE_S)) if future.status == "finished" else None
+            event = future.result(timeout=_RESPONSE_S) if future.status == "finished" else None
         except Exception:  # the result was on a worker that was lost
             event = None
         if isinstance(event, Requeued) and event.is_elsewhere:

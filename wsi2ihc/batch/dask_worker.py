@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..system import versions
 from .local import LocalEngine, visible_gpus, worker_environments
-from .options import BatchOptions
-from .task import Done, Event, Failed, Requeued, SlideTask, Translating, to_line
+from .task import BatchOptions, Done, Event, Failed, Requeued, SlideTask, Translating, to_line
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -48,77 +47,35 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Settings shared by all tasks of a batch.
+    """Settings shared by all tasks of a batch."""
 
-    Attributes
-    ----------
-    name
-        Unique name; also the topic of progress messages.
-    folder
-        Absolute folder of the outputs.
-    device
-        `TranslateOptions.device`.
-    options
-        Options of the batch.
-    """
-
-    name: str
-    folder: Path = field(repr=False)
-    device: str
+    name: str  # unique name; also the topic of progress messages
+    folder: Path = field(repr=False)  # absolute folder of the outputs
+    device: str  # `TranslateOptions.device`
     options: BatchOptions
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerTask:
-    """Task for a Dask worker. Workers may log it, so its representation omits paths.
+    """Task for a Dask worker. Workers may log it, so its representation omits paths."""
 
-    Attributes
-    ----------
-    key
-        Unique key of the submission.
-    process
-        Process that shall run it, see `PROCESS`.
-    task
-        `SlideTask.to_json` with absolute paths.
-    is_alone
-        Whether it must not share a child process.
-    batch
-        Its batch.
-    """
-
-    key: str
-    process: str
-    task: Mapping[str, Any] = field(repr=False)
-    is_alone: bool
+    key: str  # unique key of the submission
+    process: str  # process that shall run it, see `PROCESS`
+    task: SlideTask = field(repr=False)  # task with absolute paths
+    is_alone: bool  # whether it must not share a child process
     batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerMetadata:
-    """Metadata of a Dask worker.
+    """Metadata of a Dask worker."""
 
-    Attributes
-    ----------
-    name
-        Name in the cluster.
-    process
-        See `PROCESS`.
-    version
-        Version of wsi2ihc.
-    offers_gpu
-        Whether it has the resource GPU.
-    sees_gpu
-        Whether a GPU is visible.
-    sees_probe
-        Whether the probe file of the client is visible.
-    """
-
-    name: str
-    process: str
-    version: str
-    offers_gpu: bool
-    sees_gpu: bool
-    sees_probe: bool
+    name: str  # name in the cluster
+    process: str  # see `PROCESS`
+    version: str  # version of wsi2ihc
+    offers_gpu: bool  # whether it has the resource GPU
+    sees_gpu: bool  # whether a GPU is visible
+    sees_probe: bool  # whether the probe file of the client is visible
 
 
 def describe(probe: Path) -> WorkerMetadata:
@@ -136,19 +93,13 @@ def describe(probe: Path) -> WorkerMetadata:
     )
 
 
-def run_slide(worker_task: WorkerTask) -> str:
-    """Translate a slide in the child process and return its last event as a line.
-
-    Raises
-    ------
-    DeviceError, OptionError, OSError
-        If the child process of this worker cannot be started.
-    """
+def run_slide(worker_task: WorkerTask) -> Event:
+    """Translate a slide in the child process and return its last event."""
     from distributed import get_worker, secede
 
-    task = SlideTask.from_json(worker_task.task)
+    task = worker_task.task
     if worker_task.process != PROCESS:
-        return to_line(Requeued(task.number, "its worker was lost and restarted", is_elsewhere=True))
+        return Requeued(task.number, "its worker was lost and restarted", is_elsewhere=True)
     worker = get_worker()
     secede()  # waiting must not occupy a thread of the worker
 
@@ -156,8 +107,7 @@ def run_slide(worker_task: WorkerTask) -> str:
         worker.log_event(worker_task.batch.name, {"key": worker_task.key, "line": to_line(event)})
 
     child = _child_process(worker_task.batch, worker)
-    event = child.run(task, worker_task.is_alone, send, lambda: _is_wanted(worker, worker_task.key))
-    return to_line(event)
+    return child.run(task, worker_task.is_alone, send, lambda: _is_wanted(worker, worker_task.key))
 
 
 def end_batch(name: str) -> None:
@@ -169,13 +119,7 @@ def end_batch(name: str) -> None:
 
 
 class ChildProcess:
-    """Child process of a Dask worker, started on demand and fed by the threads of the worker.
-
-    Parameters
-    ----------
-    make_engine
-        Returns an engine with one worker process.
-    """
+    """Child process of a Dask worker, started on demand and fed by the threads of the worker."""
 
     def __init__(self, make_engine: Callable[[], LocalEngine]) -> None:
         self._make_engine = make_engine
@@ -187,18 +131,9 @@ class ChildProcess:
     def run(
         self, task: SlideTask, is_alone: bool, send: Callable[[Event], None], is_wanted: Callable[[], bool]
     ) -> Event:
-        """Run a task, wait for its end, and return its last event.
+        """Run a task and return its last event; ``send`` receives the others, and progress at intervals.
 
-        Parameters
-        ----------
-        task
-            Task to run.
-        is_alone
-            Whether it must not share the child process.
-        send
-            Receives other events; progress at intervals.
-        is_wanted
-            Returns False if the task was cancelled; the child process is then ended.
+        If ``is_wanted`` returns False, the task was cancelled, and the child process is ended.
         """
         held = _QueuedTask(replace(task, number=next(self._numbers)), is_alone, SimpleQueue())
         self._waiting.put(held)
@@ -287,10 +222,11 @@ def _child_process(batch: Batch, worker: Worker) -> ChildProcess:
     key = (batch.name, worker.address)
     with _lock:
         if key not in _children or _children[key].is_closed:
-            own = [_environment(batch, worker.state.nthreads)]
+            (own,) = worker_environments(batch.device, replace(batch.options, children=1))
+            own |= dict.fromkeys(_THREAD_VARIABLES, str(max(1, worker.state.nthreads)))
             log = f"worker-{_label(str(worker.name))}-{os.getpid()}"
             _children[key] = ChildProcess(
-                lambda: LocalEngine(batch.folder, batch.device, batch.options, environments=own, log_name=log)
+                lambda: LocalEngine(batch.folder, batch.device, batch.options, environments=[own], log_name=log)
             )
         return _children[key]
 
@@ -300,18 +236,6 @@ def _label(name: str) -> str:
     if re.fullmatch(r"[\w-]{1,40}", name):
         return name
     return hashlib.sha256(name.encode()).hexdigest()[:8]
-
-
-def _environment(batch: Batch, threads: int) -> dict[str, str]:
-    """Return the environment variables of the child process, with the number of threads of the worker.
-
-    Raises
-    ------
-    DeviceError
-        If a GPU is required and none is found.
-    """
-    (environment,) = worker_environments(batch.device, replace(batch.options, children=1))
-    return {**environment, **dict.fromkeys(_THREAD_VARIABLES, str(max(1, threads)))}
 
 
 def _is_wanted(worker: Worker, key: str) -> bool:

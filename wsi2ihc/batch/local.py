@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import queue
 import shutil
@@ -14,15 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from ..concurrency import END_TIMEOUT_S, WorkerProcess
 from ..errors import DeviceError
 from ..files import open_without_following
-from ..system import ProcessEnd, cores, how_it_ended, python_command, safe_environment
+from ..system import ProcessEnd, cores, how_it_ended
 from ..text import anonymize, printable
-from .options import BatchOptions
-from .task import Done, Event, Failed, Ready, Requeued, SlideTask, Started, Waiting, from_line, logs_folder
+from .task import BatchOptions, Done, Event, Failed, Ready, Requeued, SlideTask, Started, Waiting, logs_folder
 from .worker import (
     CACHE_VARIABLE,
     MAX_IN_FLIGHT,
@@ -30,6 +30,7 @@ from .worker import (
     cache_folder,
     remove_leftovers_of,
     remove_old_copies,
+    serve,
 )
 
 Receive = Callable[[int, Event | None], None]
@@ -41,27 +42,16 @@ _KNOWN_TASKS = 8
 _LONGEST_LINE = 1 << 16
 """Longest line of the log in bytes; longer ones are split."""
 
-_END_TIMEOUT_S = 10.0
-"""Seconds for a worker to end after its stdin was closed."""
 
+class LocalWorker:
+    """Worker of this machine and its tasks in flight.
 
-class WorkerProcess:
-    """Worker process of this machine.
-
-    Parameters
-    ----------
-    number
-        Number of the worker.
-    receive
-        Called by a thread with every event.
-    environment
-        Additional environment variables.
-    log
-        File to which its stderr is appended.
+    ``receive`` is called by a thread with every event; stderr of the process is appended to ``log``.
     """
 
     def __init__(self, number: int, receive: Receive, environment: Mapping[str, str], log: Path) -> None:
-        self.number = number
+        self.number, self.environment = number, environment
+        self.is_alone = False
         self.in_flight: dict[int, SlideTask] = {}
         self._clocks: dict[int, _Clock] = {}
         self.is_tainted = False
@@ -70,34 +60,24 @@ class WorkerProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         stream = os.fdopen(open_without_following(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
         try:
-            self._process = subprocess.Popen(
-                python_command("wsi2ihc.batch.worker"),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env={**os.environ, **environment, **safe_environment({**os.environ, **environment})},
-                start_new_session=True,
-            )  # fmt: skip
+            self._process = WorkerProcess(serve, partial(receive, number), environment, subprocess.PIPE)
         except BaseException:
             stream.close()
             raise
         self._paths: deque[tuple[str, ...]] = deque(maxlen=_KNOWN_TASKS)
         self._log_thread = threading.Thread(target=self._keep_log, args=(stream,), daemon=True)
         self._log_thread.start()
-        self._event_thread = threading.Thread(target=self._listen, args=(receive,), daemon=True)
-        self._event_thread.start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def submit(self, task: SlideTask) -> None:
-        """Send a task. If the worker has ended, the end of its pipe reports it."""
+        """Send a task."""
         self._paths.append((task.slide, str(task.output), task.model, str(task.options.tissue)))
         self.in_flight[task.number] = task
         self.submitted += 1
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write((json.dumps(task.to_json()) + "\n").encode())
-            self._process.stdin.flush()
+        self._process.send(task)
 
     def overdue(self, timeout_s: float) -> SlideTask | None:
         """Return a task that exceeded its timeout, if any. Starting and waiting do not count."""
@@ -121,22 +101,9 @@ class WorkerProcess:
             self.is_tainted = self.is_tainted or (isinstance(event, Failed) and event.kind == "crash")
 
     def end(self, *, now: bool = False) -> int:
-        """End the process, at once or after its tasks; return its exit code (negative: a signal)."""
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        if now:
-            self._process.kill()
-        try:
-            code = self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        for thread in (self._event_thread, self._log_thread):
-            thread.join(_END_TIMEOUT_S)  # its pipe has ended with the process
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
+        """End the process, at once or after some seconds; return its exit code (negative: a signal)."""
+        code = self._process.end(0.0 if now else END_TIMEOUT_S)
+        self._log_thread.join(END_TIMEOUT_S)  # its pipe has ended with the process
         return code
 
     def unfinished_tasks(self, reason: ProcessEnd, failed_task: int | None = None) -> list[Event]:
@@ -158,22 +125,15 @@ class WorkerProcess:
 
     def _keep_log(self, log: BinaryIO) -> None:
         """Append the stderr of the process to its log, with paths redacted: the log is in the output folder."""
-        assert self._process.stderr is not None
-        with log, contextlib.suppress(OSError, ValueError):
-            while line := self._process.stderr.readline(_LONGEST_LINE):
+        stderr = self._process.stderr
+        assert stderr is not None
+        with log, stderr, contextlib.suppress(OSError, ValueError):
+            while line := stderr.readline(_LONGEST_LINE):
                 known = [path for paths in list(self._paths) for path in paths]
                 text = anonymize(line.decode("utf-8", "replace").rstrip("\r\n"), *known)
                 with contextlib.suppress(OSError):  # a full disk must not block the process
                     log.write(f"{printable(text)}\n".encode())
                     log.flush()
-
-    def _listen(self, receive: Receive) -> None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._process.stdout:
-                if (event := from_line(line.decode("utf-8", "replace"))) is not None:
-                    receive(self.number, event)
-        receive(self.number, None)
 
 
 @dataclass(slots=True)
@@ -200,18 +160,8 @@ _POLL_S = 1.0
 class LocalEngine:
     """Engine of worker processes on this machine; each is replaced after a crash and after a number of slides.
 
-    Parameters
-    ----------
-    folder
-        Folder of the outputs; it also holds the logs of the workers.
-    device
-        `TranslateOptions.device`.
-    options
-        Options of the batch.
-    environments
-        Environment variables of each worker; by default they follow from the device and the options.
-    log_name
-        Prefix of the log files.
+    The folder of the outputs also holds the logs of the workers, whose names start with ``log_name``. The environment
+    variables of the workers follow from the device and the options by default.
 
     Raises
     ------
@@ -229,9 +179,7 @@ class LocalEngine:
         self._events: deque[Event] = deque()
         self._numbers = itertools.count()
         self._failed_starts = 0
-        self._workers: dict[int, WorkerProcess] = {}
-        self._environments: dict[int, Mapping[str, str]] = {}
-        self._alone: set[int] = set()
+        self._workers: dict[int, LocalWorker] = {}
         remove_old_copies(options.cache)
         for environment in worker_environments(device, options) if environments is None else environments:
             self._start(environment)
@@ -244,8 +192,7 @@ class LocalEngine:
         """See `Engine`."""
         worker = self._least_busy(alone)
         assert worker is not None, "no worker has room"
-        if alone:
-            self._alone.add(worker.number)
+        worker.is_alone = alone
         worker.submit(task.with_share(len(self._workers)))
 
     def next_event(self, timeout_s: float) -> Event | None:
@@ -268,19 +215,17 @@ class LocalEngine:
             remove_leftovers_of(worker.pid, list(worker.in_flight.values()), self._options.cache)
         self._workers.clear()
 
-    def _least_busy(self, alone: bool) -> WorkerProcess | None:
+    def _least_busy(self, alone: bool) -> LocalWorker | None:
         """Return the worker with the fewest tasks in flight that has room."""
         room = 1 if alone else MAX_IN_FLIGHT
         able = [
             worker
             for worker in self._workers.values()
-            if len(worker.in_flight) < room
-            and worker.number not in self._alone
-            and not self._is_due_for_restart(worker)
+            if len(worker.in_flight) < room and not worker.is_alone and not self._is_due_for_restart(worker)
         ]
         return min(able, key=lambda worker: len(worker.in_flight), default=None)
 
-    def _is_due_for_restart(self, worker: WorkerProcess) -> bool:
+    def _is_due_for_restart(self, worker: LocalWorker) -> bool:
         return worker.submitted >= self._options.restart_every
 
     def _handle(self, number: int, event: Event | None) -> None:
@@ -293,23 +238,22 @@ class LocalEngine:
         worker.update(event)
         if isinstance(event, Done | Failed):
             self._failed_starts = 0
-            self._alone.discard(number)
+            worker.is_alone = False
         self._events.append(event)
         if self._is_due_for_restart(worker) and not worker.in_flight:
             worker.end()
             self._replace(worker, ProcessEnd(""))
 
-    def _replace(self, worker: WorkerProcess, reason: ProcessEnd, failed_task: int | None = None) -> None:
+    def _replace(self, worker: LocalWorker, reason: ProcessEnd, failed_task: int | None = None) -> None:
         remove_leftovers_of(worker.pid, list(worker.in_flight.values()), self._options.cache)
         self._events.extend(worker.unfinished_tasks(reason, failed_task))
-        self._alone.discard(worker.number)
         del self._workers[worker.number]
         if not worker.is_ready:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
                 logs = f"{self._logs.parent.name}/{self._logs.name}"
                 raise DeviceError(f"processes that translate end before they begin ({reason.text}); see {logs}")
-        self._start(self._environments.pop(worker.number))
+        self._start(worker.environment)
 
     def _end_overdue(self) -> None:
         timeout_s = self._options.timeout_min * 60
@@ -321,13 +265,8 @@ class LocalEngine:
 
     def _start(self, environment: Mapping[str, str]) -> None:
         number = next(self._numbers)
-        self._environments[number] = environment
-        self._workers[number] = WorkerProcess(
-            number,
-            lambda *received: self._received.put(received),
-            environment,
-            self._logs / f"{self._log_name}-{number}.log",
-        )
+        log = self._logs / f"{self._log_name}-{number}.log"
+        self._workers[number] = LocalWorker(number, lambda *received: self._received.put(received), environment, log)
 
 
 def worker_environments(device: str, options: BatchOptions) -> list[dict[str, str]]:

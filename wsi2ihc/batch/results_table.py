@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from ..errors import ManifestError, OutputBusyError, Wsi2IhcError
 from ..models.registry import list_models
-from ..storage import published
+from ..storage import published, write_atomically
 from ..tables import csv_rows, open_csv
 from ..text import base_name, csv_table, listed, one_line_error, original, printable
 from .scheduler import SlideState, Status
@@ -88,16 +88,9 @@ def describe_models(results: Sequence[Result]) -> dict[str, str]:
 
 
 def write_table(path: Path, results: Sequence[Result]) -> None:
-    """Write a table of results.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written, or another process is writing it.
-    """
+    """Write a table of results; `OutputError` if it cannot be written, or another process is writing it."""
     rows = ([getattr(result, column) for column in COLUMNS] for result in results)
-    with published(path, overwrite=True) as partial:
-        partial.write_text(csv_table([COLUMNS, *rows]), encoding="utf-8", newline="")
+    write_atomically(path, csv_table([COLUMNS, *rows]).encode())
 
 
 def table_name(shard: str) -> str:
@@ -106,22 +99,11 @@ def table_name(shard: str) -> str:
 
 
 def read_results(folder: Path, is_there: Callable[[Path], bool] = has_size) -> tuple[list[Result], list[str]]:
-    """Read all tables of an output folder and return the newest row of every output.
+    """Read all tables of an output folder; return the newest row of every output, and notes.
 
-    Parameters
-    ----------
-    folder
-        Folder of the outputs.
-    is_there
-        Check of outputs with the status "done" (`has_size` or `is_intact`).
-
-    Returns
-    -------
-    results
-        Rows. Slides that were running when their batch ended are `INTERRUPTED`, or done according to their markers;
-        slides with missing outputs have failed.
-    notes
-        Shards that have no table, or belong to another manifest than the last one.
+    Slides that were running when their batch ended are `INTERRUPTED`, or done according to their markers; slides with
+    missing outputs, by the check ``is_there``, have failed. Notes name shards that have no table, or belong to another
+    manifest than the last one.
 
     Raises
     ------
@@ -326,17 +308,10 @@ _log = logging.getLogger(__name__)
 
 
 class ResultsWriter:
-    """Writer of the table of a running batch and the page of its folder.
+    """Writer of the table of a running batch, or of its shard, and of the page of its folder.
 
     Both are written at intervals. A failure (another batch is writing, the disk is full) is retried at the next
     interval; only the last one is reported.
-
-    Parameters
-    ----------
-    folder
-        Folder of the outputs.
-    shard
-        Shard, which has a table of its own.
     """
 
     def __init__(self, folder: Path, shard: str = "") -> None:

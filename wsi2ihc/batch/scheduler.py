@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from .options import BatchOptions
-from .task import Done, Event, Failed, Requeued, SlideTask, Translating, is_of_another, read_done
+from .task import BatchOptions, Done, Event, Failed, Requeued, SlideTask, Translating, is_of_another, read_done
 
 
 class Engine(Protocol):
@@ -50,36 +49,16 @@ _MARKER_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class SlideState:
-    """State of a slide in a batch.
+    """State of a slide in a batch."""
 
-    Attributes
-    ----------
-    task
-        Task of the next attempt; with less memory after an attempt ran out of it.
-    status
-        "done before" if an earlier run or another batch translated it.
-    attempts
-        Attempts that count.
-    returns
-        How often it was requeued without counting as an attempt.
-    is_alone
-        Whether it must not share a worker.
-    share
-        Fraction of its windows that are translated.
-    facts
-        Results of a finished slide, as in its done marker.
-    error
-        Message of the last failure.
-    """
-
-    task: SlideTask
-    status: Status = "waiting"
-    attempts: int = 0
-    returns: int = 0
-    is_alone: bool = False
-    share: float = 0.0
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    error: str = ""
+    task: SlideTask  # task of the next attempt; with less memory after an attempt ran out of it
+    status: Status = "waiting"  # "done before" if an earlier run or another batch translated it
+    attempts: int = 0  # attempts that count
+    returns: int = 0  # how often it was requeued without counting as an attempt
+    is_alone: bool = False  # whether it must not share a worker
+    share: float = 0.0  # fraction of its windows that are translated
+    facts: Mapping[str, Any] = field(default_factory=dict)  # results of a finished slide, as in its done marker
+    error: str = ""  # message of the last failure
 
 
 Board = Sequence[SlideState]
@@ -94,25 +73,11 @@ def run_batch(
     *,
     verify: bool = False,
 ) -> list[SlideState]:
-    """Translate all slides that are not done.
+    """Translate all slides that are not done, and return their states: "done", "done before" or "failed".
 
-    Parameters
-    ----------
-    tasks
-        Tasks with distinct numbers and outputs.
-    make_engine
-        Called only if slides have to be translated.
-    options
-        Options of the batch.
-    on_change
-        Called after every event with the board, and with the slide that has ended or is retried, if any.
-    verify
-        Read existing outputs and translate damaged ones again.
-
-    Returns
-    -------
-    list
-        States of all slides: "done", "done before" or "failed".
+    Numbers and outputs of tasks are distinct. ``make_engine`` is called only if slides have to be translated;
+    ``on_change`` after every event, with the board, and with the slide that has ended or is retried, if any. ``verify``
+    reads existing outputs and translates damaged ones again.
 
     Raises
     ------
@@ -191,28 +156,17 @@ def _after(state: SlideState, event: Event, options: BatchOptions) -> SlideState
         # its worker may have died after publishing the output and before reporting it
         status: Status = "done" if event.is_new or state.is_alone else "done before"
         return dataclasses.replace(state, status=status, share=1.0, facts=event.facts, error="")
-    if isinstance(event, Requeued):
-        return _requeued(state, event)
-    if isinstance(event, Failed):
-        return _failed(state, event, options)
-    return state
-
-
-def _requeued(state: SlideState, event: Requeued) -> SlideState:
-    """Return the state of a requeued slide: the attempt does not count, and the next one runs alone."""
-    if state.returns >= MOST_RETURNS:
-        return dataclasses.replace(state, status="failed", error=event.message)
-    return dataclasses.replace(
-        state, status="waiting", attempts=state.attempts - 1, returns=state.returns + 1, is_alone=True,
-        share=0.0, error=event.message,
-    )  # fmt: skip
-
-
-def _failed(state: SlideState, event: Failed, options: BatchOptions) -> SlideState:
+    if isinstance(event, Requeued):  # the attempt does not count, and the next one runs alone
+        if state.returns >= MOST_RETURNS:
+            return dataclasses.replace(state, status="failed", error=event.message)
+        return dataclasses.replace(
+            state, status="waiting", attempts=state.attempts - 1, returns=state.returns + 1, is_alone=True,
+            share=0.0, error=event.message,
+        )  # fmt: skip
+    if not isinstance(event, Failed):
+        return state
     if event.kind == "permanent" or state.attempts >= options.attempts:
         return dataclasses.replace(state, status="failed", error=event.message)
     task = state.task.smaller() if event.kind == "memory" else state.task
-    return dataclasses.replace(
-        state, task=task, status="waiting", share=0.0, error=event.message,
-        is_alone=state.is_alone or event.kind in ("crash", "memory", "timeout"),
-    )  # fmt: skip
+    is_alone = state.is_alone or event.kind in ("crash", "memory", "timeout")
+    return dataclasses.replace(state, task=task, status="waiting", share=0.0, error=event.message, is_alone=is_alone)

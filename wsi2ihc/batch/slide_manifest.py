@@ -17,7 +17,7 @@ from ..errors import BatchError, ManifestError
 from ..files import read_regular
 from ..pyramid import PyramidOptions
 from ..slide import dicom_files, dicom_slides, is_dicom, is_zarr
-from ..storage import published
+from ..storage import make_folder, write_atomically
 from ..tables import csv_rows, open_csv
 from ..text import base_name, listed, one_line_error, option_name
 from ..translation.options import TranslateOptions
@@ -30,16 +30,9 @@ _NO_COLUMNS = frozenset({"device", "overwrite", "preview", "resume", "band_px", 
 
 
 def option_cells(cells: Mapping[str, str], folder: Path, options: TranslateOptions) -> dict[str, Any]:
-    """Return fields of `TranslateOptions` from the cells of a row, by the names of the command-line options.
+    """Return fields of `TranslateOptions` from the cells of a row that are not empty, by the names of the options.
 
-    Parameters
-    ----------
-    cells
-        Cells that are not empty, by column.
-    folder
-        Folder that the path of a tissue mask is relative to.
-    options
-        Options whose pyramid is changed by the cells.
+    The path of a tissue mask is relative to ``folder``; cells change the pyramid of ``options``.
 
     Raises
     ------
@@ -118,36 +111,16 @@ _OWN_COLUMNS = (*_SLIDE_COLUMNS, "output", "mpp", "model", "series", "page")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Row of a manifest.
+    """Row of a manifest."""
 
-    Attributes
-    ----------
-    line
-        Line in the CSV, from 1 with the header; otherwise the position in the list of files.
-    slide
-        Path or URL.
-    output
-        Base name of the virtual slide.
-    mpp
-        Stated resolution, if any.
-    model
-        Name or file of the model.
-    options
-        Options of the translation.
-    series
-        Number of the image in the file; None for the largest RGB image.
-    page
-        Number of the page in the file.
-    """
-
-    line: int
-    slide: str
-    output: str
-    mpp: float | None
-    model: str
-    options: TranslateOptions
-    series: int | None = None
-    page: int | None = None
+    line: int  # line in the CSV, from 1 with the header; otherwise the position in the list of files
+    slide: str  # path or URL
+    output: str  # base name of the virtual slide
+    mpp: float | None  # stated resolution, if any
+    model: str  # name or file of the model
+    options: TranslateOptions  # options of the translation
+    series: int | None = None  # number of the image in the file; None for the largest RGB image
+    page: int | None = None  # number of the page in the file
 
     @property
     def name(self) -> str:
@@ -173,14 +146,8 @@ def read_rows(
 ) -> tuple[list[Row], list[Problem]]:
     """Read the rows of a CSV, folder or pattern, and the rows that cannot be used. No slide is opened.
 
-    Parameters
-    ----------
-    source
-        A file whose name ends in ``.csv``; a folder; or a pattern such as ``slides/*.svs``.
-    model, options, mpp
-        Defaults of rows.
-    recursive
-        Also search subfolders, except hidden ones.
+    The source is a file whose name ends in ``.csv``, a folder (with ``recursive`` also its subfolders, except hidden
+    ones), or a pattern such as ``slides/*.svs``. ``model``, ``options`` and ``mpp`` are defaults of rows.
 
     Raises
     ------
@@ -312,13 +279,9 @@ def _from_csv(path: Path, model: str, options: TranslateOptions) -> tuple[list[R
         try:
             rows.append(_row(path.parent, line, slide, cells, model, options))
         except Exception as error:  # an unexpected error must not affect other rows
-            problems.append(Problem(line, name, one_line_error(error, *cells.values(), *_absolute(path, cells))))
+            paths = (path.parent / cell for cell in cells.values() if "/" in cell or "\\" in cell)
+            problems.append(Problem(line, name, one_line_error(error, *cells.values(), *paths)))
     return rows, problems
-
-
-def _absolute(path: Path, cells: Mapping[str, str]) -> Iterator[Path]:
-    """Resolve the cells that are paths."""
-    return (path.parent / cell for cell in cells.values() if "/" in cell or "\\" in cell)
 
 
 def _row(
@@ -352,13 +315,7 @@ def _number(cells: Mapping[str, str], column: str) -> int | None:
 
 
 def _checked_name(output: str) -> str:
-    """Return the name of an output with its suffix.
-
-    Raises
-    ------
-    ManifestError
-        If it is not a plain file name, or not that of an OME-TIFF.
-    """
+    """Return the name of an output with its suffix; `ManifestError` if it is not that of an OME-TIFF."""
     if "/" in output or "\\" in output:
         raise ManifestError(
             f"the output {base_name(output)!r:.80} is not a plain file name; outputs are written "
@@ -413,18 +370,10 @@ def _clashes(rows: Sequence[Row]) -> Iterator[Problem]:
 
 
 def record_shard(folder: Path, shard: str, listed: Sequence[Row]) -> list[str]:
-    """Note the list of slides that a shard is dealt from; the numbers of shards that were dealt from another one.
+    """Record the manifest of a shard ``"I/N"``, and return the numbers of shards that were made from another one.
 
-    If the list has changed between two tasks of an array job, some slides are in none of them.
-
-    Parameters
-    ----------
-    folder
-        Of the outputs.
-    shard
-        ``"I/N"``.
-    listed
-        All rows of the list.
+    If the manifest has changed between two tasks of an array job, some slides are in none of them. ``listed`` are all
+    rows of the manifest.
 
     Raises
     ------
@@ -434,9 +383,8 @@ def record_shard(folder: Path, shard: str, listed: Sequence[Row]) -> list[str]:
     number, _, count = shard.partition("/")
     names = "\n".join(sorted(row.output for row in listed))
     path = shards_folder(folder) / f"{int(number)}-of-{int(count)}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path, overwrite=True) as partial:
-        partial.write_text(hashlib.sha256(names.encode()).hexdigest(), encoding="utf-8")
+    make_folder(path.parent)
+    write_atomically(path, hashlib.sha256(names.encode()).hexdigest().encode())
     return shards_of_other_manifests(folder, int(count))
 
 

@@ -38,16 +38,9 @@ _log = logging.getLogger(__name__)
 
 
 class SlurmJobs:
-    """Dask scheduler in this process with SLURM jobs as workers.
+    """Dask scheduler in this process with ``count`` SLURM jobs of one worker each.
 
-    Parameters
-    ----------
-    logs
-        Folder for the output of jobs, unless the settings of dask-jobqueue name one.
-    count
-        Number of jobs, each with one worker.
-    needs_gpu
-        Whether each job requests a GPU.
+    The output of jobs is written to ``logs``, unless the settings of dask-jobqueue name another folder.
 
     Raises
     ------
@@ -93,12 +86,7 @@ class SlurmJobs:
         return str(self._cluster.scheduler_address)
 
     def look(self, names: Collection[str]) -> None:
-        """Replace jobs that have ended.
-
-        Parameters
-        ----------
-        names
-            Names of the connected workers.
+        """Replace jobs that have ended; ``names`` are those of the connected workers.
 
         Raises
         ------
@@ -181,13 +169,7 @@ class SlurmJobs:
 
 
 def _jobqueue() -> tuple[Callable[..., SLURMCluster], Mapping[str, Any]]:
-    """Return the class of a cluster of SLURM jobs and the settings of the site.
-
-    Raises
-    ------
-    BatchError
-        If dask-jobqueue is not installed.
-    """
+    """Return the class of a cluster of SLURM jobs and the settings of the site."""
     signals = (signal.SIGINT, signal.SIGTERM)
     handlers = {one: signal.getsignal(one) for one in signals}
     try:
@@ -224,14 +206,8 @@ def queued_jobs() -> set[str] | None:
 def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) -> dict[str, Any]:
     """Return the arguments of `dask_jobqueue.SLURMCluster`: the settings of the site with defaults.
 
-    Parameters
-    ----------
-    settings
-        ``jobqueue.slurm`` of Dask's configuration.
-    logs
-        Folder for the output of jobs.
-    needs_gpu
-        Whether each job requests a GPU, which its worker offers.
+    ``settings`` are ``jobqueue.slurm`` of Dask's configuration. With ``needs_gpu``, each job requests a GPU, which its
+    worker offers.
 
     Raises
     ------
@@ -277,7 +253,7 @@ def job_settings(settings: Mapping[str, Any], logs: Path, *, needs_gpu: bool) ->
 
 
 def listens_everywhere(settings: Mapping[str, Any]) -> bool:
-    """Whether these settings (``jobqueue.slurm``) name no interface, and certificates are not required either."""
+    """Return whether the settings (``jobqueue.slurm``) name no interface and certificates are not required."""
     import dask
 
     own = settings.get("scheduler-options") or {}
@@ -286,12 +262,12 @@ def listens_everywhere(settings: Mapping[str, Any]) -> bool:
 
 
 def seconds_of(walltime: str) -> int:
-    """Seconds of a time as SLURM writes it: minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:…].
+    """Convert a SLURM time to seconds: minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:…].
 
     Raises
     ------
     BatchError
-        If the walltime is invalid.
+        If it is invalid.
     """
     parts = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", walltime.strip())
     if parts is None:
@@ -313,6 +289,6 @@ def _listed(jobs: Collection[str]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """Return the end of an error message in one line: the message of sbatch comes last."""
+    """Return the end of a message in one line: the message of sbatch comes last."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"…{text[-200:]}"

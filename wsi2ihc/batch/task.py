@@ -1,4 +1,4 @@
-"""Task of a worker, its messages, done markers, and paths in the output folder."""
+"""Options of a batch, tasks, messages of workers, done markers, and paths in the output folder."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from ..errors import DeviceError, DeviceMemoryError, OutputError, Wsi2IhcError
-from ..files import read_json, sha256_of_file
-from ..geometry import Region
-from ..pyramid import PyramidOptions
-from ..storage import published
+from ..errors import DeviceError, DeviceMemoryError, OptionError, OutputError, Wsi2IhcError
+from ..files import json_bytes, read_json, sha256_of_file
+from ..storage import make_folder, write_atomically
 from ..system import versions
+from ..text import check_bounds, option
 from ..translation.options import SMALLEST_MEMORY_BYTES, TranslateOptions
-from ..translation.output import report_path
+from ..translation.output_files import report_path
 
 _WITHOUT_EFFECT = ("device", "workers", "overwrite", "preview", "max_memory_bytes", "batch_size", "band_px",
                    "resume")  # fmt: skip
@@ -27,42 +27,18 @@ _WITHOUT_EFFECT = ("device", "workers", "overwrite", "preview", "max_memory_byte
 
 @dataclass(frozen=True, slots=True)
 class SlideTask:
-    """Task of translating one slide.
+    """Task of translating one slide."""
 
-    Attributes
-    ----------
-    number
-        Position in the manifest, from 0; identifies the task between processes.
-    slide
-        Path or URL.
-    output
-        Path of the virtual slide.
-    model
-        Name or file of the model.
-    mpp
-        Resolution of the slide, if it has to be stated.
-    options
-        Options of the translation.
-    source
-        Identity of the slide: base name, quickhash, size in px, modification time.
-    version
-        SHA-256 of the model file, or the name of a built-in model.
-    series
-        Number of the image in the file; None for the largest RGB image.
-    page
-        Number of the page in the file.
-    """
-
-    number: int
-    slide: str
-    output: Path
-    model: str
-    mpp: float | None = None
-    options: TranslateOptions = field(default_factory=TranslateOptions)
-    source: str = ""
-    version: str = ""
-    series: int | None = None
-    page: int | None = None
+    number: int  # position in the manifest, from 0; identifies the task between processes
+    slide: str  # path or URL
+    output: Path  # path of the virtual slide
+    model: str  # name or file of the model
+    mpp: float | None = None  # resolution of the slide, if it has to be stated
+    options: TranslateOptions = field(default_factory=TranslateOptions)  # options of the translation
+    source: str = ""  # identity of the slide: base name, quickhash, size in px, modification time
+    version: str = ""  # SHA-256 of the model file, or the name of a built-in model
+    series: int | None = None  # number of the image in the file; None for the largest RGB image
+    page: int | None = None  # number of the page in the file
 
     @property
     def name(self) -> str:
@@ -72,10 +48,10 @@ class SlideTask:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines the pixels: slide, model, options and program, but not the device."""
-        defaults = options_to_json(TranslateOptions())
+        defaults = _options_to_json(TranslateOptions())
         options = {
             name: value
-            for name, value in options_to_json(self.options).items()
+            for name, value in _options_to_json(self.options).items()
             if name not in _WITHOUT_EFFECT and value != defaults[name]  # so that new options keep old fingerprints
         }
         if self.options.tissue not in ("auto", "none"):
@@ -86,19 +62,6 @@ class SlideTask:
         }  # fmt: skip
         facts |= {name: value for name, value in (("series", self.series), ("page", self.page)) if value is not None}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert the task for the pipe to a worker."""
-        return {
-            "number": self.number, "slide": self.slide, "output": str(self.output), "model": self.model,
-            "mpp": self.mpp, "options": options_to_json(self.options), "source": self.source, "version": self.version,
-            "series": self.series, "page": self.page,
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> SlideTask:
-        """Invert `to_json`."""
-        return cls(**{**facts, "output": Path(facts["output"]), "options": options_from_json(facts["options"])})
 
     def with_share(self, processes: int) -> SlideTask:
         """Return the task with its share of the memory bound, but not less than a translation needs."""
@@ -117,23 +80,38 @@ class SlideTask:
         return dataclasses.replace(self, options=options)
 
 
-def options_to_json(options: TranslateOptions) -> dict[str, Any]:
-    """Convert options to JSON values."""
+def _options_to_json(options: TranslateOptions) -> dict[str, Any]:
     plain = dataclasses.asdict(options)
     plain["tissue"] = str(options.tissue)
     plain["preview"] = None if options.preview is None else str(options.preview)
     return plain
 
 
-def options_from_json(facts: Mapping[str, Any]) -> TranslateOptions:
-    """Invert `options_to_json`."""
-    region, preview = facts["region"], facts["preview"]
-    return TranslateOptions(**{
-        **facts,
-        "region": None if region is None else Region(**region),
-        "pyramid": PyramidOptions(**facts["pyramid"]),
-        "preview": None if preview is None else Path(preview),
-    })  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """Options of `batch`; each field's text is the help of its command-line option.
+
+    Raises
+    ------
+    OptionError
+        If a value is invalid.
+    """
+
+    attempts: int = option(3, "Attempts per slide; permanent errors are not retried.")
+    timeout_min: float = option(0.0, "Timeout of a slide in minutes (0: none).")
+    children: int = option(0, "Worker processes (0: one per GPU, or one on the CPU).")
+    restart_every: int = option(200, "Slides after which a worker is restarted.")
+    cache: Path | None = option(None, "Folder on a local disk; slides are copied there before they are read.")
+
+    def __post_init__(self) -> None:
+        check_bounds(
+            self,
+            {"attempts": (1, 100), "timeout_min": (0, 10**6), "children": (0, 4096), "restart_every": (1, 10**9)},
+        )
+        if self.cache is not None and not self.cache.is_dir():
+            raise OptionError(f"--cache {self.cache} is not a folder; create it or choose another")
+        if self.cache is not None and not os.access(self.cache, os.W_OK):
+            raise OptionError(f"--cache {self.cache} is not writable; change its permissions or choose another")
 
 
 FailureKind = Literal["permanent", "transient", "memory", "crash", "timeout"]
@@ -272,16 +250,8 @@ _LARGEST_BYTES = 16 << 20
 def write_marker(task: SlideTask, facts: Mapping[str, Any], sha256: str) -> None:
     """Write the done marker of a task after its output was published.
 
-    The output is read once more, so that the recorded times belong to the bytes that were written.
-
-    Parameters
-    ----------
-    task
-        Finished task.
-    facts
-        Results for the table.
-    sha256
-        SHA-256 of the output as it was written.
+    The output, whose SHA-256 was ``sha256`` when it was written, is read once more, so that the recorded times belong
+    to these bytes. ``facts`` are the results for the table.
 
     Raises
     ------
@@ -300,14 +270,8 @@ def write_marker(task: SlideTask, facts: Mapping[str, Any], sha256: str) -> None
 def read_done(task: SlideTask, *, verify: bool = False, renew: bool = True) -> dict[str, Any] | None:
     """Return the results of a finished task; None if it is not done or its output or report has changed.
 
-    Parameters
-    ----------
-    task
-        Task to check.
-    verify
-        Read the output even if its size and times are unchanged.
-    renew
-        Update the marker after reading the output: record its new times, or remove the marker of a damaged output.
+    ``verify`` reads the output even if its size and times are unchanged. ``renew`` updates the marker after that: its
+    new times are recorded, or the marker of a damaged output is removed.
     """
     try:
         content = _read(task.output)
@@ -382,7 +346,5 @@ def _read(output: Path) -> dict[str, Any]:
 
 
 def _write(output: Path, content: Mapping[str, Any]) -> None:
-    path = marker_path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path, overwrite=True) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    make_folder(marker_path(output).parent)
+    write_atomically(marker_path(output), json_bytes(content, indent=1))

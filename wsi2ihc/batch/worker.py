@@ -1,15 +1,13 @@
-"""Worker process that translates slides: ``python -m wsi2ihc.batch.worker``."""
+"""Worker process that translates slides."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import logging
 import math
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -18,16 +16,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TextIO
+from typing import Any
 
 import imagecodecs
 
-from ..concurrency import Progress
+from ..concurrency import Progress, Send
 from ..errors import ModelError, OutputError
 from ..models.registry import Model, load_model
 from ..pyramid import read_overview as read_result
 from ..slide import Slide, open_slide
-from ..storage import exclusive_lock, in_use, published, remove_stale_files, unused
+from ..storage import exclusive_lock, in_use, make_folder, remove_stale_files, unused, write_atomically
 from ..text import base_name, one_line_error
 from ..translation.checkpoint_folder import discard_checkpoint
 from ..translation.job import prepare
@@ -36,7 +34,6 @@ from ..translation.report import TranslateReport
 from ..translation.translate import translate, translate_job
 from .task import (
     Done,
-    Event,
     Failed,
     Ready,
     SlideTask,
@@ -47,7 +44,6 @@ from .task import (
     locks_folder,
     read_done,
     thumbnail_path,
-    to_line,
     write_marker,
 )
 
@@ -81,13 +77,7 @@ def staged(task: SlideTask, warn: Callable[[str], None]) -> Iterator[Slide]:
 
 @contextlib.contextmanager
 def _copied(slide: str) -> Iterator[str | Path]:
-    """Copy a slide to the cache; yield the slide itself without a cache or if its format cannot be copied.
-
-    Raises
-    ------
-    OSError
-        If the cache is full, or cannot be written.
-    """
+    """Copy a slide to the cache; yield the slide itself without a cache or if its format cannot be copied."""
     cache, source = os.environ.get(CACHE_VARIABLE), Path(slide)
     if not cache or "://" in slide or source.is_dir() or source.suffix.lower() in _IN_SEVERAL_FILES:
         yield slide
@@ -136,21 +126,11 @@ THUMBNAIL_PX = 240
 
 
 def write_thumbnail(output: Path) -> None:
-    """Write the thumbnail of a finished output.
+    """Write the thumbnail of a finished output; `OutputError` if it cannot be written."""
+    content = imagecodecs.jpeg_encode(read_result(output, THUMBNAIL_PX), level=85)
+    make_folder(thumbnail_path(output).parent)
+    write_atomically(thumbnail_path(output), bytes(content))
 
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    pixels = read_result(output, THUMBNAIL_PX)
-    path = thumbnail_path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path, overwrite=True) as partial:
-        partial.write_bytes(imagecodecs.jpeg_encode(pixels, level=85))
-
-
-Send = Callable[[Event], None]
 
 MAX_IN_FLIGHT = 2
 """Slides in a worker at once: one on the device, another being prepared or written."""
@@ -168,31 +148,16 @@ _BUSY_POLL_S = 2.0
 """Interval at which the lock of another batch is polled."""
 
 
-def main() -> None:
-    """Translate tasks from stdin, one JSON object per line, until it is closed."""
+def serve(tasks: Iterator[SlideTask], send: Send) -> None:
+    """Translate tasks until there are no more; what is unfinished then is discarded."""
     faulthandler.enable()
-    send = _private_stdout()
-    tasks: SimpleQueue[SlideTask] = SimpleQueue()
+    queued: SimpleQueue[SlideTask] = SimpleQueue()
     device, models = threading.Semaphore(1), Models()
     for _ in range(MAX_IN_FLIGHT):
-        threading.Thread(target=_work, args=(tasks, device, models, send), daemon=True).start()
+        threading.Thread(target=_work, args=(queued, device, models, send), daemon=True).start()
     send(Ready(os.environ.get("CUDA_VISIBLE_DEVICES") or "all devices"))
-    for line in sys.stdin:
-        tasks.put(SlideTask.from_json(json.loads(line)))
-    os._exit(0)  # the parent has ended; unfinished work is discarded
-
-
-def _private_stdout() -> Send:
-    """Reserve stdout for events and redirect output of libraries to stderr."""
-    stream: TextIO = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)
-    lock = threading.Lock()
-
-    def send(event: Event) -> None:
-        with lock, contextlib.suppress(BrokenPipeError):
-            stream.write(to_line(event) + "\n")
-
-    return send
+    for task in tasks:
+        queued.put(task)
 
 
 def _work(tasks: SimpleQueue[SlideTask], device: threading.Semaphore, models: Models, send: Send) -> None:
@@ -214,16 +179,8 @@ def _work(tasks: SimpleQueue[SlideTask], device: threading.Semaphore, models: Mo
 def translate_task(task: SlideTask, device: threading.Semaphore, models: Models, send: Send) -> Done:
     """Translate one slide, unless it is done; return its event.
 
-    Parameters
-    ----------
-    task
-        Task of the slide.
-    device
-        Held while windows are translated, and released while the file is written or other processes are awaited.
-    models
-        Models that are loaded.
-    send
-        Receives progress events.
+    ``device`` is held while windows are translated, and released while the file is written or other processes are
+    awaited.
 
     Raises
     ------
@@ -262,13 +219,7 @@ class Models:
         self._lock = threading.Lock()
 
     def load(self, task: SlideTask) -> Model:
-        """Return the model of a task.
-
-        Raises
-        ------
-        ModelError
-            If its file has changed since the batch began.
-        """
+        """Return the model of a task; `ModelError` if its file has changed since the batch began."""
         with self._lock:
             key = task.model, task.version
             if key not in self._known:
@@ -365,7 +316,3 @@ def _facts(report: TranslateReport, warnings: Sequence[str]) -> dict[str, Any]:
         "precision": report.precision,
         "warnings": [*warnings, *report.warnings],
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -107,27 +107,13 @@ APART = 0.05
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """Affine map between two overviews and its quality.
+    """Affine map between two overviews and its quality."""
 
-    Attributes
-    ----------
-    candidate
-        Coarse alignment from which it was fitted.
-    matrix
-        (2, 3), from fixed to moving µm of the overviews.
-    score
-        Fraction of blocks found where it predicts them.
-    found
-        Number of these blocks.
-    residual_um
-        Their median distance from the prediction.
-    """
-
-    candidate: CoarseAlignment
-    matrix: FloatArray
-    score: float
-    found: int
-    residual_um: float
+    candidate: CoarseAlignment  # coarse alignment from which it was fitted
+    matrix: FloatArray  # (2, 3), from fixed to moving µm of the overviews
+    score: float  # fraction of blocks found where it predicts them
+    found: int  # number of these blocks
+    residual_um: float  # their median distance from the prediction
 
 
 def find_placement(

@@ -43,41 +43,27 @@ _PIECE_PX = 768
 
 @dataclass(frozen=True, slots=True)
 class BlockSize:
-    """Grid of blocks and search radius, in px of ``mpp`` µm.
+    """Grid of blocks and search radius, in px of ``mpp`` µm."""
 
-    mpp:        resolution at which both slides are read
-    side_px:    of the square blocks
-    step_px:    between neighboring blocks
-    radius_px:  how far from the expected place they are looked for, along either axis
-    """
-
-    mpp: float
-    side_px: int
-    step_px: int
-    radius_px: int
+    mpp: float  # resolution at which both slides are read
+    side_px: int  # of the square blocks
+    step_px: int  # between neighboring blocks
+    radius_px: int  # how far from the expected place they are looked for, along either axis
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matches:
-    """Blocks and their positions on the moving slide.
+    """Blocks and their positions on the moving slide."""
 
-    points_um:   (N, 2) centers on the fixed slide
-    offsets_um:  (N, 2): the block matches the position ``points_um + offsets_um`` of the moving slide *as seen through
-                 the transform*
-    scores:      (N,) normalized cross-correlation there, mean of both densities, -1 to 1
-    at_border:   (N,) whether that is as far as was looked, so that the true place may lie beyond
-    agree:       (N,) whether the offset is that of the neighbors, and not at the border
-    px_um:       side of a px in which was looked
-    size:        how blocks were laid out
-    """
-
-    points_um: FloatArray
+    points_um: FloatArray  # (N, 2) centers on the fixed slide
+    # (N, 2): the block matches the position ``points_um + offsets_um`` of the moving slide *as seen through the
+    # transform*
     offsets_um: FloatArray
-    scores: FloatArray
-    at_border: BoolArray
-    agree: BoolArray
-    px_um: float
-    size: BlockSize
+    scores: FloatArray  # (N,) normalized cross-correlation there, mean of both densities, -1 to 1
+    at_border: BoolArray  # (N,) whether that is as far as was looked, so that the true place may lie beyond
+    agree: BoolArray  # (N,) whether the offset is that of the neighbors, and not at the border
+    px_um: float  # side of a px in which was looked
+    size: BlockSize  # how blocks were laid out
 
     @property
     def count(self) -> int:

@@ -40,49 +40,23 @@ property of tissue and blocks, and the system of equations grows faster than the
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Displacements:
-    """Displacements of blocks of the fixed slide relative to the affine map.
+    """Displacements of blocks of the fixed slide relative to the affine map."""
 
-    Attributes
-    ----------
-    points_um
-        (N, 2), on the fixed slide.
-    moved_um
-        (N, 2), measured displacement in the moving frame.
-    known_um
-        (N, 2), displacement by the previous field.
-    weights
-        (N,), 0 for outliers.
-    pitch_um
-        Distance between neighboring blocks.
-    block_um
-        Side of a block; the errors of overlapping blocks are correlated.
-    """
-
-    points_um: FloatArray
-    moved_um: FloatArray
-    known_um: FloatArray
-    weights: FloatArray
-    pitch_um: float
-    block_um: float
+    points_um: FloatArray  # (N, 2), on the fixed slide
+    moved_um: FloatArray  # (N, 2), measured displacement in the moving frame
+    known_um: FloatArray  # (N, 2), displacement by the previous field
+    weights: FloatArray  # (N,), 0 for outliers
+    pitch_um: float  # distance between neighboring blocks
+    block_um: float  # side of a block; the errors of overlapping blocks are correlated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedField:
-    """Field fitted to displacements.
+    """Field fitted to displacements."""
 
-    Attributes
-    ----------
-    field
-        None if no field predicts them better than the previous one.
-    error_um
-        Median cross-validation error.
-    stiffness
-        Stiffness of the field.
-    """
-
-    field: LocalField | None
-    error_um: float
-    stiffness: float
+    field: LocalField | None  # none if no field predicts them better than the previous one
+    error_um: float  # median cross-validation error
+    stiffness: float  # stiffness of the field
 
 
 def fit_field(
@@ -92,20 +66,10 @@ def fit_field(
     noise_um: float,
     is_possible: Callable[[LocalField], bool],
 ) -> FittedField:
-    """Fit a local field to displacements.
+    """Fit a local field to displacements, at least a dozen with a weight.
 
-    Parameters
-    ----------
-    found
-        Displacements, at least a dozen with a weight.
-    extent_um
-        Rectangle that the field covers.
-    spacing_um
-        Spacing of control points.
-    noise_um
-        Smallest standard deviation of displacements.
-    is_possible
-        Return whether a field is plausible for tissue; if not, the stiffness is raised.
+    The field covers ``extent_um``. ``noise_um`` is the smallest standard deviation of displacements. If a field is not
+    plausible for tissue by ``is_possible``, the stiffness is raised.
     """
     weighted_blocks = found.weights > 0
     nothing = FittedField(None, float(np.median(_lengths(found.known_um - found.moved_um)[weighted_blocks])), math.inf)
@@ -302,20 +266,10 @@ def refined(
     spacing_um: float,
     workers: int,
 ) -> Iterator[Refinement]:
-    """Iterate over refined transforms, from coarse to fine.
+    """Iterate over refined transforms, from coarse to fine, starting with an affine map between the overviews.
 
-    Parameters
-    ----------
-    pair
-        Overviews, which are used while they are fine enough.
-    slides
-        Fixed and moving slide, from which finer blocks are read.
-    transform
-        Affine map between the overviews.
-    spacing_um
-        Smallest spacing of control points.
-    workers
-        Number of threads.
+    The overviews are used while they are fine enough; finer blocks are read from ``slides``, the fixed and the moving
+    one. ``spacing_um`` is the smallest spacing of control points.
     """
     for size in _block_sizes(pair, slides):
         if size.mpp >= pair.finest_mpp:

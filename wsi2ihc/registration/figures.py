@@ -31,16 +31,9 @@ def swatch(color: RGB) -> RGBImage:
 
 
 def add_caption(image: RGBImage, entries: Sequence[tuple[str, RGBImage | None]], mpp: float) -> RGBImage:
-    """Add lines of text, optionally with color swatches, and a scale bar below an image.
+    """Add lines of text and a scale bar below an image of ``mpp`` µm per px.
 
-    Parameters
-    ----------
-    image
-        (rows, columns, 3)
-    entries
-        Texts, and `TEXT_PX` high samples.
-    mpp
-        µm per px of the image.
+    ``entries`` are texts and optionally samples that are `TEXT_PX` high, such as color swatches.
     """
     font = ImageFont.load_default(TEXT_PX)
     bar_um = _round_length(image.shape[1] * mpp / 5)
@@ -141,17 +134,12 @@ TINT = 0.3
 
 @dataclass(frozen=True, slots=True)
 class PatchMark:
-    """One patch on the overview.
+    """One patch on the overview."""
 
-    x_um, y_um:  its top left corner on the fixed slide
-    side_um:     width and height
-    reason:      why it was rejected; "" if it was kept
-    """
-
-    x_um: float
-    y_um: float
-    side_um: float
-    reason: str = ""
+    x_um: float  # its top left corner on the fixed slide
+    y_um: float  # its top left corner on the fixed slide
+    side_um: float  # width and height
+    reason: str = ""  # why it was rejected; "" if it was kept
 
 
 def figure_mpp(frames: Iterable[SlideFrame], longest_px: int = LONGEST_PX) -> float:
@@ -173,16 +161,9 @@ def checkerboard(
 ) -> RGBImage:
     """Draw both slides on alternating fields of a checkerboard; registered outlines continue across fields.
 
-    Parameters
-    ----------
-    fixed, moving
-        Open slides of known resolution. The figure shows the entire fixed slide, which has the top left field.
-    transform
-        From fixed to moving; None for both as they are, corner upon corner, in µm.
-    fill
-        Color of what lies outside the moving slide.
-    longest_px
-        Approximate long side of the figure; smaller if a slide has fewer px.
+    The figure shows the entire fixed slide, which has the top left field, and is about ``longest_px`` long; smaller if
+    a slide has fewer px. Without a transform, the slides lie corner upon corner, in µm. ``fill`` is the color outside
+    the moving slide.
     """
     here = frame_of(fixed.info)
     mpp = figure_mpp((here, frame_of(moving.info)), longest_px)
@@ -200,16 +181,8 @@ def checkerboard(
 def deformation_figure(transform: Transform, overview: RGBImage, mpp: float) -> RGBImage:
     """Draw the local displacement on an overview of the fixed slide: its length as color, and a deformed grid.
 
-    The affine part is left out. The grid's displacement is exaggerated, by a whole factor that is written below.
-
-    Parameters
-    ----------
-    transform
-        From fixed to moving.
-    overview
-        The fixed slide from its top left corner, (rows, columns, 3), as `thumbnail` gives it.
-    mpp
-        Its resolution, µm/px.
+    The affine part is left out. The displacement of the grid is exaggerated, by a factor that is written below. The
+    overview is that of `thumbnail`, at ``mpp``.
     """
     rows, columns = overview.shape[:2]
     gray = cv2.cvtColor(cv2.cvtColor(overview, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -230,16 +203,8 @@ def deformation_figure(transform: Transform, overview: RGBImage, mpp: float) -> 
 
 
 def kept_and_rejected(overview: RGBImage, mpp: float, patches: Sequence[PatchMark]) -> RGBImage:
-    """Draw the patches on an overview of the fixed slide: kept ones in green, others by reason.
-
-    Parameters
-    ----------
-    overview
-        The fixed slide from its top left corner, (rows, columns, 3), as `thumbnail` gives it.
-    mpp
-        Its resolution, µm/px.
-    patches
-        In any order; kept ones are drawn last.
+    """Draw the patches on an overview (`thumbnail` at ``mpp``) of the fixed slide: kept ones in green, others by
+    reason.
     """
     image = overview.copy()
     tinted = overview.copy()

@@ -40,43 +40,24 @@ class Landmarks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatchedLandmarks:
-    """Landmarks on both slides, in the order of the file of the fixed slide.
+    """Landmarks on both slides, in the order of the file of the fixed slide."""
 
-    Attributes
-    ----------
-    ids
-        Ids of the pairs.
-    fixed_um, moving_um
-        (N, 2), on either slide.
-    unmatched_fixed, unmatched_moving
-        Number of landmarks on one slide only.
-    """
-
-    ids: tuple[str, ...]
-    fixed_um: FloatArray
-    moving_um: FloatArray
-    unmatched_fixed: int
-    unmatched_moving: int
+    ids: tuple[str, ...]  # ids of the pairs
+    fixed_um: FloatArray  # (N, 2), on either slide
+    moving_um: FloatArray  # (N, 2), on either slide
+    unmatched_fixed: int  # number of landmarks on one slide only
+    unmatched_moving: int  # number of landmarks on one slide only
 
 
 @dataclass(frozen=True, slots=True)
 class LandmarkErrors:
-    """Target registration errors of landmarks on the moving slide.
+    """Target registration errors of landmarks on the moving slide."""
 
-    Attributes
-    ----------
-    count
-        Number of pairs.
-    median_um, p90_um, max_um
-        Statistics of the errors.
-    median_rtre, p90_rtre
-        Statistics of the errors relative to the diagonal of the moving slide.
-    """
-
-    count: int
-    median_um: float
-    p90_um: float
-    max_um: float
+    count: int  # number of pairs
+    median_um: float  # statistics of the errors
+    p90_um: float  # statistics of the errors
+    max_um: float  # statistics of the errors
+    # median_rtre, p90_rtre: statistics of the errors relative to the diagonal of the moving slide
     median_rtre: float
     p90_rtre: float
 
@@ -161,23 +142,11 @@ def match_landmarks(fixed: Landmarks, moving: Landmarks) -> MatchedLandmarks:
 
 
 def landmark_errors(transform: Transform, matched: MatchedLandmarks, moving_diagonal_um: float) -> LandmarkErrors:
-    """Compute the errors of a transform on the moving slide.
+    """Compute the errors of a transform on the moving slide; of `identity`, those before registration.
 
-    With `identity` as the transform, these are the errors before registration.
-
-    Parameters
-    ----------
-    transform
-        Transform from fixed to moving.
-    matched
-        Landmarks, at least one pair.
-    moving_diagonal_um
-        Diagonal of the moving slide, see `diagonal_um`.
-
-    Notes
-    -----
-    The relative error (rTRE) is the distance divided by the diagonal of the image in which it is measured (Borovec et
-    al., "ANHIR: Automatic Non-rigid Histological Image Registration Challenge", IEEE Trans. Med. Imaging 39(10), 2020).
+    The relative error (rTRE) is the distance divided by the diagonal of the image in which it is measured, see
+    `diagonal_um` (Borovec et al., "ANHIR: Automatic Non-rigid Histological Image Registration Challenge", IEEE Trans.
+    Med. Imaging 39(10), 2020).
     """
     errors_um = np.linalg.norm(to_moving(transform, matched.fixed_um) - matched.moving_um, axis=1)
     median, p90 = _quantiles(errors_um)
@@ -192,14 +161,9 @@ def landmark_errors(transform: Transform, matched: MatchedLandmarks, moving_diag
 
 
 def contradiction(before: LandmarkErrors, after: LandmarkErrors, residual_um: float | None) -> str:
-    """Return why landmarks contradict a transform; "" if they do not or are too few.
+    """Return why landmarks contradict a transform, by the errors without and with it; "" if they do not or are too few.
 
-    Parameters
-    ----------
-    before, after
-        Errors without and with the transform.
-    residual_um
-        Median residual of the registration, if known.
+    ``residual_um`` is the median residual of the registration, if known.
     """
     least_um = max(CONTRADICTS_FROM_UM, CONTRADICTS_RESIDUAL * (residual_um or 0.0))
     if after.count < LEAST_TO_CONTRADICT or after.median_um <= least_um:

@@ -53,21 +53,11 @@ class RegistrationView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overview:
-    """Downsampled slide, or the part of it that has tissue.
+    """Downsampled slide, or the part of it that has tissue."""
 
-    Attributes
-    ----------
-    view
-        Downsampled copy, with positions in µm from its own corner.
-    tissue
-        (rows, columns) bool, in px of the copy.
-    origin_um
-        Position of that corner on the slide.
-    """
-
-    view: RegistrationView
-    tissue: BoolImage
-    origin_um: tuple[float, float]
+    view: RegistrationView  # downsampled copy, with positions in µm from its own corner
+    tissue: BoolImage  # (rows, columns) bool, in px of the copy
+    origin_um: tuple[float, float]  # position of that corner on the slide
 
     def distance_um(self, one: FloatArray, other: FloatArray) -> float:
         """Return the mean distance of two affine maps (2, 3) over the tissue."""
@@ -198,17 +188,7 @@ _SECOND: dict[Stain, Direction] = {"he": EOSIN, "ihc": DAB}
 
 
 def structure(pixels: RGBImage, background: RGB, stain: Stain) -> FloatImages:
-    """Compute the two densities of an image, (rows, columns, 2), which are not negative.
-
-    Parameters
-    ----------
-    pixels
-        (rows, columns, 3) uint8 RGB.
-    background
-        Background color of the slide, whose density is 0.
-    stain
-        Stain of the slide.
-    """
+    """Compute the two densities of an image, (rows, columns, 2), which are not negative; 0 for the background color."""
     mean, hematoxylin = (
         functools.reduce(cv2.add, [cv2.LUT(channel, table) for channel, table in zip(channels, tables, strict=True)])
         for channels, tables in (((cv2.split(pixels)), tables) for tables in _tables(background, stain))

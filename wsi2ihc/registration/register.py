@@ -49,25 +49,14 @@ StageName: TypeAlias = Literal["coarse", "affine", "local"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stage:
-    """Stage of a registration.
+    """Stage of a registration."""
 
-    Attributes
-    ----------
-    name
-        Name; the local stage has several steps of one name.
-    transform
-        Transform after the stage.
-    score
-        coarse: correlation of the overviews; affine: fraction of blocks found where the map predicts them; local:
-        fraction of blocks that agree with their neighbors.
-    seconds
-        Duration; that of the coarse stage includes reading the overviews.
-    """
-
-    name: StageName
-    transform: Transform
+    name: StageName  # name; the local stage has several steps of one name
+    transform: Transform  # transform after the stage
+    # coarse: correlation of the overviews; affine: fraction of blocks found where the map predicts them; local:
+    # fraction of blocks that agree with their neighbors
     score: float
-    seconds: float
+    seconds: float  # duration; that of the coarse stage includes reading the overviews
 
 
 def numbered(stages: Sequence[Stage]) -> list[str]:
@@ -82,36 +71,21 @@ def numbered(stages: Sequence[Stage]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Registration:
-    """Result of a registration.
+    """Result of a registration."""
 
-    Attributes
-    ----------
-    status
-        "registered" or "failed".
-    reason
-        Why it failed; "" otherwise.
-    score
-        Score of the affine stage.
-    residual_um
-        Median cross-validation error of the field, or median residual of the affine map without a field; None if the
-        registration failed.
-    mirrored, angle_deg, scale
-        Parameters of the affine map; clockwise angle on the screen, 0 to 360; moving µm per fixed µm.
-    stages
-        Completed stages in order.
-    transform
-        Transform from fixed to moving; None if the registration failed.
-    """
-
-    status: Literal["registered", "failed"]
-    reason: str
-    score: float
+    status: Literal["registered", "failed"]  # "registered" or "failed"
+    reason: str  # why it failed; "" otherwise
+    score: float  # score of the affine stage
+    # median cross-validation error of the field, or median residual of the affine map without a field; None if the
+    # registration failed
     residual_um: float | None
+    # mirrored, angle_deg, scale: parameters of the affine map; clockwise angle on the screen, 0 to 360; moving µm per
+    # fixed µm
     mirrored: bool
     angle_deg: float
     scale: float
-    stages: tuple[Stage, ...]
-    transform: Transform | None
+    stages: tuple[Stage, ...]  # completed stages in order
+    transform: Transform | None  # transform from fixed to moving; None if the registration failed
 
 
 def orientation(matrix: FloatArray) -> tuple[bool, float, float]:

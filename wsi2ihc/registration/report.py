@@ -21,14 +21,14 @@ from ..errors import OutputError, OutputExistsError, TransformError
 from ..files import json_bytes, read_json
 from ..geometry import RGBImage
 from ..slide import Slide, agreeing_levels
-from ..storage import LOCK, exclusive_lock
+from ..storage import LOCK, exclusive_lock, write_atomically
 from ..system import versions
 from .figures import checkerboard, deformation_figure, figure_mpp, thumbnail
 from .landmarks import LandmarkErrors, MatchedLandmarks, contradiction, diagonal_um, landmark_errors
 from .register import Registration, RegistrationOptions, Stage
 from .transform import SlideFrame, Transform, frame_of, identity
 from .transform_io import FORMAT as TRANSFORM_FORMAT
-from .transform_io import TRANSFORM_NAME, load_transform, save_transform, write_file
+from .transform_io import TRANSFORM_NAME, load_transform, save_transform
 
 FORMAT, VERSION = "wsi2ihc registration", 1
 
@@ -40,25 +40,15 @@ OWN_NAMES = (REPORT_NAME, TRANSFORM_NAME, Path(TRANSFORM_NAME).with_suffix(".npz
 
 @contextlib.contextmanager
 def reserved(folder: Path, overwrite: bool) -> Iterator[None]:
-    """Lock the folder of a registration against other runs while the body writes it.
+    """Lock the folder of a registration against other runs while the body writes it; errors as in `check_folder`.
 
-    A new folder that stays empty is removed at the end.
-
-    Parameters
-    ----------
-    folder
-        Folder, created if necessary.
-    overwrite
-        Replace a complete registration. Failed and interrupted ones are always replaced.
+    A new folder that stays empty is removed at the end. With ``overwrite``, a complete registration is replaced; failed
+    and interrupted ones always are.
 
     Raises
     ------
-    OutputExistsError
-        If a registration exists and may not be replaced, or the folder contains other files.
     OutputBusyError
         If another run is writing it.
-    OutputError
-        If it is a file or cannot be written.
     """
     was_locked = check_folder(folder, overwrite)
     created = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
@@ -75,19 +65,9 @@ def reserved(folder: Path, overwrite: bool) -> Iterator[None]:
 
 
 def check_folder(folder: Path, overwrite: bool, was_locked: bool | None = None) -> bool:
-    """Check before any work whether a registration can be written to a folder.
+    """Check before any work whether a registration can be written to a folder, as in `reserved`.
 
-    Parameters
-    ----------
-    folder, overwrite
-        As for `reserved`.
-    was_locked
-        Whether an interrupted run left its lock; None to check.
-
-    Returns
-    -------
-    bool
-        Whether an interrupted run left its lock.
+    Returns whether an interrupted run left its lock, or ``was_locked`` if that was checked before.
 
     Raises
     ------
@@ -162,31 +142,15 @@ def _json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RegistrationReport:
-    """Report of a registration.
+    """Report of a registration."""
 
-    Attributes
-    ----------
-    fixed, moving
-        Frames of the slides.
-    options
-        Options of the registration.
-    registration
-        Result.
-    matched
-        Landmarks on both slides, if any.
-    before
-        Their errors without a transform.
-    after
-        Their errors after each stage.
-    """
-
-    fixed: SlideFrame
-    moving: SlideFrame
+    fixed: SlideFrame  # frames of the slides
+    moving: SlideFrame  # frames of the slides
     options: RegistrationOptions
-    registration: Registration
-    matched: MatchedLandmarks | None = None
-    before: LandmarkErrors | None = None
-    after: tuple[LandmarkErrors, ...] = ()
+    registration: Registration  # result
+    matched: MatchedLandmarks | None = None  # landmarks on both slides, if any
+    before: LandmarkErrors | None = None  # their errors without a transform
+    after: tuple[LandmarkErrors, ...] = ()  # their errors after each stage
 
     def to_json(self) -> dict[str, Any]:
         """Convert the report to JSON values; numbers that are not finite become null."""
@@ -270,21 +234,10 @@ def report_of(
 def write_registration(
     folder: Path, fixed: Slide, moving: Slide, transform: Transform | None, facts: Mapping[str, Any]
 ) -> None:
-    """Write the report, figures and transform of a registration.
+    """Write the report (``facts``), figures and transform of a registration.
 
     Files of an earlier registration are removed. ``registration.json`` is removed first and written last, so that a
     folder with this file is complete.
-
-    Parameters
-    ----------
-    folder
-        Folder, created if necessary; see `reserved`.
-    fixed, moving
-        Open slides, for the figures.
-    transform
-        Transform from fixed to moving, if any.
-    facts
-        Content of ``registration.json``, see `RegistrationReport.to_json`.
 
     Raises
     ------
@@ -311,20 +264,14 @@ def write_registration(
     if transform is not None:
         repeated = ("status", "score", "residual_um")
         save_transform(folder, transform, {name: facts[name] for name in repeated if name in facts})
-    write_file(folder / REPORT_NAME, content)
+    write_atomically(folder / REPORT_NAME, content)
 
 
 def write_figure(path: Path, image: RGBImage) -> None:
-    """Write an image as PNG.
-
-    Raises
-    ------
-    OutputError
-        If the file system refuses.
-    """
+    """Write an image as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG")
-    write_file(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def _stage(stage: Stage, errors: LandmarkErrors | None) -> dict[str, Any]:

@@ -30,19 +30,15 @@ class LocalField:
     of B((x - ox) / s - j) · B((y - oy) / s - i) · c[i, j]. Beyond the grid its outermost control points go on, so
     that the field is defined everywhere, smooth, and constant far away.
 
-    origin_um:     fixed position of the control point in row 0, column 0
-    spacing_um:    distance of neighboring control points
-    coefficients:  (rows, columns, 2) float64, µm, (dx, dy) in the moving frame; read-only
-
     Raises
     ------
     TransformError
         If a number is not finite, the spacing is not positive, or the coefficients are no grid.
     """
 
-    origin_um: tuple[float, float]
-    spacing_um: float
-    coefficients: FloatArray
+    origin_um: tuple[float, float]  # fixed position of the control point in row 0, column 0
+    spacing_um: float  # distance of neighboring control points
+    coefficients: FloatArray  # (rows, columns, 2) float64, µm, (dx, dy) in the moving frame; read-only
 
     def __post_init__(self) -> None:
         coefficients = finite_numbers(self.coefficients, "coefficients of the local field")
@@ -145,21 +141,6 @@ def finite_numbers(values: Any, what: str) -> FloatArray:
     return numbers
 
 
-__all__ = [
-    "FloatArray",
-    "LocalField",
-    "SlideFrame",
-    "Transform",
-    "affine",
-    "frame_of",
-    "identity",
-    "jacobian_range",
-    "moving_grid",
-    "spline_support",
-    "to_fixed",
-    "to_moving",
-]
-
 LEAST_STRETCH = 1e-3
 """Smallest scale of a matrix; its inverse would be inaccurate below."""
 
@@ -171,28 +152,17 @@ _SHORTEST_STEP = 1 / 64
 
 @dataclass(frozen=True, slots=True)
 class SlideFrame:
-    """Identity and size of a slide of a transform.
+    """Identity and size of a slide of a transform."""
 
-    name:       base name of its file
-    size:       level-0 px
-    mpp:        µm per level-0 px along (x, y)
-    quickhash:  as in `SlideInfo`; "" where it is not known
-    """
-
-    name: str
-    size: Size
-    mpp: tuple[float, float]
-    quickhash: str = ""
+    name: str  # base name of its file
+    size: Size  # level-0 px
+    mpp: tuple[float, float]  # µm per level-0 px along (x, y)
+    quickhash: str = ""  # as in `SlideInfo`; "" where it is not known
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transform:
     """Map from positions on the fixed slide to positions on the moving slide, in µm.
-
-    matrix:  (2, 3) float64, read-only; moving = matrix[:, :2] @ fixed + matrix[:, 2] + displacement(fixed)
-    field:   the displacement; None for none
-    fixed:   the slide it maps from, where that is known
-    moving:  the slide it maps to, where that is known
 
     Raises
     ------
@@ -200,10 +170,10 @@ class Transform:
         If the matrix has another shape, contains values that are not numbers, or is singular.
     """
 
-    matrix: FloatArray
-    field: LocalField | None = None
-    fixed: SlideFrame | None = None
-    moving: SlideFrame | None = None
+    matrix: FloatArray  # (2, 3) float64, read-only; moving = matrix[:, :2] @ fixed + matrix[:, 2] + displacement(fixed)
+    field: LocalField | None = None  # the displacement; None for none
+    fixed: SlideFrame | None = None  # the slide it maps from, where that is known
+    moving: SlideFrame | None = None  # the slide it maps to, where that is known
 
     def __post_init__(self) -> None:
         matrix = finite_numbers(self.matrix, "matrix of the transform")
@@ -222,13 +192,7 @@ def identity() -> Transform:
 
 
 def affine(matrix: npt.ArrayLike) -> Transform:
-    """Return a transform from a matrix, (2, 3), or (3, 3) with the last row (0, 0, 1).
-
-    Raises
-    ------
-    TransformError
-        If the matrix is invalid.
-    """
+    """Return a transform from a matrix, (2, 3), or (3, 3) with the last row (0, 0, 1)."""
     numbers = finite_numbers(matrix, "matrix of the transform")
     if numbers.shape == (3, 3) and np.array_equal(numbers[2], (0, 0, 1)):
         numbers = numbers[:2]
@@ -236,13 +200,7 @@ def affine(matrix: npt.ArrayLike) -> Transform:
 
 
 def frame_of(info: SlideInfo) -> SlideFrame:
-    """Return the frame of an open slide.
-
-    Raises
-    ------
-    MissingResolutionError
-        If its resolution is unknown: µm have no meaning on it.
-    """
+    """Return the frame of an open slide of known resolution."""
     return SlideFrame(info.name, info.size, known_mpp(info), info.quickhash)
 
 

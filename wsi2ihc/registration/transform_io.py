@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import OutputError, TransformError
+from ..errors import TransformError
 from ..files import json_bytes, read_regular
 from ..geometry import Size
 from ..slide.metadata import MPP_RANGE
 from ..slide.readers.base import MAX_SIDE_PX
-from ..storage import published
+from ..storage import make_folder, write_atomically
 from .transform import LocalField, SlideFrame, Transform
 
 TRANSFORM_NAME = "transform.json"
@@ -74,8 +74,8 @@ def save_transform(
     facts = json_bytes(_as_json(transform, path.with_suffix(".npz").name, content) | dict(extra or {}))
     make_folder(path.parent)
     if content is not None:
-        write_file(path.with_suffix(".npz"), content)
-    write_file(path, facts)
+        write_atomically(path.with_suffix(".npz"), content)
+    write_atomically(path, facts)
     return path
 
 
@@ -97,13 +97,12 @@ def load_transform(path_or_folder: str | os.PathLike[str]) -> Transform:
         path = path / TRANSFORM_NAME
     facts = _facts(path)
     name = path.name
-    field = facts.get("field")
     try:
         return Transform(
             matrix=np.array(facts["matrix"], np.float64),
-            field=None if field is None else _load_field(path, field),
-            fixed=_frame(facts.get("fixed")),
-            moving=_frame(facts.get("moving")),
+            field=None if facts["field"] is None else _load_field(path, facts["field"]),
+            fixed=_frame(facts["fixed"]),
+            moving=_frame(facts["moving"]),
         )
     except TransformError as error:
         raise TransformError(f"{name}: {error}") from error
@@ -169,7 +168,7 @@ def _frame(facts: Any) -> SlideFrame | None:
         raise ValueError(f"a slide of {x:g} × {y:g} µm per px")
     if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
         raise ValueError(f"a slide of {width} × {height} px")
-    return SlideFrame(str(facts["name"]), Size(width, height), (x, y), str(facts.get("quickhash") or ""))
+    return SlideFrame(str(facts["name"]), Size(width, height), (x, y), str(facts["quickhash"]))
 
 
 def _packed(field: LocalField) -> bytes:
@@ -241,32 +240,3 @@ def _content(path: Path, largest_bytes: int) -> bytes:
         raise TransformError(f"{path}: no such file; name a transform.json or its folder") from None
     except OSError as error:
         raise TransformError(f"{path}: cannot be read ({error.strerror}); check the path and permissions") from error
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents.
-
-    Raises
-    ------
-    OutputError
-        If the file system refuses.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"folder {folder} cannot be made ({error.strerror}); choose another place") from error
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file atomically, replacing an existing one.
-
-    Raises
-    ------
-    OutputError
-        If the file system refuses.
-    """
-    with published(path, overwrite=True) as partial:
-        try:
-            partial.write_bytes(content)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

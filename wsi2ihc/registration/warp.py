@@ -35,18 +35,10 @@ FloatImage = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WarpedPixels:
-    """Pixels of the moving slide on a grid of the fixed slide.
+    """Pixels of the moving slide on a grid of the fixed slide."""
 
-    Attributes
-    ----------
-    pixels
-        (H, W, 3) uint8 RGB.
-    valid
-        (H, W) bool; whether a position lies in the scanned area of the moving slide.
-    """
-
-    pixels: RGBImage
-    valid: BoolImage
+    pixels: RGBImage  # (H, W, 3) uint8 RGB
+    valid: BoolImage  # (H, W) bool; whether a position lies in the scanned area of the moving slide
 
 
 def read_warped(
@@ -112,13 +104,6 @@ def warping_grid(info: SlideInfo, mpp: float) -> WorkingGrid:
     """Return the grid on which a moving slide is read for an output of ``mpp`` µm per px.
 
     It is the antialiased working grid at that resolution, but not finer than level 0, since interpolating twice blurs.
-
-    Raises
-    ------
-    MissingResolutionError
-        If the slide's resolution is unknown.
-    OptionError
-        If ``mpp`` is invalid, or more than four times finer than the slide.
     """
     grid = working_grid(info, mpp)
     return working_grid(info, None) if max(grid.downsample) <= 1 else grid
@@ -126,27 +111,15 @@ def warping_grid(info: SlideInfo, mpp: float) -> WorkingGrid:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Moving slide with its working grid.
-
-    Attributes
-    ----------
-    step_um
-        µm per working px along (x, y).
-    corner_um
-        Top left corner of working px (0, 0) on the slide.
-    frame
-        Working px that overlap level 0.
-    bounds_um
-        Scanned area: left, top, right, bottom.
-    """
+    """Moving slide with its working grid."""
 
     slide: Slide
     grid: WorkingGrid
     fill: RGB
-    step_um: tuple[float, float]
-    corner_um: tuple[float, float]
-    frame: Region
-    bounds_um: tuple[float, float, float, float]
+    step_um: tuple[float, float]  # µm per working px along (x, y)
+    corner_um: tuple[float, float]  # top left corner of working px (0, 0) on the slide
+    frame: Region  # working px that overlap level 0
+    bounds_um: tuple[float, float, float, float]  # scanned area: left, top, right, bottom
 
     @classmethod
     def of(cls, slide: Slide, mpp: float, fill: RGB) -> _Source:

@@ -19,18 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..concurrency import Progress, ProgressCallback, ordered_map, silent
-from ..errors import OptionError, OutputError, TransformError
-from ..files import json_bytes, read_json
+from ..errors import OptionError, TransformError
 from ..geometry import RGB, BoolImage, Size, ceil_to
 from ..pyramid import ImageDescription, PyramidOptions, Tile, ome_xml, validate, write_pyramid
 from ..pyramid.ome_zarr import sync_file
 from ..slide import Slide, SlideInfo, agreeing_levels, known_mpp
-from ..storage import check_output, published
+from ..storage import check_output, make_folder, published
 from ..system import cores, versions
 from ..text import MOST_WORKERS, auto_option, check_bounds, option
 from ..tissue import TissueMask, detect_tissue, whole_slide
+from ..translation.output_files import check_not_inputs, check_report, provenance, report_path, write_report
 from .transform import FloatArray, SlideFrame, Transform, moving_grid
-from .transform_io import fingerprint, make_folder, write_file
+from .transform_io import fingerprint
 from .warp import read_warped, warping_grid
 
 TISSUE_MARGIN_UM = 64.0
@@ -56,21 +56,14 @@ class OutputFrame:
 
 
 def check_slide(frame: SlideFrame | None, info: SlideInfo, otherwise: str = "") -> None:
-    """Raise an error if a transform was made for another slide.
+    """Raise an error if a transform was made for another slide, as far as its frame is known.
 
-    Parameters
-    ----------
-    frame
-        What the transform knows of the slide on this side of it.
-    info
-        The slide.
-    otherwise
-        What else a user can do about another file, to end the message with.
+    ``otherwise`` ends the message about another file: what else a user can do.
 
     Raises
     ------
     TransformError
-        If something is known, and size, identity or resolution of the slide differ.
+        If size, identity or resolution of the slide differ.
     """
     if frame is None:
         return
@@ -198,15 +191,10 @@ def describe_image(
 ) -> str:
     """Return the OME-XML of the output ``name``."""
     fixed = transform.fixed
-    provenance = {
-        "source": info.name,
-        "source quickhash": info.quickhash,
+    entries = {
         "registered onto": "" if fixed is None else fixed.name,
         "quickhash of that": "" if fixed is None else fixed.quickhash,
         "transform": f"sha256:{fingerprint(transform)}",
-        "options": json.dumps(options),
-        "versions": json.dumps(versions()),
-        "notice": NOTICE,
     }
     magnification = None
     if info.magnification is not None and info.mpp is not None:  # coarser px are seen as through a weaker objective
@@ -220,7 +208,7 @@ def describe_image(
             channel="IHC (registered)",
             notice=NOTICE,
             description=f"{info.name} as it lies on {'another slide' if fixed is None else fixed.name}.",
-            provenance=provenance,
+            provenance=provenance(info, entries, options, versions(), NOTICE),
         )
     )
 
@@ -368,16 +356,10 @@ def warp_slide(
             versions=versions(),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
-        content = json_bytes(report.to_json())
         sync_file(partial)
         # Before the image gets its name: a run that is killed in between leaves no output, and can be repeated.
-        write_file(report_path(path), content)
+        write_report(path, report.to_json())
     return report
-
-
-def report_path(output: Path) -> Path:
-    """Return the path of the report of an output."""
-    return output.with_name(f"{output.name}.json")
 
 
 def _check_outputs(path: Path, slide: Slide, overwrite: bool) -> None:
@@ -385,20 +367,8 @@ def _check_outputs(path: Path, slide: Slide, overwrite: bool) -> None:
     existing = next(folder for folder in path.absolute().parents if folder.exists())
     check_output(existing / path.name if existing != path.absolute().parent else path, overwrite)
     make_folder(path.parent)
-    is_stale = not os.path.lexists(path) and _is_report_of(report_path(path), path.name, slide.info.quickhash)
-    check_output(report_path(path), overwrite or is_stale, suffixes=(".json",))
-    if path.exists() and Path(slide.path).is_file() and path.samefile(slide.path):
-        raise OutputError(f"{path}: this file is also the input; give the output another name")
-
-
-def _is_report_of(report: Path, name: str, quickhash: str) -> bool:
-    """Return whether a file is the report of this output; without the output, an interrupted run left it."""
-    try:
-        facts = read_json(report)
-        is_same = facts["output_name"] == name and facts["source"]["quickhash"] == quickhash
-        return bool(is_same and facts["transform"] and facts["output_levels"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    check_report(path, WarpReport, slide.info, overwrite=overwrite)
+    check_not_inputs([path, report_path(path)], [slide.path])
 
 
 def _find_mask(slide: Slide, options: WarpOptions) -> tuple[TissueMask, tuple[str, ...]]:

@@ -31,6 +31,7 @@ def open_slide(
     mpp_option: str = "--mpp",
     series: int | None = None,
     page: int | None = None,
+    image_option: str = "--{}",
 ) -> Slide:
     """Open a slide with OpenSlide or tiffslide, an OME-Zarr with zarr, or a plain image with Pillow.
 
@@ -45,6 +46,8 @@ def open_slide(
     series, page
         Image of a TIFF file or OME-Zarr, by its number or by the number of its page, both from 0 (see
         `SlideInfo.images`). By default the largest RGB image.
+    image_option
+        Command-line option of "series" and of "page" in messages.
 
     Returns
     -------
@@ -61,7 +64,16 @@ def open_slide(
         If ``mpp`` is not a resolution, or the file has no such series or page.
     """
     stated, choice = checked_mpp(mpp, mpp_option), Choice(series, page)
-    address = os.fspath(path)
+    try:
+        return _open(os.fspath(path), stated, choice)
+    except (OptionError, UnreadableSlideError) as error:
+        text = re.sub(r"--(series|page)\b", lambda found: image_option.format(found[1]), str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def _open(address: str, stated: Stated, choice: Choice) -> Slide:
     if "://" in address:
         if _is_zarr_address(address):
             return _open_zarr(address, stated, choice)

@@ -26,38 +26,19 @@ BLENDED_BAND_PX = 8192
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A band of the output.
+    """A band of the output."""
 
-    Attributes
-    ----------
-    number
-        Position from top to bottom, from 0.
-    region
-        Region of the output, in working px.
-    rows
-        Rows of tiles of the output.
-    work
-        Windows to translate.
-    shown
-        The same windows, with cores cropped to the region, which is the extent of this plan.
-    """
-
-    number: int
-    region: Region
-    rows: range
-    work: Plan
-    shown: Plan
+    number: int  # position from top to bottom, from 0
+    region: Region  # region of the output, in working px
+    rows: range  # rows of tiles of the output
+    work: Plan  # windows to translate
+    shown: Plan  # the same windows, with cores cropped to the region, which is the extent of this plan
 
 
 def band_height(options: TranslateOptions, overlap_px: int, tile_px: int) -> int:
     """Return the requested or default height of a band in working px, rounded up to whole tiles.
 
-    Parameters
-    ----------
-    overlap_px
-        Overlap of blended windows; 0 if translation is exact.
-    tile_px
-        Side of the tiles of the output.
+    ``overlap_px`` is the overlap of blended windows; 0 if translation is exact.
     """
     return ceil_to(options.band_px or (BLENDED_BAND_PX if overlap_px else BAND_PX), tile_px)
 

@@ -25,12 +25,12 @@ import numpy as np
 
 from ..concurrency import Progress, ProgressCallback
 from ..errors import OutputBusyError, OutputError
-from ..files import read_json, read_regular
+from ..files import json_bytes, read_json, read_regular
 from ..geometry import Size
 from ..pyramid import PyramidOptions
 from ..pyramid.levels import PyramidLevel
 from ..pyramid.ome_zarr import remove_replaced, remove_tree, shard_grid, shard_path
-from ..storage import exclusive_lock, hidden_files, hidden_path, hidden_stem, is_there, published, unused
+from ..storage import exclusive_lock, hidden_files, hidden_path, hidden_stem, is_there, unused, write_atomically
 from ..tissue import Annotation, TissueMask
 from .bands import Band
 from .job import SharedPlan, TranslationJob
@@ -84,15 +84,8 @@ def count_done(output: Path) -> int | None:
 def checkpoint_lock(output: Path, progress: ProgressCallback, *, wait: bool) -> Iterator[bool]:
     """Lock the checkpoint folder of an output against creation, opening and removal by other processes.
 
-    Yields
-    ------
-    bool
-        Whether it is locked; False on file systems without locks.
-
-    Raises
-    ------
-    OutputBusyError
-        If another process holds the lock and ``wait`` is False.
+    Yields whether it is locked: False on file systems without locks. Without ``wait``, `OutputBusyError` is raised if
+    another process holds the lock.
     """
     with exclusive_lock(
         output.parent,
@@ -108,10 +101,7 @@ def checkpoint_lock(output: Path, progress: ProgressCallback, *, wait: bool) -> 
 def remove_stale(output: Path, *, shared: bool) -> None:
     """Remove folders that interrupted runs left under hidden names.
 
-    Raises
-    ------
-    OutputBusyError
-        If the process of such a folder is alive, unless ``shared``.
+    Unless ``shared``, `OutputBusyError` is raised if the process of such a folder is alive.
     """
     for leftover in hidden_files(_visible_path(output), _SUFFIX):
         try:
@@ -126,13 +116,7 @@ def remove_stale(output: Path, *, shared: bool) -> None:
 
 
 def remove_checkpoint(folder: Path, output: Path) -> None:
-    """Remove a checkpoint folder: rename it in one step, then delete its files.
-
-    Raises
-    ------
-    OutputError
-        If the file system refuses.
-    """
+    """Remove a checkpoint folder: rename it in one step, then delete its files."""
     hidden = hidden_checkpoint_path(output)
     try:
         folder.rename(hidden)
@@ -142,15 +126,7 @@ def remove_checkpoint(folder: Path, output: Path) -> None:
 
 
 def remove_unused(output: Path) -> None:
-    """Remove the shared checkpoint folder.
-
-    Raises
-    ------
-    OutputBusyError
-        If a process uses it.
-    OutputError
-        If the file system refuses.
-    """
+    """Remove the shared checkpoint folder; `OutputBusyError` if a process uses it."""
     with _ensure_unused(checkpoint_path(output), output):
         remove_checkpoint(checkpoint_path(output), output)
 
@@ -179,26 +155,13 @@ def _busy_message(output: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DoneMarker:
-    """Record of a finished band.
+    """Record of a finished band."""
 
-    Attributes
-    ----------
-    shards
-        Size in bytes and SHA-256 of each shard, by its path in the image.
-    seams
-        Seam statistics; None if the model cannot produce seams.
-    model_s
-        Seconds spent in the translators.
-    run_s
-        Seconds spent on the band.
-    damaged_areas
-        Unreadable areas of the slide known to the process, as (level, x, y).
-    """
-
-    shards: Mapping[str, tuple[int, str]]
-    seams: SeamStatistics | None
-    model_s: float
-    run_s: float
+    shards: Mapping[str, tuple[int, str]]  # size in bytes and SHA-256 of each shard, by its path in the image
+    seams: SeamStatistics | None  # seam statistics; None if the model cannot produce seams
+    model_s: float  # seconds spent in the translators
+    run_s: float  # seconds spent on the band
+    # unreadable areas of the slide known to the process, as (level, x, y)
     damaged_areas: tuple[tuple[int, int, int], ...]
 
     @property
@@ -218,13 +181,7 @@ class DoneMarker:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DoneMarker:
-        """Invert `to_json`.
-
-        Raises
-        ------
-        LookupError, TypeError, ValueError, ArithmeticError
-            If the values are invalid.
-        """
+        """Invert `to_json`."""
         seams = None if values["seams"] is None else SeamStatistics.from_json(values["seams"])
         damaged_areas = tuple(_triple(area) for area in values["damaged_areas"])
         shards = {str(name): (int(size), str(digest)) for name, (size, digest) in dict(values["shards"]).items()}
@@ -232,15 +189,8 @@ class DoneMarker:
 
 
 def write_done_marker(path: Path, marker: DoneMarker) -> None:
-    """Write a done marker atomically and durably.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    with published(path, overwrite=True) as partial:
-        partial.write_text(json.dumps(marker.to_json(), separators=(",", ":")) + "\n", encoding="ascii")
+    """Write a done marker atomically and durably."""
+    write_atomically(path, f"{json.dumps(marker.to_json(), separators=(',', ':'))}\n".encode())
 
 
 def read_done_marker(path: Path) -> DoneMarker | None:
@@ -253,35 +203,16 @@ def read_done_marker(path: Path) -> DoneMarker | None:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """An open checkpoint folder.
+    """An open checkpoint folder."""
 
-    Attributes
-    ----------
-    folder
-        Path of the checkpoint folder.
-    output
-        Path of the output.
-    job
-        The translation, prepared according to the shared plan.
-    bands
-        All bands.
-    levels
-        Levels of the output.
-    damaged_areas
-        Unreadable areas found during tissue detection, as (level, x, y).
-    in_use
-        File kept open while this process uses the folder.
-    known
-        Markers of bands that were found done. They are not checked again.
-    """
-
-    folder: Path
+    folder: Path  # path of the checkpoint folder
     output: Path
-    job: TranslationJob
+    job: TranslationJob  # the translation, prepared according to the shared plan
     bands: tuple[Band, ...]
-    levels: tuple[PyramidLevel, ...]
-    damaged_areas: tuple[tuple[int, int, int], ...]
-    in_use: TextIO
+    levels: tuple[PyramidLevel, ...]  # levels of the output
+    damaged_areas: tuple[tuple[int, int, int], ...]  # unreadable areas found during tissue detection, as (level, x, y)
+    in_use: TextIO  # file kept open while this process uses the folder
+    # markers of bands that were found done. They are not checked again.
     known: dict[int, DoneMarker] = field(default_factory=dict)
 
     @property
@@ -343,24 +274,13 @@ def forget_band(checkpoint: Checkpoint, number: int) -> None:
     """Remove the done marker of a band, whose lock must be held.
 
     Processes that have already read the marker keep it in `Checkpoint.known`.
-
-    Raises
-    ------
-    OSError
-        If the file system refuses.
     """
     checkpoint.known.pop(number, None)
     marker_path(checkpoint, number).unlink(missing_ok=True)
 
 
 def write_plan(folder: Path, plan: SharedPlan) -> None:
-    """Write the shared plan into a folder that no other process knows yet.
-
-    Raises
-    ------
-    OSError
-        If the disk is full, or the file system refuses.
-    """
+    """Write the shared plan into a folder that no other process knows yet."""
     mask, buffer = plan.mask, io.BytesIO()
     np.savez_compressed(buffer, pixels=mask.pixels)
     (folder / MASK).write_bytes(buffer.getvalue())
@@ -456,16 +376,9 @@ def damaged_checkpoint(folder: Path, reason: str) -> OutputError:
 
 
 def record_commit(folder: Path, unpublished: Path, report: TranslateReport) -> None:
-    """Write the commit record before an output is published: the state of its file, and its report.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+    """Write the commit record before an output is published: the state of its file, and its report."""
     values = {"state": _commit_state(unpublished), "report": report.to_json()}
-    with published(folder / COMMITTED, overwrite=True) as partial:
-        partial.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
+    write_atomically(folder / COMMITTED, json_bytes(values))
 
 
 def is_committed(folder: Path, output: Path, pyramid: PyramidOptions) -> bool:
@@ -478,19 +391,8 @@ def is_committed(folder: Path, output: Path, pyramid: PyramidOptions) -> bool:
         return False
 
 
-def remove_commit_record(folder: Path) -> None:
-    """Remove the commit record, if any."""
-    (folder / COMMITTED).unlink(missing_ok=True)
-
-
 def committed_report(folder: Path, output: Path) -> TranslateReport:
-    """Read the report of a published output from the commit record.
-
-    Raises
-    ------
-    OutputError
-        If the record is damaged.
-    """
+    """Read the report of a published output from the commit record; `OutputError` if it is damaged."""
     try:
         report = read_json(folder / COMMITTED)["report"]
         return replace(TranslateReport.from_json(report), output_name=output.name)

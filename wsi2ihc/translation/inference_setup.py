@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from ..errors import NoTissueError, OptionError
-from ..geometry import RGB, Region, RGBBatch, RGBImage, ceil_to
+from ..geometry import RGB, BoolImage, Region, RGBBatch, RGBImage, ceil_to
 from ..models.model_spec import Translator
 from ..models.registry import (
     Model,
@@ -25,13 +25,9 @@ from ..models.registry import (
 )
 from ..slide import Slide, WorkingGrid, known_mpp, to_srgb_transform, working_grid
 from ..tissue import TissueMask, detect_tissue, load_mask, whole_slide
-from .feather import Fade, make_fade
 from .options import TranslateOptions
-from .stages import FaultTolerantSlide, RegionReader
+from .stages import Fade, FaultTolerantSlide, RegionReader, make_fade
 from .windows import TissueGrid, mask_on_grid
-
-if TYPE_CHECKING:
-    import torch
 
 ENLARGED_FROM = 1.3
 """How many times coarser than the model a slide may be without a warning: 0.65 µm/px for 0.5 is close enough."""
@@ -39,36 +35,16 @@ ENLARGED_FROM = 1.3
 
 @dataclass(frozen=True, slots=True)
 class PreparedSlide:
-    """A slide with its working grid and tissue.
+    """A slide with its working grid and tissue."""
 
-    Attributes
-    ----------
-    grid
-        Working grid, at the resolution of the model.
-    extent
-        Region of the output, in working px.
-    mask
-        Tissue mask.
-    tissue
-        Tissue mask on the working grid.
-    fade
-        Weights of the transition from the translation to the fill.
-    covered
-        Area in which the translation is visible: the tissue and the transition.
-    reader
-        Reader for regions of the working grid.
-    warnings
-        Warnings about options that could not be applied as requested.
-    """
-
-    grid: WorkingGrid
-    extent: Region
+    grid: WorkingGrid  # working grid, at the resolution of the model
+    extent: Region  # region of the output, in working px
     mask: TissueMask
-    tissue: TissueGrid
-    fade: Fade
-    covered: TissueGrid
-    reader: RegionReader
-    warnings: tuple[str, ...] = ()
+    tissue: TissueGrid  # tissue mask on the working grid
+    fade: Fade  # weights of the transition from the translation to the fill
+    covered: TissueGrid  # area in which the translation is visible: the tissue and the transition
+    reader: RegionReader  # reader for regions of the working grid
+    warnings: tuple[str, ...] = ()  # warnings about options that could not be applied as requested
 
     @property
     def damaged_areas(self) -> tuple[tuple[int, int, int], ...]:
@@ -165,34 +141,17 @@ BACKGROUND_LEVELS = 12
 
 @dataclass(frozen=True, slots=True)
 class InferenceSetup:
-    """Translators and their description for the report.
+    """Translators and their description for the report."""
 
-    Attributes
-    ----------
-    translators
-        One translator per device.
-    device, precision
-        Description of the devices, and number format.
-    on_gpu
-        Whether the devices are GPUs.
-    memory_bytes
-        Smallest free memory of the GPUs; None on a CPU.
-    warnings
-        Warnings about the model and its options.
-    statistics
-        Serialized normalization statistics of the slide, if any.
-    is_local
-        Whether an output px depends on its neighborhood only, and not on the whole window.
-    """
-
-    translators: tuple[Translator, ...]
+    translators: tuple[Translator, ...]  # one translator per device
+    # device, precision: description of the devices, and number format
     device: str
     precision: str
-    on_gpu: bool
-    memory_bytes: int | None
-    warnings: tuple[str, ...]
-    statistics: bytes | None = None
-    is_local: bool = True
+    on_gpu: bool  # whether the devices are GPUs
+    memory_bytes: int | None  # smallest free memory of the GPUs; None on a CPU
+    warnings: tuple[str, ...]  # warnings about the model and its options
+    statistics: bytes | None = None  # serialized normalization statistics of the slide, if any
+    is_local: bool = True  # whether an output px depends on its neighborhood only, and not on the whole window
 
     @property
     def bytes_per_px(self) -> float:
@@ -207,14 +166,9 @@ def set_up_inference(
     translators: Sequence[Translator] | None,
     statistics: bytes | None = None,
 ) -> InferenceSetup:
-    """Load the generator onto its devices.
+    """Load the generator onto its devices, unless ``translators`` replace it.
 
-    Parameters
-    ----------
-    translators
-        Replacement for the translators of the generator.
-    statistics
-        Normalization statistics of this slide from another run; estimated if None.
+    ``statistics`` are normalization statistics of this slide from another run; they are estimated if None.
 
     Raises
     ------
@@ -234,7 +188,11 @@ def set_up_inference(
     precision = choose_precision(options.precision, devices[0])
     warnings = _other_colors(generator, options)
     if options.statistics == "slide":
-        estimated = _slide_statistics(generator, prepared, options, devices[0], statistics)
+        if statistics is None:
+            sample = list(_sample_tissue(prepared, generator.dependency.stride_px, options.seed))
+            estimated = with_slide_statistics(generator, sample, devices[0])
+        else:
+            estimated = statistics_from_bytes(generator, statistics)
         generator, statistics = estimated.generator, statistics_to_bytes(estimated)
         warnings += (_statistics_warning(estimated),)
     exact = _is_exact(generator, options)
@@ -251,13 +209,7 @@ def set_up_inference(
 
 
 def resolved_precision(generator: Model, options: TranslateOptions) -> str:
-    """Return the precision that `set_up_inference` will choose.
-
-    Raises
-    ------
-    DeviceError
-        If the device is missing, or does not support the chosen precision.
-    """
+    """Return the precision that `set_up_inference` will choose; `DeviceError` as it raises."""
     if generator.module is None:
         return "exact"
     from ..models.device import choose_precision, parse_devices
@@ -316,15 +268,6 @@ def _blending_warning(generator: Model) -> str:
     )
 
 
-def _slide_statistics(
-    generator: Model, prepared: PreparedSlide, options: TranslateOptions, device: torch.device, known: bytes | None
-) -> SlideStatistics:
-    if known is not None:
-        return statistics_from_bytes(generator, known)
-    sample = list(_sample_tissue(prepared, generator.dependency.stride_px, options.seed))
-    return with_slide_statistics(generator, sample, device)
-
-
 def _statistics_warning(estimated: SlideStatistics) -> str:
     moved = ", ".join(f"{round(levels):+d}" for levels in estimated.moved_levels)
     return (
@@ -346,7 +289,7 @@ def _sample_tissue(prepared: PreparedSlide, stride_px: int, seed: int) -> Iterat
     windows = [prepared.reader(regions[index]) for index in drawn]
     # Background is recognized by its color, since the mask has a margin and may cover everything. A stable sort of
     # rounded fractions keeps the random order of windows full of tissue.
-    fractions = [_background_fraction(window, prepared.shown_background) for window in windows]
+    fractions = [float(background_mask(window, prepared.shown_background).mean()) for window in windows]
     order = np.argsort([round(fraction, 1) for fraction in fractions], kind="stable")[:SAMPLE_WINDOWS]
     tissue = [windows[index] for index in order if fractions[index] <= 0.5]
     tissue = tissue or [windows[index] for index in order[:SAMPLE_BATCH]]
@@ -354,7 +297,7 @@ def _sample_tissue(prepared: PreparedSlide, stride_px: int, seed: int) -> Iterat
         yield np.stack(tissue[first : first + SAMPLE_BATCH])
 
 
-def _background_fraction(window: RGBImage, background: RGB) -> float:
-    """Return the fraction of px within `BACKGROUND_LEVELS` of the background color in every channel."""
-    distance = np.abs(window.astype(np.int16) - np.array(background, dtype=np.int16)).max(axis=2)
-    return float((distance <= BACKGROUND_LEVELS).mean())
+def background_mask(pixels: RGBImage, background: RGB) -> BoolImage:
+    """Return which px are within `BACKGROUND_LEVELS` of the background color in every channel."""
+    distance = cv2.absdiff(pixels, np.full_like(pixels, background)).max(axis=2)
+    return np.asarray(distance <= BACKGROUND_LEVELS, np.bool_)

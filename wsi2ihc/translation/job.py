@@ -16,10 +16,9 @@ from .. import system
 from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import MaskError
 from ..files import sha256_of_file
-from ..geometry import RGB, Region, Size, ceil_to
+from ..geometry import RGB, Size, ceil_to
 from ..models.model_spec import Translator
 from ..models.registry import Model
-from ..pyramid import PyramidOptions
 from ..slide import Slide, agreeing_levels
 from ..tissue import TissueMask
 from .inference_setup import InferenceSetup, PreparedSlide, prepare_slide, resolved_precision, set_up_inference
@@ -34,79 +33,37 @@ TranslationFingerprint = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class SharedPlan:
-    """Decisions that all processes working on one output share, so that their pixels agree to the bit.
+    """Decisions that all processes working on one output share, so that their pixels agree to the bit."""
 
-    Attributes
-    ----------
-    fingerprint
-        What determines the pixels.
-    mask
-        Tissue mask.
-    statistics
-        Normalization statistics of the slide (see `InferenceSetup`), or None.
-    layout
-        How windows are laid out.
-    core_size
-        Size of a full core, in working px.
-    fill
-        Color of untranslated area.
-    band_px
-        Height of a band, in working px.
-    size
-        Size of level 0 of the output, in px.
-    damaged_areas
-        Unreadable areas found during tissue detection, as (level, x, y).
-    """
-
-    fingerprint: TranslationFingerprint
+    fingerprint: TranslationFingerprint  # what determines the pixels
     mask: TissueMask
-    statistics: bytes | None
-    layout: WindowLayout
-    core_size: Size
-    fill: RGB
-    band_px: int
-    size: Size
-    damaged_areas: tuple[tuple[int, int, int], ...]
+    statistics: bytes | None  # normalization statistics of the slide (see `InferenceSetup`), or None
+    layout: WindowLayout  # how windows are laid out
+    core_size: Size  # size of a full core, in working px
+    fill: RGB  # color of untranslated area
+    band_px: int  # height of a band, in working px
+    size: Size  # size of level 0 of the output, in px
+    damaged_areas: tuple[tuple[int, int, int], ...]  # unreadable areas found during tissue detection, as (level, x, y)
 
 
 @dataclass(frozen=True, slots=True)
 class TranslationJob:
-    """A translation that is prepared but not started.
+    """A translation that is prepared but not started."""
 
-    Attributes
-    ----------
-    slide, generator, options
-        Arguments of `translate`; tiles in ``options.pyramid`` are no larger than the image.
-    prepared
-        Working grid, tissue and reader.
-    inference
-        Translators on their devices.
-    layout, plan
-        How windows are laid out, and the windows.
-    fill
-        Color of untranslated area.
-    workers
-        Threads that read, encode and reduce.
-    batch_size
-        Windows per call of a translator.
-    seconds
-        Time spent on each step of the preparation.
-    fingerprint
-        What determines the pixels.
-    """
-
+    # slide, generator, options: arguments of `translate`; tiles in ``options.pyramid`` are no larger than the image
     slide: Slide
     generator: Model
     options: TranslateOptions
-    prepared: PreparedSlide
-    inference: InferenceSetup
+    prepared: PreparedSlide  # working grid, tissue and reader
+    inference: InferenceSetup  # translators on their devices
+    # layout, plan: how windows are laid out, and the windows
     layout: WindowLayout
     plan: Plan
-    fill: RGB
-    workers: int
-    batch_size: int
-    seconds: dict[str, float]
-    fingerprint: TranslationFingerprint
+    fill: RGB  # color of untranslated area
+    workers: int  # threads that read, encode and reduce
+    batch_size: int  # windows per call of a translator
+    seconds: dict[str, float]  # time spent on each step of the preparation
+    fingerprint: TranslationFingerprint  # what determines the pixels
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -138,14 +95,8 @@ def prepare(
 ) -> TranslationJob:
     """Find the tissue, load the network onto its devices, and plan the windows.
 
-    Parameters
-    ----------
-    translators
-        Replacement for the translators of the generator, to measure the pipeline around them.
-    shared
-        Decisions of another run for the same slide, model and options.
-    fingerprint
-        Result of `translation_fingerprint`, if known.
+    ``translators`` replace those of the generator, to measure the pipeline around them. ``shared`` are decisions of
+    another run for the same slide, model and options; ``fingerprint`` is that of `translation_fingerprint`, if known.
     """
     started = time.perf_counter()
     fingerprint = fingerprint or translation_fingerprint(slide, generator, options)
@@ -155,7 +106,9 @@ def prepare(
     found = time.perf_counter()
     progress(Progress("loading the model"))
     inference = set_up_inference(generator, prepared, options, translators, shared.statistics if shared else None)
-    options = replace(options, pyramid=_limit_tile_size(options.pyramid, prepared.extent))
+    longest_px = ceil_to(max(prepared.extent.width, prepared.extent.height), 16)
+    # libvips refuses tiles that are much larger than the image
+    options = replace(options, pyramid=replace(options.pyramid, tile_px=min(options.pyramid.tile_px, longest_px)))
     layout = shared.layout if shared else choose_layout(inference, options, prepared.extent.width)
     plan = make_plan(prepared, layout, options, slide.info.name, shared.core_size if shared else None)
     warnings = implausible_outputs(inference, prepared, plan, generator.name)
@@ -167,11 +120,6 @@ def prepare(
         slide, generator, options, prepared, inference, layout, plan, fill, workers,
         batch_size(options, plan, inference.on_gpu), seconds, fingerprint,
     )  # fmt: skip
-
-
-def _limit_tile_size(pyramid: PyramidOptions, extent: Region) -> PyramidOptions:
-    """Limit tiles to the size of the image: libvips refuses much larger ones."""
-    return replace(pyramid, tile_px=min(pyramid.tile_px, ceil_to(max(extent.width, extent.height), 16)))
 
 
 def translation_fingerprint(slide: Slide, generator: Model, options: TranslateOptions) -> TranslationFingerprint:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import OptionError
 from ..geometry import Region
 from ..pyramid import PyramidOptions
-from ..text import MOST_SEED, MOST_WORKERS, auto_option, check_bounds, option, parse_bytes, parse_region
+from ..text import MOST_SEED, MOST_WORKERS, auto_option, check_bounds, flag, option, parse_bytes, parse_region
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Statistics = Literal["trained", "slide"]
@@ -61,13 +61,15 @@ class TranslateOptions:
     band_px: int = auto_option("Height of a band in px; at most one is repeated by --resume.", name="band_height")
 
     def __post_init__(self) -> None:
-        _one_of("--precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        choices = {
+            "precision": Precision, "statistics": Statistics, "blend": Blend, "icc": ColorPolicy,
+            "on_read_error": ReadErrorPolicy,
+        }  # fmt: skip
+        for name, literal in choices.items():
+            if (value := getattr(self, name)) not in get_args(literal):
+                raise OptionError(f"{flag(name)} {value!r} is not one of {', '.join(get_args(literal))}")
         if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3}(,\d{1,3})*)?", self.device.strip().lower()) is None:
             raise OptionError(f"--device {self.device!r} is not auto, cpu, cuda, cuda:0,1 or mps")
-        _one_of("--statistics", self.statistics, ("trained", "slide"))
-        _one_of("--blend", self.blend, ("auto", "exact", "overlap"))
-        _one_of("--icc", self.icc, ("keep", "srgb"))
-        _one_of("--on-read-error", self.on_read_error, ("fail", "background"))
         check_bounds(self, {"batch_size": (0, 65_536), "workers": (0, MOST_WORKERS), "seed": (0, MOST_SEED)})
         if not 0 <= self.overlap_px <= 8192:
             raise OptionError(f"--overlap {self.overlap_px} is not between 0 and 8192 px")
@@ -83,11 +85,6 @@ class TranslateOptions:
             raise TypeError(f"a region is a wsi2ihc.geometry.Region(x, y, width, height), not {self.region!r:.80}")
         if self.region is not None and self.region.is_empty:
             raise OptionError(f"--region {self.region} is empty")
-
-
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{option} {value!r} is not one of {', '.join(choices)}")
 
 
 TRANSLATING = "translating"

@@ -32,22 +32,13 @@ from ..files import read_regular, sha256_of
 from ..geometry import BoolImage, RGBImage
 from ..pyramid import ZARR_SUFFIX, PyramidReport, Tile, check_folder_output, is_zarr, ome_xml, write_pyramid
 from ..pyramid import read_overview as read_result
-from ..slide import Slide, SlideInfo, overview_grid, read_overview, srgb_profile
+from ..slide import Slide, overview_grid, read_overview, srgb_profile
 from ..storage import SUFFIXES, check_name, check_output, published
 from ..text import pluralize
-from .feather import feather_cores
 from .job import TranslationJob, hash_fingerprint
 from .options import TRANSLATING, TranslateOptions
-from .report import (
-    TranslateReport,
-    caption,
-    describe_image,
-    describe_model,
-    is_report_of,
-    options_for_report,
-    versions,
-    write_report,
-)
+from .output_files import check_not_inputs, check_report, is_report_of, report_path, write_report
+from .report import TranslateReport, caption, describe_image, describe_model, options_for_report, versions
 from .seams import SeamMeter, SeamMetrics
 from .stages import (
     DeviceClock,
@@ -55,6 +46,7 @@ from .stages import (
     assemble_tiles,
     blend_overlaps,
     crop_cores,
+    feather_cores,
     read_windows,
     translate_windows,
 )
@@ -84,11 +76,13 @@ def check_outputs(
         If a folder is missing or not writable, a suffix is unknown, or an existing file may not be replaced.
     """
     check_name(path)
-    outputs = [path, report_path(path)]
     _check_image(path, options.overwrite)
-    _check_extras(path, slide.info, options)
-    if options.preview is not None:
-        outputs.append(options.preview)
+    check_report(path, TranslateReport, slide.info, overwrite=options.overwrite)
+    outputs, preview = [path, report_path(path)], options.preview
+    if preview is not None:
+        is_stale = not os.path.lexists(path) and is_preview_of(preview, path.name, slide.info.quickhash)
+        check_output(preview, options.overwrite or is_stale, suffixes=(".png",))
+        outputs.append(preview)
     check_not_inputs(outputs, [slide.path, options.tissue, *inputs])
 
 
@@ -97,34 +91,6 @@ def _check_image(path: Path, overwrite: bool) -> None:
         check_folder_output(path, overwrite)
     else:
         check_output(path, overwrite, suffixes=(*SUFFIXES, ZARR_SUFFIX))
-
-
-def _check_extras(path: Path, source: SlideInfo, options: TranslateOptions) -> None:
-    """Refuse an existing report or preview that may not be replaced.
-
-    Without the output itself, those of the same output and slide may be replaced: an interrupted run left them.
-    """
-    is_missing = not os.path.lexists(path)
-    report, preview = report_path(path), options.preview
-    is_stale = is_missing and is_report_of(report, path.name, source.quickhash)
-    check_output(report, options.overwrite or is_stale, suffixes=(".json",))
-    if preview is not None:
-        is_stale = is_missing and is_preview_of(preview, path.name, source.quickhash)
-        check_output(preview, options.overwrite or is_stale, suffixes=(".png",))
-
-
-def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that is one of the inputs, also by another path.
-
-    Raises
-    ------
-    OutputError
-        If there is one.
-    """
-    existing = [Path(file) for file in inputs if Path(file).is_file()]
-    for output in outputs:
-        if output.exists() and any(output.samefile(file) for file in existing):
-            raise OutputError(f"{output}: this file is also an input; give the output another name")
 
 
 def finished_tiles(
@@ -171,17 +137,7 @@ def tiles_of_cores(
 def write_preview(preview: Path, result: Path, job: TranslationJob, *, of: str) -> None:
     """Write ``preview`` (PNG): the source on the left, the finished ``result`` on the right, at one scale.
 
-    Its PNG text "Description" says what it shows.
-
-    Parameters
-    ----------
-    of
-        Final name of the result.
-
-    Raises
-    ------
-    OutputError
-        If the preview cannot be written.
+    Its PNG text "Description" says what it shows, and another one identifies the output ``of`` this name.
     """
     virtual = read_result(result, PREVIEW_PX)
     height, width = virtual.shape[:2]
@@ -228,35 +184,14 @@ def _read_source(job: TranslationJob, width: int, height: int) -> RGBImage:
 
 @dataclass(frozen=True, slots=True)
 class WorkSummary:
-    """Summary of the work on a translation, for its report.
+    """Summary of the work on a translation, for its report."""
 
-    Attributes
-    ----------
-    plan
-        Result of `plan_metadata`.
-    seams
-        Seam metrics; None if the model cannot produce seams.
-    model_s
-        Seconds spent in the translators, summed over devices.
-    run_s
-        Seconds spent after the preparation.
-    unreadable
-        Number of unreadable areas.
-    warnings
-        Warnings in addition to those of the job.
-    """
-
-    plan: dict[str, Any]
-    seams: SeamMetrics | None
-    model_s: float
-    run_s: float
-    unreadable: int
-    warnings: tuple[str, ...] = ()
-
-
-def report_path(path: Path) -> Path:
-    """Return the path of the JSON report of an output."""
-    return path.with_name(path.name + ".json")
+    plan: dict[str, Any]  # result of `plan_metadata`
+    seams: SeamMetrics | None  # seam metrics; None if the model cannot produce seams
+    model_s: float  # seconds spent in the translators, summed over devices
+    run_s: float  # seconds spent after the preparation
+    unreadable: int  # number of unreadable areas
+    warnings: tuple[str, ...] = ()  # warnings in addition to those of the job
 
 
 def write_image(
@@ -288,12 +223,8 @@ def write_image(
 def plan_metadata(plans: Iterable[Plan], shown: Iterable[Plan]) -> dict[str, Any]:
     """Summarize the windows of a slide for its report.
 
-    Parameters
-    ----------
-    plans
-        Translated windows: one plan, or one for each band, all with the same core size.
-    shown
-        The same plans with cores cropped to what the output shows.
+    ``plans`` are one plan, or one for each band, all with the same core size; ``shown`` are the same plans with cores
+    cropped to what the output shows.
     """
     translated, kept = list(plans), list(shown)
     first = translated[0]
@@ -363,14 +294,10 @@ def make_report(job: TranslationJob, name: str, written: PyramidReport, work: Wo
 def write_extras_first(
     job: TranslationJob, path: Path, report: TranslateReport, finished: Path, progress: ProgressCallback = silent
 ) -> OutputError | None:
-    """Write the report and the preview before the output gets its name.
+    """Write the report and the preview before the output gets its name; see `write_extras`.
 
-    A run that is interrupted in between leaves no output, so that the same command can be repeated.
-
-    Returns
-    -------
-    OutputError or None
-        The error if one of them cannot be written; the output is to be published nevertheless.
+    A run that is interrupted in between leaves no output, so that the same command can be repeated. An error is
+    returned, since the output is to be published nevertheless.
 
     Raises
     ------
@@ -393,14 +320,7 @@ def write_extras(
     *,
     finished: Path | None = None,
 ) -> None:
-    """Write the preview, if requested, and the report of an output.
-
-    Parameters
-    ----------
-    path
-        Final path of the output.
-    finished
-        The complete image, if it does not have its final name yet.
+    """Write the preview, if requested, and the report of an output, whose image may still be at ``finished``.
 
     Raises
     ------
@@ -409,19 +329,13 @@ def write_extras(
     """
     if job.options.preview is not None:
         draw_preview(job, job.options.preview, path, progress, finished=finished)
-    write_report(report_path(path), report)
+    write_report(path, report.to_json())
 
 
 def draw_preview(
     job: TranslationJob, preview: Path, path: Path, progress: ProgressCallback = silent, *, finished: Path | None = None
 ) -> None:
-    """Write the preview of a finished output, whose image may still be at ``finished``.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; the output is complete nevertheless.
-    """
+    """Write the preview of a finished output, whose image may still be at ``finished``; errors as in `write_extras`."""
     progress(Progress("drawing the preview"))
     try:
         write_preview(preview, finished or path, job, of=path.name)
@@ -439,7 +353,7 @@ def removing_extras(job: TranslationJob, path: Path) -> Iterator[None]:
     except BaseException:
         name, quickhash, preview = path.name, job.slide.info.quickhash, job.options.preview
         with contextlib.suppress(OSError):
-            if not os.path.lexists(path) and is_report_of(report_path(path), name, quickhash):
+            if not os.path.lexists(path) and is_report_of(report_path(path), TranslateReport, name, quickhash):
                 report_path(path).unlink()
             if not os.path.lexists(path) and preview is not None and is_preview_of(preview, name, quickhash):
                 preview.unlink()

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnreadableSlideError
-from ..geometry import RGB, BoolImage, Region, RGBImage, ceil_to, floor_to
+from ..geometry import RGB, Region, RGBImage, ceil_to, floor_to
 from ..models.model_spec import Translator, describe_fault
-from .inference_setup import BACKGROUND_LEVELS, InferenceSetup, PreparedSlide
+from .inference_setup import InferenceSetup, PreparedSlide, background_mask
 from .window_size import background_output
 from .windows import Plan, Window
 
@@ -64,21 +64,15 @@ def _candidates(prepared: PreparedSlide, plan: Plan) -> list[Window]:
 
 def _balance(pixels: RGBImage, background: RGB) -> float:
     """Return the smaller of the fractions of background and of the rest: 0 to 1/2."""
-    fraction = float(_background(pixels, background).mean())
+    fraction = float(background_mask(pixels, background).mean())
     return min(fraction, 1 - fraction)
-
-
-def _background(pixels: RGBImage, color: RGB) -> BoolImage:
-    """Return a mask of the px that have the background color."""
-    distance = cv2.absdiff(pixels, np.full_like(pixels, color)).max(axis=2)
-    return np.asarray(distance <= BACKGROUND_LEVELS, np.bool_)
 
 
 def _output_over_background(translator: Translator, pixels: RGBImage, background: RGB) -> npt.NDArray[np.uint8]:
     """Return the output over the background of a window, `MARGIN_PX` away from everything else: (count, 3)."""
     output = translator(pixels[np.newaxis])[0]
     side = 2 * MARGIN_PX + 1
-    inside = cv2.erode(_background(pixels, background).view(np.uint8), np.ones((side, side), np.uint8)) > 0
+    inside = cv2.erode(background_mask(pixels, background).view(np.uint8), np.ones((side, side), np.uint8)) > 0
     return np.asarray(output[inside], np.uint8)
 
 

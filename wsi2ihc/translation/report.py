@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from .. import system
-from ..files import read_json
 from ..geometry import RGB, Region, Size
 from ..models.registry import Model
 from ..pyramid import ImageDescription, PyramidOptions, is_zarr
-from ..storage import published
 from .job import TranslationJob
 from .options import TranslateOptions
+from .output_files import provenance
 from .seams import SeamMetrics
 from .window_size import resident_bytes
 from .windows import Window
@@ -29,27 +28,7 @@ DISCLAIMER = "Computed from H&E by a neural network or color model: research use
 
 @dataclass(frozen=True, slots=True)
 class TranslateReport:
-    """Report of a finished translation; lengths in px of level 0 of the source or output, times in seconds.
-
-    Attributes
-    ----------
-    output_sha256
-        Hash of the OME-TIFF, or of the files of an OME-Zarr (`wsi2ihc.files.sha256_of`).
-    position_um
-        Offset of the output from the top left corner of level 0 of the slide.
-    annotations
-        Classes and names in the mask file, if any: "class", "name", "areas", "ignored".
-    background
-        Background color of the slide.
-    fill
-        Color of untranslated area.
-    seams
-        Seam metrics; None if the model translates each pixel on its own.
-    seconds
-        Times by step; "run" and "generator" are sums over all processes.
-    fingerprint
-        Hash of everything that determines the pixels (see `translation_fingerprint`).
-    """
+    """Report of a finished translation; lengths in px of level 0 of the source or output, times in seconds."""
 
     source: dict[str, Any]
     model: dict[str, Any]
@@ -59,24 +38,25 @@ class TranslateReport:
     output_mpp: tuple[float, float]
     output_levels: tuple[Size, ...]
     output_bytes: int
-    output_sha256: str
+    output_sha256: str  # hash of the OME-TIFF, or of the files of an OME-Zarr (`wsi2ihc.files.sha256_of`)
     extent: Region
-    position_um: tuple[float, float]
+    position_um: tuple[float, float]  # offset of the output from the top left corner of level 0 of the slide
     tissue_share: float
+    # classes and names in the mask file, if any: "class", "name", "areas", "ignored"
     annotations: tuple[dict[str, Any], ...]
-    background: RGB
-    fill: RGB
+    background: RGB  # background color of the slide
+    fill: RGB  # color of untranslated area
     plan: dict[str, Any]
     device: str
     precision: str
     blend: str
-    seams: SeamMetrics | None
-    seconds: dict[str, float]
+    seams: SeamMetrics | None  # seam metrics; None if the model translates each pixel on its own
+    seconds: dict[str, float]  # times by step; "run" and "generator" are sums over all processes
     mpx_per_s: float
     unreadable_regions: int
     warnings: tuple[str, ...]
     versions: dict[str, str]
-    fingerprint: str
+    fingerprint: str  # hash of everything that determines the pixels (see `translation_fingerprint`)
     created: str
 
     def to_json(self) -> dict[str, Any]:
@@ -89,13 +69,7 @@ class TranslateReport:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TranslateReport:
-        """Invert `to_json`.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            If the values are invalid.
-        """
+        """Invert `to_json`; `KeyError`, `TypeError` or `ValueError` if the values are invalid."""
         seams = values["seams"]
         if seams is not None:
             seams = SeamMetrics(**{one.name: seams[one.name] for one in dataclasses.fields(SeamMetrics)})
@@ -112,22 +86,6 @@ class TranslateReport:
             "seams": seams,
             "warnings": tuple(values["warnings"]),
         })  # fmt: skip
-
-
-def write_report(path: Path, report: TranslateReport) -> None:
-    """Write the report as JSON atomically, and replace an existing one."""
-    text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
-    with published(path, overwrite=True) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def is_report_of(path: Path, name: str, quickhash: str) -> bool:
-    """Return whether a file is the report of an output with this name, made from this slide."""
-    try:
-        report = TranslateReport.from_json(read_json(path))
-        return report.output_name == name and report.source["quickhash"] == quickhash
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def versions() -> dict[str, str]:
@@ -188,18 +146,13 @@ def describe_image(job: TranslationJob, name: str) -> ImageDescription:
     """Describe the output ``name`` of a job."""
     info, grid, extent = job.slide.info, job.prepared.grid, job.plan.extent
     model = describe_model(job.generator)
-    provenance = {
-        "source": info.name,
-        "source quickhash": info.quickhash,
-        "model": str(model["name"]),
+    entries = {
+        "model": model["name"],
         "model version": model["version"],
-        "stain": str(model.get("stain") or ""),
+        "stain": model["stain"] or "",
         "device": job.inference.device,
         "precision": job.inference.precision,
         "blend": job.blend,
-        "options": json.dumps(options_for_report(job.options, name), default=str),
-        "versions": json.dumps(versions()),
-        "notice": DISCLAIMER,
     }
     # A coarser working grid corresponds to a weaker objective.
     magnification = None if info.magnification is None else info.magnification / grid.downsample[0]
@@ -211,7 +164,7 @@ def describe_image(job: TranslationJob, name: str) -> ImageDescription:
         channel=job.generator.channel_name,
         description=caption(job),
         position_um=(extent.x * grid.mpp[0], extent.y * grid.mpp[1]) if job.options.region else None,
-        provenance=provenance,
+        provenance=provenance(info, entries, options_for_report(job.options, name), versions(), DISCLAIMER),
     )
 
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -27,7 +27,7 @@ from ..errors import OutputBusyError, OutputError, OutputExistsError
 from ..files import sha256_of, sha256_of_file
 from ..geometry import Size
 from ..models.registry import Model
-from ..pyramid import PyramidReport, Tile, is_zarr, publish_folder, validate
+from ..pyramid import PyramidReport, is_zarr, publish_folder, validate
 from ..pyramid.levels import PyramidLevel, plan_levels, tile_grid
 from ..pyramid.ome_zarr import (
     DamagedShardError,
@@ -50,6 +50,7 @@ from ..slide import Slide
 from ..storage import disk_errors, exclusive_lock, in_use, published, sync_folder
 from .bands import Band, band_height, core_for_bands, crop_to_band, divide_into_bands, occupied_tiles
 from .checkpoint_folder import (
+    COMMITTED,
     DONE,
     IMAGE,
     IN_USE,
@@ -72,7 +73,6 @@ from .checkpoint_folder import (
     read_plan,
     record_commit,
     remove_checkpoint,
-    remove_commit_record,
     remove_stale,
     remove_unused,
     row_folders,
@@ -179,18 +179,7 @@ def open_checkpoint(
 def check_checkpoint(
     slide: Slide, generator: Model, output: str | os.PathLike[str], options: TranslateOptions | None = None
 ) -> int | None:
-    """Check what `open_checkpoint` would refuse, without changes.
-
-    Returns
-    -------
-    int or None
-        Number of finished bands; None without a checkpoint folder.
-
-    Raises
-    ------
-    OutputError
-        As `open_checkpoint` does.
-    """
+    """Check what `open_checkpoint` would refuse, without changes; return the number of finished bands, if any."""
     options, path = options or TranslateOptions(), Path(output)
     _check_outputs(slide, path, options)
     if not options.overwrite:  # which restarts from a folder that does not fit
@@ -219,7 +208,9 @@ def _existing_plan(output: Path, fingerprint: TranslationFingerprint, options: T
         return None
     try:
         plan = read_plan(folder)
-        _check_parts(folder)
+        for name, is_kind in ((IN_USE, Path.is_file), (DONE, Path.is_dir), (LOCKS, Path.is_dir)):
+            if not is_kind(folder / name):
+                raise damaged_checkpoint(folder, f"no {name}")
         _check_image(folder, plan, output, options)
         found = differences(plan.fingerprint, fingerprint)
         if options.on_read_error == "background":  # bands that were read without an error are the same
@@ -237,13 +228,6 @@ def _existing_plan(output: Path, fingerprint: TranslationFingerprint, options: T
     _log.warning("%s: restarted", problem)
     remove_unused(output)
     return None
-
-
-def _check_parts(folder: Path) -> None:
-    """Refuse a checkpoint folder with missing parts."""
-    for name, is_kind in ((IN_USE, Path.is_file), (DONE, Path.is_dir), (LOCKS, Path.is_dir)):
-        if not is_kind(folder / name):
-            raise damaged_checkpoint(folder, f"no {name}")
 
 
 def _check_image(folder: Path, plan: SharedPlan, output: Path, options: TranslateOptions) -> None:
@@ -322,20 +306,15 @@ def _warn_about_kept_options(job: TranslationJob, plan: SharedPlan, folder: Path
 def complete(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> TranslateReport | None:
     """Translate the missing bands and publish the output, in cooperation with other processes.
 
-    Returns
-    -------
-    TranslateReport or None
-        None if another process published the output and removed the folder.
-
-    Raises
-    ------
-    Wsi2IhcError
-        As `translate` does. Finished bands are kept.
+    Returns None if another process published the output and removed the folder. After an error, finished bands are
+    kept.
     """
     while still_exists(checkpoint):
         is_done = _is_published(checkpoint)
         try:
-            worked = not is_done and _translate_free_bands(checkpoint, progress)
+            worked = False
+            for number in () if is_done else missing_bands(checkpoint):
+                worked |= translate_band(checkpoint, number, progress=progress)
             if is_done or not missing_bands(checkpoint):
                 report = assemble(checkpoint, progress=progress)
                 if report is not None:
@@ -357,28 +336,15 @@ def _is_published(checkpoint: Checkpoint) -> bool:
     return is_committed(checkpoint.folder, checkpoint.output, checkpoint.job.options.pyramid)
 
 
-def _translate_free_bands(checkpoint: Checkpoint, progress: ProgressCallback) -> bool:
-    """Translate every missing band that no other process is working on. Return whether there was any."""
-    worked = False
-    for number in missing_bands(checkpoint):
-        worked |= translate_band(checkpoint, number, progress=progress)
-    return worked
-
-
 def translate_band(checkpoint: Checkpoint, number: int, *, progress: ProgressCallback = silent) -> bool:
-    """Translate one band, unless it is done.
+    """Translate one band, unless it is done; return False if another process is working on it.
 
-    Returns
-    -------
-    bool
-        Whether the band is done now; False if another process is working on it.
+    After an error the band is not done, and others are unchanged.
 
     Raises
     ------
     OutputError
         If it cannot be written, or the folder has been removed.
-    Wsi2IhcError
-        As the translation of a slide does; the band is not done then, and others are unchanged.
     """
     try:
         with band_lock(checkpoint, number):
@@ -404,10 +370,14 @@ def _translate(checkpoint: Checkpoint, band: Band, progress: ProgressCallback) -
         forget_band(checkpoint, band.number)
         for folder in row_folders(checkpoint, band.number):  # also removes partial files of interrupted writers
             remove_tree(folder)
+        total_px = sum(one.work.window_px for one in checkpoint.bands)
+        done_px = sum(checkpoint.bands[number].work.window_px for number in checkpoint.known)
         with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
             cores = translated_cores(job, band.work, executor, clock)
-            cores = crop_to_band(report_progress(cores, progress, *_work_px(checkpoint)), band.region)
-            tiles = _shift_tiles(tiles_of_cores(job, cores, band.shown, executor, meter), band)
+            cores = crop_to_band(report_progress(cores, progress, total_px, done_px), band.region)
+            first = band.rows.start  # rows of tiles count from the top of the output
+            own_tiles = tiles_of_cores(job, cores, band.shown, executor, meter)
+            tiles = (replace(tile, row=tile.row + first) for tile in own_tiles)
             with contextlib.closing(tiles):
                 ahead = shards_ahead(level, job.workers)
                 write_tiles(checkpoint.image, tiles, level, band.rows, job.fill, executor, ahead)
@@ -417,18 +387,6 @@ def _translate(checkpoint: Checkpoint, band: Band, progress: ProgressCallback) -
         marker_path(checkpoint, band.number),
         DoneMarker(shards, meter.statistics() if meter else None, clock.busy_s, run_s, job.prepared.damaged_areas),
     )
-
-
-def _shift_tiles(tiles: Iterable[Tile], band: Band) -> Generator[Tile, None, None]:
-    """Count the rows of tiles from the top of the output instead of the band."""
-    for tile in tiles:
-        yield replace(tile, row=tile.row + band.rows.start)
-
-
-def _work_px(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Return the px of the windows of all bands, and of those that are done."""
-    done = [checkpoint.bands[number].work.window_px for number in checkpoint.known]
-    return sum(band.work.window_px for band in checkpoint.bands), sum(done)
 
 
 def _sync_shards(checkpoint: Checkpoint, band: Band) -> dict[str, tuple[int, str]]:
@@ -450,16 +408,13 @@ def _sync_shards(checkpoint: Checkpoint, band: Band) -> dict[str, tuple[int, str
 def assemble(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> TranslateReport | None:
     """Assemble and publish the output if all bands are done, and remove the checkpoint folder.
 
-    Returns
-    -------
-    TranslateReport or None
-        None if a band is missing or damaged, so that it has to be translated again, or another process is assembling.
+    Returns None if a band is missing or damaged, so that it has to be translated again, or another process is
+    assembling.
 
     Raises
     ------
     OutputError
-        If the output cannot be written, has appeared meanwhile and may not be replaced, or a band is damaged for the
-        second time.
+        If the output cannot be written or has appeared meanwhile, or a band is damaged for the second time.
     """
     try:
         with exclusive_lock(checkpoint.folder / LOCKS, "", _ASSEMBLE_LOCK, make=False):
@@ -489,7 +444,7 @@ def _published_report(checkpoint: Checkpoint) -> TranslateReport:
     """Read the report of the published output, and refuse an output that was changed since."""
     report = committed_report(checkpoint.folder, checkpoint.output)
     if report.output_sha256 != sha256_of(checkpoint.output):
-        remove_commit_record(checkpoint.folder)
+        (checkpoint.folder / COMMITTED).unlink(missing_ok=True)
         raise OutputError(
             f"output {checkpoint.output} was changed after it was written: choose another name, or replace it with "
             "--overwrite"
@@ -531,13 +486,7 @@ def _publish(checkpoint: Checkpoint, markers: list[DoneMarker], progress: Progre
 
 
 def _check_shards(checkpoint: Checkpoint, markers: list[DoneMarker]) -> None:
-    """Compare the shards with their SHA-256. Not all of them are read later: background is published as it is.
-
-    Raises
-    ------
-    DamagedShardError
-        If a shard has changed.
-    """
+    """Compare the shards with their SHA-256. Not all of them are read later: background is published as it is."""
     expected = {name: digest for marker in markers for name, (_, digest) in marker.shards.items()}
     with ThreadPoolExecutor(checkpoint.job.workers, thread_name_prefix="verify") as executor:
         digests = executor.map(lambda name: _digest_or_none(checkpoint.image / name), expected)

@@ -38,37 +38,20 @@ MIN_POSITIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class ShadeMetrics:
-    """Metrics of the mean colors of neighboring cores.
+    """Metrics of the mean colors of neighboring cores."""
 
-    Attributes
-    ----------
-    z
-        z-score of the differences across borders relative to those inside cores, the larger of both axes.
-    step
-        Root mean square step in shade across borders, in excess of that inside cores, in gray levels.
-    """
-
-    z: float | None
-    step: float | None
+    z: float | None  # z-score of the differences across borders relative to those inside cores, the larger of both axes
+    step: float | None  # root mean square step in shade across borders, in excess of that inside cores, in gray levels
 
 
 @dataclass(slots=True)
 class Moments:
-    """Sums over pairs of strips by position: 0 for borders, n + 1 for pairs whose first strip is the nth of a core.
+    """Sums over pairs of strips by position: 0 for borders, n + 1 for pairs whose first strip is the nth of a core."""
 
-    Attributes
-    ----------
-    products
-        Outer products of the differences of result and source, weighted, (positions, 6, 6).
-    weights
-        Number of blocks along the strips, (positions,).
-    pairs
-        Number of pairs, (positions,).
-    """
-
+    # outer products of the differences of result and source, weighted, (positions, 6, 6)
     products: npt.NDArray[np.float64]
-    weights: npt.NDArray[np.float64]
-    pairs: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]  # number of blocks along the strips, (positions,)
+    pairs: npt.NDArray[np.float64]  # number of pairs, (positions,)
 
     @classmethod
     def zeros(cls, positions: int) -> Moments:
@@ -240,25 +223,17 @@ SAMPLED_FULLY_PX = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class SeamMetrics:
-    """Metrics of the differences across the borders of cores.
+    """Metrics of the differences across the borders of cores."""
 
-    Attributes
-    ----------
-    z_x, z_y
-        z-scores of the borders between horizontal and between vertical neighbors.
-    contrast_x, contrast_y
-        Ratio of result to source differences at borders over its mean at all other phases; 1 without seams.
-    borders
-        Number of measured borders.
-    shade_z, shade_step
-        Metrics of differences in shade; see `ShadeMetrics`.
-    """
-
+    # z_x, z_y: z-scores of the borders between horizontal and between vertical neighbors
     z_x: float | None
     z_y: float | None
+    # contrast_x, contrast_y: ratio of result to source differences at borders over its mean at all other phases; 1
+    # without seams
     contrast_x: float | None
     contrast_y: float | None
-    borders: int
+    borders: int  # number of measured borders
+    # shade_z, shade_step: metrics of differences in shade; see `ShadeMetrics`
     shade_z: float | None = None
     shade_step: float | None = None
 
@@ -376,20 +351,12 @@ class SeamMeter:
 
     Memory bound: phases of one core, and the ends of the sampled lines (6 bytes a line) of each row and column of the
     core grid; some hundred kilobytes on a slide of 100,000² px.
-
-    Attributes
-    ----------
-    plan
-        Plan of the measured cores.
-    total_px
-        Pixels of all cores of the slide, if the plan covers one band only; sets the sampling density.
-    borders
-        Number of borders measured so far.
     """
 
-    plan: Plan
+    plan: Plan  # plan of the measured cores
+    # pixels of all cores of the slide, if the plan covers one band only; sets the sampling density
     total_px: int | None = None
-    borders: int = field(init=False, default=0)
+    borders: int = field(init=False, default=0)  # number of borders measured so far
     _every_px: int = field(init=False)
     _along_x: Phases = field(init=False)
     _along_y: Phases = field(init=False)

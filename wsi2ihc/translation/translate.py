@@ -31,10 +31,10 @@ from .output import (
     make_report,
     plan_metadata,
     removing_extras,
-    report_path,
     write_extras_first,
     write_image,
 )
+from .output_files import report_path
 from .report import TranslateReport, is_stored_as
 from .resume import complete, open_checkpoint
 from .seams import SeamMeter

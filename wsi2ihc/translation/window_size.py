@@ -89,10 +89,7 @@ def make_plan(
 ) -> Plan:
     """Plan the windows, with cores of the given size, or else of the requested size or the one with the least work.
 
-    Raises
-    ------
-    NoTissueError
-        If the extent holds no tissue.
+    Raises `NoTissueError` if the extent holds no tissue.
     """
     plan = plan_windows(prepared.extent, prepared.covered, layout, core_size or requested_core_size(layout, options))
     if not plan.windows or not prepared.tissue_px:

@@ -33,28 +33,14 @@ WINDOW_OVERHEAD_PX = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A window: the unit of translation.
+    """A window: the unit of translation."""
 
-    Attributes
-    ----------
-    index
-        Position in the plan, from 0.
-    column, row
-        Position in the core grid.
-    core
-        Pixels that are kept, in working px.
-    region
-        Input of the network, in working px; starts on a multiple of the stride.
-    halo_px
-        Context on each side of ``region`` that the output of the translator lacks.
-    """
-
-    index: int
-    column: int
-    row: int
-    core: Region
-    region: Region
-    halo_px: int
+    index: int  # position in the plan, from 0
+    column: int  # position in the core grid
+    row: int  # position in the core grid
+    core: Region  # pixels that are kept, in working px
+    region: Region  # input of the network, in working px; starts on a multiple of the stride
+    halo_px: int  # context on each side of ``region`` that the output of the translator lacks
 
     @property
     def output_region(self) -> Region:
@@ -64,30 +50,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class WindowLayout:
-    """Layout of windows for one generator on one device.
+    """Layout of windows for one generator on one device."""
 
-    Attributes
-    ----------
-    halo_px
-        Context on each side of a window that is discarded.
-    overlap_px
-        Overlap of neighboring windows beyond the halo, which is blended; 0 for no blending.
-    stride_px
-        Windows start on multiples of this.
-    multiple_px
-        Sides of windows are multiples of this.
-    max_window_px
-        Largest number of pixels of a window.
-    tile_px
-        Side of the output tiles. Without a margin, cores are whole tiles, which need no assembly.
-    """
-
-    halo_px: int = 0
-    overlap_px: int = 0
-    stride_px: int = 1
-    multiple_px: int = 1
-    max_window_px: int = 2048 * 2048
-    tile_px: int = 0
+    halo_px: int = 0  # context on each side of a window that is discarded
+    overlap_px: int = 0  # overlap of neighboring windows beyond the halo, which is blended; 0 for no blending
+    stride_px: int = 1  # windows start on multiples of this
+    multiple_px: int = 1  # sides of windows are multiples of this
+    max_window_px: int = 2048 * 2048  # largest number of pixels of a window
+    tile_px: int = 0  # side of the output tiles. Without a margin, cores are whole tiles, which need no assembly.
 
     def __post_init__(self) -> None:
         if min(self.halo_px, self.overlap_px) < 0 or min(self.stride_px, self.multiple_px, self.max_window_px) < 1:
@@ -103,21 +73,11 @@ class WindowLayout:
 
 @dataclass(frozen=True, slots=True)
 class TissueGrid:
-    """Tissue mask in coordinates of the working grid.
+    """Tissue mask in coordinates of the working grid."""
 
-    Attributes
-    ----------
-    pixels
-        Mask, (rows, columns) bool.
-    origin
-        Top left corner of ``pixels[0, 0]`` in working px, as (x, y); may be fractional.
-    pixel_size
-        Size of a mask px in working px, as (x, y).
-    """
-
-    pixels: BoolImage
-    origin: tuple[float, float]
-    pixel_size: tuple[float, float]
+    pixels: BoolImage  # mask, (rows, columns) bool
+    origin: tuple[float, float]  # top left corner of ``pixels[0, 0]`` in working px, as (x, y); may be fractional
+    pixel_size: tuple[float, float]  # size of a mask px in working px, as (x, y)
 
     def blocks(self, origin: tuple[int, int], step_px: int, shape: tuple[int, int], extent: Region) -> BoolImage:
         """Find the squares of ``step_px``, counted from ``origin``, that overlap tissue inside ``extent``.
@@ -172,30 +132,14 @@ class TissueGrid:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All windows of a slide or band.
+    """All windows of a slide or band."""
 
-    Attributes
-    ----------
-    extent
-        Region of the output, in working px.
-    core_size
-        Size of a full core.
-    core_origin
-        Origin of the core grid, in working px.
-    layout
-        Layout of the windows.
-    windows
-        Windows in raster order of the core grid, about 100 bytes each.
-    tissue_px
-        Working px of tissue inside the extent.
-    """
-
-    extent: Region
+    extent: Region  # region of the output, in working px
     core_size: Size
-    core_origin: tuple[int, int]
+    core_origin: tuple[int, int]  # origin of the core grid, in working px
     layout: WindowLayout
-    windows: tuple[Window, ...]
-    tissue_px: float
+    windows: tuple[Window, ...]  # windows in raster order of the core grid, about 100 bytes each
+    tissue_px: float  # working px of tissue inside the extent
 
     def grid_corner(self, window: Window) -> tuple[int, int]:
         """Return the top left corner of the full core of a window, in working px."""
@@ -226,18 +170,9 @@ class Plan:
 
 
 def plan_windows(extent: Region, tissue: TissueGrid, layout: WindowLayout, core_size: Size | None = None) -> Plan:
-    """Divide the tissue in ``extent`` into windows.
+    """Divide the tissue in ``extent`` (working px, not empty) into windows.
 
-    Parameters
-    ----------
-    extent
-        Region of the output, in working px; not empty.
-    tissue
-        Area to translate.
-    layout
-        Requirements of the generator.
-    core_size
-        Size of cores, in multiples of the stride. By default the size with the least work.
+    The core size is in multiples of the stride; by default it is the size with the least work.
 
     Raises
     ------

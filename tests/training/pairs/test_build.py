@@ -274,11 +274,11 @@ def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Those children that have slides; multiprocessing has one of its own."""
+    """Those children that have slides."""
     found = []
     for child in children(process):
         with contextlib.suppress(psutil.Error):
-            found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+            found += [child] if "wsi2ihc.concurrency:_serve_job" in child.cmdline() else []
     return found
 
 

@@ -5,12 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
 
+import psutil
 import pytest
 
-from wsi2ihc.concurrency import Finished, Send, run_in_processes
+from wsi2ihc.concurrency import Finished, Send, WorkerProcess, run_in_processes
 from wsi2ihc.errors import DatasetError, OutputError
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes import the work of this module."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
 
 NAMES = ("well", "refused", "crashed", "killed", "full", "short", "odd", "left", "bytes", "surrogate", "exits")
 
@@ -75,3 +88,47 @@ def test_who_stops_listening_ends_the_children() -> None:
     for _, number in (first, second):
         with pytest.raises(ProcessLookupError):
             os.kill(number, 0)  # type: ignore[arg-type]
+
+
+def echo(messages: Iterator[object], send: Send) -> None:
+    """Print, as libraries do, and send messages back; one of them ends the process."""
+    for message in messages:
+        sys.stdout.write("printed\n")
+        if message == "exit":
+            sys.exit(7)
+        send(message)
+
+
+def test_messages_come_back_and_the_exit_code_last(capfd: pytest.CaptureFixture[str]) -> None:
+    received: SimpleQueue[object] = SimpleQueue()
+    worker = WorkerProcess(echo, received.put, {"WSI2IHC_TEST": "1"})
+    large = {"bytes": bytes(1 << 20)}
+    worker.send(large)
+    assert received.get(timeout=60) == large
+    worker.send("exit")
+    assert received.get(timeout=60) is None
+    worker.send("too late")
+    assert worker.end(10) == 7
+    assert capfd.readouterr().out == ""
+
+
+def test_a_worker_that_does_not_end_is_killed() -> None:
+    received: SimpleQueue[object] = SimpleQueue()
+    worker = WorkerProcess(echo, received.put)
+    assert worker.end(60) == 0, "it ends when its pipe is closed"
+    assert received.get() is None
+    assert WorkerProcess(echo, received.put).end() == -signal.SIGKILL
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    program = (
+        "import test_worker_processes as tests, time, wsi2ihc.concurrency\n"
+        "worker = wsi2ihc.concurrency.WorkerProcess(tests.echo, lambda _: None)\n"
+        "print(worker.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    assert not psutil.wait_procs([worker], timeout=30)[1]
