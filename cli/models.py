@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wsi2ihc.cli.console import echo_json, say
-from wsi2ihc.cli.options import PositiveFloat, json_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.options import POSITIVE, json_option, set_up_logging, verbosity_options
 from wsi2ihc.models.registry import DEFAULT_MODEL, describe_generator, list_models, load_model
 from wsi2ihc.storage import check_output
 from wsi2ihc.text import pluralize
@@ -34,10 +34,13 @@ def list_command(json: bool) -> None:
         echo_json({"default": DEFAULT_MODEL, "models": [describe_model(model) for model in models]})
         return
     for model in models:
-        default = " (default)" if model.name == DEFAULT_MODEL else ""
-        resolution = "the slide's own resolution" if model.mpp is None else f"{model.mpp:.4g} µm/px"
-        say(f"{model.name}{default}: {model.description}")
-        say(f"    {model.channel_name}; {resolution}; license {model.license or 'unknown'}")
+        say(
+            f"{model.name} (default)" if model.name == DEFAULT_MODEL else model.name,
+            ("description", model.description),
+            ("stain", model.channel_name),
+            ("resolution", "that of the slide" if model.mpp is None else f"{model.mpp:.4g} µm/px"),
+            ("license", model.license or "unknown"),
+        )
 
 
 @command.command("show")
@@ -57,8 +60,8 @@ def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
     if json:
         echo_json(facts)
         return
-    for depth, name, value in _outline(facts, DEEPEST_OF_ALL if verbose else DEEPEST_SHOWN):
-        say(f"{'  ' * depth + name:<20}  {value}".rstrip())
+    outline = _outline(facts, DEEPEST_OF_ALL if verbose else DEEPEST_SHOWN)
+    say(*(("  " * depth + name, value) for depth, name, value in outline))
 
 
 def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator[tuple[int, str, str]]:
@@ -77,7 +80,7 @@ def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator
 @command.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--mpp", type=PositiveFloat(), required=True, help="Resolution that the model was trained at, in µm/px.")
+@click.option("--mpp", type=POSITIVE, required=True, help="Resolution that the model was trained at, in µm/px.")
 @click.option("--stain", default="", help="Stain of the output, such as HER2.")
 @click.option("--license", default="", help="License of the weights.")
 @click.option("--key", help="Generator to import from a file with several, such as netG_A.")

@@ -25,23 +25,23 @@ MOST_MODULES = 15
 MOST_LINES = 650
 
 LINES = {
-    "cli": 2400,
-    "training": 3020,
+    "cli": 2390,
+    "training": 3010,
     "training/data": 2050,
-    "training/evaluation": 3110,
-    "training/inspection": 2090,
+    "training/evaluation": 2850,
+    "training/inspection": 2010,
     "training/metrics": 1780,
     "training/pairs": 4460,
-    "training/reports": 1360,
-    "wsi2ihc": 2160,
-    "wsi2ihc/batch": 3280,
+    "training/reports": 1080,
+    "wsi2ihc": 2170,
+    "wsi2ihc/batch": 3250,
     "wsi2ihc/demo": 1590,
     "wsi2ihc/models": 2880,
     "wsi2ihc/pyramid": 1450,
     "wsi2ihc/registration": 3440,
     "wsi2ihc/slide": 3700,
     "wsi2ihc/slide/readers": 2180,
-    "wsi2ihc/tissue": 1220,
+    "wsi2ihc/tissue": 1230,
     "wsi2ihc/translation": 4190,
 }
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
