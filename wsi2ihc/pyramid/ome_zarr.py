@@ -13,11 +13,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import lazy_loader
 import numpy as np
-import zarr
-from zarr.codecs import ZstdCodec
 
 from ..concurrency import ordered_map
 from ..errors import OutputError
@@ -26,6 +25,11 @@ from ..storage import check_folder, check_name, check_writable, hidden_files, hi
 from .downsample import Cascade
 from .levels import PyramidLevel, Tile
 from .ome_xml import ImageDescription
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = lazy_loader.load("zarr")  # 0.1 s, which no other output should cost
 
 VERSION = "0.5"
 AXES = ("c", "y", "x")
@@ -75,6 +79,8 @@ def create_level(folder: Path, number: int, level: PyramidLevel) -> zarr.Array[A
 
     Raises `OSError` if it cannot be written.
     """
+    from zarr.codecs import ZstdCodec
+
     return zarr.create_array(
         str(folder),
         name=str(number),
