@@ -181,7 +181,6 @@ def _checked(
         problems = problems if shard.startswith("0/") else []  # rows without a shard are reported by the first one
     board = LiveBoard(quiet)
     tasks, found = check_rows(good, folder, rows, lambda count: board.note(f"checking {count} of {len(good)}"))
-    board.close()
     return tasks, sorted([*problems, *found], key=lambda problem: problem.line), rows
 
 
@@ -213,7 +212,7 @@ def _run(
     def watch(states: Board, news: SlideState | None) -> None:
         nonlocal known
         if known is None and not quiet and (names := to_be_replaced(states)):
-            board.say(f"replacing existing outputs of other options: {listed(names)}")
+            tell(f"replacing existing outputs of other options: {listed(names)}")
         known = states
         board.show(states, news)
         writer.update(lambda: results_of(states, problems))
@@ -221,7 +220,6 @@ def _run(
     try:
         known = run_batch(tasks, engine, options, watch, verify=verify)
     finally:
-        board.close()
         results = [
             dataclasses.replace(one, status=INTERRUPTED) if one.status == "running" else one
             for one in results_of(known or [], problems)

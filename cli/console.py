@@ -4,33 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
-import shutil
+import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, zip_longest
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, cast
 
 import click
 
-from wsi2ihc.text import cut, printable
+from wsi2ihc.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
 
 MOST_CHARACTERS = 2000
 """Longest line on stderr: text from a file can have megabytes."""
 
+Line: TypeAlias = str | tuple[str, ...]
+"""A line of text, or a row of a table."""
 
-def say(*lines: str) -> None:
-    """Print lines on stdout.
+_NUMBER = re.compile(r"[-+]?[\d,.]*%?")
+
+
+def say(*lines: Line, styles: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Print lines on stdout. Consecutive rows form an indented table, which is wrapped to the width of a terminal.
+
+    Parameters
+    ----------
+    styles
+        Styles of rich for cells of these texts, on terminals.
 
     Raises
     ------
     OSError
         If they cannot be written.
     """
-    _say("".join(f"{printable(line)}\n" for line in lines))
+    text = ""
+    for is_row, run in groupby(lines, lambda line: isinstance(line, tuple)):
+        part = list(run)
+        text += _table(part, styles) if is_row else "".join(f"{printable(str(line))}\n" for line in part)
+    _say(text)
 
 
 def echo_json(value: Any) -> None:
@@ -44,45 +65,64 @@ def tell(*lines: str) -> None:
 
 
 class Screen:
-    """Stderr, with lines at its end that are redrawn in place if it is a terminal."""
+    """Stderr, with a live display at its end if it is a terminal."""
 
     def __init__(self) -> None:
-        self._drawn = 0
+        self._live: Live | None = None
         self._lock = threading.RLock()
 
     @property
     def is_terminal(self) -> bool:
         """Whether lines can be redrawn in place."""
-        try:
-            return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        except (OSError, ValueError):
-            return False
+        return _is_terminal(sys.stderr) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
     def tell(self, lines: Sequence[str]) -> None:
-        """Print permanent lines, above those that are redrawn."""
+        """Print permanent lines, above the live display."""
+        shown = [_shortened(printable(line)) for line in lines]
         with self._lock:
-            self.clear()
-            _write_stderr("".join(f"{_shortened(printable(line))}\n" for line in lines))
+            if self._live is None:
+                _write_stderr("".join(f"{line}\n" for line in shown))
+                return
+            from rich.text import Text
 
-    def draw(self, lines: Sequence[str]) -> None:
-        """Replace the drawn lines. Each is cut to the terminal's width: a wrapped line could not be cleared."""
-        size = _size()
-        kept = [cut(printable(line), size.columns - 1) for line in lines[: max(1, size.lines - 1)]]
+            self._live.console.print(Text("\n".join(shown)), soft_wrap=True)
+
+    def draw(self, content: RenderableType) -> None:
+        """Show content in the live display, which starts if necessary."""
         with self._lock:
-            self.clear()
-            _write_stderr("\n".join(kept))
-            self._drawn = len(kept)
+            if self._live is None:
+                from rich.console import Console
+                from rich.live import Live
+
+                console = Console(file=cast("TextIO", _Stderr()), force_terminal=True, highlight=False)
+                # without a thread of its own, which would outlive a fork
+                self._live = Live(
+                    console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+                )
+                self._live.start()
+            self._live.update(content, refresh=True)
 
     def clear(self) -> None:
-        """Remove the drawn lines."""
+        """Remove the live display."""
         with self._lock:
-            if self._drawn:
-                up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
-                _write_stderr(f"\r{up}\x1b[J")
-                self._drawn = 0
+            if self._live is not None:
+                live, self._live = self._live, None
+                live.stop()
 
 
 screen = Screen()
+
+
+class _Stderr(io.TextIOBase):
+    """The present stderr as a file whose failures are ignored."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.stderr, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        _write_stderr(text)
+        return len(text)
 
 
 class ScreenHandler(logging.Handler):
@@ -182,13 +222,30 @@ def _discard(stream: TextIO) -> None:
             os.close(null)
 
 
-def _size() -> os.terminal_size:
-    """Size of the terminal behind stderr; `shutil.get_terminal_size` uses stdout, which may be a file."""
-    with contextlib.suppress(OSError, ValueError):
-        size = os.get_terminal_size(sys.stderr.fileno())
-        if size.columns > 0 and size.lines > 0:
-            return size
-    return shutil.get_terminal_size()
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except (OSError, ValueError):
+        return False
+
+
+def _table(rows: Sequence[Line], styles: Mapping[str, str]) -> str:
+    """Format rows as a table; columns of numbers, apart from their first row, are right-aligned."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for column in zip_longest(*rows, fillvalue=""):
+        is_numeric = len(rows) > 1 and any(column[1:]) and all(map(_NUMBER.fullmatch, column[1:]))
+        table.add_column(justify="right" if is_numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell), styles.get(cell, "")) for cell in row))
+    is_terminal, text = _is_terminal(sys.stdout), io.StringIO()
+    width = None if is_terminal else sum(len(cell) + 8 for row in rows for cell in row)
+    Console(file=text, force_terminal=is_terminal, width=width).print(Padding.indent(table, 2))
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
 def _shortened(line: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say, tell
+from wsi2ihc.cli.console import Line, echo_json, say, tell
 from wsi2ihc.cli.options import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.text import pluralize
@@ -40,13 +40,9 @@ def command(
     options = InspectOptions(**choices, figures=out is not None)
     if out is not None:
         check_report_folder(out, overwrite)
-    bar = ProgressBar(quiet)
-    try:
-        report = inspect_dataset(data, options, bar)
-        if out is not None:
-            write_report(out, report, overwrite=overwrite)
-    finally:
-        bar.close()
+    report = inspect_dataset(data, options, ProgressBar(quiet))
+    if out is not None:
+        write_report(out, report, overwrite=overwrite)
     if not quiet:
         for warning in report.data["warnings"]:
             tell(f"WARNING: {warning}")
@@ -58,9 +54,9 @@ def command(
             say(f"{out / 'report.html'}: full report; also written as Markdown, CSV and JSON")
 
 
-def _summary(report: Report) -> list[str]:
+def _summary(report: Report) -> list[Line]:
     """Return the lead and the counts per split and level."""
-    lines = [report.lead[0]]
+    lines: list[Line] = [report.lead[0]]
     for one in report.data["counts"]:
         if one["group"]:
             continue
@@ -68,5 +64,5 @@ def _summary(report: Report) -> list[str]:
         more = [
             pluralize(one[f"{what}s"], what) for what in ("group", "slide", "patient") if one[f"{what}s"] is not None
         ]
-        lines.append(f"  {name:20} " + ", ".join([pluralize(one["pairs"], "pair"), *more]))
+        lines.append((name, ", ".join([pluralize(one["pairs"], "pair"), *more])))
     return [*lines, *report.lead[1:]]

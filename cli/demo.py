@@ -64,13 +64,10 @@ def _make_and_translate(folder: Path, overwrite: bool, quiet: bool) -> None:
     for path in (slide, virtual, preview):
         check_output(path, overwrite, suffixes=(path.suffix,))
     bar = ProgressBar(quiet)
-    try:
-        make_demo_slide(slide, on_progress=bar)
-        with open_slide(slide) as opened:
-            options = TranslateOptions(overwrite=overwrite, preview=preview)
-            report = translate(opened, load_model(DEFAULT_MODEL), virtual, options, progress=bar)
-    finally:
-        bar.close()
+    make_demo_slide(slide, on_progress=bar)
+    with open_slide(slide) as opened:
+        options = TranslateOptions(overwrite=overwrite, preview=preview)
+        report = translate(opened, load_model(DEFAULT_MODEL), virtual, options, progress=bar)
     if not quiet:
         say(*summary(report))
         say(*_filled(HOW_TO_VIEW, preview=preview, virtual=virtual, slide=slide))
@@ -82,11 +79,7 @@ def _make_pair(folder: Path, overwrite: bool, quiet: bool) -> None:
 
     for path in (folder / name for name in STUDY_NAMES):
         check_output(path, overwrite, suffixes=(path.suffix,))
-    bar = ProgressBar(quiet)
-    try:
-        make_demo_study(folder, on_progress=bar)
-    finally:
-        bar.close()
+    make_demo_study(folder, on_progress=ProgressBar(quiet))
     if not quiet:
         say(*_filled(HOW_TO_REGISTER.strip(), folder=folder))
 

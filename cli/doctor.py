@@ -22,9 +22,7 @@ def command(json: bool, verbose: int, quiet: bool) -> None:
             {"ok": all(check.ok for check in checks if check.needed), "checks": [check.to_json() for check in checks]}
         )
     else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            verdict = "ok" if check.ok else "FAIL" if check.needed else "none"
-            say(f"{verdict:<5} {check.name:<{width}}  {check.found}")
+        rows = [("ok" if check.ok else "FAIL" if check.needed else "none", check.name, check.found) for check in checks]
+        say(*rows, styles={"ok": "green", "FAIL": "bold red", "none": "yellow"})
     if not all(check.ok for check in checks if check.needed):
         raise SystemExit(1)

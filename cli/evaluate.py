@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.console import Line, echo_json, say
 from wsi2ihc.cli.options import PositiveFloat, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.concurrency import ProgressCallback
@@ -60,18 +60,11 @@ def command(
     )  # fmt: skip
     check_report_folder(out, overwrite)
     require_matplotlib()
-    options = EvaluateOptions(**choices)
-    bar = ProgressBar(quiet)
-    try:
-        if data is not None:
-            report = _patches(data, models, options, bar)
-        elif reference is not None:
-            report = _folders(reference, virtual, Path(he) if he else None, options, bar)
-        else:
-            report = _slides(str(reference_slide), str(virtual_slide), transform, he, square_um, options, bar)
-        write_report(out, report, overwrite=overwrite)
-    finally:
-        bar.close()
+    report = _report(
+        data, models, reference, virtual, he, reference_slide, virtual_slide, transform, square_um,
+        EvaluateOptions(**choices), ProgressBar(quiet),
+    )  # fmt: skip
+    write_report(out, report, overwrite=overwrite)
     if json:
         echo_json(report.data)
     elif not quiet:
@@ -95,45 +88,34 @@ def _check_usage(he: str | None, patches: tuple[Any, ...], folders: tuple[Any, .
         raise click.UsageError("--reference-slide needs --virtual-slide, and vice versa")
 
 
-def _patches(data: Path, models: tuple[str, ...], options: EvaluateOptions, progress: ProgressCallback) -> Report:
-    from wsi2ihc.training.evaluation.patches import evaluate_patches
-    from wsi2ihc.training.evaluation.report import make_report
-
-    evaluation = evaluate_patches(data, models, options, progress)
-    return make_report(evaluation, seed=options.seed, resamples=options.resamples)
-
-
-def _folders(
-    reference: Path, virtual: tuple[Path, ...], he: Path | None, options: EvaluateOptions, progress: ProgressCallback
-) -> Report:
-    from wsi2ihc.training.evaluation.image_folders import evaluate_folders
-    from wsi2ihc.training.evaluation.report import make_report
-
-    evaluation = evaluate_folders(reference, virtual, he, options, progress)
-    return make_report(evaluation, seed=options.seed, resamples=options.resamples)
-
-
-def _slides(
-    reference: str, virtual: str, transform: Path | None, he: str | None, square_um: float | None,
+def _report(
+    data: Path | None, models: tuple[str, ...], reference: Path | None, virtual: tuple[Path, ...], he: str | None,
+    reference_slide: str | None, virtual_slide: str | None, transform: Path | None, square_um: float | None,
     options: EvaluateOptions, progress: ProgressCallback,
 ) -> Report:  # fmt: skip
-    from wsi2ihc.training.evaluation.report import make_slide_report
+    from wsi2ihc.training.evaluation.image_folders import evaluate_folders
+    from wsi2ihc.training.evaluation.patches import evaluate_patches
+    from wsi2ihc.training.evaluation.report import make_report, make_slide_report
     from wsi2ihc.training.evaluation.slides import evaluate_slides
 
+    sampling = {"seed": options.seed, "resamples": options.resamples}
+    if data is not None:
+        return make_report(evaluate_patches(data, models, options, progress), **sampling)
+    if reference is not None:
+        he_folder = Path(he) if he else None
+        return make_report(evaluate_folders(reference, virtual, he_folder, options, progress), **sampling)
     chosen = {} if square_um is None else {"square_um": square_um}
-    result = evaluate_slides(reference, virtual, transform, options, progress, he=he, **chosen)
-    return make_slide_report(result, seed=options.seed, resamples=options.resamples)
+    result = evaluate_slides(str(reference_slide), str(virtual_slide), transform, options, progress, he=he, **chosen)
+    return make_slide_report(result, **sampling)
 
 
-def _summary(report: Report) -> list[str]:
-    """Return the lead and the first table as text, one line per metric."""
+def _summary(report: Report) -> list[Line]:
+    """Return the lead and the first table, with one row per metric."""
     from wsi2ihc.training.reports.document import Table, format_cell
 
     table = next(one for section in report.sections for one in section.contents if isinstance(one, Table))
-    lines = [["", *(column.title for column in table.columns[1:])]]
+    rows: list[Line] = [("", *(column.title for column in table.columns[1:]))]
     for row in table.rows:
         cells = [format_cell(cell, column.digits) for cell, column in zip(row[1:], table.columns[1:], strict=True)]
-        lines.append([str(row[0]), *(f"{one.text} {one.interval}".strip() for one in cells)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return [*report.lead, "", *text]
+        rows.append((str(row[0]), *(f"{one.text} {one.interval}".strip() for one in cells)))
+    return [*report.lead, "", *rows]

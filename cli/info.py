@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.console import Line, echo_json, say
 from wsi2ihc.cli.options import image_options, json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.slide import ImageEntry, SlideInfo, open_slide
 from wsi2ihc.text import pluralize
@@ -39,7 +39,7 @@ def _as_json(info: SlideInfo) -> dict[str, Any]:
     return plain
 
 
-def _as_text(info: SlideInfo) -> list[str]:
+def _as_text(info: SlideInfo) -> list[Line]:
     mpp = "unknown" if info.mpp is None else f"{info.mpp[0]:.4g} × {info.mpp[1]:.4g} µm/px ({info.mpp_source})"
     magnification = "unknown" if info.magnification is None else f"{info.magnification:g}x"
     extent = ""
@@ -48,27 +48,25 @@ def _as_text(info: SlideInfo) -> list[str]:
         extent = f" ({width_mm:.2f} × {height_mm:.2f} mm)"
     return [
         info.name,
-        f"  size           {info.size} px{extent}",
-        f"  resolution     {mpp}",
-        f"  magnification  {magnification}",
-        f"  vendor         {info.vendor} (read by {info.reader})",
-        f"  bounds         {info.bounds}",
-        f"  background     rgb{info.background}",
-        f"  color profile {'none' if info.icc_profile is None else pluralize(len(info.icc_profile), 'byte')}",
-        f"  quickhash      {info.quickhash}",
-        "  levels",
+        ("size", f"{info.size} px{extent}"),
+        ("resolution", mpp),
+        ("magnification", magnification),
+        ("vendor", f"{info.vendor} (read by {info.reader})"),
+        ("bounds", str(info.bounds)),
+        ("background", f"rgb{info.background}"),
+        ("color profile", "none" if info.icc_profile is None else pluralize(len(info.icc_profile), "byte")),
+        ("quickhash", info.quickhash),
         *(
-            f"    {number}: {level.size} px, downsample {level.downsample:.5g}"
+            (f"level {number}", f"{level.size} px, downsample {level.downsample:.5g}")
             for number, level in enumerate(info.levels)
         ),
-        *(["  images", *map(_image_line, info.images)] if len(info.images) > 1 else []),
-        *(f"  note: {problem}" for problem in info.problems),
+        *(map(_image_row, info.images) if len(info.images) > 1 else ()),
+        *(("note", problem) for problem in info.problems),
     ]
 
 
-def _image_line(image: ImageEntry) -> str:
+def _image_row(image: ImageEntry) -> Line:
     """Describe an image of a file: number, metadata, and whether it is the slide."""
-    number = "   " if image.series is None else f"   series {image.series}:"
     facts = [f"{image.size} px"]
     if image.name:
         facts.append(repr(image.name))
@@ -80,4 +78,5 @@ def _image_line(image: ImageEntry) -> str:
         facts.append(f"{image.levels} levels")
     if image.pixels not in ("", "8-bit RGB"):
         facts.append(f"pixels {image.pixels}")
-    return f" {number} {', '.join(facts)}{' (the slide)' if image.chosen else ''}"
+    label = "image" if image.series is None else f"series {image.series}"
+    return label, f"{', '.join(facts)}{' (the slide)' if image.chosen else ''}"

@@ -34,10 +34,13 @@ def list_command(json: bool) -> None:
         echo_json({"default": DEFAULT_MODEL, "models": [describe_model(model) for model in models]})
         return
     for model in models:
-        default = " (default)" if model.name == DEFAULT_MODEL else ""
-        resolution = "the slide's own resolution" if model.mpp is None else f"{model.mpp:.4g} µm/px"
-        say(f"{model.name}{default}: {model.description}")
-        say(f"    {model.channel_name}; {resolution}; license {model.license or 'unknown'}")
+        say(
+            f"{model.name} (default)" if model.name == DEFAULT_MODEL else model.name,
+            ("description", model.description),
+            ("stain", model.channel_name),
+            ("resolution", "that of the slide" if model.mpp is None else f"{model.mpp:.4g} µm/px"),
+            ("license", model.license or "unknown"),
+        )
 
 
 @command.command("show")
@@ -57,8 +60,8 @@ def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
     if json:
         echo_json(facts)
         return
-    for depth, name, value in _outline(facts, DEEPEST_OF_ALL if verbose else DEEPEST_SHOWN):
-        say(f"{'  ' * depth + name:<20}  {value}".rstrip())
+    outline = _outline(facts, DEEPEST_OF_ALL if verbose else DEEPEST_SHOWN)
+    say(*(("  " * depth + name, value) for depth, name, value in outline))
 
 
 def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator[tuple[int, str, str]]:

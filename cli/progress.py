@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wsi2ihc.concurrency import Progress
+from wsi2ihc.text import printable
 
 from .console import screen, tell
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from wsi2ihc.batch.scheduler import Board, SlideState
 
 BAR_CHARACTERS = 24
@@ -42,28 +47,67 @@ class ProgressBar:
         if not changed and not complete and now - self._drawn < pause:
             return
         self._drawn = now
-        text = self._text(progress, now - self._stage_started)
+        speed = self._speed(progress, now - self._stage_started)
         if self._terminal:
-            screen.draw([text])
+            _draw(progress, speed)
         else:
-            tell(text)
+            tell(_log_line(progress, speed))
 
     def close(self) -> None:
-        """Clear the line."""
+        """Remove the bar."""
         screen.clear()
 
-    def _text(self, progress: Progress, elapsed_s: float) -> str:
-        if progress.total <= 1:
-            return progress.stage
-        share = progress.done / progress.total
-        filled = round(share * BAR_CHARACTERS)
-        text = f"{progress.stage} [{'#' * filled}{'.' * (BAR_CHARACTERS - filled)}] {share:4.0%}"
-        done = progress.done - self._stage_first  # a stage can be entered again, or begin in the middle
-        if done > 0 and elapsed_s > 0.5:
-            rate = done / elapsed_s
-            speed = f"{rate / 1e6:.2f} Mpx/s" if progress.unit == "px" else f"{rate:.3g} {progress.unit}s/s"
-            text += f" {speed}, {duration((progress.total - progress.done) / rate)} left"
-        return f"{text} ({progress.note})" if progress.note else text
+    def _speed(self, progress: Progress, elapsed_s: float) -> str:
+        """Return rate and remaining time; "" at first."""
+        done = progress.done - self._stage_first  # a stage can be entered again, or start in the middle
+        if done <= 0 or elapsed_s <= 0.5:
+            return ""
+        rate = done / elapsed_s
+        speed = f"{rate / 1e6:.2f} Mpx/s" if progress.unit == "px" else f"{rate:.3g} {progress.unit}s/s"
+        return f"{speed}, {duration((progress.total - progress.done) / rate)} left"
+
+
+def _draw(progress: Progress, speed: str) -> None:
+    from rich.console import Group
+
+    if progress.total <= 1:
+        screen.draw(_text(progress.stage))
+        return
+    bar = _bars([(progress.stage, progress.done / progress.total, speed)])
+    screen.draw(Group(bar, _text(progress.note, "dim")) if progress.note else bar)
+
+
+def _log_line(progress: Progress, speed: str) -> str:
+    if progress.total <= 1:
+        return progress.stage
+    share = progress.done / progress.total
+    filled = round(share * BAR_CHARACTERS)
+    bar = f"{progress.stage} [{'#' * filled}{'.' * (BAR_CHARACTERS - filled)}] {share:4.0%}"
+    return " ".join(filter(None, (bar, speed, progress.note and f"({progress.note})")))
+
+
+def _text(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(printable(text), style, overflow="fold", no_wrap=False)
+
+
+def _bars(rows: Iterable[tuple[str, float, str]]) -> Table:
+    """Return rows of a name, a bar with its percentage, and text; names and bars shrink to fit the terminal."""
+    from rich.progress_bar import ProgressBar as Bar
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1))
+    for _ in range(4):
+        table.add_column(no_wrap=True, overflow="ellipsis")
+    for column in table.columns[:2]:
+        column.no_wrap = False  # rich shrinks these first
+    for name, share, text in rows:
+        shown = Text(printable(name), no_wrap=True)
+        bar = Bar(1.0, share, width=BAR_CHARACTERS, complete_style="cyan", finished_style="green")
+        table.add_row(shown, bar, f"{share:4.0%}", Text(printable(text)))
+    return table
 
 
 def duration(seconds: float) -> str:
@@ -95,11 +139,8 @@ class LiveBoard:
         """Show a temporary line, on terminals only."""
         now = time.monotonic()
         if not self.quiet and self._terminal and now - self._drawn >= BOARD_REDRAW_S:
-            self._draw([text], now)
-
-    def say(self, line: str) -> None:
-        """Print a permanent line."""
-        tell(line)
+            screen.draw(_text(text))
+            self._drawn = now
 
     def show(self, states: Board, news: SlideState | None) -> None:
         """Show the progress of all slides; ``news``: a slide that has ended or is retried."""
@@ -107,17 +148,21 @@ class LiveBoard:
             return
         now = time.monotonic()
         if news is not None:
-            self.say(_news_line(news))
-        if self._terminal:
-            if news is not None or now - self._drawn >= BOARD_REDRAW_S:
-                self._draw([self._totals(states, now), *_running(states)], now)
-        elif now - self._drawn >= BOARD_LOG_EVERY_S:
-            self._drawn = now
+            tell(_news_line(news))
+        if now - self._drawn < (BOARD_REDRAW_S if self._terminal else BOARD_LOG_EVERY_S) and not (
+            self._terminal and news
+        ):
+            return
+        self._drawn = now
+        if not self._terminal:
             tell(self._totals(states, now))
+            return
+        from rich.console import Group
 
-    def close(self) -> None:
-        """Clear what was drawn."""
-        screen.clear()
+        running = [state for state in states if state.status == "running"]
+        bars = _bars((state.task.name, state.share, "") for state in running[:SHOWN])
+        more = [_text(f"and {len(running) - SHOWN} more")] if len(running) > SHOWN else []
+        screen.draw(Group(_text(self._totals(states, now)), bars, *more))
 
     def _totals(self, states: Board, now: float) -> str:
         counts = Counter(state.status for state in states)
@@ -131,10 +176,6 @@ class LiveBoard:
             parts += [f"{mpx / elapsed_s:.3g} Mpx/s", f"{duration(left_s)} left"]
         return ", ".join(parts)
 
-    def _draw(self, lines: list[str], now: float) -> None:
-        screen.draw(lines)
-        self._drawn = now
-
 
 def _news_line(state: SlideState) -> str:
     if state.status == "failed":
@@ -143,9 +184,3 @@ def _news_line(state: SlideState) -> str:
         return f"retry   {state.task.name}: {state.error}"
     took = f"done    {state.task.name} in {duration(float(state.facts.get('seconds') or 0))}"
     return "; ".join([took, *(state.facts.get("warnings") or [])])
-
-
-def _running(states: Board) -> list[str]:
-    running = [state for state in states if state.status == "running"]
-    lines = [f"  {state.share:4.0%}  {state.task.name}" for state in running[:SHOWN]]
-    return [*lines, f"  and {len(running) - SHOWN} more"] if len(running) > SHOWN else lines

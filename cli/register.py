@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say, tell
+from wsi2ihc.cli.console import Line, echo_json, say, tell
 from wsi2ihc.cli.options import PositiveFloat, image_options, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.errors import RegistrationError
@@ -37,22 +37,10 @@ if TYPE_CHECKING:
 @json_option
 @verbosity_options
 def command(
-    he: str,
-    ihc: str,
-    out: Path,
-    mpp: float | None,
-    moving_mpp: float | None,
-    series: int | None,
-    page: int | None,
-    moving_series: int | None,
-    moving_page: int | None,
-    landmarks: tuple[Path, Path] | None,
-    overwrite: bool,
-    json: bool,
-    verbose: int,
-    quiet: bool,
-    **choices: Any,
-) -> None:
+    he: str, ihc: str, out: Path, mpp: float | None, moving_mpp: float | None, series: int | None, page: int | None,
+    moving_series: int | None, moving_page: int | None, landmarks: tuple[Path, Path] | None, overwrite: bool,
+    json: bool, verbose: int, quiet: bool, **choices: Any,
+) -> None:  # fmt: skip
     """Register the slide IHC onto the slide HE, and write metrics, figures and the transform to the folder OUT.
 
     A registration that cannot be trusted is reported as failed (exit code 1), without a transform.
@@ -71,11 +59,7 @@ def command(
     ):
         frames = frame_of(fixed.info), frame_of(moving.info)
         matched = None if landmarks is None else read_landmark_pair(landmarks, frames[0].mpp, frames[1].mpp)
-        bar = ProgressBar(quiet)
-        try:
-            found = register(fixed, moving, options, bar)
-        finally:
-            bar.close()
+        found = register(fixed, moving, options, ProgressBar(quiet))
         report = report_of(*frames, options, found, matched)
         write_registration(out, fixed, moving, found.transform, report.to_json())
     if json:
@@ -92,37 +76,40 @@ def command(
         say(f"  written to {out}: transform.json, registration.json, before.png, after.png, deformation.png")
 
 
-def summary(report: RegistrationReport) -> list[str]:
-    """A registration in a few lines: what was found, how well, and the landmarks' errors after each stage."""
+def summary(report: RegistrationReport) -> list[Line]:
+    """Summarize a registration: what was found, how well, and the landmarks' errors after each stage."""
     found = report.registration
     turn_deg = (found.angle_deg + 180) % 360 - 180
     residual = "unknown" if found.residual_um is None else f"{found.residual_um:.3g} µm"
     took = [f"{name} {stage.seconds:.1f}" for name, stage in zip(numbered(found.stages), found.stages, strict=True)]
     is_local = found.transform is not None and found.transform.field is not None
-    lines = [
+    lines: list[Line] = [
         f"{report.moving.name} lies on {report.fixed.name}",
-        f"  turned by      {turn_deg:.2f}°{', mirrored' if found.mirrored else ''}",
-        f"  scale          {found.scale:.4f}",
-        f"  score          {found.score:.2f} (share of tissue blocks that are where the affine map puts them)",
-        f"  residual       {residual} (median distance of blocks from "
-        f"{'a local field that was not fitted to them' if is_local else 'the affine map'})",
-        f"  seconds        {', '.join(took)}",
+        ("turned by", f"{turn_deg:.2f}°{', mirrored' if found.mirrored else ''}"),
+        ("scale", f"{found.scale:.4f}"),
+        ("score", f"{found.score:.2f} (share of tissue blocks that are where the affine map puts them)"),
+        (
+            "residual",
+            f"{residual} (median distance of blocks from "
+            f"{'a local field that was not fitted to them' if is_local else 'the affine map'})",
+        ),
+        ("seconds", ", ".join(took)),
     ]
     if report.matched is not None and report.before is not None:
         lines += _landmark_table(report, report.matched, report.before)
     return lines
 
 
-def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, before: LandmarkErrors) -> list[str]:
+def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, before: LandmarkErrors) -> list[Line]:
     alone = matched.unmatched_fixed + matched.unmatched_moving
     names = numbered(report.registration.stages)
     rows = [("before", before), *zip(names, report.after, strict=True)]
     return [
-        f"  landmarks      {pluralize(len(matched.ids), 'pair')}{f', {alone} without a partner' if alone else ''}; "
+        f"  landmarks: {pluralize(len(matched.ids), 'pair')}{f', {alone} without a partner' if alone else ''}; "
         "errors in µm",
-        f"    {'':10}{'median':>9}{'90 %':>9}{'most':>9}{'median rTRE':>14}",
+        ("", "median", "90 %", "most", "median rTRE"),
         *(
-            f"    {name:10}{errors.median_um:9.1f}{errors.p90_um:9.1f}{errors.max_um:9.1f}{errors.median_rtre:14.3%}"
-            for name, errors in rows
+            (name, f"{of.median_um:.1f}", f"{of.p90_um:.1f}", f"{of.max_um:.1f}", f"{of.median_rtre:.3%}")
+            for name, of in rows
         ),
     ]

@@ -24,16 +24,9 @@ from wsi2ihc.translation.output import check_not_inputs
 @json_option
 @verbosity_options
 def command(
-    slide: str,
-    output: Path,
-    mpp: float | None,
-    series: int | None,
-    page: int | None,
-    overwrite: bool,
-    json: bool,
-    verbose: int,
-    quiet: bool,
-) -> None:
+    slide: str, output: Path, mpp: float | None, series: int | None, page: int | None, overwrite: bool, json: bool,
+    verbose: int, quiet: bool,
+) -> None:  # fmt: skip
     """Find the tissue of SLIDE and save it as OUTPUT: an image (.png) or outlines for QuPath (.geojson)."""
     set_up_logging(verbose, quiet)
     check_output(output, overwrite, suffixes=(".png", ".geojson"))
@@ -45,15 +38,8 @@ def command(
         raise NoTissueError(f"{name}: no tissue was found, so no mask is saved")
     save_mask(mask, output)
     if json:
-        echo_json(
-            {
-                "output": output.name,
-                "tissue_share": mask.share,
-                "background": mask.background,
-                "warnings": mask.warnings,
-            }
-        )
+        echo_json({"output": output.name, "tissue_share": mask.share, "background": mask.background,
+                   "warnings": mask.warnings})  # fmt: skip
     elif not quiet:
-        say(f"{output.name}: {mask.share:.1%} of {name} is tissue; its background is rgb{mask.background}")
-        for warning in mask.warnings:
-            say(f"  note: {warning}")
+        say(f"{output.name}: {mask.share:.1%} of {name} is tissue; its background is rgb{mask.background}",
+            *(f"  note: {warning}" for warning in mask.warnings))  # fmt: skip

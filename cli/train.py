@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say, tell
+from wsi2ihc.cli.console import Line, echo_json, say, tell
 from wsi2ihc.cli.options import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.concurrency import Progress
@@ -78,14 +78,9 @@ def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None
     from wsi2ihc.training.training_setup import describe_data, estimate_resources, prepare
 
     bar = ProgressBar(quiet)
-    try:
-        job = prepare(data, options)
-        outlook = estimate_resources(job)
-        found = decode_pairs(
-            job.data.pairs, lambda done, of: bar(Progress("decoding every patch", done, of, unit="pair"))
-        )
-    finally:
-        bar.close()
+    job = prepare(data, options)
+    outlook = estimate_resources(job)
+    found = decode_pairs(job.data.pairs, lambda done, of: bar(Progress("decoding every patch", done, of, unit="pair")))
     facts = {"options": dataclasses.asdict(job.options), "data": describe_data(job), "notes": [*job.notes, *found],
              "estimate": dataclasses.asdict(outlook)}  # fmt: skip
     echo_json(facts) if json else say(*_describe(job, outlook, found))
@@ -97,7 +92,7 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
     from wsi2ihc.training.trainer import train
     from wsi2ihc.training.training_setup import estimate_resources, prepare
 
-    folder, bar = RunFolder(out), ProgressBar(quiet)
+    folder = RunFolder(out)
     if not resume and is_first_process():
         folder.check_new()
     try:
@@ -106,14 +101,11 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
             tell(_describe_data(job))
             if warning := _too_large(estimate_resources(job)):
                 tell(f"WARNING: {warning}")
-        summary = train(job, out, resume=resume, progress=bar)
+        summary = train(job, out, resume=resume, progress=ProgressBar(quiet))
     except (KeyboardInterrupt, SystemExit):
-        bar.close()
         if not quiet and folder.last.exists():
             tell(f"Stopped. Go on from the last checkpoint: wsi2ihc train {data} --out {out} --resume")
         raise
-    finally:
-        bar.close()
     if json and summary:
         echo_json(summary)
     elif summary and not quiet:
@@ -167,29 +159,24 @@ def _describe(job: TrainingJob, outlook: TrainingEstimate, found: Sequence[str])
     return [*lines, f"WARNING: {warning}"] if warning else lines
 
 
-def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> list[str]:
-    figures, best = summary["validation"], summary["best"]
+def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> list[Line]:
+    best = summary["best"]
     chosen = f"the last epoch, since {job.options.best_by} has no value for any"
     if best:
         chosen = f"epoch {best['epoch']}, the best by {best['by']}"
     rows = [
-        ("model (statistics re-estimated)", figures),
+        ("model (statistics re-estimated)", summary["validation"]),
         ("with running statistics", summary["running_statistics"]),
         ("in training mode", summary["training_mode"]),
         ("interior of the patches", summary["interior"]),
         ("border of the patches", summary["border"]),
     ]
-    width = max(len(name) for name, _ in rows)
     columns = ("psnr", "ssim", "stain_r", "stain_r_blocks")
     return [
         f"{out}/model.safetensors: {chosen}, after {summary['steps']} steps in {duration(summary['seconds'])}",
-        f"  {'validation':{width}}  " + "  ".join(f"{name:>14}" for name in columns),
-        *(f"  {name:{width}}  " + "  ".join(_number(row[one]) for one in columns) for name, row in rows if row),
+        ("validation", *columns),
+        *((name, *("-" if row[one] is None else f"{row[one]:.3f}" for one in columns)) for name, row in rows if row),
         *(f"  note: {note}" for note in job.notes),
         f"  next: wsi2ihc translate SLIDE OUT.ome.tiff --model {out}/model.safetensors",
         f"  {DISCLAIMER}",
     ]
-
-
-def _number(value: float | None) -> str:
-    return f"{'-':>14}" if value is None else f"{value:14.3f}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say, tell
+from wsi2ihc.cli.console import Line, echo_json, say, tell
 from wsi2ihc.cli.options import (
     build_options,
     image_options,
@@ -66,24 +66,19 @@ def command(
             if dry_run:
                 kept = check_checkpoint(opened, generator, output, options) if options.resume else None
                 outlook = estimate_translation(prepare(opened, generator, options, progress=bar), output)
-                bar.close()
                 echo_json(outlook.to_json()) if json else say(*_describe_estimate(outlook, kept))
                 return
             report = translate(opened, generator, output, options, progress=bar)
     except BaseException as error:
-        bar.close()
-        for note in () if quiet else getattr(error, "__notes__", ()):  # what is kept
-            tell(note)
+        tell(*(() if quiet else getattr(error, "__notes__", ())))  # what is kept
         raise
-    finally:
-        bar.close()
     if json:
         echo_json(report.to_json())
     elif not quiet:
         say(*summary(report))
 
 
-def summary(report: TranslateReport) -> list[str]:
+def summary(report: TranslateReport) -> list[Line]:
     """Summarize a translation."""
     size, seconds = report.output_size, report.seconds
     kept_px, window_px = report.plan["kept_px"], report.plan["window_px"]
@@ -91,28 +86,30 @@ def summary(report: TranslateReport) -> list[str]:
     return [
         f"{report.output_name}: {size} px at {report.output_mpp[0]:.4g} µm/px, "
         f"{pluralize(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
-        f"  source   {report.source['name']}, {report.source['width']}×{report.source['height']} px at "
-        f"{report.source['mpp'][0]:.4g} µm/px",
-        *_model_lines(report.model, report.device, report.precision),
-        f"  tissue   {report.tissue_share:.1%} of {_shown(report)}; "
-        f"{pluralize(report.plan['windows'], 'window')}, {report.blend}, "
-        f"{window_px / kept_px:.2f} px of work per px kept",
-        f"  seams    {_seams(report.seams)}",
-        f"  time     {duration(total_s)}: {kept_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s",
-        *(f"  note     {warning}" for warning in report.warnings),
+        (
+            "source",
+            f"{report.source['name']}, {report.source['width']}×{report.source['height']} px at "
+            f"{report.source['mpp'][0]:.4g} µm/px",
+        ),
+        *_model_rows(report.model, report.device, report.precision),
+        (
+            "tissue",
+            f"{report.tissue_share:.1%} of the {'slide' if report.options['region'] is None else 'region'}; "
+            f"{pluralize(report.plan['windows'], 'window')}, {report.blend}, "
+            f"{window_px / kept_px:.2f} px of work per px kept",
+        ),
+        ("seams", _seams(report.seams)),
+        ("time", f"{duration(total_s)}: {kept_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s"),
+        *(("note", warning) for warning in report.warnings),
         f"  {DISCLAIMER}",
     ]
 
 
-def _model_lines(model: Mapping[str, Any], device: str, precision: str) -> list[str]:
+def _model_rows(model: Mapping[str, Any], device: str, precision: str) -> list[Line]:
     return [
-        f"  model    {model['name']}, {model['channel']}, on {device}, {precision}",
-        f"           {model['description']}",
+        ("model", f"{model['name']}, {model['channel']}, on {device}, {precision}"),
+        ("", model["description"]),
     ]
-
-
-def _shown(report: TranslateReport) -> str:
-    return "the slide" if report.options["region"] is None else "the region"
 
 
 def _seams(metrics: SeamMetrics | None) -> str:
@@ -126,17 +123,20 @@ def _seams(metrics: SeamMetrics | None) -> str:
     return f"{edges}; shade z = {metrics.shade_z:+.2f} (up to 3: even), steps of {metrics.shade_step:.1f} gray levels"
 
 
-def _describe_estimate(outlook: TranslationEstimate, kept: int | None) -> list[str]:
+def _describe_estimate(outlook: TranslationEstimate, kept: int | None) -> list[Line]:
     """Describe an estimate; ``kept``: finished bands of an earlier run, if any."""
     return [
         f"Would write {outlook.width}×{outlook.height} px at {outlook.mpp[0]:.4g} µm/px, "
         f"about {outlook.output_bytes / 1e6:.0f} MB",
-        f"  tissue   {outlook.tissue_share:.1%} of the slide",
-        f"  windows  {outlook.windows} in cores of {outlook.core_size[0]}×{outlook.core_size[1]} px, {outlook.blend}; "
-        f"{outlook.redundancy:.2f} px of work per px kept, {outlook.kept_over_tissue:.2f} px kept per px of tissue",
-        *_model_lines(outlook.model, outlook.device, outlook.precision),
-        f"  memory   about {outlook.memory_bytes / 1024**3:.1f} GiB",
-        f"  time     about {duration(outlook.seconds)}",
-        *([] if kept is None else [f"  bands    {kept} are finished and kept"]),
-        *(f"  note     {warning}" for warning in outlook.warnings),
+        ("tissue", f"{outlook.tissue_share:.1%} of the slide"),
+        (
+            "windows",
+            f"{outlook.windows} in cores of {outlook.core_size[0]}×{outlook.core_size[1]} px, {outlook.blend}; "
+            f"{outlook.redundancy:.2f} px of work per px kept, {outlook.kept_over_tissue:.2f} px kept per px of tissue",
+        ),
+        *_model_rows(outlook.model, outlook.device, outlook.precision),
+        ("memory", f"about {outlook.memory_bytes / 1024**3:.1f} GiB"),
+        ("time", f"about {duration(outlook.seconds)}"),
+        *([] if kept is None else [("bands", f"{kept} are finished and kept")]),
+        *(("note", warning) for warning in outlook.warnings),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.console import Line, echo_json, say
 from wsi2ihc.cli.options import (
     PositiveFloat,
     build_options,
@@ -56,13 +56,9 @@ def command(
     set_up_logging(verbose, quiet)
     options = build_options(WarpOptions, choices | {"mpp": mpp or 0.0})
     loaded = load_transform(transform)
-    bar = ProgressBar(quiet)
-    try:
-        slide, notes = _open(ihc, loaded, ihc_mpp, any_slide=options.any_slide, series=series, page=page)
-        with slide:
-            report = warp_slide(slide, loaded, output, options, progress=bar, notes=notes)
-    finally:
-        bar.close()
+    slide, notes = _open(ihc, loaded, ihc_mpp, any_slide=options.any_slide, series=series, page=page)
+    with slide:
+        report = warp_slide(slide, loaded, output, options, progress=ProgressBar(quiet), notes=notes)
     if json:
         echo_json(report.to_json())
     elif not quiet:
@@ -92,15 +88,15 @@ def _open(
     )
 
 
-def summary(report: WarpReport) -> list[str]:
+def summary(report: WarpReport) -> list[Line]:
     """Summarize a warped slide."""
     source = report.source
     return [
         f"{report.output_name}: {report.output_size} px at {report.output_mpp[0]:.4g} µm/px, "
         f"{pluralize(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
-        f"  source   {source['name']}, {source['width']}×{source['height']} px at {source['mpp'][0]:.4g} µm/px",
-        f"  onto     {report.fixed['name']}",
-        f"  time     {duration(report.seconds)}: {report.written_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s",
-        *(f"  note     {warning}" for warning in report.warnings),
+        ("source", f"{source['name']}, {source['width']}×{source['height']} px at {source['mpp'][0]:.4g} µm/px"),
+        ("onto", report.fixed["name"]),
+        ("time", f"{duration(report.seconds)}: {report.written_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s"),
+        *(("note", warning) for warning in report.warnings),
         f"  {NOTICE}",
     ]

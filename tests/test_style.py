@@ -25,7 +25,7 @@ MOST_MODULES = 15
 MOST_LINES = 650
 
 LINES = {
-    "cli": 2390,
+    "cli": 2380,
     "training": 3240,
     "training/data": 2220,
     "training/evaluation": 3110,

@@ -191,26 +191,6 @@ def original(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def columns(text: str) -> int:
-    """Count the columns of a printable text on a terminal: two for wide characters, none for combining marks."""
-    if text.isascii():
-        return len(text)
-    return sum(_columns_of(one) for one in text)
-
-
-def cut(text: str, most: int) -> str:
-    """Cut a printable text to at most ``most`` columns, with an ellipsis at the end if it was longer."""
-    if columns(text) <= most:
-        return text
-    taken, kept = 0, []
-    for one in text:
-        taken += _columns_of(one)
-        if taken > most - 1:
-            break
-        kept.append(one)
-    return "".join(kept) + ("…" if most > 0 else "")
-
-
 def _describe_unexpected(error: BaseException, text: str, with_file: bool) -> str:
     file = getattr(error, "filename", None) if with_file else None
     name = "" if file is None else str(file)
@@ -251,12 +231,6 @@ def _escaped(one: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # surrogate of a byte that Python could not decode
         return f"\\x{code - 0xDC00:02x}"
     return one.encode("unicode_escape").decode("ascii")
-
-
-def _columns_of(one: str) -> int:
-    if unicodedata.category(one) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(one) in ("W", "F") else 1
 
 
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,9}://[^\s\"'<>]+", re.IGNORECASE)

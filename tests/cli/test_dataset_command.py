@@ -35,7 +35,7 @@ def test_summary(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, data, "--mpp", "0.5", "--workers", "2")
     assert code == 0  # findings are no failure
     assert f"{data.name}: 3 pairs of 192×192 px, 0.5 µm per px; HE/ and IHC/, each with train/, test/." in out
-    assert "train                2 pairs" in out
+    assert "  train  2 pairs" in out
     assert "Pairs of patches with the same tissue: 1 between splits" in out
     assert "Misaligned: 0 of 3 pairs" in out
     assert (

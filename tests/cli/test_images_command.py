@@ -36,9 +36,9 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_info_lists_the_images(slide: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text, _ = run(capsys, "info", slide)
     assert code == 0
-    assert "series 0: 130×130 px, 8 µm/px, page 0\n" in text
-    assert "series 1: 600×600 px, 0.5 µm/px, page 1 (the slide)\n" in text
-    assert "note: The file holds another image, not used here (series 0: 130×130 px)" in text
+    assert "  series 0       130×130 px, 8 µm/px, page 0\n" in text
+    assert "  series 1       600×600 px, 0.5 µm/px, page 1 (the slide)\n" in text
+    assert "  note           The file holds another image, not used here (series 0: 130×130 px)" in text
     code, text, _ = run(capsys, "info", slide, "--json", "--series", "0")
     facts = json.loads(text)
     assert facts["size"] == {"width": 130, "height": 130}

@@ -23,15 +23,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_slides import halves, write_slide
+from rich.cells import cell_len
 
+from wsi2ihc.batch.scheduler import SlideState, Status
+from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli import console
-from wsi2ihc.cli.console import LineFormatter, Screen, ScreenHandler, say, standard_streams, tell
+from wsi2ihc.cli.console import LineFormatter, ScreenHandler, say, screen, standard_streams, tell
 from wsi2ihc.cli.main import cleaned_up_when_ended, main
 from wsi2ihc.cli.options import set_up_logging
-from wsi2ihc.cli.progress import ProgressBar
+from wsi2ihc.cli.progress import LiveBoard, ProgressBar
 from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import synthetic_tissue
-from wsi2ihc.text import columns, cut, pluralize, printable
+from wsi2ihc.text import pluralize, printable
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[31m\nError: forged\u202egnp.\u200b\udcff\x9b2J\r"
 
@@ -48,11 +51,6 @@ HOSTILE = "a\x1b]0;owned\x07\x1b[31m\nError: forged\u202egnp.\u200b\udcff\x9b2J\
 def test_text_of_strangers_is_made_printable(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable(shown) == shown
-
-
-def test_text_is_cut_to_columns_of_the_terminal() -> None:
-    assert (columns("ab"), columns("漢字"), columns("a\u0301"), columns("µ")) == (2, 4, 1, 1)
-    assert (cut("abcdef", 6), cut("abcdef", 5), cut("漢字漢字", 6), cut("abc", 0)) == ("abcdef", "abcd…", "漢字…", "")
 
 
 def test_all_that_commands_print_goes_through_one_module() -> None:
@@ -176,13 +174,16 @@ def test_a_file_never_takes_the_number_of_a_closed_stream(tmp_path: Path) -> Non
     assert int(subprocess.run(command, capture_output=True, check=True).stdout) > 2
 
 
-def in_a_terminal(script: str, *, width: int) -> str:
+def in_a_terminal(script: str, *, width: int, term: str = "xterm-256color", **environment: str) -> str:
     """What a script writes to a terminal of that width."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    unset = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE")
+    variables = {name: value for name, value in os.environ.items() if name not in unset}
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stderr=child, stdout=subprocess.PIPE, env={**os.environ, "TERM": "xterm"}
-    )
+        [sys.executable, "-c", script],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child, env={**variables, "TERM": term, **environment},
+    )  # fmt: skip
     os.close(child)
     written = b""
     while select.select([parent], [], [], 30)[0]:
@@ -199,37 +200,127 @@ def in_a_terminal(script: str, *, width: int) -> str:
     return written.decode()
 
 
-def test_progress_is_cut_to_the_terminal_and_messages_stand_alone() -> None:
-    script = """if True:
-        import logging
-        from wsi2ihc.cli.options import set_up_logging
-        from wsi2ihc.cli.progress import ProgressBar
-        from wsi2ihc.concurrency import Progress
-        set_up_logging(0, False)
-        bar = ProgressBar()
-        bar(Progress("training 漢字漢字漢字", 1, 9, note="x" * 200))
-        logging.getLogger("wsi2ihc").warning("a warning")
-        bar(Progress("validating", 2, 9))
-        bar.close()
-    """
-    written = in_a_terminal(script, width=40)
-    drawn = re.split(r"\r\x1b\[J|\r\n", written)
-    assert [columns(line) <= 39 for line in drawn] == [True] * len(drawn)
-    assert drawn[0].startswith("training 漢字漢字漢字 [")
-    assert drawn[0].endswith("…")
-    assert "WARNING: a warning" in drawn
-    assert written.endswith("\r\x1b[J")
+def screens(written: str) -> list[list[str]]:
+    """The lines on a terminal, whenever its cursor returns to the start of a line."""
+    lines, row, seen = [""], 0, []
+    for part in re.split(r"(\r|\n|\x1b\[[0-9;?]*[A-Za-z])", written):
+        if part == "\r":
+            seen.append([line for line in lines if line])
+        elif part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part.startswith("\x1b["):
+            assert part[-1] in "AKmhl", part
+            row -= int(part[2:-1]) if part[-1] == "A" else 0
+            lines[row] = "" if part == "\x1b[2K" else lines[row]
+        elif part:
+            lines[row] += part
+    return [*seen, [line for line in lines if line]]
 
 
-def test_a_board_of_several_lines_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+PROGRESS = """if True:
+    import logging
+    from wsi2ihc.cli.options import set_up_logging
+    from wsi2ihc.cli.progress import LiveBoard, ProgressBar
+    from wsi2ihc.concurrency import Progress
+    set_up_logging(0, False)
+    bar = ProgressBar()
+    bar(Progress("training [red] 漢字漢字漢字", 1, 9, note="loss 0.125, " * 30 + "[/nonsense]"))
+    logging.getLogger("wsi2ihc").warning("a warning [bold]" + "x" * 100)
+    bar(Progress("validating", 2, 9, note=chr(27) + "]0;owned"))
+    bar.close()
+"""
+WARNING = "WARNING: a warning [bold]" + "x" * 100
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_progress_fits_the_terminal_and_log_lines_stand_alone(width: int) -> None:
+    seen = screens(in_a_terminal(PROGRESS, width=width))
+    assert {cell_len(line) <= width or line == WARNING for lines in seen for line in lines} == {True}
+    before = next(lines for lines in seen if len(lines) > 1)
+    assert before[0].startswith("training" if width > 40 else "train")
+    both = next(lines for lines in seen if WARNING in lines and len(lines) > 2)
+    assert both[0] == WARNING
+    assert any("[/nonsense]" in lines[-1] for lines in seen if lines), "the note is complete, on several lines"
+    assert any(lines[-1].strip() == r"\x1b]0;owned" for lines in seen if lines)
+    assert seen[-1] == [WARNING], "nothing else stays"
+
+
+def test_a_terminal_without_color_gets_none() -> None:
+    colored = r"\x1b\[[0-9;]*(3[0-9]|4[0-9])[0-9;]*m"
+    assert re.search(colored, in_a_terminal(PROGRESS, width=80))
+    assert not re.search(colored, in_a_terminal(PROGRESS, width=80, NO_COLOR="1"))
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_redraw_gets_lines(term: str) -> None:
+    lines = in_a_terminal(PROGRESS, width=80, term=term).split("\r\n")
+    assert "\x1b" not in "".join(lines)
+    assert lines[0].startswith("training [red] 漢字漢字漢字 [###.....................]  11% (loss 0.125, ")
+    assert lines[1:] == [WARNING, r"validating [#####...................]  22% (\x1b]0;owned)", ""]
+
+
+def test_a_file_gets_a_line_per_stage_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bar = ProgressBar()
+    for done in range(1, 9):
+        bar(Progress("training", done, 9))
+    assert capsys.readouterr().err == "training [###.....................]  11%\n"
+
+
+def slide_state(name: str, share: float, status: Status = "running") -> SlideState:
+    task = SlideTask(0, f"{name}.svs", Path(name), "identity")
+    return SlideState(task, status, share=share)
+
+
+def test_the_board_of_a_batch_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", stream)
-    screen = Screen()
-    screen.draw(["one", "two", "three"])
-    screen.draw(["four"])
-    screen.tell(["stays"])
-    assert stream.getvalue() == "one\ntwo\nthree\r\x1b[2A\x1b[Jfour\r\x1b[Jstays\n"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("wsi2ihc.cli.progress.BOARD_REDRAW_S", 0.0)
+    board = LiveBoard()
+    names = ["[red]" + "long" * 30, *map(str, range(9))]
+    board.show([slide_state(name, 0.5) for name in names], None)
+    failed = slide_state("a", 0, "failed")
+    board.show([failed, slide_state("b", 1)], failed)
+    screen.clear()
+    seen = screens(stream.getvalue())
+    full = next(lines for lines in seen if len(lines) == 10)
+    assert full[0] == "10 running"
+    assert full[1].startswith("[red]longlong")
+    assert full[1].rstrip().endswith("50%")
+    assert full[-1] == "and 2 more"
+    assert {cell_len(line) <= 60 for lines in seen for line in lines} == {True}
+    assert seen[-1] == ["failed  a:  (0 attempts)"]
+
+
+def test_rows_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    say("title", ("", "µm", "count"), ("[red]a", "1.25", "12"), (HOSTILE, "10.5", "1,234"), "end", ("漢字", "x" * 200))
+    name = printable(HOSTILE)
+    assert capsys.readouterr().out.splitlines() == [
+        "title",
+        f"  {'':{len(name)}}    µm  count",
+        f"  {'[red]a':{len(name)}}  1.25     12",
+        f"  {name}  10.5  1,234",
+        "end",
+        f"  漢字  {'x' * 200}",
+    ]
+
+
+def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("TERM", "dumb")
+    say(("vendor", "word " * 40), ("name", "x" * 100))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "".join(line[10:] for line in lines if "x" in line) == "x" * 100
+    assert [line[:10] for line in lines[1:3]] == [" " * 10] * 2
 
 
 def test_nothing_of_a_command_stays_in_the_calling_process(capsys: pytest.CaptureFixture[str]) -> None:

@@ -349,7 +349,7 @@ def test_landmarks_that_contradict_it_are_a_warning(
     assert "the landmarks contradict the transform: it misses them by 150 µm (median; without it 170)" in line
     assert "blocks of tissue miss by 2.5 µm" in line
     assert report(tmp_path / "out")["warnings"] == [line.removeprefix("WARNING: ")]
-    assert "    local " in stdout
+    assert "\n  local " in stdout
 
 
 @pytest.mark.usefixtures("register")

@@ -203,7 +203,7 @@ def test_the_registrations_resolution_wins(ihc: Path, tmp_path: Path) -> None:
     arguments = (ihc, path, out, "--tissue", "none", "--compression", "deflate")
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
-    assert "note     The slide says 0.5 µm/px; the 0.25 that it was registered with are used" in result.output
+    assert "note    The slide says 0.5 µm/px; the 0.25 that it was registered with are used" in result.output
     np.testing.assert_array_equal(read_level(out, 0), expected.pixels)
     stated = invoke(*arguments, "--overwrite", "--ihc-mpp", "0.5")
     assert isinstance(stated.exception, TransformError)
@@ -259,7 +259,7 @@ def test_a_name_is_doubted_where_there_is_no_hash(ihc: Path, tmp_path: Path) -> 
     frame = SlideFrame("other.svs", Size(1200, 900), (0.5, 0.5))
     saved = save_transform(tmp_path / "pair", transform_onto(ihc, moving=frame))
     result = invoke(ihc, saved, tmp_path / "out.ome.tiff", "--mpp", "2")
-    assert "note     The transform was made for other.svs; whether ihc.svs is that slide is unknown" in result.output
+    assert "note    The transform was made for other.svs; whether ihc.svs is that slide is unknown" in result.output
 
 
 def test_the_folder_is_made_and_the_report_lies_beside(ihc: Path, saved: Path, tmp_path: Path) -> None:
