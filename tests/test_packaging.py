@@ -50,6 +50,7 @@ def test_everything_lands_under_one_import_name(wheel_names: list[str]) -> None:
     [
         "wsi2ihc/__init__.py",
         "wsi2ihc/py.typed",
+        *(f"wsi2ihc/templates/{name}" for name in ("base.html", "batch.html", "report.html", "style.css")),
         "wsi2ihc/training/__init__.py",
         "wsi2ihc/cli/main.py",
         f"wsi2ihc/models/bundled/{DEFAULT_MODEL}.safetensors",

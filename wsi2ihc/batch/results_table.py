@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import html
 import logging
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +17,7 @@ from urllib.parse import quote
 
 from ..errors import ManifestError, OutputBusyError, Wsi2IhcError
 from ..models.registry import list_models
+from ..pages import render_page
 from ..storage import published
 from ..tables import csv_rows, open_csv
 from ..text import base_name, csv_table, listed, one_line_error, original, printable
@@ -251,67 +251,36 @@ def write_page(folder: Path, results: Sequence[Result], notes: Sequence[str] = (
     """
     ordered = sorted(results, key=lambda result: (result.status != "failed", result.slide, result.output))
     models = (f"{name}: {description}" for name, description in describe_models(results).items())
-    text = _PAGE.format(
-        counts=_shown(counts_text(results)),
-        notes="".join(f"<p>{_shown(note)}</p>" for note in [*models, *notes]),
-        cards="\n".join(_cards(folder, ordered)),
+    text = render_page(
+        "batch.html",
+        counts=counts_text(results),
+        notes=[printable(note) for note in (*models, *notes)],
+        cards=[_card(folder, result) for result in ordered],
     )
     with published(folder / PAGE_NAME, overwrite=True) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def _cards(folder: Path, results: Sequence[Result]) -> Iterator[str]:
-    for result in results:
-        is_done = result.status.startswith("done")
-        thumbnail = thumbnail_path(folder / result.output)
-        image = (
-            f'<img loading="lazy" src="{quote(thumbnail.relative_to(folder).as_posix())}" alt="">'
-            if is_done and thumbnail.exists()
-            else '<div class="none">no thumbnail</div>'
-        )
-        output = _shown(result.output)
-        title = f'<a href="{quote(result.output)}">{output}</a>' if is_done else output or _shown(result.slide)
-        metrics = [
-            f"{result.seconds} s" if result.seconds else "",
-            f"{result.mpx_per_s} Mpx/s" if result.mpx_per_s else "",
-            f"seam z {result.seam_z}" if result.seam_z else "no seams to measure" if is_done else "",
-            result.device,
-            f"{result.attempts} attempts" if result.attempts not in ("", "0", "1") else "",
-        ]
-        made = f"{result.slide} by {result.model}" if result.model else result.slide
-        lines = [made, " · ".join(metric for metric in metrics if metric), result.warnings, result.error]
-        text = "".join(f"<p>{_shown(line)}</p>" for line in lines if line)
-        yield (
-            f'<article class="{_shown(result.status.split()[0])}">{image}<h2>{title}</h2>'
-            f"<p><b>{_shown(result.status)}</b></p>{text}</article>"
-        )
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Batch</title>
-<meta name="viewport" content="width=device-width">
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 1rem; }}
-article {{ border: 1px solid #8886; border-top: 4px solid #888; border-radius: 6px; padding: .8rem; }}
-article.done {{ border-top-color: #2a7; }}
-article.failed {{ border-top-color: #c33; }}
-img, .none {{ width: 100%; height: 180px; object-fit: contain; background: #fff; }}
-.none {{ display: grid; place-items: center; color: #888; background: #8881; }}
-h2 {{ font-size: 1rem; margin: .6rem 0 .2rem; overflow-wrap: anywhere; }}
-p {{ margin: .1rem 0; overflow-wrap: anywhere; }}
-</style></head><body>
-<h1>Batch</h1><p>{counts}. Virtual stains are computed: research use only, not for diagnosis.</p>{notes}
-<main>
-{cards}
-</main></body></html>
-"""
-
-
-def _shown(text: str) -> str:
-    """Escape text for HTML, including control characters that could hide or reverse parts of it."""
-    return html.escape(printable(text))
+def _card(folder: Path, result: Result) -> dict[str, Any]:
+    is_done = result.status.startswith("done")
+    thumbnail = thumbnail_path(folder / result.output)
+    metrics = [
+        f"{result.seconds} s" if result.seconds else "",
+        f"{result.mpx_per_s} Mpx/s" if result.mpx_per_s else "",
+        f"seam z {result.seam_z}" if result.seam_z else "no seams to measure" if is_done else "",
+        result.device,
+        f"{result.attempts} attempts" if result.attempts not in ("", "0", "1") else "",
+    ]
+    made = f"{result.slide} by {result.model}" if result.model else result.slide
+    lines = [made, " · ".join(filter(None, metrics)), result.warnings, result.error]
+    has_thumbnail = is_done and thumbnail.exists()
+    return {
+        "status": result.status,
+        "title": printable(result.output or result.slide),
+        "link": quote(result.output) if is_done else "",
+        "thumbnail": quote(thumbnail.relative_to(folder).as_posix()) if has_thumbnail else "",
+        "lines": [printable(line) for line in lines if line],
+    }
 
 
 TABLE_EVERY_S, PAGE_EVERY_S = 5.0, 60.0
