@@ -73,7 +73,7 @@ def _options(given: dict[str, Any], resumed: Path | None, config: Path | None) -
 
 
 def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None:
-    """The dry run: everything is looked at, every patch decoded, and nothing written."""
+    """Check everything and decode every patch, but write nothing."""
     from wsi2ihc.training.data import decode_pairs
     from wsi2ihc.training.training_setup import describe_data, estimate_resources, prepare
 
@@ -139,7 +139,7 @@ def _describe_data(job: TrainingJob) -> str:
 
 
 def _describe(job: TrainingJob, outlook: TrainingEstimate, found: Sequence[str]) -> list[str]:
-    """The configuration as a file would have it, then what follows from it."""
+    """Return the configuration as a file would have it, then what follows from it."""
     fewer = len(job.validation) < len(job.data.of("validation"))
     validated = f"on {len(job.validation)}" if fewer else "on all"
     processes = "one process" if outlook.processes == 1 else f"each of {outlook.processes} processes"

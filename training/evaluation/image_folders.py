@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from wsi2ihc.concurrency import Progress, ProgressCallback, ordered_map, silent
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.files import images_by_stem, same_images
@@ -17,11 +15,11 @@ from wsi2ihc.text import pluralize
 from ..data import Order, Pair, PairedData, assign_groups, read_image, read_sizes
 from ..data.layouts import level_in_name
 from ..metrics.bootstrap import ImageMetadata
-from ..metrics.pair_statistics import BINS, Scale
+from ..metrics.pair_statistics import Scale
 from .methods import Method, baselines
 from .options import EvaluateOptions
 from .patches import describe_images
-from .results import Evaluation, MethodResult, ThresholdFit, density_counts, otsu_threshold
+from .results import Evaluation, MethodResult, ThresholdFit, reference_threshold
 from .scores import (
     AHEAD,
     THREADS,
@@ -39,14 +37,13 @@ REFERENCE, HE = "", "\0he"
 SHOWN = 5
 """Maximum number of files without a partner that a message names."""
 
-_PROGRAMS: Mapping[str, tuple[str, str, str]] = {
-    "pix2pix": ("_real_B", "_fake_B", "_real_A"),
-    "pix2pixHD": ("_real_image", "_synthesized_image", "_input_label"),
+_SUFFIXES: Mapping[Order, tuple[tuple[str, str, str], ...]] = {
+    "AB": (("_real_B", "_fake_B", "_real_A"), ("_real_image", "_synthesized_image", "_input_label")),
+    "BA": (("_real_A", "_fake_A", "_real_B"),),
 }
-"""Suffixes of reference, virtual image and H&E image of programs that write all of them into one folder."""
-
-_REVERSED = ("_real_A", "_fake_A", "_real_B")
-"""The same for CycleGAN trained with the IHC as A."""
+"""Suffixes of reference, virtual image and H&E image of pix2pix and pix2pixHD, which write all of them into one folder,
+and of CycleGAN trained with the IHC as A.
+"""
 
 _OTHERS = ("_rec_A", "_rec_B", "_idt_A", "_idt_B", "_fake_A", "_fake_B")
 """Suffixes of other images that these programs write; ignored unless they are listed above."""
@@ -86,7 +83,11 @@ def files_by_image(
     _check_partners(found)
     images = {stem: {key: role.files[stem] for key, role in found.items()} for stem in found[REFERENCE].files}
     _check_roles(images, found)
-    return images, tuple(_role_notes(found))
+    kinds = {REFERENCE: "references", HE: "H&E images"}
+    taken = [
+        f"*{role.suffix} for {kinds.get(key, f'virtual images ({key})')}" for key, role in found.items() if role.suffix
+    ]
+    return images, (f"file names were interpreted as those of pix2pix:  {', '.join(taken)}",) if taken else ()
 
 
 class _Role:
@@ -97,7 +98,7 @@ class _Role:
     folder
         Folder of the files.
     index
-        Index of the role in a row of `_PROGRAMS`.
+        Index of the role in a row of `_SUFFIXES`.
     order
         As in `files_by_image`.
     """
@@ -105,30 +106,20 @@ class _Role:
     def __init__(self, folder: Path, index: int, order: Order) -> None:
         self.folder = folder
         self.suffix = ""
-        files = _images(folder)
-        ends = _REVERSED if order == "BA" else None
-        for suffixes in (ends,) if ends else _PROGRAMS.values():
-            known = (*suffixes, *_OTHERS)
-            own = {
-                stem.removesuffix(suffixes[index]): file
-                for stem, file in files.items()
-                if stem.endswith(suffixes[index])
-            }
-            if own and all(stem.endswith(known) for stem in files):
-                self.suffix, files = suffixes[index], own
+        if not folder.is_dir():
+            raise DatasetError(f"there is no folder {folder}" if not folder.exists() else f"{folder} is not a folder")
+        if not (files := images_by_stem(folder)):
+            raise DatasetError(f"there is no image in {folder}")
+        for suffixes in _SUFFIXES[order]:
+            end = suffixes[index]
+            own = {stem.removesuffix(end): file for stem, file in files.items() if stem.endswith(end)}
+            if own and all(stem.endswith((*suffixes, *_OTHERS)) for stem in files):
+                self.suffix, files = end, own
                 break
         self.files = files
 
     def __str__(self) -> str:
         return f"{self.folder} (*{self.suffix})" if self.suffix else str(self.folder)
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}" if not folder.exists() else f"{folder} is not a folder")
-    if not (files := images_by_stem(folder)):
-        raise DatasetError(f"there is no image in {folder}")
-    return files
 
 
 def _check_partners(found: Mapping[str, _Role]) -> None:
@@ -163,14 +154,6 @@ def _role_name(key: str, found: Mapping[str, _Role]) -> str:
     return f"{kind} in {found[key]}"
 
 
-def _role_notes(found: Mapping[str, _Role]) -> list[str]:
-    """Describe which file names were assigned to which role."""
-    kinds = {REFERENCE: "references", HE: "H&E images"}
-    taken = [f"*{role.suffix} for {kinds.get(key, f'virtual images ({key})')}" for key, role in found.items()
-             if role.suffix]  # fmt: skip
-    return [f"file names were interpreted as those of pix2pix:  {', '.join(taken)}"] if taken else []
-
-
 def evaluate_folders(
     reference: Path,
     virtual: Sequence[Path],
@@ -203,7 +186,8 @@ def evaluate_folders(
     options = options or EvaluateOptions()
     files, name_notes = files_by_image(reference, _named(virtual), he, options.order)
     has_he = HE in next(iter(files.values()))
-    pairs = _pairs(reference, files, options)
+    named = tuple(Pair(stem, own[REFERENCE], own[REFERENCE], her2=level_in_name(stem)) for stem, own in files.items())
+    pairs = assign_groups(PairedData(reference, "folders", named), options.group_by).pairs
     sizes = [read_sizes([dataclasses.replace(p, he=own[name]) for p, own in zip(pairs, files.values(), strict=True)])
              for name in next(iter(files.values())) if name]  # fmt: skip
     inception, metadata = load_inception_features(options.inception_weights, options.device)
@@ -257,13 +241,6 @@ def _check_not_references(results: Sequence[MethodResult], count: int) -> None:
             )
 
 
-def _pairs(reference: Path, files: Mapping[str, Mapping[str, Path]], options: EvaluateOptions) -> tuple[Pair, ...]:
-    pairs = tuple(
-        Pair(stem, own[REFERENCE], own[REFERENCE], her2=level_in_name(stem)) for stem, own in files.items()
-    )  # fmt: skip
-    return assign_groups(PairedData(reference, "folders", pairs), options.group_by).pairs
-
-
 def _source(images: tuple[ImageMetadata, ...], files: Sequence[Mapping[str, Path]]) -> Source:
     def load(number: int) -> Sample:
         pixels = {key: read_image(path) for key, path in files[number].items()}
@@ -276,14 +253,10 @@ def _source(images: tuple[ImageMetadata, ...], files: Sequence[Mapping[str, Path
 def _fit_threshold(
     files: Sequence[Mapping[str, Path]], options: EvaluateOptions, progress: ProgressCallback
 ) -> ThresholdFit:
-    if options.stained_from is not None:
-        return ThresholdFit(options.stained_from, "as stated")
     progress(Progress("reading the references"))
-    counts = np.zeros(BINS)
     with ThreadPoolExecutor(THREADS, "decode") as pool:
-        for image_counts in ordered_map(pool, lambda own: density_counts(read_image(own[REFERENCE])), files, AHEAD):
-            counts += image_counts
-    return ThresholdFit(otsu_threshold(counts), "Otsu's threshold of the scored references")
+        references = ordered_map(pool, lambda own: read_image(own[REFERENCE]), files, AHEAD)
+        return reference_threshold(references, "scored references", options.stained_from)
 
 
 def _notes(unit: str, has_he: bool) -> tuple[str, ...]:

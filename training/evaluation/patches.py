@@ -19,7 +19,15 @@ from ..metrics.bootstrap import ImageMetadata
 from ..metrics.pair_statistics import Scale
 from .methods import Method, at_model_resolution, baselines, load_methods, resolution_differs
 from .options import EvaluateOptions
-from .results import Evaluation, ThresholdFit, fit_classifiers, fit_threshold, predict_slides, prediction_warnings
+from .results import (
+    Evaluation,
+    ThresholdFit,
+    fit_classifiers,
+    fit_threshold,
+    predict_slides,
+    prediction_warnings,
+    reference_threshold,
+)
 from .scores import Sample, Source, choose_examples, interior_margin_px, load_inception_features, score_methods
 
 _log = logging.getLogger(__name__)
@@ -57,7 +65,7 @@ def evaluate_patches(
     resolutions = tuple(_resolution_notes(trained, mpp))
     inception, metadata = load_inception_features(options.inception_weights, options.device)
     unit, images = describe_images(pairs, data)
-    threshold_fit, notes = _fit_threshold(data, training, images, pairs, options, progress)
+    threshold_fit, notes = _fit_threshold(data, training, pairs, options, progress)
     methods = [*trained, *baselines(threshold_fit.regression, [method.name for method in trained])]
     source = Source(images, lambda number: _sample(images[number], pairs[number]))
     margin_px = interior_margin_px(min(sizes.smallest.width, sizes.smallest.height), trained)
@@ -86,7 +94,11 @@ def evaluate_patches(
             *(prediction_warnings(threshold_fit, images) if classifiers else ()),
             *_notes(data, options, unit),
         ),
-        metadata={**_metadata(data, options, mpp), "cropped_to_multiples_of_px": _crop_multiple(multiple_px, sizes)},
+        metadata={
+            "data": _describe_data(data, mpp),
+            "options": options.stated(),
+            "cropped_to_multiples_of_px": _crop_multiple(multiple_px, sizes),
+        },
     )
 
 
@@ -123,25 +135,18 @@ def describe_images(pairs: Sequence[Pair], data: PairedData) -> tuple[str, tuple
     keys = ("group",) if asked_for else ("patient", "slide", "group")
     found = [next((key for key in keys if getattr(pair, key)), "") for pair in pairs]
     kinds = [f"{key}s" if key else "patches" for key in (*keys, "") if key in found]
-    shared = _shared_slides(pairs)
+    patients: dict[str, set[str | None]] = defaultdict(set)
+    for pair in pairs:
+        patients[pair.slide or ""].add(pair.patient)
     return " and ".join(kinds) or "patches", tuple(
         ImageMetadata(
             name=pair.name,
             resampling_unit=f"{key} {getattr(pair, key)}" if key else str(pair.ihc),
             her2=pair.her2,
-            slide=f"{pair.patient} {pair.slide}" if pair.slide in shared else pair.slide,
+            slide=f"{pair.patient} {pair.slide}" if pair.slide and len(patients[pair.slide]) > 1 else pair.slide,
         )
         for pair, key in zip(pairs, found, strict=True)
     )
-
-
-def _shared_slides(pairs: Sequence[Pair]) -> set[str]:
-    """Return the names of slides that several patients have."""
-    patients: dict[str, set[str | None]] = defaultdict(set)
-    for pair in pairs:
-        if pair.slide is not None:
-            patients[pair.slide].add(pair.patient)
-    return {slide for slide, own in patients.items() if len(own) > 1}
 
 
 def _sample(image: ImageMetadata, pair: Pair) -> Sample:
@@ -150,21 +155,17 @@ def _sample(image: ImageMetadata, pair: Pair) -> Sample:
 
 
 def _fit_threshold(
-    data: PairedData,
-    training: Sequence[Pair], scored: Sequence[ImageMetadata], pairs: Sequence[Pair], options: EvaluateOptions,
+    data: PairedData, training: Sequence[Pair], pairs: Sequence[Pair], options: EvaluateOptions,
     progress: ProgressCallback,
 ) -> tuple[ThresholdFit, tuple[str, ...]]:  # fmt: skip
     """Fit to the training split; without one, only the threshold, to the scored references."""
     if training:
         return fit_threshold(_read(training, data, progress), options.stained_from), ()
-    fitted = fit_threshold(
-        ((image, *read_pair(pair)) for image, pair in zip(scored, pairs, strict=True)), options.stained_from
-    )  # fmt: skip
-    source = fitted.source if options.stained_from else "Otsu's threshold of the scored references"
+    references = (read_pair(pair)[1] for pair in pairs)
     note = "there are no training patches: no color regression, no HER2 cutoffs"
     if options.stained_from is None:
         note += ", and the stain threshold is not independent of the scored references"
-    return ThresholdFit(fitted.stained_from, source), (note,)
+    return reference_threshold(references, "scored references", options.stained_from), (note,)
 
 
 def _read(
@@ -216,17 +217,9 @@ def _crop_multiple(multiple_px: int, sizes: PatchSizes) -> int:
     return multiple_px if any(side % multiple_px for side in sides) else 1
 
 
-def _metadata(data: PairedData, options: EvaluateOptions, mpp: float | None) -> dict[str, object]:
+def _describe_data(data: PairedData, mpp: float | None) -> dict[str, object]:
     return {
-        "data": {
-            "name": data.folder.resolve().name,
-            "layout": data.layout,
-            "grouped_by": data.grouped_by,
-            "counts": data.counts(),
-            "fingerprint": data.fingerprint(),
-            "mpp": mpp,
-            "stain": data.stain,
-            "license": data.license,
-        },
-        "options": options.stated(),
-    }
+        "name": data.folder.resolve().name, "layout": data.layout, "grouped_by": data.grouped_by,
+        "counts": data.counts(), "fingerprint": data.fingerprint(), "mpp": mpp, "stain": data.stain,
+        "license": data.license,
+    }  # fmt: skip

@@ -1,41 +1,33 @@
-"""Reports of evaluations of patches and folders (`make_report`) and of whole slides (`make_slide_report`)."""
+"""Reports of evaluations of patches and folders (`make_report`) and of whole slides (`make_slide_report`).
+
+Each section has a function that yields its tables and figures; a section without any is left out. `Estimator` computes
+each metric with its interval once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from wsi2ihc.geometry import RGBImage
+from wsi2ihc.stains import dab_density
 from wsi2ihc.system import versions
+from wsi2ihc.text import pluralize
 
+from ..image_grid import image_grid_figure
 from ..metrics.bootstrap import differences
-from ..metrics.her2 import LevelPredictions
-from ..metrics.pair_statistics import BLOCK_PX, GRADES
+from ..metrics.formulas import METRICS
+from ..metrics.her2 import LEVELS, NEGATIVE, LevelPredictions
+from ..metrics.pair_statistics import BINS, BLOCK_PX, DENSITY_PER_BIN, GRADES, JOINT_BINS, PLANES
 from ..reports.document import Cell, Column, Estimate, Figure, Report, Section, Table
-from ..reports.plots import heat_map
-from .report_content import (
-    SUMMARY,
-    Estimates,
-    Estimator,
-    distribution_figures,
-    example_figures,
-    group_tables,
-    image_table,
-    interior_table,
-    level_figures,
-    level_tables,
-    metric_columns,
-    metric_rows,
-    misclassified_table,
-    predictions_table,
-    score_figures,
-    slide_table,
-    summary_table,
-)
-from .results import Evaluation, MethodResult
+from ..reports.plots import bars, confusion, heat_map, histograms, scatter_density
+from .published import OVERALL, PUBLISHED, REMARKS
+from .results import Evaluation, Example, MethodResult
 from .slide_grid import Origin
 from .slides import SlideEvaluation, area_agreement
 
@@ -56,87 +48,334 @@ PLAIN_PASS = "Models translate patches by one plain forward pass with the networ
 RESEARCH = "Research use only, not for diagnosis: a virtual stain shows what a network expects, not what a stain binds."
 
 
+SUMMARY = ("psnr", "ssim", "stain_r", "stain_r_64px", "stain_ccc", "mcc", "variance_ratio")
+
+BY_LEVEL = ("psnr", "ssim", "fid", "stain_r", "stain_r_64px", "mcc", "area_virtual")
+
+BY_SLIDE = ("psnr", "ssim", "stain_r", "stain_r_64px", "stain_bias", "area_virtual", "area_reference", "mcc")
+
+FEW_UNITS = 10
+
+Estimates = dict[str, Estimate]
+
+DISTANCES = {"fid": Column("FID", 1), "kid": Column("KID", 4), "kid_std": Column("KID, deviation over subsets", 4)}
+
+BARS = ("psnr", "ssim", "stain_r", "stain_r_64px")
+
+DIFFERENCE_OD = 0.8
+"""Difference of density at which the color of a difference image saturates."""
+
+NEGLIGIBLE = 1e-6
+"""Fraction of pixels below which the bins at the end of an axis are not shown."""
+
+_LESS, _NONE, _MORE = (33, 102, 172), (247, 247, 247), (178, 24, 43)
+
+
+Contents = Iterator[Table | Figure]
+
+
 def make_report(evaluation: Evaluation, *, seed: int = 0, resamples: int = 2000) -> Report:
-    """Return the report of an evaluation.
-
-    Parameters
-    ----------
-    evaluation
-        Evaluation of at least one method.
-    seed, resamples
-        Of the bootstrap.
-    """
+    """Return the report of an evaluation of at least one method; ``seed`` and ``resamples`` are of the bootstrap."""
     estimator = Estimator(evaluation, seed, resamples)
-    sections = [
-        _summary(evaluation, estimator, seed, resamples),
-        *_predictions(evaluation),
-        *_levels(evaluation, estimator),
-        *_examples(evaluation),
-        Section("All metrics", contents=(*group_tables(evaluation, estimator), image_table(evaluation))),
-        *_interior(evaluation, estimator),
-        Section("Distributions", contents=tuple(distribution_figures(evaluation))),
-        *_slides(evaluation),
-        _method(evaluation),
+    chosen = "Chosen automatically: at random from every level, and by rank of the stain correlation per pixel."
+    sections = (
+        Section("Summary", contents=tuple(_summary(evaluation, estimator))),
+        Section("Predicted HER2 levels", contents=tuple(_level_predictions(evaluation))),
+        Section("By HER2 level", contents=tuple(_by_level(evaluation, estimator))),
+        Section("Examples", (chosen,), tuple(_examples(evaluation))),
+        Section("All metrics", contents=tuple(_all_metrics(evaluation, estimator))),
+        Section("Interior", contents=tuple(_interior(evaluation, estimator))),
+        Section("Distributions", contents=tuple(_distributions(evaluation))),
+        Section(f"By {evaluation.resampling_unit}", contents=tuple(_by_slide(evaluation))),
+    )
+    lead = (f"{evaluation.subject}. {_threshold(evaluation)}", RESEARCH, *(f"Note: {one}." for one in evaluation.notes))
+    shown = (*(section for section in sections if section.contents), _method(evaluation))
+    return Report("How good is the virtual stain?", lead, shown, _data(evaluation, estimator))
+
+
+class Estimator:
+    """Metrics with intervals, computed once per subset."""
+
+    def __init__(self, evaluation: Evaluation, seed: int, resamples: int) -> None:
+        self.bootstrap = {"seed": seed, "resamples": resamples}
+        self._reason = evaluation.inception.get("reason", "")
+        self._known: dict[tuple[int, str], Estimates] = {}
+
+    def __call__(self, result: MethodResult, her2: str | None = None, *, interior: bool = False) -> Estimates:
+        """Return the metrics of a method, over one level or over all images."""
+        scores = result.interior if interior else result.scores
+        assert scores is not None, "only called where there is an interior"
+        key = (id(scores), her2 or "")
+        if key not in self._known:
+            estimates = scores.subset(her2=her2).estimates(**self.bootstrap)
+            self._known[key] = estimates if interior else estimates | self._distances(result, her2 or OVERALL)
+        return self._known[key]
+
+    def by_method(self, evaluation: Evaluation) -> dict[str, Estimates]:
+        """Return the metrics of every method over all images."""
+        return {result.method.name: self(result) for result in evaluation.methods}
+
+    def _distances(self, result: MethodResult, level: str) -> Estimates:
+        found = result.distances.get(level)
+        if found is None:
+            return dict.fromkeys(DISTANCES, Estimate(None, reason=self._reason or "there are no images"))
+        values = {"fid": found.fid, "kid": found.kid_mean, "kid_std": found.kid_std}
+        reason = found.reason or "one subset holds all images"
+        return {name: Estimate(value, reason="" if value is not None else reason) for name, value in values.items()}
+
+
+def _summary(evaluation: Evaluation, estimator: Estimator) -> Contents:
+    """Yield the most important metrics, and the differences between the first method and each other one."""
+    images = evaluation.methods[0].scores.subset()
+    plural = evaluation.resampling_unit
+    over = f"{len(images.units):,} {plural if len(images.units) != 1 else plural.removesuffix('s')}"
+    notes = [
+        f"In brackets: 95 % intervals (percentiles of {estimator.bootstrap['resamples']:,} resamples) over {over}."
     ]
-    notes = (f"Note: {note}." for note in evaluation.notes)
-    lead = (f"{evaluation.subject}. {_threshold(evaluation)}", RESEARCH, *notes)
-    return Report("How good is the virtual stain?", lead, tuple(sections), _data(evaluation, estimator))
-
-
-def _summary(evaluation: Evaluation, estimator: Estimator, seed: int, resamples: int) -> Section:
-    contents: list[Table | Figure] = [summary_table(evaluation, estimator)]
-    if paired := _paired_table(evaluation, seed, resamples):
-        contents.append(paired)
-    return Section("Summary", contents=tuple(contents))
-
-
-def _paired_table(evaluation: Evaluation, seed: int, resamples: int) -> Table | None:
-    """Return the differences between the first method and each other one on the same images."""
-    if len(evaluation.methods) < 2:
-        return None
+    if 1 < len(images.units) < FEW_UNITS:
+        notes.append(f"With only {over}, intervals are rough and probably too narrow.")
+    notes += [
+        f"{result.method.name}: {pluralize(number, 'image')} without a PSNR: identical to the reference."
+        for result in evaluation.methods
+        if (number := result.scores.subset().identical)
+    ]
+    counts: tuple[Cell, ...] = ("images", *(result.scores.subset().images for result in evaluation.methods))
+    table = _metric_table("summary", "Summary", estimator.by_method(evaluation), (*SUMMARY, *DISTANCES), *notes)
+    yield dataclasses.replace(table, rows=(counts, *table.rows))
     first, *others = evaluation.methods
-    paired = {
-        other.method.name: differences(
-            first.scores.subset(), other.scores.subset(), SUMMARY, seed=seed, resamples=resamples
+    if others:
+        paired = {
+            other.method.name: differences(first.scores.subset(), other.scores.subset(), SUMMARY, **estimator.bootstrap)
+            for other in others
+        }
+        note = (
+            "On the same images, with intervals of paired differences: a difference is significant if its interval "
+            "excludes 0. All methods are compared with the first one."
         )
-        for other in others
-    }
-    note = (
-        "On the same images, with intervals of paired differences: a difference is significant if its interval "
-        "excludes 0. All methods are compared with the first one."
+        yield _metric_table("differences", f"{first.method.name} minus …", paired, SUMMARY, note)
+
+
+def _metric_table(
+    name: str, title: str, estimates: Mapping[str, Mapping[str, Estimate]], metrics: Sequence[str], *notes: str
+) -> Table:
+    """Return a table with a row per metric and a column per method."""
+    rows: list[tuple[Cell, ...]] = []
+    for column, metric in zip(map(_column, metrics), metrics, strict=True):
+        cells = (dataclasses.replace(one[metric], digits=column.digits) for one in estimates.values())
+        rows.append((column.title, *cells))
+    return Table(name, title, (Column("metric"), *map(Column, estimates)), tuple(rows), notes)
+
+
+def _column(name: str) -> Column:
+    return DISTANCES.get(name) or Column(METRICS[name].title, METRICS[name].digits)
+
+
+def _all_metrics(evaluation: Evaluation, estimator: Estimator) -> Contents:
+    titles = {
+        "image": "Images", "stain": "Stain", "distribution": "Distributions of colors and of stain",
+        "grid": "Checkerboard",
+    }  # fmt: skip
+    for group, title in titles.items():
+        if names := [name for name, metric in METRICS.items() if metric.group == group]:
+            yield _metric_table(f"metrics_{group}", title, estimator.by_method(evaluation), names)
+    heads = (
+        Column("method"), Column("image"), Column("slide"), Column("HER2"), Column("PSNR, dB"), Column("SSIM"),
+        Column("Stain R per pixel"), Column("Stained area, virtual"), Column("Stained area, reference"),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            result.method.name, own.image.name, own.image.slide or "", own.image.her2 or "",
+            number(own.psnr), own.ssim, number(own.stain_r), own.area_virtual, own.area_reference,
+        )
+        for result in evaluation.methods
+        for own in result.scores.per_image
+    )  # fmt: skip
+    yield Table("images", "Every image", heads, rows, is_shown=False)
+
+
+def _interior(evaluation: Evaluation, estimator: Estimator) -> Contents:
+    """Yield the summary without the image margins that padding affects."""
+    if evaluation.interior_px:
+        estimates = {
+            one.method.name: estimator(one, interior=True) for one in evaluation.methods if one.interior is not None
+        }
+        note = f"Without {evaluation.interior_px} px at every border, the receptive field radius of the methods."
+        yield _metric_table("interior", "Interior of the patches", estimates, SUMMARY, note)
+
+
+def _by_level(evaluation: Evaluation, estimator: Estimator) -> Contents:
+    """Yield bar plots, and a table per metric of methods by levels with published values."""
+    levels = evaluation.levels
+    if not levels:
+        return
+    for name in BARS:
+        values = {
+            result.method.name: {level: estimator(result, level)[name] for level in levels}
+            for result in evaluation.methods
+        }
+        title = METRICS[name].title
+        yield Figure(f"bars_{name}", f"{title} by HER2 level", bars(values, title, ""), "Whiskers: 95 % intervals.")
+    counts = tuple(
+        (f"HER2 {level}", subset.images, len(subset.units))
+        for level in levels
+        if (subset := evaluation.methods[0].scores.subset(her2=level)) is not None
     )
-    return Table(
-        "differences", f"{first.method.name} minus …", metric_columns(paired), metric_rows(paired, SUMMARY), (note,)
+    empty = ", ".join(name for name, images, _ in counts if not images)
+    count_heads = (Column("level"), Column("images", 0), Column(evaluation.resampling_unit, 0))
+    yield Table("levels", "Images by HER2 level", count_heads, counts, (f"No images of {empty}.",) if empty else ())
+    for name in BY_LEVEL:
+        rows: list[tuple[Cell, ...]] = [
+            (result.method.name, *(estimator(result, level)[name] for level in (*levels, None)))
+            for result in evaluation.methods
+        ]
+        rows += [
+            (method, *(metrics[name].get(level) for level in (*levels, OVERALL)))
+            for method, metrics in PUBLISHED.items()
+            if name in metrics
+        ]
+        title, digits = _column(name).title, _column(name).digits
+        heads = (Column("method"), *(Column(f"HER2 {level}", digits) for level in levels), Column("all", digits))
+        notes = REMARKS if name in ("psnr", "ssim", "fid") else ()
+        yield Table(f"levels_{name}", f"{title} by HER2 level", heads, tuple(rows), notes)
+
+
+def _by_slide(evaluation: Evaluation) -> Contents:
+    """Yield a table of the metrics by slide for each method; none if slides are unknown."""
+    heads = (Column("slide"), Column("HER2"), Column("images", 0), *map(_column, BY_SLIDE))
+    for index, result in enumerate(evaluation.methods, 1):
+        scores = result.scores
+        if not _has_slides(result):
+            continue
+        levels: dict[str, set[str]] = {}
+        for one in scores.per_image:
+            levels.setdefault(one.image.slide or one.image.resampling_unit, set()).add(one.image.her2 or "")
+        rows: list[tuple[Cell, ...]] = []
+        for slide in scores.slides:
+            subset = scores.subset(slide=slide)
+            values = subset.values()
+            named = ", ".join(sorted(levels[slide] - {""}))
+            rows.append((slide, named, subset.images, *(Estimate(number(values[name])) for name in BY_SLIDE)))
+        yield Table(f"slides_{index}", f"{result.method.name} by slide", heads, tuple(rows))
+
+
+def _has_slides(result: MethodResult) -> bool:
+    """Return whether slides are known: otherwise every image counts as one."""
+    return len(result.scores.slides) != len(result.scores.per_image)
+
+
+def _level_predictions(evaluation: Evaluation) -> Contents:
+    """Yield predicted HER2 levels and misclassified slides; 3+ predicted negative first, the most harmful error."""
+    predicted = [(result.method.name, result.predictions) for result in evaluation.methods if result.predictions]
+    if not predicted:
+        return
+    stains = [("reference", evaluation.reference_predictions), *predicted]
+    heads = (
+        Column("stain"), Column("predicted by"), Column(f"3+ predicted {' or '.join(NEGATIVE)}", 0), Column("of 3+", 0),
+        Column("Quadratic kappa", 3), Column("predicted as labeled", 0), Column("slides", 0),
+    )  # fmt: skip
+    notes = (
+        "Cutoffs are fitted to the references of the training split; the row “reference” is their result on the "
+        "references of this split.",
+        "A HER2 level belongs to a slide and not to a patch, and pathologists read it from membranes, not from an "
+        "area. This is research, not diagnosis.",
+    )
+    rows = tuple(_prediction_row(name, one) for name, predictions in stains for one in predictions)
+    yield Table("her2_predictions", "Predicted HER2 levels of slides", heads, rows, notes)
+    wrong = [
+        (slide, label, name, one.by, level)
+        for name, predictions in stains
+        for one in predictions
+        for slide, label, level in one.slide_scores
+        if label != level
+    ]
+    wrong.sort(key=lambda row: (not (row[1] == "3+" and row[4] in NEGATIVE), row[0], row[2], row[3]))
+    titles = ("slide", "labeled", "stain", "predicted by", "predicted")
+    yield Table("her2_misclassified", "Misclassified slides", tuple(map(Column, titles)), tuple(wrong))
+    compared = (result for result in evaluation.methods if result.method.kind != "baseline")
+    plotted = [(result.method.name, result.predictions) for result in compared]
+    for index, (name, predictions) in enumerate([stains[0], *plotted], 1):
+        for one in predictions:
+            title = f"HER2 level of {name}, predicted by {one.by}"
+            plot = confusion(one.confusion, LEVELS, title, "predicted", "labeled")
+            yield Figure(f"confusion_{index}_{one.by.replace(' ', '_').lower()}", title, plot)
+
+
+def _prediction_row(name: str, predictions: LevelPredictions) -> tuple[Cell, ...]:
+    kappa = number(predictions.kappa)
+    shown = Estimate(kappa, reason="" if kappa is not None else "only one level occurs")
+    positive = int(predictions.confusion[LEVELS.index("3+")].sum())
+    return name, predictions.by, predictions.missed, positive, shown, predictions.correct, predictions.slides
+
+
+def density_difference(virtual: RGBImage, reference: RGBImage) -> RGBImage:
+    """Return the DAB density of the virtual image minus that of the reference: red if too much, blue if too little."""
+    difference = np.clip((dab_density(virtual) - dab_density(reference)) / DIFFERENCE_OD, -1, 1)[..., np.newaxis]
+    strength = np.abs(difference)
+    towards = np.where(difference > 0, np.array(_MORE, np.float32), np.array(_LESS, np.float32))
+    return np.asarray(np.rint(strength * towards + (1 - strength) * np.array(_NONE, np.float32)), np.uint8)
+
+
+def _examples(evaluation: Evaluation) -> Contents:
+    """Yield an image grid per reason why examples were chosen."""
+    models = [result.method.name for result in evaluation.methods if result.method.kind != "baseline"]
+    for index, reason in enumerate(dict.fromkeys(example.reason for example in evaluation.examples), 1):
+        yield Figure(
+            f"examples_{index}",
+            f"Patches: {reason}",
+            _grid([example for example in evaluation.examples if example.reason == reason], models),
+            "From left to right: H&E, reference, virtual stains; then, per model, DAB density minus that of the "
+            "reference: red if there is too much stain, blue if there is too little.",
+            "photograph",
+        )
+
+
+def _grid(examples: Sequence[Example], models: Sequence[str]) -> RGBImage:
+    labels = [
+        *(["H&E"] if examples[0].he is not None else []), "reference", *examples[0].virtual,
+        *(f"{name}: difference" for name in models),
+    ]  # fmt: skip
+    rows = [
+        (
+            *(() if example.he is None else (example.he,)),
+            example.reference,
+            *example.virtual.values(),
+            *(density_difference(example.virtual[name], example.reference) for name in models),
+        )
+        for example in examples
+    ]
+    return image_grid_figure(rows, labels, [example.image.name for example in examples])
+
+
+def _distributions(evaluation: Evaluation) -> Contents:
+    """Yield histograms of colors and density, and the density of each method against the reference."""
+    sides = {"reference": evaluation.methods[0].scores.subset().histograms[1]}
+    sides |= {result.method.name: result.scores.subset().histograms[0] for result in evaluation.methods}
+    for index, plane in enumerate(PLANES):
+        is_density = plane == "dab"
+        series = {name: side[index] for name, side in sides.items()}
+        shown = _shown_bins(np.stack(list(series.values()))) if is_density else BINS
+        edges = np.arange(shown + 1) * (DENSITY_PER_BIN if is_density else 1.0)
+        series = {name: counts[:shown] for name, counts in series.items()}
+        title = "Density of DAB" if is_density else f"Level of {plane}"
+        plot = histograms(series, edges, title, "density, OD" if is_density else "gray level", log=is_density)
+        yield Figure(f"histogram_{plane}", title, plot, "Over all pixels of all images.")
+    for index, result in enumerate(evaluation.methods, 1):
+        yield Figure(f"scatter_{index}", f"{result.method.name}: density against the reference's", _scatter(result))
+
+
+def _scatter(result: MethodResult) -> RGBImage:
+    joint = result.scores.joint
+    shown = _shown_bins(np.stack([joint.sum(0), joint.sum(1)]))
+    edges = np.arange(shown + 1) * DENSITY_PER_BIN * (BINS // JOINT_BINS)
+    return scatter_density(
+        joint[:shown, :shown].T, edges, edges, "Density of DAB per pixel", "reference, OD", f"{result.method.name}, OD"
     )
 
 
-def _predictions(evaluation: Evaluation) -> Iterator[Section]:
-    if table := predictions_table(evaluation):
-        misclassified = misclassified_table(evaluation)
-        contents = (table, *((misclassified,) if misclassified else ()), *score_figures(evaluation))
-        yield Section("Predicted HER2 levels", contents=contents)
-
-
-def _levels(evaluation: Evaluation, estimator: Estimator) -> Iterator[Section]:
-    if tables := level_tables(evaluation, estimator):
-        yield Section("By HER2 level", contents=(*level_figures(evaluation, estimator), *tables))
-
-
-def _examples(evaluation: Evaluation) -> Iterator[Section]:
-    if figures := example_figures(evaluation):
-        text = "Chosen automatically: at random from every level, and by rank of the stain correlation per pixel."
-        yield Section("Examples", (text,), tuple(figures))
-
-
-def _interior(evaluation: Evaluation, estimator: Estimator) -> Iterator[Section]:
-    if table := interior_table(evaluation, estimator):
-        yield Section("Interior", contents=(table,))
-
-
-def _slides(evaluation: Evaluation) -> Iterator[Section]:
-    tables = [slide_table(result, number) for number, result in enumerate(evaluation.methods, 1)]
-    if any(tables):
-        yield Section(f"By {evaluation.resampling_unit}", contents=tuple(table for table in tables if table))
+def _shown_bins(counts: npt.NDArray[np.floating] | npt.NDArray[np.integer]) -> int:
+    """Return how many bins of several series (N, bins) contain more than a negligible fraction of pixels."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return int(np.flatnonzero((shares > NEGLIGIBLE).any(0)).max(initial=7)) + 1
 
 
 def _method(evaluation: Evaluation) -> Section:
@@ -204,7 +443,10 @@ def _method_data(evaluation: Evaluation, result: MethodResult, estimator: Estima
         "metrics": _metrics(estimator(result)),
         "levels": {level: _metrics(estimator(result, level)) for level in evaluation.levels},
         "interior": _metrics(estimator(result, interior=True)) if result.interior else None,
-        "slides": _slides_data(result),
+        "slides": {
+            slide: {name: number(value) for name, value in result.scores.subset(slide=slide).values().items()}
+            for slide in (result.scores.slides if _has_slides(result) else ())
+        },
         "distances": {
             level or "all": {
                 "fid": one.fid, "kid_mean": one.kid_mean, "kid_std": one.kid_std,
@@ -215,16 +457,6 @@ def _method_data(evaluation: Evaluation, result: MethodResult, estimator: Estima
         },
         "her2_predictions": [_predictions_data(one) for one in result.predictions],
     }  # fmt: skip
-
-
-def _slides_data(result: MethodResult) -> dict[str, Any]:
-    slides = result.scores.slides
-    if len(slides) == len(result.scores.per_image):  # one slide per image: slides are unknown
-        return {}
-    return {
-        slide: {name: number(value) for name, value in result.scores.subset(slide=slide).values().items()}
-        for slide in slides
-    }
 
 
 def _metrics(estimates: Estimates) -> dict[str, Any]:

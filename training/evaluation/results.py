@@ -90,6 +90,22 @@ def fit_threshold(
     return ThresholdFit(threshold, "Otsu's threshold of the training references", regression, slides)
 
 
+def reference_threshold(references: Iterable[RGBImage], source: str, stained_from: float | None) -> ThresholdFit:
+    """Return the stated stain threshold, else Otsu's threshold of images without a training split.
+
+    Raises
+    ------
+    DatasetError
+        If the images have a single density.
+    """
+    if stained_from is not None:
+        return ThresholdFit(stained_from, "as stated")
+    counts = np.zeros(BINS)
+    for image in references:
+        counts += density_counts(image)
+    return ThresholdFit(otsu_threshold(counts), f"Otsu's threshold of the {source}")
+
+
 def density_counts(image: RGBImage) -> Counts:
     """Return the pixel counts of an image by DAB density."""
     return np.bincount(density_bins(dab_density(image)).ravel(), minlength=BINS).astype(np.float64)
@@ -219,7 +235,7 @@ class Evaluation:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class LevelClassifier:
     """Prediction of a HER2 level from the stain of a slide."""
 
@@ -269,17 +285,12 @@ def predict_slides(
     if not classifiers or not labels or not results:
         return list(results), ()
     given = {slide: str(level) for slide, level in labels.items()}
-    called = [
-        dataclasses.replace(result, predictions=_predictions(result.scores.slide_counts("virtual"), given, classifiers))
-        for result in results
-    ]
-    return called, _predictions(results[0].scores.slide_counts("reference"), given, classifiers)
 
+    def predicted(counts: Mapping[str, Counts]) -> tuple[LevelPredictions, ...]:
+        return tuple(
+            predict_levels({slide: one.value(stain) for slide, stain in counts.items()}, given, one.by, one.cutoffs)
+            for one in classifiers
+        )
 
-def _predictions(
-    counts: Mapping[str, Counts], labels: Mapping[str, str], classifiers: Sequence[LevelClassifier]
-) -> tuple[LevelPredictions, ...]:
-    return tuple(
-        predict_levels({slide: one.value(stain) for slide, stain in counts.items()}, labels, one.by, one.cutoffs)
-        for one in classifiers
-    )
+    new = [dataclasses.replace(one, predictions=predicted(one.scores.slide_counts("virtual"))) for one in results]
+    return new, predicted(results[0].scores.slide_counts("reference"))

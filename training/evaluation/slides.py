@@ -37,17 +37,16 @@ from wsi2ihc.slide import (
 from wsi2ihc.text import pluralize
 
 from ..metrics.bootstrap import ImageMetadata, Scores
-from ..metrics.pair_statistics import BINS, Scale, correlation, moments_of
+from ..metrics.pair_statistics import Scale, correlation, moments_of
 from .methods import Method, baselines
 from .options import EvaluateOptions
-from .results import Evaluation, MethodResult, ThresholdFit, density_counts, otsu_threshold
+from .results import Evaluation, MethodResult, ThresholdFit, reference_threshold
 from .scores import Sample, Source, choose_examples, virtual_images
 from .slide_grid import (
     SQUARE_UM,
     GridSeams,
     Origin,
     SlideComparison,
-    Square,
     SquareGrid,
     centers_um,
     check_source,
@@ -189,7 +188,7 @@ def evaluate_slides(
         )
         return SlideEvaluation(
             evaluation, squares, maps, tuple(measure_seams(pair, grid) for grid in origin.grids), origin,
-            (_overview(virtual_slide), _overview_of_reference(pair)),
+            (read_overview(virtual_slide, _overview_grid(virtual_slide)), _overview_of_reference(pair)),
         )  # fmt: skip
 
 
@@ -234,14 +233,11 @@ def _compare(
         progress(Progress("comparing", number, len(squares.chosen), unit="square"))
         image = images[square.position]
         for method, method_scores in zip(methods, scores, strict=True):
-            method_scores.add(image, virtual_images(method, [_sample(image, method, square)])[0], square.reference)
+            sample = Sample(image, square.he, square.reference, {method.name: square.virtual})
+            method_scores.add(image, virtual_images(method, [sample])[0], square.reference)
         first = scores[0].per_image[-1]
         maps[:, *square.position] = first.area_virtual, first.area_reference, first.stain_r
     return scores, SlideMaps(*maps)
-
-
-def _sample(image: ImageMetadata, method: Method, square: Square) -> Sample:
-    return Sample(image, square.he, square.reference, {method.name: square.virtual})
 
 
 def _image(row: int, column: int) -> ImageMetadata:
@@ -252,14 +248,10 @@ def _image(row: int, column: int) -> ImageMetadata:
 def _fit_threshold(
     pair: SlideComparison, squares: SquareGrid, options: EvaluateOptions, progress: ProgressCallback
 ) -> ThresholdFit:
-    if options.stained_from is not None:
-        return ThresholdFit(options.stained_from, "as stated")
     progress(Progress("measuring the stain of the reference"))
     fitting = squares.chosen[:: -(-len(squares.chosen) // FITTING_SQUARES)]
-    counts = np.zeros(BINS)
-    for square in read_squares(pair, squares, fitting):
-        counts += density_counts(square.reference)
-    return ThresholdFit(otsu_threshold(counts), "Otsu's threshold of the reference slide")
+    references = (square.reference for square in read_squares(pair, squares, fitting))
+    return reference_threshold(references, "reference slide", options.stained_from)
 
 
 def _source(pair: SlideComparison, squares: SquareGrid) -> Source:
@@ -271,10 +263,6 @@ def _source(pair: SlideComparison, squares: SquareGrid) -> Source:
         return Sample(images[number], square.he, square.reference, {"virtual slide": square.virtual})
 
     return Source(images, load)
-
-
-def _overview(slide: Slide) -> RGBImage:
-    return read_overview(slide, _overview_grid(slide))
 
 
 def _overview_grid(slide: Slide) -> WorkingGrid:

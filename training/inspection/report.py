@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from .alignment import (
     MIN_SIDE_UM,
     NO_BETTER,
     AlignmentFindings,
-    Misaligned,
 )
 from .duplicates import BETWEEN, MAX_SIDE_PX, ORIENTATIONS, Leakage, reoriented
 from .findings import Inspection, warnings_of
@@ -147,38 +147,25 @@ def count_table(descriptions: Sequence[Description]) -> Table:
     return Table("counts", "Counts", tuple(Column(head, 0) for head in heads), rows)
 
 
-def statistics_tables(descriptions: Sequence[Description]) -> list[Table]:
-    """Return one table per family of statistics, with a row for each split, level and stain."""
+def statistics_tables(descriptions: Sequence[Description]) -> Iterator[Table]:
+    """Yield one table per family of statistics, with a row for each split, level and stain."""
     has_groups = any(one.group for one in descriptions)
-    return [
-        Table(
-            family.name,
-            family.title,
-            _heads(family, has_groups),
-            tuple(_statistics_row(one, stain, family, has_groups) for one in descriptions for stain in STAINS),
-            ("Means over images, and their standard deviations (SD).", *family.notes),
-        )
-        for family in FAMILIES
-    ]
+    for family in FAMILIES:
+        heads = [Column("split"), Column("HER2"), *([Column("group")] if has_groups else []), Column("stain"),
+                 Column("pairs", 0)]  # fmt: skip
+        for column in family.columns.values():
+            heads += [column, Column(f"{column.title} SD", column.digits)]
+        rows: list[tuple[Cell, ...]] = []
+        for one, stain in itertools.product(descriptions, STAINS):
+            spreads = [one.statistics[stain][name] for name in family.columns]
+            values = [known(value) for spread in spreads for value in (spread.mean, spread.deviation)]
+            rows.append((one.split, one.level, *([one.group or ALL] if has_groups else []), stain, one.pairs, *values))
+        notes = ("Means over images, and their standard deviations (SD).", *family.notes)
+        yield Table(family.name, family.title, tuple(heads), tuple(rows), notes)
 
 
-def _heads(family: Family, has_groups: bool) -> tuple[Column, ...]:
-    values = [
-        head for column in family.columns.values() for head in (column, Column(f"{column.title} SD", column.digits))
-    ]
-    groups = [Column("group")] if has_groups else []
-    return (Column("split"), Column("HER2"), *groups, Column("stain"), Column("pairs", 0), *values)
-
-
-def _statistics_row(one: Description, stain: Stain, family: Family, has_groups: bool) -> tuple[Cell, ...]:
-    spreads = [one.statistics[stain][name] for name in family.columns]
-    values = [known(value) for spread in spreads for value in (spread.mean, spread.deviation)]
-    groups = [one.group or ALL] if has_groups else []
-    return (one.split, one.level, *groups, stain, one.pairs, *values)
-
-
-def leakage_tables(inspection: Inspection) -> list[Table]:
-    """Return tables of duplicate tissue between splits, between groups and within them."""
+def leakage_tables(inspection: Inspection) -> Iterator[Table]:
+    """Yield tables of duplicate tissue between splits, between groups and within them."""
     titles = {
         "splits": "Between splits",
         "groups": "Between groups of one split" if inspection.is_split else "Between groups",
@@ -186,41 +173,30 @@ def leakage_tables(inspection: Inspection) -> list[Table]:
     }
     if not inspection.is_split and not inspection.data.grouped_by:
         titles[""] = "In the whole dataset"
-    tables = []
-    for between in BETWEEN:
-        if leaks := [one for one in inspection.leaks if one.between == between]:
-            name = f"same_tissue_between_{between}" if between else "same_tissue_within"
-            tables.append(_leakage_table(inspection, name, titles[between], leaks))
-    return tables
-
-
-def _leakage_table(inspection: Inspection, name: str, title: str, leaks: Sequence[Leakage]) -> Table:
-    rows = tuple(_leakage_row(inspection, leak) for leak in leaks[:MAX_ROWS])
     heads = (
         Column("first"), Column("second"), Column("splits"), Column("groups"), Column("kind"), Column("stain"),
         Column("orientation of the first"), Column("shift x (px)", 0), Column("shift y (px)", 0), Column("overlap", 2),
         Column("correlation", 2),
     )  # fmt: skip
-    more = len(leaks) - len(rows)
-    notes = (f"The {more:,} others are in report.json.",) if more else ()
-    return Table(name, f"{title}: {len(leaks):,}", heads, rows, notes)
+    for between in BETWEEN:
+        if leaks := [one for one in inspection.leaks if one.between == between]:
+            name = f"same_tissue_between_{between}" if between else "same_tissue_within"
+            rows = tuple(_leakage_row(inspection, leak) for leak in leaks[:MAX_ROWS])
+            yield Table(name, f"{titles[between]}: {len(leaks):,}", heads, rows, _others(len(leaks)))
+
+
+def _others(found: int) -> tuple[str, ...]:
+    return (f"The {found - MAX_ROWS:,} others are in report.json.",) if found > MAX_ROWS else ()
 
 
 def _leakage_row(inspection: Inspection, leak: Leakage) -> tuple[Cell, ...]:
     first, second = inspection.data.pairs[leak.first], inspection.data.pairs[leak.second]
+    shift_x, shift_y = map(round, leak.shift_px)
     return (
-        inspection.name(leak.first),
-        inspection.name(leak.second),
-        _both(first.role, second.role),
-        _both(first.group, second.group),
-        leak.kind,
-        leak.stains,
-        ORIENTATIONS[leak.orientation],
-        round(leak.shift_px[0]),
-        round(leak.shift_px[1]),
-        leak.overlap,
-        leak.correlation,
-    )
+        inspection.name(leak.first), inspection.name(leak.second), _both(first.role, second.role),
+        _both(first.group, second.group), leak.kind, leak.stains, ORIENTATIONS[leak.orientation], shift_x, shift_y,
+        leak.overlap, leak.correlation,
+    )  # fmt: skip
 
 
 def _both(one: str | None, other: str | None) -> str:
@@ -240,13 +216,12 @@ def misaligned_table(inspection: Inspection) -> Table | None:
         Column("pair"), Column("correlation", 2), Column("by chance", 2), Column(f"residual ({inspection.unit})", 1),
         Column("reason"),
     )  # fmt: skip
-    more = len(found) - len(rows)
     notes = (
         "By chance: 99th percentile of the correlation of this H&E with the IHC of other pairs.",
         "Empty: too little structure for a comparison.",
+        *_others(len(found)),
     )
-    return Table("misaligned", f"Misaligned pairs: {len(found):,}", heads, rows,
-                 (*notes, f"The {more:,} others are in report.json.") if more else notes)  # fmt: skip
+    return Table("misaligned", f"Misaligned pairs: {len(found):,}", heads, rows, notes)
 
 
 def known(value: float) -> float | None:
@@ -267,22 +242,27 @@ MAX_CATEGORIES = 12
 """Maximum groups in one plot."""
 
 
-def statistics_figures(descriptions: Sequence[Description]) -> list[Figure]:
-    """Return bar plots of every statistic by level, or by split or group if no level is known."""
+def statistics_figures(descriptions: Sequence[Description]) -> Iterator[Figure]:
+    """Yield bar plots of every statistic by level, or by split or group if no level is known."""
     title, chosen = _categories(descriptions)
     if len(chosen) < 2:
-        return []
-    return [
-        Figure(
-            f"plot_{family.name}_{number}",
-            f"{plot.title} by {title}",
-            bars(_series(plot, chosen), f"{plot.title} by {title}", plot.unit, x_title=title),
-            "Mean over images; whiskers show one standard deviation, clipped to possible values.",
-        )
-        for family in FAMILIES
-        for number, plot in enumerate(family.plots, 1)
-        if _is_known(family, chosen)
-    ]
+        return
+    for family in FAMILIES:
+        spreads = [one.statistics[stain] for one in chosen.values() for stain in STAINS]
+        if not any(math.isfinite(spread[name].mean) for spread in spreads for name in family.columns):
+            continue
+        for number, plot in enumerate(family.plots, 1):
+            series = {
+                f"{stain} {label}".strip(): {
+                    category: _estimate(one, stain, name, plot.minimum) for category, one in chosen.items()
+                }
+                for stain in STAINS
+                for name, label in plot.statistics.items()
+            }
+            heading = f"{plot.title} by {title}"
+            image = bars(series, heading, plot.unit, x_title=title)
+            caption = "Mean over images; whiskers show one standard deviation, clipped to possible values."
+            yield Figure(f"plot_{family.name}_{number}", heading, image, caption)
 
 
 def _categories(descriptions: Sequence[Description]) -> tuple[str, dict[str, Description]]:
@@ -296,25 +276,6 @@ def _categories(descriptions: Sequence[Description]) -> tuple[str, dict[str, Des
     return "split", {one.split: one for one in ungrouped}
 
 
-def _is_known(family: Family, chosen: Mapping[str, Description]) -> bool:
-    return any(
-        np.isfinite(one.statistics[stain][name].mean)
-        for one in chosen.values()
-        for stain in STAINS
-        for name in family.columns
-    )
-
-
-def _series(plot: Plot, chosen: Mapping[str, Description]) -> dict[str, dict[str, Estimate]]:
-    return {
-        f"{stain} {label}".strip(): {
-            category: _estimate(one, stain, name, plot.minimum) for category, one in chosen.items()
-        }
-        for stain in STAINS
-        for name, label in plot.statistics.items()
-    }
-
-
 def _estimate(one: Description, stain: Stain, name: str, minimum: float) -> Estimate:
     spread = one.statistics[stain][name]
     if not np.isfinite(spread.mean):
@@ -324,20 +285,19 @@ def _estimate(one: Description, stain: Stain, name: str, minimum: float) -> Esti
     return Estimate(spread.mean, max(spread.mean - spread.deviation, minimum), spread.mean + spread.deviation)
 
 
-def misaligned_figure(inspection: Inspection) -> Iterator[Figure]:
-    """Yield a figure of the worst pairs: both images and an overlay of their hematoxylin."""
-    chosen = inspection.alignment.misaligned[:MAX_EXAMPLES]
-    if not chosen:
-        return
+def misaligned_figure(inspection: Inspection) -> Figure | None:
+    """Return a figure of the worst pairs: both images and an overlay of their hematoxylin; None if there are none."""
+    if not inspection.alignment.misaligned:
+        return None
     rows, captions = [], []
-    for one in chosen:
+    for one in inspection.alignment.misaligned[:MAX_EXAMPLES]:
         he, ihc = (np.ascontiguousarray(image) for image in read_pair(inspection.data.pairs[one.number]))
         rows.append((he, ihc, hematoxylin_overlay(he, ihc)))
         correlation = "unknown" if one.correlation is None else f"{one.correlation:.2f}"
         residual = inspection.residual(one.residual_um)
         offset = "unknown" if residual is None else f"{residual:.1f}"
         captions.append(f"{inspection.name(one.number)}: correlation {correlation}, residual {offset}")
-    yield Figure(
+    return Figure(
         "misaligned",
         "The worst pairs",
         image_grid_figure(rows, ("H&E", "IHC", "hematoxylin of both"), captions),
@@ -358,19 +318,23 @@ def _amount(density: FloatPlane) -> FloatPlane:
     return np.asarray(np.clip((density - np.percentile(density, 5)) / DENSE_OD, 0, 1), np.float32)
 
 
-def leak_figure(inspection: Inspection) -> Iterator[Figure]:
-    """Yield a figure of patches with duplicate tissue and their checkerboards."""
-    chosen = inspection.leaks[:MAX_EXAMPLES]
-    if not chosen:
-        return
+def leak_figure(inspection: Inspection) -> Figure | None:
+    """Return a figure of patches with duplicate tissue and their checkerboards; None if there are none."""
+    if not inspection.leaks:
+        return None
     rows, captions = [], []
-    for leak in chosen:
+    for leak in inspection.leaks[:MAX_EXAMPLES]:
         stain = 1 if leak.stains == "IHC" else 0
         first, second = (read_pair(inspection.data.pairs[number])[stain] for number in (leak.first, leak.second))
         first = np.stack([reoriented(first[..., channel], leak.orientation) for channel in range(3)], axis=-1)
         rows.append((first, np.ascontiguousarray(second), checkerboard(first, second, leak.shift_px)))
-        captions.append(_caption(inspection, leak))
-    yield Figure(
+        where = f"different {leak.between}" if leak.between else "the same split and group"
+        orientation = f", {ORIENTATIONS[leak.orientation]}" if leak.orientation else ""
+        captions.append(
+            f"{inspection.name(leak.first)} and {inspection.name(leak.second)} ({leak.stains}): {where}, {leak.kind}, "
+            f"{leak.overlap:.0%}{orientation}, correlation {leak.correlation:.2f}"
+        )
+    return Figure(
         "same_tissue",
         "Patches that show the same tissue",
         image_grid_figure(rows, ("first", "second", "both"), captions),
@@ -394,15 +358,6 @@ def checkerboard(first: RGBImage, second: RGBImage, shift_px: tuple[float, float
     return np.where((is_covered & ((x + y) % 2 == 0))[..., np.newaxis], shifted, second).astype(np.uint8)
 
 
-def _caption(inspection: Inspection, leak: Leakage) -> str:
-    where = f"different {leak.between}" if leak.between else "the same split and group"
-    orientation = f", {ORIENTATIONS[leak.orientation]}" if leak.orientation else ""
-    return (
-        f"{inspection.name(leak.first)} and {inspection.name(leak.second)} ({leak.stains}): {where}, {leak.kind}, "
-        f"{leak.overlap:.0%}{orientation}, correlation {leak.correlation:.2f}"
-    )
-
-
 STATISTICS_TEXT = (
     "Color, sharpness, dynamic range, contrast and texture of both stains, as in figures 6 to 9 of Rehmat et al. 2025 "
     "(arXiv:2506.18371)."
@@ -424,20 +379,24 @@ def report_of(inspection: Inspection, options: InspectOptions) -> Report:
         Section("Counts", contents=(count_table(inspection.descriptions),)),
         _same_tissue(inspection, options),
         _alignment(inspection, options),
-        _statistics(inspection, options),
+        Section(
+            "Image statistics",
+            (STATISTICS_TEXT,),
+            (
+                *(statistics_figures(inspection.descriptions) if options.figures else ()),
+                *statistics_tables(inspection.descriptions),
+            ),
+        ),
     )
-    lead = (_subject(inspection), *_findings(inspection))
-    return Report("Dataset inspection", lead, sections, _data(inspection, options, warnings))
-
-
-def _subject(inspection: Inspection) -> str:
     data = inspection.data
     resolution = "µm per px unknown" if data.mpp is None else f"{data.mpp:g} µm per px"
     grouped = f", grouped by {data.grouped_by}" if data.grouped_by else ""
-    return (
-        f"{_folder(inspection)}: {pluralize(len(data.pairs), 'pair')} of {inspection.sizes} px, {resolution}; "
+    subject = (
+        f"{data.folder.resolve().name}: {pluralize(len(data.pairs), 'pair')} of {inspection.sizes} px, {resolution}; "
         f"{data.layout}{grouped}."
     )
+    lead = (subject, *_findings(inspection))
+    return Report("Dataset inspection", lead, sections, _data(inspection, options, warnings))
 
 
 def _findings(inspection: Inspection) -> tuple[str, str]:
@@ -461,8 +420,9 @@ def _same_tissue(inspection: Inspection, options: InspectOptions) -> Section:
         f"from 5 % (98 were found at 3 %, 24 to 40 at 5 %, 3 at 8 %), common strips narrower than 30 px (in patches "
         f"reduced to at most {MAX_SIDE_PX} px), and empty background. The overlap is relative to the smaller patch."
     )
-    figures = leak_figure(inspection) if options.figures else ()
-    return Section("Same tissue in several patches", (text,), (*figures, *leakage_tables(inspection)))
+    figure = leak_figure(inspection) if options.figures else None
+    contents: tuple[Table | Figure, ...] = (*([figure] if figure else []), *leakage_tables(inspection))
+    return Section("Same tissue in several patches", (text,), contents)
 
 
 def _alignment(inspection: Inspection, options: InspectOptions) -> Section:
@@ -487,9 +447,10 @@ def _alignment(inspection: Inspection, options: InspectOptions) -> Section:
         )
     if alignment.unknown:
         text.append(f"Pairs with too little structure for a comparison: {alignment.unknown:,}.")
-    figures = misaligned_figure(inspection) if options.figures else ()
-    tables = filter(None, [misaligned_table(inspection)])
-    return Section("Alignment of H&E and IHC", tuple(text), (*figures, *tables))
+    figure = misaligned_figure(inspection) if options.figures else None
+    table = misaligned_table(inspection)
+    contents: tuple[Table | Figure, ...] = (*([figure] if figure else []), *([table] if table else []))
+    return Section("Alignment of H&E and IHC", tuple(text), contents)
 
 
 def _chance(alignment: AlignmentFindings) -> str:
@@ -506,20 +467,11 @@ def _chance(alignment: AlignmentFindings) -> str:
     )
 
 
-def _statistics(inspection: Inspection, options: InspectOptions) -> Section:
-    figures = statistics_figures(inspection.descriptions) if options.figures else []
-    tables = statistics_tables(inspection.descriptions)
-    return Section("Image statistics", (STATISTICS_TEXT,), (*figures, *tables))
-
-
-def _folder(inspection: Inspection) -> str:
-    return inspection.data.folder.resolve().name
-
-
 def _data(inspection: Inspection, options: InspectOptions, warnings: tuple[str, ...]) -> dict[str, Any]:
     data, alignment = inspection.data, inspection.alignment
+    unit = "px" if data.mpp is None else "um"
     return {
-        "folder": _folder(inspection),
+        "folder": data.folder.resolve().name,
         "layout": data.layout,
         "grouped_by": data.grouped_by or None,
         "mpp": data.mpp,
@@ -542,42 +494,29 @@ def _data(inspection: Inspection, options: InspectOptions, warnings: tuple[str, 
             }
             for one in inspection.descriptions
         ],
-        "same_tissue": [_leak(inspection, one) for one in inspection.leaks],
+        "same_tissue": [
+            {
+                "first": inspection.name(one.first), "second": inspection.name(one.second),
+                "between": one.between or None, "kind": one.kind, "stains": one.stains,
+                "orientation": ORIENTATIONS[one.orientation] or None, "shift_px": list(one.shift_px),
+                "overlap": one.overlap, "correlation": one.correlation,
+            }
+            for one in inspection.leaks
+        ],
         "alignment": {
             "median_correlation": alignment.median_correlation,
-            f"median_residual_{_unit(inspection)}": inspection.residual(alignment.median_residual_um),
+            f"median_residual_{unit}": inspection.residual(alignment.median_residual_um),
             "least_correlation": alignment.least_correlation,
             "median_chance_correlation": alignment.median_chance,
             "no_better_than_chance": alignment.no_better,
             "not_comparable": alignment.unknown,
-            "misaligned": [_misaligned(inspection, one) for one in alignment.misaligned],
+            "misaligned": [
+                {
+                    "pair": inspection.name(one.number), "correlation": one.correlation,
+                    "chance_correlation": one.chance, f"residual_{unit}": inspection.residual(one.residual_um),
+                    "reason": one.reason,
+                }
+                for one in alignment.misaligned
+            ],
         },
     }  # fmt: skip
-
-
-def _unit(inspection: Inspection) -> str:
-    return "px" if inspection.data.mpp is None else "um"
-
-
-def _leak(inspection: Inspection, leak: Leakage) -> dict[str, Any]:
-    return {
-        "first": inspection.name(leak.first),
-        "second": inspection.name(leak.second),
-        "between": leak.between or None,
-        "kind": leak.kind,
-        "stains": leak.stains,
-        "orientation": ORIENTATIONS[leak.orientation] or None,
-        "shift_px": list(leak.shift_px),
-        "overlap": leak.overlap,
-        "correlation": leak.correlation,
-    }
-
-
-def _misaligned(inspection: Inspection, one: Misaligned) -> dict[str, Any]:
-    return {
-        "pair": inspection.name(one.number),
-        "correlation": one.correlation,
-        "chance_correlation": one.chance,
-        f"residual_{_unit(inspection)}": inspection.residual(one.residual_um),
-        "reason": one.reason,
-    }
