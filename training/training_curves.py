@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,22 +159,20 @@ def running_mean(values: Line, rows: int) -> Line:
 
 def _distinct_names(folders: Sequence[Path]) -> list[str]:
     """Return the last part of each path, or as many parts as are needed to distinguish the paths."""
-    depth, deepest = 1, max(len(folder.parts) for folder in folders)
-    while True:
+    names: list[str] = []
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(names) or depth >= deepest:
-            return names
-        depth += 1
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _recipe(folder: Path) -> str:
     try:
-        recipe = tomllib.loads(read_regular(folder / "config.toml", LARGEST_CONFIG_BYTES).decode("utf-8")).get(
-            "recipe", ""
-        )
+        config = tomllib.loads(read_regular(folder / "config.toml", LARGEST_CONFIG_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError):  # the recipe is optional
         return ""
-    return recipe if isinstance(recipe, str) else ""
+    return recipe if isinstance(recipe := config.get("recipe"), str) else ""
 
 
 def _epoch_steps(steps: Columns, validation: Columns) -> float | None:
@@ -188,31 +186,20 @@ def _epoch_steps(steps: Columns, validation: Columns) -> float | None:
 
 def _panels(runs: Sequence[RunCurves]) -> tuple[list[_Panel], list[_Panel]]:
     """Return the panels of losses and of validation metrics: one per column with a finite value in any run."""
-    losses = _columns_with_values((run.steps for run in runs), LOSSES, NOT_LOSSES | set(STEP_KEYS))
-    scores = _columns_with_values((run.validation for run in runs), VALIDATION_METRICS, VALIDATION_KEYS)
+    titles = {name: metric.title for name, metric in VALIDATION_METRICS.items()}
     return (
-        [_Panel("steps", name, LOSSES.get(name, _column_title(name))) for name in losses],
-        [
-            _Panel(
-                "validation",
-                name,
-                VALIDATION_METRICS[name].title if name in VALIDATION_METRICS else _column_title(name),
-            )
-            for name in scores
-        ],
+        _panels_of("steps", [run.steps for run in runs], LOSSES, NOT_LOSSES | set(STEP_KEYS)),
+        _panels_of("validation", [run.validation for run in runs], titles, VALIDATION_KEYS),
     )
 
 
-def _columns_with_values(tables: Iterable[Columns], first: Iterable[str], without: Iterable[str]) -> list[str]:
-    """Return the names of columns, those of ``first`` in its order and then the others."""
+def _panels_of(
+    kind: Literal["steps", "validation"], tables: Iterable[Columns], titles: Mapping[str, str], without: Iterable[str]
+) -> list[_Panel]:
+    """Return the panels of tables, those with a title first."""
     present = {name: None for table in tables for name, values in table.items() if np.isfinite(values).any()}
-    for name in without:
-        present.pop(name, None)
-    return [name for name in first if name in present] + [name for name in present if name not in set(first)]
-
-
-def _column_title(column: str) -> str:
-    return column.replace("_", " ").capitalize()
+    names = [name for name in dict.fromkeys((*titles, *present)) if name in present and name not in without]
+    return [_Panel(kind, name, titles.get(name, name.replace("_", " ").capitalize())) for name in names]
 
 
 def _figure(runs: Sequence[RunCurves], losses: Sequence[_Panel], scores: Sequence[_Panel], smooth: int) -> Figure:
@@ -241,7 +228,11 @@ def _figure(runs: Sequence[RunCurves], losses: Sequence[_Panel], scores: Sequenc
 
 
 def _draw_panel(axes: Axes, panel: _Panel, runs: Sequence[RunCurves], smooth: int, in_epochs: bool) -> None:
-    spans = [_draw_reference(axes, panel)]
+    spans: list[Line] = []
+    metric = VALIDATION_METRICS.get(panel.column) if panel.table == "validation" else None
+    if metric is not None and metric.ideal is not None and metric.is_two_sided:
+        axes.axhline(metric.ideal, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        spans.append(np.array([metric.ideal]))
     for number, run in enumerate(runs):
         table = run.steps if panel.table == "steps" else run.validation
         values = table.get(panel.column)
@@ -249,31 +240,20 @@ def _draw_panel(axes: Axes, panel: _Panel, runs: Sequence[RunCurves], smooth: in
             continue
         x = table["step"] / (run.epoch_steps or 1.0) if in_epochs else table["step"]
         color, dashes = _style(number)
+        shown, marked = values, MARKED_ROWS
         if panel.table == "steps":
-            mean = running_mean(values, smooth or _rows_of_an_epoch(run))
+            shown, marked = running_mean(values, smooth or _rows_of_an_epoch(run)), 1  # a single point needs a marker
             axes.plot(x, values, color=color, **AS_LOGGED)
-            marker = "o" if len(values) == 1 else ""  # a line with a single point is invisible
-            axes.plot(x, mean, color=color, linestyle=dashes, linewidth=1.4, zorder=3, marker=marker, markersize=3)
-            spans += [np.percentile(values[np.isfinite(values)], SHOWN_PERCENTILES), mean]
-        else:
-            marker = "o" if len(values) <= MARKED_ROWS else ""
-            axes.plot(x, values, color=color, linestyle=dashes, linewidth=1.4, zorder=3, marker=marker, markersize=3)
-            spans.append(values)
+            spans.append(np.percentile(values[np.isfinite(values)], SHOWN_PERCENTILES))
+        marker = "o" if len(values) <= marked else ""
+        axes.plot(x, shown, color=color, linestyle=dashes, linewidth=1.4, zorder=3, marker=marker, markersize=3)
+        spans.append(shown)
     _scale(axes, np.concatenate(spans))
     axes.set_title(panel.title, fontsize=TEXT_POINTS + 1, loc="left")
     axes.tick_params(labelsize=TEXT_POINTS, width=0.6, length=2.5)
     axes.grid(color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_reference(axes: Axes, panel: _Panel) -> Line:
-    """Draw a line at the ideal value of a metric whose values lie on both sides of it."""
-    metric = VALIDATION_METRICS.get(panel.column) if panel.table == "validation" else None
-    if metric is None or metric.ideal is None or not metric.is_two_sided:
-        return np.empty(0)
-    axes.axhline(metric.ideal, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    return np.array([metric.ideal])
 
 
 def _scale(axes: Axes, span: Line) -> None:
@@ -296,9 +276,11 @@ def _draw_head(figure: Figure, runs: Sequence[RunCurves], smooth: int) -> None:
     subject = f"run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
     recipe_names = f",  {'recipe' if len(recipes) == 1 else 'recipes'} {', '.join(recipes)}" if recipes else ""
     figure.suptitle(f"Training curves of {subject}{recipe_names}", fontsize=TEXT_POINTS + 3)
-    mean = f"running mean of {smooth} rows" if smooth else "running mean of an epoch"
-    handles = [Line2D([], [], color="black", **AS_LOGGED, label="as logged")] if smooth != 1 else []
-    handles += [Line2D([], [], color="black", linewidth=1.4, label=mean)] if smooth != 1 else []
+    handles = []
+    if smooth != 1:
+        mean = f"running mean of {smooth} rows" if smooth else "running mean of an epoch"
+        handles.append(Line2D([], [], color="black", **AS_LOGGED, label="as logged"))
+        handles.append(Line2D([], [], color="black", linewidth=1.4, label=mean))
     for number, run in enumerate(runs if len(runs) > 1 else []):
         color, dashes = _style(number)
         label = f"{run.name} ({run.recipe})" if len(recipes) > 1 and run.recipe else run.name
