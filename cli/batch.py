@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def command(
             raise click.UsageError(
                 "--status takes only the folder of a batch: wsi2ihc batch --status OUT_DIR [--verify]"
             )
-        return _report_status(status, verify=verify, json=json)
+        results, notes = read_results(status, partial(is_intact, verify=verify))
+        return _tell(results, json=json, lines=_count_lines(results), notes=notes)
     if source is None or out_dir is None:
         raise click.UsageError("name the slides and the folder of the outputs, or a folder to --status")
     if bool(shard) + slurm + (scheduler is not None) > 1:
@@ -100,7 +101,7 @@ def command(
     texts = [f"line {problem.line}, {problem}" if is_csv else str(problem) for problem in problems]
     for text in texts if dry_run or not keep_going else ():  # otherwise reported at the end
         tell(f"Error: {text}")
-    models = _models(tasks)
+    models = {model: describe_generator(model).description for model in dict.fromkeys(task.model for task in tasks)}
     if dry_run:
         check_writable(out_dir)
         return _report_dry_run(tasks, texts, models, verify=verify, keep_going=keep_going, json=json)
@@ -117,15 +118,19 @@ def command(
         )
     for name, description in () if quiet else models.items():
         tell(f"model {name}: {description}")
-    engine = _engine_maker(out_dir, defaults.device, options, scheduler, slurm)
+    engine: Callable[[], Engine] = partial(LocalEngine, out_dir, defaults.device, options)
+    if scheduler is not None or slurm:
+        from wsi2ihc.batch.dask_backend import DaskEngine
+
+        engine = partial(DaskEngine, out_dir, defaults.device, options, scheduler=scheduler, slurm=slurm)
+    if defaults.device.startswith("cuda"):  # a worker sees a single GPU
+        tasks = [replace(task, options=replace(task.options, device="cuda")) for task in tasks]
     try:
-        results, written = _run(
-            _for_workers(tasks, defaults), engine, options, problems, out_dir, shard, verify=verify, quiet=quiet
-        )
+        results, written = _run(tasks, engine, options, problems, out_dir, shard, verify=verify, quiet=quiet)
     except KeyboardInterrupt:
         tell("", "Interrupted. Run the same command again to resume; partial files are removed then.")
         return EXIT_INTERRUPTED
-    counts, *failed = _pluralize(results)
+    counts, *failed = _count_lines(results)
     if quiet:
         tell(*failed)
     return _tell(
@@ -142,11 +147,6 @@ def _tell(results: Sequence[Result], *, json: bool, lines: Sequence[str], notes:
     else:
         say(*lines, *notes)
     return EXIT_SOME_FAILED if any(one.status == "failed" for one in results) else 0
-
-
-def _models(tasks: Sequence[SlideTask]) -> dict[str, str]:
-    """Return the descriptions of the models by name or file."""
-    return {model: describe_generator(model).description for model in dict.fromkeys(task.model for task in tasks)}
 
 
 def _report_dry_run(
@@ -184,23 +184,6 @@ def _checked(
     return tasks, sorted([*problems, *found], key=lambda problem: problem.line), rows
 
 
-def _for_workers(tasks: Sequence[SlideTask], defaults: TranslateOptions) -> list[SlideTask]:
-    """Set the device of tasks to the single GPU that a worker sees."""
-    if not defaults.device.startswith("cuda"):
-        return list(tasks)
-    return [dataclasses.replace(task, options=dataclasses.replace(task.options, device="cuda")) for task in tasks]
-
-
-def _engine_maker(
-    folder: Path, device: str, options: BatchOptions, scheduler: str | None, slurm: bool
-) -> Callable[[], Engine]:
-    if scheduler is None and not slurm:
-        return lambda: LocalEngine(folder, device, options)
-    from wsi2ihc.batch.dask_backend import DaskEngine
-
-    return lambda: DaskEngine(folder, device, options, scheduler=scheduler, slurm=slurm)
-
-
 def _run(
     tasks: Sequence[SlideTask], engine: Callable[[], Engine], options: BatchOptions, problems: Sequence[Problem],
     folder: Path, shard: str, *, verify: bool, quiet: bool,
@@ -221,7 +204,7 @@ def _run(
         known = run_batch(tasks, engine, options, watch, verify=verify)
     finally:
         results = [
-            dataclasses.replace(one, status=INTERRUPTED) if one.status == "running" else one
+            replace(one, status=INTERRUPTED) if one.status == "running" else one
             for one in results_of(known or [], problems)
         ]
         # also after an interruption, but not before the states are known
@@ -229,11 +212,5 @@ def _run(
     return results, written
 
 
-def _pluralize(results: Sequence[Result]) -> list[str]:
-    failed = (f"  failed  {one.slide}: {one.error}" for one in results if one.status == "failed")
-    return [counts_text(results), *failed]
-
-
-def _report_status(folder: Path, *, verify: bool, json: bool) -> int:
-    results, notes = read_results(folder, partial(is_intact, verify=verify))
-    return _tell(results, json=json, lines=_pluralize(results), notes=notes)
+def _count_lines(results: Sequence[Result]) -> list[str]:
+    return [counts_text(results), *(f"  failed  {one.slide}: {one.error}" for one in results if one.status == "failed")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi2ihc.cli.console import Line, echo_json, say
-from wsi2ihc.cli.options import PositiveFloat, json_option, options_of, set_up_logging, verbosity_options
+from wsi2ihc.cli.options import POSITIVE, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.concurrency import ProgressCallback
 from wsi2ihc.training.evaluation.options import EvaluateOptions
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--transform", type=click.Path(path_type=Path),
               help="Transform from the H&E slide to the stained one, saved by `wsi2ihc register`.")  # fmt: skip
 @click.option(
-    "--square-um", type=PositiveFloat(), default=None, help="Side of the squares in which slides are compared, in µm."
+    "--square-um", type=POSITIVE, default=None, help="Side of the squares in which slides are compared, in µm."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the report.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing report in OUT.")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wsi2ihc.cli.console import echo_json, say
-from wsi2ihc.cli.options import PositiveFloat, json_option, set_up_logging, verbosity_options
+from wsi2ihc.cli.options import POSITIVE, json_option, set_up_logging, verbosity_options
 from wsi2ihc.models.registry import DEFAULT_MODEL, describe_generator, list_models, load_model
 from wsi2ihc.storage import check_output
 from wsi2ihc.text import pluralize
@@ -80,7 +80,7 @@ def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator
 @command.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--mpp", type=PositiveFloat(), required=True, help="Resolution that the model was trained at, in µm/px.")
+@click.option("--mpp", type=POSITIVE, required=True, help="Resolution that the model was trained at, in µm/px.")
 @click.option("--stain", default="", help="Stain of the output, such as HER2.")
 @click.option("--license", default="", help="License of the weights.")
 @click.option("--key", help="Generator to import from a file with several, such as netG_A.")

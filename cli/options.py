@@ -37,19 +37,17 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic only in cli
             self.fail(f"{value!r} {error}", param, ctx)
 
 
-class PositiveFloat(click.ParamType):  # type: ignore[type-arg]  # generic only in click's stubs
-    """Positive finite number."""
+def _parse_positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise ValueError("is not a positive number")
+    return number
 
-    name = "NUMBER"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = 0.0
-        if not 0 < number < 1e6:
-            self.fail(f"{value!r} is not a positive number", param, ctx)
-        return number
+POSITIVE = _Parsed("NUMBER", _parse_positive)
 
 
 def options_of(
@@ -148,7 +146,7 @@ model_option = click.option(
 )
 
 mpp_option = click.option(
-    "--mpp", type=PositiveFloat(), help="Resolution of the slide in µm per px, if it is missing or wrong."
+    "--mpp", type=POSITIVE, help="Resolution of the slide in µm per px, if it is missing or wrong."
 )
 
 

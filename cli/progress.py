@@ -149,14 +149,16 @@ class LiveBoard:
         now = time.monotonic()
         if news is not None:
             tell(_news_line(news))
-        if now - self._drawn < (BOARD_REDRAW_S if self._terminal else BOARD_LOG_EVERY_S) and not (
-            self._terminal and news
-        ):
+        is_news = self._terminal and news is not None
+        if not is_news and now - self._drawn < (BOARD_REDRAW_S if self._terminal else BOARD_LOG_EVERY_S):
             return
         self._drawn = now
-        if not self._terminal:
+        if self._terminal:
+            self._draw(states, now)
+        else:
             tell(self._totals(states, now))
-            return
+
+    def _draw(self, states: Board, now: float) -> None:
         from rich.console import Group
 
         running = [state for state in states if state.status == "running"]

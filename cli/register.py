@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi2ihc.cli.console import Line, echo_json, say, tell
-from wsi2ihc.cli.options import PositiveFloat, image_options, json_option, options_of, set_up_logging, verbosity_options
+from wsi2ihc.cli.options import POSITIVE, image_options, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.errors import RegistrationError
 from wsi2ihc.registration.register import RegistrationOptions, numbered
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @click.argument("he")
 @click.argument("ihc")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--mpp", type=PositiveFloat(),
+@click.option("--mpp", type=POSITIVE,
               help="Resolution of the H&E slide in µm per pixel, if it is missing or wrong.")  # fmt: skip
-@click.option("--moving-mpp", type=PositiveFloat(), help="The same for the IHC slide.")  # fmt: skip
+@click.option("--moving-mpp", type=POSITIVE, help="The same for the IHC slide.")  # fmt: skip
 @image_options
 @click.option("--moving-series", type=click.IntRange(0), help="--series for the IHC slide.")
 @click.option("--moving-page", type=click.IntRange(0), help="--page for the IHC slide.")

@@ -9,7 +9,7 @@ import click
 
 from wsi2ihc.cli.console import Line, echo_json, say
 from wsi2ihc.cli.options import (
-    PositiveFloat,
+    POSITIVE,
     build_options,
     image_options,
     json_option,
@@ -36,10 +36,10 @@ from wsi2ihc.text import pluralize
 @click.argument("ihc")
 @click.argument("transform", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--ihc-mpp", type=PositiveFloat(), show_default="the one that it was registered with",
+@click.option("--ihc-mpp", type=POSITIVE, show_default="the one that it was registered with",
               help="Resolution of the IHC slide in µm per pixel.")  # fmt: skip
 @image_options
-@click.option("--mpp", type=PositiveFloat(), show_default="that of the H&E slide", help="Resolution of the output in "
+@click.option("--mpp", type=POSITIVE, show_default="that of the H&E slide", help="Resolution of the output in "
               "µm per pixel.")  # fmt: skip
 @options_of(WarpOptions, skip=("mpp",))
 @json_option

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from wsi2ihc.cli.main import COMMANDS, cli, main
-from wsi2ihc.cli.options import PositiveFloat, _Parsed
+from wsi2ihc.cli.options import _Parsed
 
 ABSURD = ("-1", "0", "1e308", str(10**30), "nan", "inf")
 
@@ -48,7 +48,7 @@ def commands(group: click.Group = cli, above: str = "") -> Iterator[tuple[str, c
 def is_numeric(param: click.Parameter) -> bool:
     if not isinstance(param, click.Option) or param.is_flag or param.count:
         return False
-    kinds = (click.types.IntParamType, click.types.FloatParamType, PositiveFloat, _Parsed)
+    kinds = (click.types.IntParamType, click.types.FloatParamType, _Parsed)
     return isinstance(param.type, kinds) and param.name != "region"
 
 

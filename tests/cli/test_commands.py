@@ -32,10 +32,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    picture = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
-    picture[200:700, 250:950] = synthetic_tissue(700, 500, seed=1)
+    pixels = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
+    pixels[200:700, 250:950] = synthetic_tissue(700, 500, seed=1)
     path = tmp_path_factory.mktemp("cli") / "case.svs"
-    return write_slide(path, halves(picture, 2), style="aperio", compression="jpeg", tile=256, mpp=0.5)
+    return write_slide(path, halves(pixels, 2), style="aperio", compression="jpeg", tile=256, mpp=0.5)
 
 
 def test_translate_tells_what_it_did(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,9 +183,9 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_a_slide_without_resolution_names_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = np.full((400, 400, 3), BACKGROUND, dtype=np.uint8)
-    picture[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
-    slide = write_slide(tmp_path / "bare.tif", picture, compression="jpeg", tile=256, mpp=None)
+    pixels = np.full((400, 400, 3), BACKGROUND, dtype=np.uint8)
+    pixels[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
+    slide = write_slide(tmp_path / "bare.tif", pixels, compression="jpeg", tile=256, mpp=None)
     code, _, stderr = run(capsys, "translate", slide, tmp_path / "out.ome.tiff")
     assert code == 1
     assert "--mpp" in stderr

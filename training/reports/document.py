@@ -10,7 +10,7 @@ import io
 import math
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -54,8 +54,6 @@ class Column:
 
     Attributes
     ----------
-    title
-        Heading, with the unit.
     digits
         Decimal places of floating-point values.
     """
@@ -72,12 +70,6 @@ class Table:
     ----------
     name
         Stem of the CSV file.
-    title
-        Heading above the table.
-    columns
-        Column headers.
-    rows
-        One cell for each column.
     notes
         Paragraphs below the table.
     is_shown
@@ -100,12 +92,6 @@ class Figure:
     ----------
     name
         Stem of the image file.
-    title
-        Heading above the figure.
-    pixels : ndarray of uint8, shape (rows, columns, 3)
-        RGB image.
-    caption
-        Description of the content.
     kind
         Plots are saved as PNG, photographs as JPEG.
     """
@@ -132,12 +118,8 @@ class Report:
 
     Attributes
     ----------
-    title
-        Heading of the report.
     lead
         Paragraphs before the first section.
-    sections
-        Sections in order.
     data
         All results as JSON values under stable names, without NaN and infinity.
     """
@@ -154,17 +136,7 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True, slots=True)
 class FormattedCell:
-    """A cell formatted for display.
-
-    Attributes
-    ----------
-    text
-        Value; a dash if there is none.
-    interval
-        Interval in parentheses, or empty.
-    reason
-        Why there is no value, or empty.
-    """
+    """A cell formatted for display: its value or a dash, its interval in parentheses, or why there is no value."""
 
     text: str
     interval: str = ""
@@ -213,12 +185,11 @@ def reason_marks(table: Table) -> dict[str, str]:
 
 def numeric_columns(table: Table) -> list[bool]:
     """Return for each column whether it contains numbers and no text."""
-    has_text: list[set[bool]] = [set() for _ in table.columns]
+    kinds: list[set[bool]] = [set() for _ in table.columns]
     for row in table.rows:
-        for found, cell in zip(has_text, row, strict=True):
-            if cell is not None:
-                found.add(isinstance(cell, str))
-    return [found == {False} for found in has_text]
+        for found, cell in zip(kinds, row, strict=True):
+            found |= set() if cell is None else {isinstance(cell, str)}
+    return [found == {False} for found in kinds]
 
 
 def csv_text(table: Table) -> str:
@@ -231,27 +202,18 @@ def csv_text(table: Table) -> str:
     ValueError
         If the number of cells in a row differs from the number of columns.
     """
-    has_interval = [
-        any(isinstance(row[index], Estimate) for row in table.rows if index < len(row))
-        for index in range(len(table.columns))
-    ]
-    header = [
-        f"{column.title}{suffix}"
-        for column, is_wide in zip(table.columns, has_interval, strict=True)
-        for suffix in (("", " low", " high") if is_wide else ("",))
-    ]
-    rows = [header]
     for row in table.rows:
         if len(row) != len(table.columns):
             raise ValueError(f"table {table.name} has a row of {len(row)} cells for {len(table.columns)} columns")
-        cells = zip(row, has_interval, strict=True)
-        rows.append([value for cell, is_wide in cells for value in _csv_values(cell, is_wide)])
+    rows: list[list[str]] = [[] for _ in range(1 + len(table.rows))]
+    for index, column in enumerate(table.columns):
+        cells = [row[index] for row in table.rows]
+        parts = 3 if any(isinstance(cell, Estimate) for cell in cells) else 1
+        rows[0] += [f"{column.title}{suffix}" for suffix in ("", " low", " high")[:parts]]
+        for line, cell in zip(rows[1:], cells, strict=True):
+            values = (cell.value, cell.low, cell.high) if isinstance(cell, Estimate) else (cell, None, None)
+            line += map(_exact, values[:parts])
     return csv_table(rows)
-
-
-def _csv_values(cell: Cell, is_wide: bool) -> Iterator[str]:
-    parts = (cell.value, cell.low, cell.high) if isinstance(cell, Estimate) else (cell, None, None)
-    yield from map(_exact, parts if is_wide else parts[:1])
 
 
 def _exact(value: str | float | None) -> str:
@@ -283,17 +245,7 @@ LONGEST_STEM = 80
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that belongs to a report.
-
-    Attributes
-    ----------
-    path
-        Relative to the report's folder, with forward slashes and URL-safe characters only.
-    media_type
-        MIME type.
-    content
-        Content of the file.
-    """
+    """A file that belongs to a report; its path is relative to the report's folder and needs no escapes in URLs."""
 
     path: str
     media_type: str

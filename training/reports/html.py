@@ -14,15 +14,7 @@ PLOT_SCALE = 0.7
 
 
 def html_page(report: Report, attachments: Sequence[Sequence[Attachment]]) -> str:
-    """Return the report as one HTML document with embedded figures.
-
-    Parameters
-    ----------
-    report
-        Report to render.
-    attachments
-        Output of `attachments_of`.
-    """
+    """Return the report as one HTML document with the figures that `attachments_of` encoded."""
     return render_page(
         "report.html",
         report=report,

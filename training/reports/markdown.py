@@ -15,15 +15,7 @@ _BLOCK_MARKUP = re.compile(r"^(\d{0,9})([#+=-]|[.)](?=\s|$))")
 
 
 def markdown_text(report: Report, attachments: Sequence[Sequence[Attachment]]) -> str:
-    """Return the report as Markdown that links to the files of its figures and tables.
-
-    Parameters
-    ----------
-    report
-        Report to render.
-    attachments
-        Output of `attachments_of`.
-    """
+    """Return the report as Markdown that links to the files that `attachments_of` made."""
     return "\n\n".join(_blocks(report, attachments)) + "\n"
 
 

@@ -180,12 +180,8 @@ def bars(values: Mapping[str, Mapping[str, Estimate]], title: str, unit: str, x_
     ----------
     values
         Estimates by series and category. Categories are in order of appearance. Undefined values leave a gap.
-    title
-        Title of the plot.
     unit
         Label of the y axis; if empty, the title.
-    x_title
-        Label of the x axis.
     """
     categories = list(dict.fromkeys(category for series in values.values() for category in series))
     width, count = GROUP_WIDTH / max(len(values), 1), len(values) * len(categories)
@@ -212,19 +208,7 @@ def bars(values: Mapping[str, Mapping[str, Estimate]], title: str, unit: str, x_
 
 @dataclass(frozen=True, slots=True)
 class _Bar:
-    """One bar.
-
-    Attributes
-    ----------
-    series
-        Index of the series.
-    x
-        Center of the bar; categories are 1 apart.
-    value
-        Height.
-    interval
-        Both ends, or empty; a percentile interval may exclude the value.
-    """
+    """One bar, centered at x, with both ends of its interval or none; a percentile interval may exclude the value."""
 
     series: int
     x: float
@@ -328,8 +312,6 @@ def histograms(
         Counts per bin (N,) by name; each is normalized to an area of 1. A series without counts is not drawn.
     edges
         Ascending edges of the bins (N + 1,).
-    title, x_title
-        Title of the plot; label of the x axis, with the unit.
     log
         Use a logarithmic density axis.
     """
@@ -374,8 +356,6 @@ def scatter_density(
         (bins along x, bins along y), as from `numpy.histogram2d`; empty bins are white.
     edges_x, edges_y
         Ascending edges of the bins.
-    title, x_title, y_title
-        Title of the plot; labels of the axes, with units.
     diagonal
         Draw the line of equal values.
     counted
@@ -410,10 +390,6 @@ def confusion(
     ----------
     matrix
         (classes, classes): rows along y from the top, columns along x.
-    labels
-        Names of the classes.
-    title, x_title, y_title
-        Title of the plot; labels of columns and rows.
     """
     classes = len(labels)
     if matrix.shape != (classes, classes):
@@ -456,8 +432,8 @@ def heat_map(
     ----------
     values
         (rows, columns); NaN is shown in gray.
-    title, unit
-        Title of the plot; label of the color bar.
+    unit
+        Label of the color bar.
     extent_mm
         Width and height of the map; by default, axes count squares.
     limits
@@ -467,7 +443,12 @@ def heat_map(
     """
     rows, columns = values.shape
     width, height = extent_mm or (float(columns), float(rows))
-    axes = _map_axes(title, width, height, "mm" if extent_mm else "")
+    inches_per_unit = min(MAP_INCHES[0] / width, MAP_INCHES[1] / height)
+    across, down = (
+        max(side * inches_per_unit, least) + margin
+        for side, least, margin in zip((width, height), LEAST_MAP_INCHES, MAP_MARGIN_INCHES, strict=True)
+    )
+    axes = blank_axes(title, *(("x (mm)", "y (mm)") if extent_mm else ("column", "row")), down, across)
     known = np.ma.masked_invalid(np.asarray(values, np.float64))
     low, high = limits or ((float(known.min()), float(known.max())) if known.count() else (0.0, 1.0))
     if symmetric:
@@ -486,14 +467,3 @@ def heat_map(
         axes.text(width / 2, height / 2, "no values", ha="center", va="center", color=INK, fontsize=TEXT_POINTS + 2)
     add_color_bar(axes, shown, unit)
     return pixels_of(axes)
-
-
-def _map_axes(title: str, width: float, height: float, unit: str) -> Axes:
-    """Return axes on a figure with the aspect ratio of the map."""
-    inches_per_unit = min(MAP_INCHES[0] / width, MAP_INCHES[1] / height)
-    across, down = (
-        max(side * inches_per_unit, least) + margin
-        for side, least, margin in zip((width, height), LEAST_MAP_INCHES, MAP_MARGIN_INCHES, strict=True)
-    )
-    names = (f"x ({unit})", f"y ({unit})") if unit else ("column", "row")
-    return blank_axes(title, *names, down, across)
