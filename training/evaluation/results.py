@@ -150,8 +150,6 @@ class MethodResult:
 
     Attributes
     ----------
-    method
-        The method.
     scores
         Over complete images.
     interior
@@ -171,19 +169,7 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """One image pair with the output of all methods.
-
-    Attributes
-    ----------
-    reason
-        Why it was chosen, as in "best" or "level 2+".
-    image
-        Its metadata.
-    he
-        None if there is none.
-    virtual
-        By method name.
-    """
+    """One image pair with the outputs of all methods by name, and why it was chosen, as in "best" or "level 2+"."""
 
     reason: str
     image: ImageMetadata

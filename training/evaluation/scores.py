@@ -51,19 +51,7 @@ RANKED_BY = "Stain R per pixel"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """The images of one sample.
-
-    Attributes
-    ----------
-    image
-        Metadata.
-    he
-        The H&E image; None if there is none.
-    reference
-        The stained image.
-    given
-        Virtual images that already exist, by method name.
-    """
+    """Metadata and images of one sample; ``given``: virtual images that already exist, by method name."""
 
     image: ImageMetadata
     he: RGBImage | None
@@ -73,15 +61,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """Samples that can be read repeatedly.
-
-    Attributes
-    ----------
-    images
-        Metadata of the samples.
-    load
-        Reads the sample of an index; called by threads.
-    """
+    """Samples that can be read repeatedly; ``load`` reads the one of an index, and is called by threads."""
 
     images: tuple[ImageMetadata, ...]
     load: Callable[[int], Sample]
@@ -153,25 +133,34 @@ def score_methods(
     ModelError
         If the output of a model is not finite.
     """
-    multiple_px = math.lcm(*(method.multiple_px for method in methods))
-    method_scores: list[_MethodScores] = []
-    for method in methods:
-        first = method_scores[0] if method_scores else None
-        method_scores.append(_MethodScores(method, source.images, scale, margin_px, first, len(methods)))
+    max_bytes = MAX_SUM_BYTES // (len(methods) + 1) // (2 if margin_px else 1)
+    results: list[MethodResult] = []
+    for method in methods:  # statistics of the references are computed for the first one
+        first = results[0] if results else None
+        full = Scores(source.images, scale, first.scores if first else None, max_bytes)
+        inner = Scores(source.images, scale, first.interior if first else None, max_bytes) if margin_px else None
+        results.append(MethodResult(method, full, inner))
     features = _FeatureStore(inception)
+    inside = np.s_[margin_px:-margin_px, margin_px:-margin_px]
+    multiple_px = math.lcm(*(method.multiple_px for method in methods))
     done = 0
     progress(Progress("scoring", 0, len(source.images), unit="image"))
     samples = (_check_size(crop_to_multiple(sample, multiple_px), multiple_px) for sample in source.read())
     for batch in batch_by_shape(samples, batch_size):
-        references = np.stack([sample.reference for sample in batch])
-        features.add("", references)
-        for one in method_scores:
-            virtual = virtual_images(one.method, batch)
-            one.add(batch, virtual)
-            features.add(one.method.name, virtual)
+        features.add("", np.stack([sample.reference for sample in batch]))
+        for result in results:
+            virtual = virtual_images(result.method, batch)
+            for sample, image in zip(batch, virtual, strict=True):
+                result.scores.add(sample.image, image, sample.reference)
+                if result.interior is not None:
+                    result.interior.add(sample.image, image[inside], sample.reference[inside])
+            features.add(result.method.name, virtual)
         done += len(batch)
         progress(Progress("scoring", done, len(source.images), unit="image"))
-    return [one.result(features.distances(one.method.name, source.images, seed)) for one in method_scores]
+    return [
+        dataclasses.replace(result, distances=features.distances(result.method.name, source.images, seed))
+        for result in results
+    ]
 
 
 def virtual_images(method: Method, batch: Sequence[Sample]) -> RGBBatch:
@@ -179,34 +168,6 @@ def virtual_images(method: Method, batch: Sequence[Sample]) -> RGBBatch:
     if method.translate is None:
         return np.stack([sample.given[method.name] for sample in batch])
     return method.translate(np.stack([_he(sample) for sample in batch]))
-
-
-class _MethodScores:
-    """Scores of one method, of full images and their interior. Statistics of the references are shared by all
-    methods.
-    """
-
-    def __init__(
-        self, method: Method, images: Sequence[ImageMetadata], scale: Scale, margin_px: int, like: _MethodScores | None,
-        methods: int,
-    ) -> None:  # fmt: skip
-        self.method = method
-        self._margin_px = margin_px
-        max_bytes = MAX_SUM_BYTES // (methods + 1) // (2 if margin_px else 1)
-        self._full: Scores = Scores(images, scale, like._full if like else None, max_bytes)
-        self._interior: Scores | None = None
-        if margin_px:
-            self._interior = Scores(images, scale, like._interior if like else None, max_bytes)
-
-    def add(self, batch: Sequence[Sample], virtual: RGBBatch) -> None:
-        for sample, image in zip(batch, virtual, strict=True):
-            self._full.add(sample.image, image, sample.reference)
-            if self._interior is not None:
-                inside = np.s_[self._margin_px : -self._margin_px, self._margin_px : -self._margin_px]
-                self._interior.add(sample.image, image[inside], sample.reference[inside])
-
-    def result(self, distances: Mapping[str, DistributionDistances]) -> MethodResult:
-        return MethodResult(self.method, self._full, self._interior, distances)
 
 
 class _FeatureStore:

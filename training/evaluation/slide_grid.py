@@ -252,10 +252,6 @@ class BorderGrid:
     ----------
     borders_of
         What the grid divides the slide into.
-    spacing_px
-        Width and height of a grid cell.
-    origin_px
-        Position of the first one.
     overlap_px
         Width over which neighbors are blended.
     """

@@ -41,15 +41,7 @@ MAX_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Statistics that share a plot.
-
-    Attributes
-    ----------
-    statistics
-        Names of statistics, with their labels in the legend.
-    minimum
-        Lowest possible value.
-    """
+    """Statistics that share a plot, with their labels in the legend, and the lowest possible value."""
 
     title: str
     unit: str
@@ -59,13 +51,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Statistics that share a table.
-
-    Attributes
-    ----------
-    columns
-        Names of statistics, with their column headers.
-    """
+    """Statistics that share a table, with their column headers."""
 
     name: str
     title: str
@@ -362,7 +348,6 @@ STATISTICS_TEXT = (
     "Color, sharpness, dynamic range, contrast and texture of both stains, as in figures 6 to 9 of Rehmat et al. 2025 "
     "(arXiv:2506.18371)."
 )
-
 
 ALIGNMENT_LIMITS = (
     "Not detected: rotations of the IHC about the center of the patch of up to 10° (of 65 patches of 128 µm, 3 were "
