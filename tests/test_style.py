@@ -37,7 +37,7 @@ LINES = {
     "wsi2ihc/batch": 3250,
     "wsi2ihc/demo": 1590,
     "wsi2ihc/models": 2880,
-    "wsi2ihc/pyramid": 1450,
+    "wsi2ihc/pyramid": 1460,
     "wsi2ihc/registration": 3440,
     "wsi2ihc/slide": 3700,
     "wsi2ihc/slide/readers": 2180,
