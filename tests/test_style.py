@@ -31,7 +31,7 @@ LINES = {
     "training/evaluation": 3110,
     "training/inspection": 2220,
     "training/metrics": 1990,
-    "training/pairs": 3980,
+    "training/pairs": 3940,
     "training/reports": 1360,
     "wsi2ihc": 2320,
     "wsi2ihc/batch": 3880,

@@ -102,12 +102,10 @@ class PairsStore:
 
     def new_extraction(self, slide: str, fingerprint: str, limits: Limits) -> Path:
         """Return the folder for a new extraction: equal for equal inputs, but not one that the index names."""
-        for number in itertools.count():
-            content = json.dumps([fingerprint, dataclasses.asdict(limits), versions(), number])
-            folder = self.slide_folder(slide) / hashlib.sha256(content.encode()).hexdigest()[:8]
-            if folder not in self.indexed:
-                return folder
-        raise AssertionError
+        contents = ([fingerprint, dataclasses.asdict(limits), versions(), number] for number in itertools.count())
+        keys = (hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8] for content in contents)
+        folders = (self.slide_folder(slide) / key for key in keys)
+        return next(folder for folder in folders if folder not in self.indexed)
 
     def discard(self, slide: str, failed: Path | None = None) -> None:
         """Remove incomplete extractions of a slide, but the figures of ``failed``, which may show the cause."""
@@ -206,8 +204,6 @@ def publish(
 
     Parameters
     ----------
-    store
-        Folder of the dataset.
     slides
         Slides in the order of the manifest, with their records.
     roles
@@ -217,10 +213,8 @@ def publish(
 
     Returns
     -------
-    dict
-        Content of ``dataset.json``.
-    bool
-        Whether the index has changed.
+    dict, bool
+        Content of ``dataset.json``, and whether the index has changed.
 
     Raises
     ------
@@ -241,17 +235,15 @@ def publish(
         TABLE_NAME: pairs_csv(slides, splits, statement["mpp"]),
         METADATA_NAME: json_bytes(metadata),
     }
-    is_changed = False
     try:
-        for name in [name for name, content in index.items() if _content(store.folder / name) != content]:
-            if not is_changed:
-                _check_files(store, slides)
-                (store.folder / METADATA_NAME).unlink(missing_ok=True)
-                is_changed = True
-            if name != METADATA_NAME:
-                write_atomically(store.folder / name, index[name])
-        if is_changed:
-            write_atomically(store.folder / METADATA_NAME, index[METADATA_NAME])
+        changed = [name for name, content in index.items() if _content(store.folder / name) != content]
+        if changed:
+            if path := next(filter(None, (store.missing(record) for _, record in slides)), None):
+                raise OutputError(f"{path} is missing or damaged; run again to extract its slide again")
+            (store.folder / METADATA_NAME).unlink(missing_ok=True)
+            for name, content in index.items():
+                if name in (*changed, METADATA_NAME):
+                    write_atomically(store.folder / name, content)
         for pair, record in slides:
             folder = store.slide_folder(pair.slide)
             replaced = [path for path in extractions(folder) if path.name != record.key]
@@ -263,13 +255,7 @@ def publish(
         raise
     except OSError as error:
         raise cannot_write(Path(error.filename or store.folder), error) from error
-    return metadata, is_changed
-
-
-def _check_files(store: PairsStore, slides: Slides) -> None:
-    for _, record in slides:
-        if path := store.missing(record):
-            raise OutputError(f"{path} is missing or damaged; run again to extract its slide again")
+    return metadata, bool(changed)
 
 
 def _content(path: Path) -> bytes | None:

@@ -117,11 +117,9 @@ class ExtractedPatch:
     x_um, y_um
         Top left corner on the H&E slide.
     he, ihc
-        Pixels (rows, columns, 3); empty if rejected by the masks alone.
+        Pixels (rows, columns, 3); empty if not read.
     valid
         Mask (rows, columns) of the px that lie on the IHC slide; empty if not read.
-    metrics
-        Quality metrics.
     rejected
         Reason of the rejection, one of `quality.REASONS`; "" if kept.
     unreadable
@@ -155,10 +153,6 @@ class ExtractionPlan:
         Tissue fraction of each position in the H&E.
     he_mask, ihc_mask
         Tissue of both slides, each in its own level-0 px.
-    fold_threshold
-        Density from which tissue is a fold.
-    he_colors, ihc_colors
-        Color conversions.
     verified
         Whether the transform was found, and so verified, by registration.
     """

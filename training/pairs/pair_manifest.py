@@ -531,7 +531,7 @@ def find_duplicate_files(pairs: Iterable[SlidePair]) -> Iterator[RowProblem]:
 
 
 def _grouped(members: Sequence[_Member], hash_of: Callable[[Path], str]) -> list[list[_Member]]:
-    """Return groups of files with equal hashes. Unreadable files are skipped; opening them later raises the error."""
+    """Group files by their hashes. Unreadable files are skipped; opening them later raises the error."""
     if len(members) < 2:
         return []
     groups: dict[str, list[_Member]] = defaultdict(list)

@@ -53,18 +53,14 @@ class PatchRecord:
     ----------
     number
         Number in raster order over all positions of the slide.
-    x_px, y_px
-        Top left corner on the working grid of the H&E slide.
-    x_um, y_um
-        Top left corner on the slide.
+    x_px, y_px, x_um, y_um
+        Top left corner on the working grid of the H&E slide, and on the slide.
     metrics
         Fields of `PatchMetrics`; None if not measurable.
     rejected
         Reason of rejection; "" if kept.
-    sha256_he, sha256_ihc
-        Checksums of the files in hexadecimal; equal for side-by-side images, "" without files.
-    bytes_he, bytes_ihc
-        Sizes of the files; 0 without files.
+    sha256_he, sha256_ihc, bytes_he, bytes_ihc
+        Checksums and sizes of the files; equal for side-by-side images, "" and 0 without files.
     """
 
     number: int
@@ -272,7 +268,7 @@ class SlideWriter:
     Raises
     ------
     OutputError
-        If writing fails.
+        If writing fails, here or in a method.
     """
 
     def __init__(self, folder: Path, *, side_by_side: bool = False) -> None:
@@ -296,11 +292,6 @@ class SlideWriter:
         """Add the next patch in raster order: with files if it is kept, else with the reason of rejection.
 
         Metrics that are not finite become None.
-
-        Raises
-        ------
-        OutputError
-            If writing fails.
         """
         if bool(rejected) == bool(encoded):
             raise ValueError("a patch is either rejected or has files")
@@ -310,16 +301,12 @@ class SlideWriter:
             for name, value in metrics.items()
         }
         number, sizes = len(self._patches), [len(content) for content in kept.files]
-        self._patches.append(
-            PatchRecord(
-                number, *at_px, *at_um, measured, rejected, kept.sha256_he, kept.sha256_ihc, sizes[0], sizes[-1]
-            )
-        )
-        for name, content in zip(
-            patch_names(self._folder.parent.name, number, self._side_by_side) if encoded else (),
-            kept.files,
-            strict=False,
-        ):
+        patch = PatchRecord(
+            number, *at_px, *at_um, measured, rejected, kept.sha256_he, kept.sha256_ihc, sizes[0], sizes[-1]
+        )  # fmt: skip
+        self._patches.append(patch)
+        names = patch_names(self._folder.parent.name, number, self._side_by_side)
+        for name, content in zip(names, encoded.files, strict=True) if encoded else ():
             path = self._folder / name
             try:
                 path.write_bytes(content)
@@ -336,13 +323,7 @@ class SlideWriter:
         row: str = "",
         verified: bool = True,
     ) -> SlideRecord:
-        """Write the record; see `SlideRecord` for its fields.
-
-        Raises
-        ------
-        OutputError
-            If writing fails.
-        """
+        """Write the record; see `SlideRecord` for its fields."""
         try:
             files = {
                 path.name: path.stat().st_size for path in sorted(self.registration.iterdir()) if path.suffix in _NEEDED

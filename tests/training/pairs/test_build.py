@@ -202,16 +202,16 @@ def test_impossible_options(change: dict[str, float], message: str) -> None:
 
 
 def test_a_turned_and_warped_slide_is_registered_and_cut(tmp_path: Path) -> None:
-    he = synthetic_tissue(1000, 900, seed=5)
+    he = synthetic_tissue(800, 720, seed=5)
     turned, truth = distorted(he, 0.5, Distortion(angle_deg=20, warp_um=6, wavelength_um=600), fill=(243, 243, 243))
     write_slide(tmp_path / "he0.tif", halves(he, 3))
     write_slide(tmp_path / "ihc0.tif", halves(restain(turned, 5, 1.5), 3))
-    places_um = np.array([[150.0, 150.0], [250.0, 300.0], [400.0, 350.0]])
+    places_um = np.array([[100.0, 110.0], [200.0, 250.0], [310.0, 270.0]])
     for name, points in (("he.csv", places_um), ("ihc.csv", truth.to_moving(places_um))):
         lines = [f"{number},{x},{y}" for number, (x, y) in enumerate(points / 0.5 - 0.5)]
         (tmp_path / name).write_text("\n".join([",X,Y", *lines]))
     manifest = write_manifest(tmp_path / "m.csv", [row(0, transform="", landmarks="he.csv;ihc.csv")])
-    options = PairsOptions(patch_size=128, mpp=1.0, workers=1)
+    options = PairsOptions(patch_size=96, mpp=1.0, workers=1)
     report = build_pairs(manifest, tmp_path / "data", options)
     assert not report.failed
     assert report.kept > 4

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from make_slide_pairs import SMALL, tree
+from make_slide_pairs import SMALL, tree, without_workers
 
 from wsi2ihc.concurrency import Progress
 from wsi2ihc.training.pairs.build import build_pairs
@@ -25,10 +25,10 @@ OPTIONS = PairsOptions(patch_size=128, mpp=1.0, validation=0.3, test=0.3, worker
 
 @pytest.fixture(scope="module")
 def complete(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that was made without an interruption, by the command."""
+    """A data set that was made without an interruption and without workers."""
     folder = tmp_path_factory.mktemp("complete") / "data"
-    ended = subprocess.run(command(manifest, folder), capture_output=True, check=False, timeout=120)
-    assert ended.returncode == 0, ended.stderr
+    with without_workers():
+        build_pairs(manifest, folder, OPTIONS)
     return folder
 
 
@@ -107,7 +107,7 @@ def test_killed_again_and_again_it_ends_as_if_it_were_not(manifest: Path, comple
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop_it_stops(
-    in_this_process: None, manifest: Path, complete: Path, tmp_path: Path, number: signal.Signals, code: int
+    manifest: Path, complete: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     folder = tmp_path / "data"
     with start(manifest, folder) as process:
@@ -125,13 +125,12 @@ def test_asked_to_stop_it_stops(
     assert "Traceback" not in said
     assert not (folder / "dataset.json").exists()
     if number == signal.SIGINT:
-        build_pairs(manifest, folder, OPTIONS)
+        with without_workers():
+            build_pairs(manifest, folder, OPTIONS)
         assert tree(folder) == tree(complete)
 
 
-def test_a_child_that_is_killed_is_one_failed_pair(
-    in_this_process: None, manifest: Path, complete: Path, tmp_path: Path
-) -> None:
+def test_a_child_that_is_killed_is_one_failed_pair(manifest: Path, complete: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     with start(manifest, folder) as process:
         wait_for(process, lambda: bool(workers(process)))
@@ -143,5 +142,6 @@ def test_a_child_that_is_killed_is_one_failed_pair(
     assert len(lines) == 1
     assert "its process was killed (SIGKILL), most likely because memory ran out" in lines[0]
     assert len((folder / "pairs.csv").read_text().splitlines()) == 1 + 8
-    build_pairs(manifest, folder, OPTIONS)
+    with without_workers():
+        build_pairs(manifest, folder, OPTIONS)
     assert tree(folder) == tree(complete)
