@@ -31,7 +31,7 @@ LINES = {
     "training/evaluation": 2850,
     "training/inspection": 2010,
     "training/metrics": 1780,
-    "training/pairs": 4460,
+    "training/pairs": 3980,
     "training/reports": 1080,
     "wsi2ihc": 2170,
     "wsi2ihc/batch": 3250,

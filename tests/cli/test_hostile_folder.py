@@ -72,7 +72,7 @@ def test_batch_executes_nothing_of_the_current_folder(hostile: Path, tmp_path: P
 def test_pairs_executes_nothing_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
     manifest = write_manifest(write_pairs(tmp_path / "in", 1) / "manifest.csv", [row(0, split="train")])
     run(hostile, "pairs", manifest, tmp_path / "data", *SMALL, "-q")
-    assert list((tmp_path / "data").glob("HE/train/*.png"))
+    assert list((tmp_path / "data").glob("patches/*/*/*.png"))
 
 
 SMALLER_DEMO = (

@@ -51,7 +51,7 @@ def test_a_data_set_is_made_checked_and_left_alone(
     assert (code, "already complete, 8 pairs; nothing was done" in out) == (0, True)
     code, out, err = run(capsys, "--check", folder)
     assert (code, "8 pairs, no problems" in out) == (0, True)
-    next(folder.glob("IHC/train/*.png")).unlink()
+    next(folder.glob("patches/*/*/*_ihc.png")).unlink()
     code, out, err = run(capsys, "--check", folder, "--json")
     assert code == 1
     assert any("is missing" in problem for problem in json.loads(out)["problems"])
@@ -83,14 +83,13 @@ def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.
     assert "4 pairs of patches from 1 pair of slides" in out
     (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
     assert "row 3 (S9): background.tif could not be registered to he1.tif: no tissue was found on the IHC slide" in line
-    assert line.endswith("see slides/S9/attempt/before.png")
-    assert {path.name for path in (folder / "slides" / "S9" / "attempt").iterdir()} == {
-        "before.png",
-        "registration.json",
-    }
-    facts = json.loads((folder / "slides" / "S9" / "attempt" / "registration.json").read_text())
+    (failed,) = folder.glob("patches/S9/*/registration")
+    assert line.endswith(f"see {failed.relative_to(folder).as_posix()}/before.png")
+    assert {path.name for path in failed.iterdir()} == {"before.png", "registration.json"}
+    assert list(failed.parent.iterdir()) == [failed]
+    facts = json.loads((failed / "registration.json").read_text())
     assert (facts["status"], facts["options"]["spacing_um"]) == ("failed", 100)
-    assert len(list((folder / "HE" / "train").glob("*.png"))) == 4
+    assert len(list(folder.glob("patches/S0/*/*_he.png"))) == 4
     assert run(capsys, "--check", folder)[0] == 0
     code, _, err = run(capsys, mismatched, folder, *SMALL)
     assert (code, "a dataset with spacing_um 100.0, not 64.0" in err) == (1, True)
@@ -115,7 +114,7 @@ def test_what_is_next(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_side_by_side(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "data"
     assert run(capsys, manifest, folder, *SMALL, "--side-by-side")[0] == 0
-    assert len(list(folder.glob("train/*.png"))) == 4
+    assert len(list(folder.glob("patches/S0/*/*.png"))) == 4
     assert run(capsys, "--check", folder)[0] == 0
 
 

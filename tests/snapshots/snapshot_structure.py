@@ -62,8 +62,14 @@ def folder_structure(folder: Path, skip: Callable[[str], bool] | None = None) ->
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or (skip is not None and skip(name)):
             continue
-        lines += [re.sub(r"tfevents\..*", "tfevents", name), *(f"    {line}" for line in _file_structure(path))]
+        shown = without_keys(re.sub(r"tfevents\..*", "tfevents", name))
+        lines += [shown, *(f"    {line}" for line in _file_structure(path))]
     return lines
+
+
+def without_keys(path: str) -> str:
+    """Return the path of a patch without the hash of its inputs, which includes times and versions."""
+    return re.sub(r"^(patches/[^/]+)/[0-9a-f]{8}/", r"\1/KEY/", path)
 
 
 def _file_structure(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from snapshot_commands import RECIPES, Ended
 from snapshot_compare import Snapshot
+from snapshot_structure import without_keys
 
 Made = tuple[Path, Ended]
 
@@ -29,7 +30,7 @@ def _cell(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text
+        return without_keys(text)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -202,7 +202,7 @@ def test_pairs(snapshot: Snapshot, run: Run, pair_dataset: Made, slide_pairs: Pa
     trial = run("pairs", slide_pairs / "partial.csv", folder / "none", *SMALL_PAIRS, "--dry-run", "--json", "-q")
     damaged = folder / "damaged-dataset"
     shutil.copytree(output, damaged)
-    next(damaged.glob("IHC/train/*.png")).unlink()
+    next(damaged.glob("patches/*/*/*_ihc.png")).unlink()
     problems = run("pairs", "--check", damaged, "--json")
     lines = printed(
         ("pairs", ended), ("pairs --check", check), ("pairs --check, damaged", problems), ("pairs --dry-run", trial)

@@ -31,7 +31,7 @@ METADATA_NAME = "dataset.json"
 LEVELS = ("0", "1+", "2+", "3+")
 """HER2 levels in ascending order."""
 
-_LEVEL_NAMES = {level: level for level in LEVELS} | {level.rstrip("+"): level for level in LEVELS}
+LEVEL_NAMES = {level: level for level in LEVELS} | {level.rstrip("+"): level for level in LEVELS}
 _MPP_TOLERANCE = 0.01
 """Relative difference of µm per px within a dataset: too small to see, but more than rounding causes."""
 
@@ -112,7 +112,7 @@ def _pair(path: Path, row_number: int, row: Mapping[str, str]) -> Pair:
 def _level(where: str, text: str) -> str | None:
     if not text:
         return None
-    level = _LEVEL_NAMES.get(text.replace(" ", ""))
+    level = LEVEL_NAMES.get(text.replace(" ", ""))
     if level is None:
         raise DatasetError(
             f"{where}: the HER2 level is {text!r:.40}, not one of {', '.join(LEVELS)} (leave it empty if unknown)"

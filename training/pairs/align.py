@@ -30,16 +30,8 @@ from .pair_manifest import IDENTITY, SlidePair
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alignment:
-    """Alignment of two slides.
-
-    Attributes
-    ----------
-    transform
-        Transform from H&E to IHC; None if registration failed.
-    reason
-        Reason of the failure; "" otherwise.
-    metadata
-        Content of ``registration.json``, without times, so that it is reproducible.
+    """Transform from H&E to IHC, or None and the reason why registration failed; and the content of
+    ``registration.json``, without times, so that it is reproducible.
     """
 
     transform: Transform | None

@@ -1,9 +1,9 @@
 """Build a pair dataset.
 
-`build_pairs` reads the manifest, splits the patients, and finds the slide pairs without a valid record. Each of these
-is processed in a worker process (`process_slide_pair`: check, align, extract, record), which sends its progress. At
-last all completed slides are numbered and indexed (`dataset_writer.move_patches`). `preview_pairs` does the same
-without pixels.
+`build_pairs` reads the manifest, splits the patients, and finds the slide pairs without a complete extraction. Each of
+these is processed in a worker process (`process_slide_pair`: check, align, extract, record), which sends its progress.
+At last the index of all complete slides is published (`dataset_writer.publish`). `preview_pairs` does the same without
+pixels.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import shutil
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,21 +28,11 @@ from wsi2ihc.registration.landmarks import MatchedLandmarks
 from wsi2ihc.registration.report import BEFORE_NAME, write_figure, write_registration
 from wsi2ihc.registration.transform import Transform, frame_of
 from wsi2ihc.slide import Slide, agreeing_levels, level_problems
-from wsi2ihc.storage import LOCK
 from wsi2ihc.system import cores, versions
 from wsi2ihc.text import describe_error, patches
 
-from ..data.layouts import METADATA_NAME
 from .align import Alignment, align, given_alignment, given_transform, landmarks_of
-from .dataset_writer import (
-    EncodedPatch,
-    PairsStore,
-    SlideWriter,
-    encode_patch,
-    move_patches,
-    open_dataset_folder,
-    slide_lock,
-)
+from .dataset_writer import PairsStore, open_dataset_folder, publish, slide_lock
 from .extract import ExtractedPatch, ExtractionPlan, extract_patches, plan_extraction, seen_as
 from .options import PairsOptions
 from .pair_checks import (
@@ -57,18 +46,6 @@ from .pair_checks import (
 )
 from .pair_manifest import Folders, Manifest, RowProblem, SlidePair, find_duplicate_files, read_manifest
 from .patient_split import Splits, assign_splits, split_warnings
-from .records import (
-    ATTEMPT_NAME,
-    PATCHES_NAME,
-    SPLIT_NAMES,
-    SlideRecord,
-    Statement,
-    attempt_folder,
-    fingerprint_of,
-    read_record,
-    row_hash,
-    staging_folder,
-)
 from .report import (
     BuildReport,
     FailedPair,
@@ -81,6 +58,17 @@ from .report import (
     removed_slides,
     unavailable,
 )
+from .slide_record import (
+    OVERVIEW_NAME,
+    SPLIT_NAMES,
+    EncodedPatch,
+    SlideRecord,
+    SlideWriter,
+    encode_patch,
+    fingerprint_of,
+    read_record,
+    row_hash,
+)
 
 _PAUSE_S = 0.2
 """Minimum time between two progress messages."""
@@ -89,8 +77,7 @@ _PAUSE_S = 0.2
 def process_slide_pair(job: SlideJob, threads: int, send: Send) -> None:
     """Align a pair, extract its patches, and write patches, figures and finally the record.
 
-    Earlier results of the pair are kept until then. Memory: that of registration, or of `extract_patches` and as many
-    encoded patches.
+    Memory: that of registration, or of `extract_patches` and as many encoded patches.
 
     Raises
     ------
@@ -102,41 +89,39 @@ def process_slide_pair(job: SlideJob, threads: int, send: Send) -> None:
         If opening, reading or writing fails.
     """
     say = _ProgressThrottle(send)
-    pair = job.pair
-    store = PairsStore(job.dataset, job.options.of_patches)
+    pair, options = job.pair, job.options
     cv2.setNumThreads(threads)
-    with open_slide_pair(pair) as (he, ihc), slide_lock(store.slide_folder(pair.slide)):
-        notes = list(check_slide_pair(pair, he, ihc, job.options))
+    with open_slide_pair(pair) as (he, ihc), slide_lock(job.folder.parent):
+        notes = list(check_slide_pair(pair, he, ihc, options))
         transform = given_transform(pair, he, ihc)
         check_different_slides(he, ihc)
         landmarks = landmarks_of(pair, he, ihc)
         notes += [f"{slide.info.name}: {problem}" for slide in (he, ihc) for problem in level_problems(slide)]
         he, ihc = agreeing_levels(he), agreeing_levels(ihc)
-        writer = store.begin(pair.slide)
-        seen = seen_as(he, job.options), seen_as(ihc, job.options)
+        writer = SlideWriter(job.folder, side_by_side=options.side_by_side)
+        seen = seen_as(he, options), seen_as(ihc, options)
         alignment = _align(job, *seen, transform, landmarks, threads, say)
-        write_registration(writer.folder, *seen, alignment.transform, alignment.metadata)
+        write_registration(writer.registration, *seen, alignment.transform, alignment.metadata)
         if alignment.transform is None:
+            before = "/".join((*writer.registration.parts[-4:], BEFORE_NAME))
             raise RegistrationError(
                 f"{ihc.info.name} could not be registered to {he.info.name}: {alignment.reason.rstrip('.')}; see "
-                f"slides/{pair.slide}/{ATTEMPT_NAME}/{BEFORE_NAME}"
+                f"{before}"
             )
-        plan = plan_extraction(
-            he, ihc, alignment.transform, job.options, verified=transform is None, tissue=pair.tissue
-        )
+        is_verified = transform is None
+        plan = plan_extraction(he, ihc, alignment.transform, options, verified=is_verified, tissue=pair.tissue)
         cv2.setNumThreads(1)  # the following steps use a thread per core themselves
-        marks, unreadable = _write_patches(writer, plan, job.options.side_by_side, threads, say)
+        marks, unreadable = _write_patches(writer, plan, options.side_by_side, threads, say)
         say("drawing", 1.0)
         mpp = figure_mpp((frame_of(he.info),))
-        write_figure(writer.folder / PATCHES_NAME, kept_and_rejected(thumbnail(seen[0], mpp), mpp, marks))
-        metadata = _metadata(
-            he,
-            ihc,
-            alignment,
-            landmarks,
-            (*notes, *plan.notes, *_unreadable(unreadable), *alignment.metadata["warnings"]),
-        )
-        writer.complete(job.fingerprint, plan.mpp[0], metadata, row_hash(pair, job.options.reading))
+        write_figure(writer.registration / OVERVIEW_NAME, kept_and_rejected(thumbnail(seen[0], mpp), mpp, marks))
+        notes += plan.notes
+        if unreadable:
+            notes.append(f"{patches(unreadable)} in unreadable areas of a slide rejected (as outside)")
+        notes += alignment.metadata["warnings"]
+        metadata = _metadata(he, ihc, alignment, landmarks, notes)
+        row = row_hash(pair, options.reading)
+        writer.complete(job.fingerprint, plan.mpp[0], options.limits, metadata, row=row, verified=is_verified)
 
 
 def _align(
@@ -178,10 +163,6 @@ def _write_patches(
             say.kept += files is not None
             say("extracting", len(marks) / len(plan.regions))
     return marks, unreadable
-
-
-def _unreadable(count: int) -> list[str]:
-    return [f"{patches(count)} in unreadable areas of a slide rejected (as outside)"] if count else []
 
 
 def _metadata(
@@ -234,12 +215,7 @@ def run_jobs(
 ) -> dict[str, Outcome]:
     """Run all jobs in ``workers`` processes (0: number of cores, up to `MOST_AT_ONCE`).
 
-    Progress is reported under the name ``stage``.
-
-    Returns
-    -------
-    dict
-        Outcome by slide.
+    Progress is reported under the name ``stage``. Returns the outcomes by slide.
 
     Raises
     ------
@@ -314,12 +290,8 @@ def build_pairs(
 
     Parameters
     ----------
-    manifest
-        See `read_manifest`.
     folder
         New or empty folder, or a dataset with the same options.
-    options
-        Options of patches, splits and registration.
     progress
         Called with the number of completed pairs.
 
@@ -344,20 +316,19 @@ def build_pairs(
     table = _read(manifest)
     splits = assign_splits(table.members, options.shares, options.seed)
     with open_dataset_folder(folder, options.of_patches) as store:
-        before, was = _time_of(folder / METADATA_NAME), store.moved_patches
         found = _find_work(store, table, options)
-        for slide in found.complete:
-            store.remove_attempts(slide)
         ended = run_jobs(process_slide_pair, found.jobs, options.workers, progress, "extracting patches")
+        for job in found.jobs:
+            if ended[job.pair.slide].failure:
+                store.discard(job.pair.slide, failed=job.folder)
         failed = _failures(table, found, ended)
-        for failure in failed:
-            _clear(store, failure.slide)
-        slides = _completed_pairs(store, table, found, failed)
-        metadata: Mapping[str, Mapping[str, object]] = {}
+        slides = _completed_pairs(table, found, failed)
+        metadata: Mapping[str, Any] = {}
+        is_changed = False
         if slides:
             progress(Progress("writing the tables"))
-            metadata = move_patches(store, slides, splits.roles, _statement(folder, table, options, failed))
-        is_unchanged = not found.jobs and _time_of(folder / METADATA_NAME) == before
+            statement = _statement(folder, table, options, failed)
+            metadata, is_changed = publish(store, slides, splits, statement)
         report = BuildReport(
             dataset=folder.resolve().name,
             manifest=table.path.name,
@@ -365,14 +336,16 @@ def build_pairs(
             failed=failed,
             counts=metadata.get("counts", {}),
             rejected=metadata.get("rejected", {}),
-            warnings=tuple(_warnings(store, table, splits, slides, options, found, failed, was)),
+            warnings=tuple(_warnings(store, table, splits, slides, options, found, failed)),
+            unchanged=not found.jobs and not is_changed,
+            seconds=time.perf_counter() - started,
         )
     if slides and not report.kept and not failed:
         reasons = rejection_counts(record for _, record in slides)
         raise DatasetError(
             f"no patch was kept ({reasons}); see {folder / 'rejected.csv'}, and relax the limits that are too strict"
         )
-    return dataclasses.replace(report, unchanged=is_unchanged, seconds=time.perf_counter() - started)
+    return report
 
 
 def preview_pairs(
@@ -392,7 +365,7 @@ def preview_pairs(
     options = options or PairsOptions()
     table = _read(manifest)
     splits = assign_splits(table.members, options.shares, options.seed)
-    found = _find_work(PairsStore(folder, options.of_patches), table, options)
+    found = _find_work(PairsStore(folder), table, options)
     ended = run_jobs(preflight_pair, found.jobs, options.workers, progress, "checking slides")
     failed = _failures(table, found, ended)
     bad = {failure.slide for failure in failed}
@@ -405,18 +378,8 @@ def preview_pairs(
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """Work of a build.
-
-    Attributes
-    ----------
-    complete
-        Records of completed pairs, by slide id.
-    unavailable
-        Completed pairs whose files are unavailable.
-    jobs
-        Jobs of the pairs to extract.
-    failed
-        Pairs whose files cannot be accessed.
+    """Work of a build: records of completed pairs by slide id (``unavailable``: without their files), jobs of the pairs
+    to extract, and pairs whose files cannot be accessed.
     """
 
     complete: Mapping[str, SlideRecord]
@@ -446,7 +409,7 @@ def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Wo
     failed: list[FailedPair] = []
     unreached_slides: list[str] = []
     for pair in table.unreachable:
-        if record := store.kept_from(pair.slide, row_hash(pair, options.reading)):
+        if record := store.find(pair.slide, options.limits, row=row_hash(pair, options.reading)):
             complete[pair.slide] = record
             unreached_slides.append(pair.slide)
     for pair in table.rows:
@@ -455,10 +418,11 @@ def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Wo
         except Exception as error:  # any error fails this row only
             failed.append(FailedPair(pair.row, pair.slide, describe_error(error)))
             continue
-        if record := store.completed(pair.slide, fingerprint):
+        if record := store.find(pair.slide, options.limits, fingerprint=fingerprint):
             complete[pair.slide] = record
         else:
-            jobs.append(SlideJob(pair, fingerprint, store.folder, options))
+            extraction = store.new_extraction(pair.slide, fingerprint, options.limits)
+            jobs.append(SlideJob(pair, fingerprint, extraction, options))
     return _Work(complete, unreached_slides, jobs, failed)
 
 
@@ -487,75 +451,59 @@ def _failures(table: Manifest, found: _Work, ended: Mapping[str, Outcome]) -> tu
     return tuple(sorted(failed, key=lambda failure: failure.row))
 
 
-def _clear(store: PairsStore, slide: str) -> None:
-    """Remove the patches of a failed worker; its figures are kept, since they may show the cause."""
-    folder, attempt = store.slide_folder(slide), attempt_folder(store.folder, slide)
-    if not slide or not folder.is_dir():
-        return
-    (folder / LOCK).unlink(missing_ok=True)
-    shutil.rmtree(attempt / staging_folder(store.folder, slide).name, ignore_errors=True)
-    for empty in (attempt, folder):
-        with contextlib.suppress(OSError):
-            empty.rmdir()
-
-
-def _completed_pairs(store: PairsStore, table: Manifest, found: _Work, failed: Iterable[FailedPair]) -> Slides:
+def _completed_pairs(table: Manifest, found: _Work, failed: Iterable[FailedPair]) -> Slides:
     """Return the completed pairs with their records in the order of the manifest."""
+    new = {job.pair.slide: job.folder for job in found.jobs}
     bad = {failure.slide for failure in failed}
     records = (
-        (pair, found.complete.get(pair.slide) or read_record(store.slide_folder(pair.slide)))
+        (pair, found.complete.get(pair.slide) or read_record(new[pair.slide]))
         for pair in _pairs(table, found)
         if pair.slide not in bad
     )
     return [(pair, record) for pair, record in records if record is not None]
 
 
-def _statement(folder: Path, table: Manifest, options: PairsOptions, failed: Iterable[FailedPair]) -> Statement:
-    """Return the content of ``dataset.json``, without times, folders and number of workers."""
+def _statement(
+    folder: Path, table: Manifest, options: PairsOptions, failed: Iterable[FailedPair]
+) -> dict[str, Any]:  # fmt: skip
+    """Return the content of ``dataset.json`` except counts, without times, folders and number of workers."""
     folders = Folders.of(table)
-    return Statement(
-        mpp=options.mpp,
-        patch_px=options.patch_size,
-        stain=options.stain,
-        license=options.license,
-        name=options.name or folder.resolve().name,
-        failed=tuple((failure.slide, folders.removed(f"row {failure.row}: {failure.message}")) for failure in failed),
-        extra={
-            "manifest": {"name": table.path.name, "sha256": table.sha256},
-            "seed": options.seed,
-            "shares": {name: round(share, 9) for name, share in zip(SPLIT_NAMES.values(), options.shares, strict=True)},
-            "options": options.stated,
-            "versions": versions(),
-        },
-    )
+    return {
+        "mpp": options.mpp,
+        "stain": options.stain,
+        "license": options.license,
+        "name": options.name or folder.resolve().name,
+        "patch_px": options.patch_size,
+        "failed": [
+            {"slide": failure.slide, "reason": folders.removed(f"row {failure.row}: {failure.message}")}
+            for failure in failed
+        ],
+        "manifest": {"name": table.path.name, "sha256": table.sha256},
+        "seed": options.seed,
+        "shares": {name: round(share, 9) for name, share in zip(SPLIT_NAMES.values(), options.shares, strict=True)},
+        "options": options.stated,
+        "versions": versions(),
+    }
 
 
 def _warnings(
     store: PairsStore, table: Manifest, splits: Splits, slides: Slides, options: PairsOptions, found: _Work,
-    failed: Iterable[FailedPair], was: Counter[str],
+    failed: Iterable[FailedPair],
 ) -> Iterator[str]:  # fmt: skip
     """Yield all warnings about the dataset."""
+    before = store.counts
     if not slides:
-        if was:
-            yield f"no row of the manifest can be used: the dataset is unchanged, with {patches(was.total())}"
+        if before:
+            yield f"no row of the manifest can be used: the dataset is unchanged, with {patches(before.total())}"
         return
-    yield from removed_slides(was, {pair.slide for pair, _ in slides}, {failure.slide for failure in failed})
+    yield from removed_slides(before, {pair.slide for pair, _ in slides}, {failure.slide for failure in failed})
     yield from unavailable(found.unavailable)
-    yield from dataset_warnings(store, splits, slides, options)
+    yield from dataset_warnings(store.folder, splits, slides, options)
     yield from manifest_warnings(table)
 
 
 def _tally(pair: SlidePair, record: SlideRecord | None, splits: Splits, found: _Work) -> SlideTally:
-    cut = record.patches if record else ()
-    kept = sum(not patch.rejected for patch in cut)
+    count = len(record.patches) if record else 0
+    kept = len(record.kept) if record else 0
     is_new = pair.slide not in found.complete
-    return SlideTally(
-        pair.slide, pair.patient, splits.roles[pair.slide], pair.her2, kept, len(cut) - kept, is_new
-    )  # fmt: skip
-
-
-def _time_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
+    return SlideTally(pair.slide, pair.patient, splits[pair.slide], pair.her2, kept, count - kept, is_new)

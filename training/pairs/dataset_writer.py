@@ -1,337 +1,131 @@
-"""Write the dataset: patches of each slide, numbering and index.
+"""Write a pair dataset: each patch once, and an index of the patches that belong to it.
 
-A `SlideWriter` stages the patches of one slide in ``slides/ID/attempt``. Its record completes the slide, and `commit`
-then replaces earlier results. `move_patches` numbers the patches of all completed slides, moves them to their split and
-writes the tables. Each step can be interrupted and repeated.
+States on disk in order, and what a kill after each of them leaves:
+
+1. ``store.json``: format, and the options that all patches share. The folder is now recognized as a dataset.
+2. ``patches/SLIDE/KEY/``: patches and figures of one extraction, under their final names (`SlideWriter`). KEY is a hash
+   of the inputs, and never that of an extraction in the index. Without a record, the next run starts it again.
+3. ``patches/SLIDE/KEY/record.json``: the extraction is complete. The next run uses it; the index does not name it yet.
+4. ``rejected.csv``, ``pairs.csv`` (the index) and ``dataset.json``: derived from the records by `publish` and each
+   replaced atomically, in this order. ``dataset.json`` is removed first, so that it always describes the other two.
+5. Extractions that the index replaced are removed. The next run removes the rest.
+
+Nothing that the index names is changed or removed before a new index is published. Only the index decides what belongs
+to the dataset: other splits, rows or (unless an extraction lacks a file) limits only rewrite it. Complete extractions
+of rows that were removed or failed are kept, and used again when the row returns.
 """
 
 from __future__ import annotations
 
 import contextlib
-import filecmp
+import dataclasses
 import hashlib
+import itertools
 import json
-import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
-import numpy as np
-
-from wsi2ihc.errors import OutputError, OutputExistsError
+from wsi2ihc.errors import DatasetError, OutputError, OutputExistsError
 from wsi2ihc.files import json_bytes, read_json
-from wsi2ihc.geometry import RGBImage
-from wsi2ihc.storage import LOCK, cannot_write, exclusive_lock, make_folder, write_atomically
+from wsi2ihc.storage import LOCK, cannot_write, exclusive_lock, write_atomically
+from wsi2ihc.system import versions
+from wsi2ihc.text import csv_table
 
 from ..data.dataset import Role
-from ..data.layouts import METADATA_NAME, TABLE_NAME
-from . import records
+from ..data.layouts import METADATA_NAME, TABLE_NAME, read_rows
 from .pair_manifest import SlidePair
-from .records import (
-    KEPT_NAMES,
-    PATHS_NAME,
+from .quality import Limits
+from .report import Slides, patch_counts, rejections
+from .slide_record import (
+    PATCHES_NAME,
     RECORD_NAME,
-    REJECTED_NAME,
     SPLIT_NAMES,
-    PatchPath,
     PatchRecord,
     SlideRecord,
-    Statement,
-    attempt_folder,
-    dataset_metadata,
-    moves,
-    pairs_csv,
-    paths_json,
-    read_paths,
+    extractions,
     read_record,
-    rejected_csv,
-    slide_folder,
-    staged_files,
-    staging_folder,
-    write_record,
+    remove_extraction,
 )
 
-_PNG = {"level": 1, "strategy": 3, "filter": 0x80}
-"""Run-length encoding with the Paeth filter: the fastest and smallest setting of libpng on tissue (35 ms and 1.6 MB for
-1024² px of H&E; its defaults take 90 ms and 1.7 MB, the best of OpenCV 68 ms and 1.6 MB)."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPatch:
-    """Encoded files of a pair: one per stain, or one side-by-side image."""
-
-    files: tuple[bytes, ...]
-    sha256_he: str
-    sha256_ihc: str
-
-
-def encode_patch(he: RGBImage, ihc: RGBImage, *, side_by_side: bool) -> EncodedPatch:
-    """Encode a pair as PNG. This mostly runs without the GIL, so that threads speed it up."""
-    images = (np.hstack((he, ihc)),) if side_by_side else (he, ihc)
-    files = tuple(bytes(imagecodecs.png_encode(np.ascontiguousarray(image), **_PNG)) for image in images)
-    sums = [hashlib.sha256(file).hexdigest() for file in files]
-    return EncodedPatch(files, sums[0], sums[-1])
-
-
-BELONGING = (".json", ".npz")
-"""Suffixes of files beside the record that a complete slide needs, unlike metrics."""
-
-
-class SlideWriter:
-    """Writer of the patches of one slide, which take effect with `complete`.
-
-    Patches are written directly and without fsync, since the next run removes patches without a record. A killed
-    process leaves no incomplete patch in the dataset. A power failure may, if the record reaches the disk first;
-    checksums then reveal it.
-
-    Parameters
-    ----------
-    dataset
-        Folder of the dataset.
-    slide
-        Slide id.
-    placed
-        Paths of files, see `PairsStore`.
-    side_by_side
-        Whether a patch is one file.
-
-    Raises
-    ------
-    OutputError
-        If writing fails.
-    """
-
-    def __init__(self, dataset: Path, slide: str, placed: Mapping[Path, Path], *, side_by_side: bool) -> None:
-        self.folder = attempt_folder(dataset, slide)
-        """Folder for the other files of the slide."""
-        self._dataset = dataset
-        self._slide = slide
-        self._placed = placed
-        self._side_by_side = side_by_side
-        self._patches: list[PatchRecord] = []
-        self._staging = self.folder / staging_folder(dataset, slide).name
-        make_folder(self._staging)
-
-    def add(
-        self,
-        at_px: tuple[int, int],
-        at_um: tuple[float, float],
-        metrics: Mapping[str, float | None],
-        *,
-        rejected: str = "",
-        encoded: EncodedPatch | None = None,
-    ) -> None:
-        """Add one patch.
-
-        Parameters
-        ----------
-        at_px, at_um
-            Top left corner on the working grid and on the H&E slide.
-        metrics
-            Quality metrics; values that are not finite become None.
-        rejected
-            Reason of rejection; "" if kept.
-        encoded
-            Files of a kept patch.
-
-        Raises
-        ------
-        OutputError
-            If writing fails.
-        """
-        if bool(rejected) == bool(encoded):
-            raise ValueError("a patch is either rejected or has files")
-        kept = encoded or EncodedPatch((b"",), "", "")
-        measured = {name: _finite(value) for name, value in metrics.items()}
-        sizes = [len(content) for content in kept.files]
-        patch = PatchRecord(
-            *at_px, *at_um, measured, rejected, kept.sha256_he, kept.sha256_ihc, sizes[0], sizes[-1]
-        )  # fmt: skip
-        if encoded:
-            files = staged_files(self._dataset, self._slide, patch, self._side_by_side)
-            for file, content in zip(files, encoded.files, strict=True):
-                path = self._staging / file.name
-                try:
-                    path.write_bytes(content)
-                except OSError as error:
-                    raise cannot_write(path, error) from error
-        self._patches.append(patch)
-
-    def complete(
-        self, fingerprint: str, mpp: float, metadata: Mapping[str, Any] | None = None, row: str = ""
-    ) -> SlideRecord:
-        """Write the record and replace earlier results of the slide.
-
-        Parameters
-        ----------
-        fingerprint
-            Output of `fingerprint_of` before the slides were open_slide_pair.
-        mpp
-            µm per px of the patches.
-        metadata
-            Further metadata, for JSON.
-        row
-            Output of `row_hash`.
-
-        Raises
-        ------
-        OutputError
-            If writing fails.
-        """
-        patches = tuple(sorted(self._patches, key=lambda patch: (patch.y_px, patch.x_px)))
-        try:
-            files = {
-                path.name: path.stat().st_size for path in sorted(self.folder.iterdir()) if path.suffix in BELONGING
-            }
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
-        record = SlideRecord(self._slide, fingerprint, mpp, patches, dict(metadata or {}), row, files)
-        write_record(self.folder, record)
-        commit(self._dataset, self._slide, self._placed)
-        return record
-
-
-def commit(dataset: Path, slide: str, placed: Mapping[Path, Path]) -> None:
-    """Replace earlier results of a slide by a completed attempt.
-
-    It can be interrupted and repeated: an attempt with a record is complete, and its record is moved last.
-
-    Raises
-    ------
-    OutputError
-        If writing fails.
-    """
-    folder, attempt, staging = (place(dataset, slide) for place in (slide_folder, attempt_folder, staging_folder))
-    aside = attempt / staging.name
-    try:
-        if aside.exists():  # nothing has been moved yet
-            # invalidate the dataset, then the slide, and only then remove its files
-            (dataset / METADATA_NAME).unlink(missing_ok=True)
-            (folder / RECORD_NAME).unlink(missing_ok=True)
-            for staged, place in placed.items():
-                if staged.parent == staging:
-                    place.unlink(missing_ok=True)
-            if staging.exists():
-                shutil.rmtree(staging)
-            for name in KEPT_NAMES:
-                (folder / name).unlink(missing_ok=True)
-            aside.replace(staging)
-        for path in sorted(attempt.iterdir(), key=lambda path: path.name == RECORD_NAME):
-            path.replace(folder / path.name)
-        attempt.rmdir()
-    except OSError as error:
-        raise cannot_write(attempt, error) from error
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
 STORE_NAME = "store.json"
+REJECTED_NAME = "rejected.csv"
 
-FORMAT = {"format": "wsi2ihc pairs", "version": 2}
+FORMAT = {"format": "wsi2ihc pairs", "version": 3}
 
 
 class PairsStore:
-    """Folder of a dataset that this process may write; see `open_dataset_folder`."""
+    """Folder of a dataset; see `open_dataset_folder` for writing."""
 
-    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.options = dict(options)
-        self.placed = records.read_paths(folder)
-        """Content of ``places.json``: numbered path of each staged file."""
+        self.indexed = _read_index(folder)
+        """Number of patches of each extraction that the published index names, by its folder."""
 
     @property
-    def side_by_side(self) -> bool:
-        """Whether both images of a pair are stored in one file."""
-        return bool(self.options.get("side_by_side", False))
-
-    @property
-    def moved_patches(self) -> Counter[str]:
-        """Number of patches in the dataset, by slide."""
-        files = Counter(staged.parent.parent.name for staged in self.placed)
-        return Counter({slide: count if self.side_by_side else count // 2 for slide, count in files.items()})
+    def counts(self) -> Counter[str]:
+        """Number of patches in the published index, by slide."""
+        counts: Counter[str] = Counter()
+        for extraction, count in self.indexed.items():
+            counts[extraction.parent.name] += count
+        return counts
 
     def slide_folder(self, slide: str) -> Path:
-        """Return the folder of one slide."""
-        return records.slide_folder(self.folder, slide)
+        """Return the folder of all extractions of a slide."""
+        return self.folder / PATCHES_NAME / slide
 
-    def completed(self, slide: str, fingerprint: str) -> SlideRecord | None:
-        """Return the record of a completed slide.
+    def find(self, slide: str, limits: Limits, *, fingerprint: str = "", row: str = "") -> SlideRecord | None:
+        """Return the record of a complete extraction under the given limits, preferably of the one in the index.
 
-        None if it is incomplete, has a different fingerprint, or a file is missing or has a different size.
+        None if there is none with that fingerprint (or row hash, if the files are unavailable), or a file is missing or
+        of another size.
         """
-        record = self._intact(slide)
-        return record if record is not None and record.fingerprint == fingerprint else None
+        for extraction in sorted(extractions(self.slide_folder(slide)), key=lambda one: one not in self.indexed):
+            record = read_record(extraction)
+            if record is None or (record.fingerprint != fingerprint if fingerprint else record.row != row):
+                continue
+            if (usable := record.under(limits)) and not self.missing(usable):
+                return usable
+        return None
 
-    def kept_from(self, slide: str, row_hash: str) -> SlideRecord | None:
-        """Return the record of a completed slide by the hash of its row, when its files are unavailable."""
-        record = self._intact(slide)
-        return record if record is not None and record.row == row_hash else None
+    def missing(self, record: SlideRecord) -> Path | None:
+        """Return the first file of an extraction that is missing or of another size."""
+        for path, size in record.file_sizes().items():
+            try:
+                if (self.folder / path).stat().st_size != size:
+                    return self.folder / path
+            except OSError:
+                return self.folder / path
+        return None
 
-    def _intact(self, slide: str) -> SlideRecord | None:
+    def new_extraction(self, slide: str, fingerprint: str, limits: Limits) -> Path:
+        """Return the folder for a new extraction: equal for equal inputs, but not one that the index names."""
+        contents = ([fingerprint, dataclasses.asdict(limits), versions(), number] for number in itertools.count())
+        keys = (hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8] for content in contents)
+        folders = (self.slide_folder(slide) / key for key in keys)
+        return next(folder for folder in folders if folder not in self.indexed)
+
+    def discard(self, slide: str, failed: Path | None = None) -> None:
+        """Remove incomplete extractions of a slide, but the figures of ``failed``, which may show the cause."""
         folder = self.slide_folder(slide)
-        record = read_record(folder)
-        if record is None or record.slide != slide:
-            return None
-        beside = (_has_size(folder / name, size) for name, size in record.files.items())
-        patches = (
-            _has_size(staged, size) or ((place := self.placed.get(staged)) and _has_size(place, size))
-            for patch in record.kept
-            for staged, size in zip(
-                records.staged_files(self.folder, slide, patch, self.side_by_side),
-                (patch.bytes_he, patch.bytes_ihc),
-                strict=False,  # one side-by-side file
-            )
-        )
-        return record if all(beside) and all(patches) else None
-
-    def begin(self, slide: str) -> SlideWriter:
-        """Start the extraction of a slide. Earlier results are kept until it is complete.
-
-        Raises
-        ------
-        OutputError
-            If writing fails.
-        """
-        self._remove_attempt(slide)
-        return SlideWriter(self.folder, slide, self.placed, side_by_side=self.side_by_side)
-
-    def remove_attempts(self, slide: str) -> None:
-        """Remove the files of interrupted and failed attempts of a slide.
-
-        Raises
-        ------
-        OutputError
-            If removing fails.
-        """
-        lock = self.slide_folder(slide) / LOCK
-        try:
-            lock.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(lock, error) from error
-        self._remove_attempt(slide)
-
-    def _remove_attempt(self, slide: str) -> None:
-        attempt = records.attempt_folder(self.folder, slide)
-        try:
-            if attempt.exists():
-                shutil.rmtree(attempt)
-        except OSError as error:
-            raise cannot_write(attempt, error) from error
+        if not folder.is_dir():
+            return
+        with slide_lock(folder):
+            for extraction in extractions(folder):
+                if extraction not in self.indexed and not (extraction / RECORD_NAME).exists():
+                    remove_extraction(extraction, with_figures=extraction != failed)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
-def _has_size(path: Path, size: int) -> bool:
-    """Check that a file exists and has its recorded size, if known."""
+def _read_index(folder: Path) -> Counter[Path]:
     try:
-        return size in (0, path.stat().st_size)
-    except OSError:
-        return False
+        rows = read_rows(folder / TABLE_NAME).rows
+    except DatasetError:
+        return Counter()
+    return Counter((folder / row["he"]).parent for row in rows if row.get("he"))
 
 
 @contextlib.contextmanager
@@ -361,12 +155,7 @@ def open_dataset_folder(folder: Path, options: Mapping[str, Any]) -> Iterator[Pa
                 path.unlink()
         if not (folder / STORE_NAME).exists():
             write_atomically(folder / STORE_NAME, content)
-        store = PairsStore(folder, options)
-        for record in sorted(folder.glob(f"slides/*/{records.ATTEMPT_NAME}/{RECORD_NAME}")):  # interrupted `commit`
-            slide = record.parent.parent
-            with slide_lock(slide):
-                commit(folder, slide.name, store.placed)
-        yield store
+        yield PairsStore(folder)
 
 
 _WORKER_TIMEOUT_S = 30.0
@@ -400,89 +189,73 @@ def _check_folder(folder: Path, options: Mapping[str, Any]) -> None:
         raise OutputExistsError(f"{folder} contains a dataset {changed}; choose another folder")
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return the first different option, for display; "" if there is none."""
     for name in sorted(old.keys() | new.keys()):
-        was, now = old.get(name), new.get(name)
-        if was == now:
-            continue
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
-            return _difference(was, now, f"{prefix}{name}.")
-        return f"with {prefix}{name} {json.dumps(was)}, not {json.dumps(now)}"
+        if (was := old.get(name)) != (now := new.get(name)):
+            return f"with {name} {json.dumps(was)}, not {json.dumps(now)}"
     return ""
 
 
-_DIGITS = 5
-"""Minimum digits of a patch's number in its name, as in BCI."""
-
-
-def move_patches(
-    store: PairsStore, slides: Sequence[tuple[SlidePair, SlideRecord]], roles: Mapping[str, Role], statement: Statement
-) -> dict[str, Any]:
-    """Assign numbers to the patches of all completed slides, move them to their splits and write the tables.
-
-    Patches are numbered from 0 by slide, row and column. File names follow BCI: number, split and HER2 level, if known.
+def publish(
+    store: PairsStore, slides: Slides, roles: Mapping[str, Role], statement: Mapping[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """Write the index of all complete slides, and remove the extractions that it replaces.
 
     Parameters
     ----------
-    store
-        Folder of the dataset.
     slides
-        Slides in the order of the manifest, with their records. Patches of other slides stay in the slides' folders.
+        Slides in the order of the manifest, with their records.
     roles
         Role of every slide by id.
     statement
-        Content of ``dataset.json`` except counts.
+        Content of ``dataset.json`` except counts; ``mpp`` is the requested resolution.
 
     Returns
     -------
-    dict
-        Content of ``dataset.json``.
+    dict, bool
+        Content of ``dataset.json``, and whether the index has changed.
 
     Raises
     ------
     OutputError
-        If writing fails or a patch is missing. A repeated call resumes.
+        If writing fails or a file of a slide is missing.
     """
-    kept = [(pair, record, patch) for pair, record in slides for patch in record.kept]
-    places = _places(kept, roles)
-    placed = [(place, *one) for place, one in zip(places, kept, strict=True)]
     splits = {slide: SPLIT_NAMES[role] for slide, role in roles.items()}
-    journal = paths_json(places, store.side_by_side)
-    tables = {
-        TABLE_NAME: pairs_csv(placed, statement.mpp, store.side_by_side),
-        REJECTED_NAME: rejected_csv(slides, statement.mpp),
+    metadata = {
+        **statement,
+        "counts": patch_counts(slides, splits),
+        "rejected": rejections(slides).rejection_counts,
+        "without_residual": sum(
+            patch.metrics.get("residual_um") is None for _, record in slides for patch in record.kept
+        ),
     }
-    metadata = dataset_metadata(slides, splits, statement)
-    final = json_bytes(metadata)
-    files = {PATHS_NAME: journal, **tables, METADATA_NAME: final}
+    index = {
+        REJECTED_NAME: rejected_csv(slides, statement["mpp"]),
+        TABLE_NAME: pairs_csv(slides, splits, statement["mpp"]),
+        METADATA_NAME: json_bytes(metadata),
+    }
     try:
-        if any(_content(store.folder / name) != content for name, content in files.items()):
+        changed = [name for name, content in index.items() if _content(store.folder / name) != content]
+        if changed:
+            if path := next(filter(None, (store.missing(record) for _, record in slides)), None):
+                raise OutputError(f"{path} is missing or damaged; run again to extract its slide again")
             (store.folder / METADATA_NAME).unlink(missing_ok=True)
-        if _content(store.folder / PATHS_NAME) != journal:
-            _gather(store.folder)
-            write_atomically(store.folder / PATHS_NAME, journal)
-        store.placed = moves(store.folder, places, store.side_by_side)
-        for name, content in tables.items():
-            _write_changed(store.folder / name, content)
-        _distribute(store.placed)
-        _remove_empty(store.folder, [pair.slide for pair, _ in slides])
-        _write_changed(store.folder / METADATA_NAME, final)
+            for name, content in index.items():
+                if name in (*changed, METADATA_NAME):
+                    write_atomically(store.folder / name, content)
+        for pair, record in slides:
+            folder = store.slide_folder(pair.slide)
+            replaced = [path for path in extractions(folder) if path.name != record.key]
+            if replaced or (folder / LOCK).exists():
+                with slide_lock(folder):
+                    for extraction in replaced:
+                        remove_extraction(extraction)
     except OutputError:
         raise
     except OSError as error:
         raise cannot_write(Path(error.filename or store.folder), error) from error
-    return metadata
-
-
-def _places(kept: Sequence[tuple[SlidePair, SlideRecord, PatchRecord]], roles: Mapping[str, Role]) -> list[PatchPath]:
-    digits = max(_DIGITS, len(str(len(kept) - 1)))
-    places = []
-    for number, (pair, _, patch) in enumerate(kept):
-        split = SPLIT_NAMES[roles[pair.slide]]
-        name = "_".join(filter(None, (f"{number:0{digits}}", split, pair.her2)))
-        places.append(PatchPath(pair.slide, patch.x_px, patch.y_px, split, name))
-    return places
+    return metadata, bool(changed)
 
 
 def _content(path: Path) -> bytes | None:
@@ -492,41 +265,67 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _write_changed(path: Path, content: bytes) -> None:
-    if _content(path) != content:
-        write_atomically(path, content)
+METRICS = (
+    "tissue_he", "tissue_ihc", "valid", "residual_um", "correlation", "sharpness_he", "sharpness_ihc", "folds", "pen",
+    "stained",
+)  # fmt: skip
+"""Quality metrics in the order of the columns."""
+
+_OF_SLIDE = ("patient", "slide", "her2", "mpp", "grid_mpp", "x_um", "y_um")
+_COLUMNS = ("number", "split", "he", "ihc", "half", *_OF_SLIDE, *METRICS, "sha256_he", "sha256_ihc")
+_REJECTED_COLUMNS = ("reason", *_OF_SLIDE, *METRICS)
 
 
-def _gather(folder: Path) -> None:
-    """Move all numbered patches back to the folders of their slides."""
-    for staged, place in read_paths(folder).items():
-        if place.exists():
-            make_folder(staged.parent)
-            place.replace(staged)
+def pairs_csv(slides: Slides, splits: Mapping[str, str], mpp: float) -> bytes:
+    """Return the index of kept patches, which `wsi2ihc.training.data` reads.
+
+    ``mpp`` is the requested resolution. ``grid_mpp`` is the actual one: slides within a few percent of the requested
+    resolution are not resampled, as in translation.
+    """
+    rows: list[dict[str, object]] = []
+    for pair, record in slides:
+        for patch in record.kept:
+            files = [path.as_posix() for path in record.paths(patch)]
+            rows.append(
+                {
+                    "number": len(rows),
+                    "split": splits[pair.slide],
+                    "he": files[0],
+                    "ihc": files[-1],
+                    "half": "left" if record.side_by_side else "",
+                    **_of_slide(pair, record, patch, mpp),
+                    "sha256_he": patch.sha256_he,
+                    "sha256_ihc": patch.sha256_ihc,
+                }
+            )
+    side_by_side = any(record.side_by_side for _, record in slides)
+    return _csv([name for name in _COLUMNS if name != "half" or side_by_side], rows)
 
 
-def _distribute(wanted: Mapping[Path, Path]) -> None:
-    """Move all patches to their numbered paths, without replacing files that are not part of the dataset."""
-    for staged, place in wanted.items():
-        if staged.exists() and place.exists() and not filecmp.cmp(staged, place, shallow=False):
-            raise OutputError(f"{place} already exists and is not part of this dataset; move it, and run again")
-    for folder in sorted({place.parent for place in wanted.values()}):
-        make_folder(folder)
-    for staged, place in wanted.items():
-        try:
-            staged.replace(place)
-        except FileNotFoundError as error:
-            if not place.exists():
-                raise OutputError(
-                    f"the patch {staged} is missing, also at {place}; run again to extract its slide again"
-                ) from error
+def rejected_csv(slides: Slides, mpp: float) -> bytes:
+    """Return the table of rejected patches with reasons."""
+    rows = [
+        {"reason": patch.rejected, **_of_slide(pair, record, patch, mpp)}
+        for pair, record in slides
+        for patch in record.patches
+        if patch.rejected
+    ]
+    return _csv(_REJECTED_COLUMNS, rows)
 
 
-def _remove_empty(folder: Path, slides: Iterable[str]) -> None:
-    """Remove folders without patches."""
-    emptied = [staging_folder(folder, slide) for slide in slides]
-    for split in SPLIT_NAMES.values():
-        emptied += [folder / "HE" / split, folder / "IHC" / split, folder / split]
-    for path in (*emptied, folder / "HE", folder / "IHC"):
-        with contextlib.suppress(OSError):
-            path.rmdir()  # fails, as intended, if not empty
+def _of_slide(pair: SlidePair, record: SlideRecord, patch: PatchRecord, mpp: float) -> dict[str, object]:
+    metrics = {name: patch.metrics.get(name) for name in METRICS}
+    return {
+        "patient": pair.patient,
+        "slide": pair.slide,
+        "her2": pair.her2 or "",
+        "mpp": f"{mpp:.6g}",
+        "grid_mpp": f"{record.mpp:.6g}",
+        "x_um": f"{patch.x_um:.3f}",
+        "y_um": f"{patch.y_um:.3f}",
+        **{name: "" if value is None else f"{value:.5g}" for name, value in metrics.items()},
+    }
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    return csv_table([columns, *([row.get(name, "") for name in columns] for row in rows)], "\n").encode()

@@ -47,6 +47,7 @@ from .quality import (
     PatchMetrics,
     agreement,
     fold_density,
+    mask_rejection,
     measure_quality,
     rejection_reason,
     tissue_fraction,
@@ -77,17 +78,7 @@ def tissue_of(slide: Slide, tissue: Tissue | Path) -> TissueMask:
 
 @dataclass(frozen=True, slots=True)
 class Colors:
-    """Color conversion of a slide.
-
-    Attributes
-    ----------
-    convert
-        Converts pixels of the slide, as in translation.
-    background
-        Converted background color.
-    notes
-        Warnings, one sentence each.
-    """
+    """Color conversion of a slide as in translation, its converted background color, and warnings."""
 
     convert: Callable[[RGBImage], RGBImage]
     background: RGB
@@ -97,17 +88,13 @@ class Colors:
 def colors_of(slide: Slide, background: RGB, options: PairsOptions) -> Colors:
     """Return the conversion for the option ``icc``: none, or to sRGB by the slide's profile."""
     if options.icc == "keep":
-        return Colors(_unchanged, background)
+        return Colors(lambda pixels: pixels, background)
     if slide.info.icc_profile is None:
         note = f"{slide.info.name} has no color profile; its colors are assumed to be sRGB (--icc srgb)"
-        return Colors(_unchanged, background, (note,))
+        return Colors(lambda pixels: pixels, background, (note,))
     convert = to_srgb_transform(slide.info.icc_profile)
     red, green, blue = convert(np.array([[background]], np.uint8))[0, 0].tolist()
     return Colors(convert, (red, green, blue))
-
-
-def _unchanged(pixels: RGBImage) -> RGBImage:
-    return pixels
 
 
 _log = logging.getLogger(__name__)
@@ -130,11 +117,9 @@ class ExtractedPatch:
     x_um, y_um
         Top left corner on the H&E slide.
     he, ihc
-        Pixels (rows, columns, 3); empty if rejected by the masks alone.
+        Pixels (rows, columns, 3); empty if not read.
     valid
         Mask (rows, columns) of the px that lie on the IHC slide; empty if not read.
-    metrics
-        Quality metrics.
     rejected
         Reason of the rejection, one of `quality.REASONS`; "" if kept.
     unreadable
@@ -168,10 +153,6 @@ class ExtractionPlan:
         Tissue fraction of each position in the H&E.
     he_mask, ihc_mask
         Tissue of both slides, each in its own level-0 px.
-    fold_threshold
-        Density from which tissue is a fold.
-    he_colors, ihc_colors
-        Color conversions.
     verified
         Whether the transform was found, and so verified, by registration.
     """
@@ -194,7 +175,7 @@ class ExtractionPlan:
     @property
     def notes(self) -> tuple[str, ...]:
         """Warnings, one sentence each."""
-        return (*self.he_colors.notes, *self.ihc_colors.notes)
+        return self.he_colors.notes + self.ihc_colors.notes
 
 
 def plan_extraction(
@@ -205,12 +186,8 @@ def plan_extraction(
 
     Parameters
     ----------
-    he, ihc
-        Open slides.
     transform
         Transform from µm of the H&E to µm of the IHC.
-    options
-        Size, resolution, stride and limits of patches.
     verified
         Whether registration found the transform; for others, patches need a measurable residual or correlation.
     tissue
@@ -297,10 +274,8 @@ def _extract_one(plan: ExtractionPlan, region: Region, tissue_he: float) -> Extr
     tissue_ihc = float(_in_mask(plan.ihc_mask, plan.ihc, places_um).mean())
     metrics = PatchMetrics(tissue_he=tissue_he, tissue_ihc=tissue_ihc, valid=float(inside.mean()))
     limits = plan.options.limits
-    # the fraction of samples outside only approximates the fraction of px, except for none or all
-    certain = not inside.any() or limits.min_valid == 1
-    if (rejected := rejection_reason(metrics, limits)) and (rejected == "tissue" or certain):
-        return _rejected(plan, region, metrics, rejected)
+    if reason := mask_rejection(metrics, limits):
+        return _rejected(plan, region, metrics, reason)
     try:
         he, ihc, valid = _read(plan, region)
     except UnreadableSlideError as error:
@@ -342,7 +317,7 @@ def _measured(
         valid=float(valid.mean()),
         correlation=agree.correlation,
         residual_um=agree.residual_um,
-        **dataclasses.asdict(measure_quality(he, ihc, valid, mpp, plan.fold_threshold)),
+        **measure_quality(he, ihc, valid, mpp, plan.fold_threshold),
     )
 
 

@@ -96,7 +96,8 @@ class PairsOptions:
     def of_patches(self) -> dict[str, Any]:
         """Options that all patches of a dataset share, for JSON; a folder with other values is rejected.
 
-        ``mirror`` is not included: it extends the search, so that it can be enabled later for pairs that failed.
+        ``mirror`` is not included, since it can be enabled later for pairs that failed; nor are the limits, since the
+        index is derived from the metrics of all patches.
         """
         return {
             "patch_size": self.patch_size,
@@ -105,7 +106,6 @@ class PairsOptions:
             "local": self.registration.local,
             "spacing_um": self.registration.spacing_um,
             "side_by_side": self.side_by_side,
-            "limits": dataclasses.asdict(self.limits),
         }
 
     @property

@@ -23,23 +23,11 @@ from .pair_manifest import SlidePair
 
 @dataclass(frozen=True, slots=True)
 class SlideJob:
-    """Task of a worker process.
-
-    Attributes
-    ----------
-    pair
-        Row of the manifest.
-    fingerprint
-        Fingerprint of its files, computed before any of them is open_slide_pair.
-    dataset
-        Folder of the dataset.
-    options
-        Options of the run.
-    """
+    """Task of a worker process; the fingerprint is computed before any file of the pair is opened."""
 
     pair: SlidePair
     fingerprint: str
-    dataset: Path
+    folder: Path
     options: PairsOptions
 
 
@@ -75,7 +63,7 @@ def open_slide_pair(pair: SlidePair) -> Iterator[tuple[Slide, Slide]]:
     MissingResolutionError
         If the resolution of a slide is unknown.
     SlideNotFoundError, UnreadableSlideError
-        If one cannot be open_slide_pair.
+        If one cannot be opened.
     """
     with contextlib.ExitStack() as stack:
         slides = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import math
 import os
 import re
@@ -20,12 +19,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from wsi2ihc.errors import DatasetError
+from wsi2ihc.files import sha256_of_file
 from wsi2ihc.slide import NO_CHOICE, Choice
 from wsi2ihc.slide.readers.base import hash_of_file
 from wsi2ihc.tables import read_csv
 from wsi2ihc.text import listed, reason
 
 from ..data.dataset import ROLE_NAMES, Role
+from ..data.layouts import LEVEL_NAMES, LEVELS
 
 Tissue = Literal["auto", "none"]
 """Detected tissue, or the whole slide."""
@@ -35,11 +36,6 @@ Matrix: TypeAlias = tuple[float, float, float, float, float, float]
 
 IDENTITY: Matrix = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """Transform of aligned slides: a restained section, or a warped IHC."""
-
-LEVELS = ("0", "1+", "2+", "3+")
-"""HER2 levels in ascending order."""
-
-_LEVEL_NAMES = {level: level for level in LEVELS} | {level.rstrip("+"): level for level in LEVELS}
 
 _MPP_RANGE = (0.02, 50.0)
 """Plausible µm per px of a slide; values outside are in a different unit (250 nm, 4 px/µm)."""
@@ -61,10 +57,7 @@ class BadFieldError(ValueError):
 class UnreachableError(BadFieldError):
     """Unavailable file; the field itself may be correct.
 
-    Attributes
-    ----------
-    path
-        Path of the file.
+    ``path`` is its path.
     """
 
     def __init__(self, path: Path, message: str) -> None:
@@ -114,7 +107,7 @@ def parse_level(text: str) -> str | None:
     """Parse a HER2 level, one of `LEVELS`; None for an empty field."""
     if not text:
         return None
-    level = _LEVEL_NAMES.get(text.replace(" ", ""))
+    level = LEVEL_NAMES.get(text.replace(" ", ""))
     if level is None:
         raise BadFieldError(
             f"the HER2 level is {text!r:.40}, not one of {', '.join(LEVELS)} (leave it empty if unknown)"
@@ -235,26 +228,19 @@ _COLUMNS = {
     "slide": ("slide_id", "slide"),
     "he": ("he_path", "he"),
     "ihc": ("ihc_path", "ihc"),
-    "her2": ("her2",),
-    "he_mpp": ("he_mpp",),
-    "ihc_mpp": ("ihc_mpp",),
-    "split": ("split",),
-    "landmarks": ("landmarks",),
-    "he_landmarks": ("he_landmarks",),
-    "ihc_landmarks": ("ihc_landmarks",),
-    "transform": ("transform",),
-    "tissue": ("tissue",),
-    "he_series": ("he_series",),
-    "he_page": ("he_page",),
-    "ihc_series": ("ihc_series",),
-    "ihc_page": ("ihc_page",),
-}
+    **{
+        name: (name,)
+        for name in (
+            "her2", "he_mpp", "ihc_mpp", "split", "landmarks", "he_landmarks", "ihc_landmarks", "transform", "tissue",
+            "he_series", "he_page", "ihc_series", "ihc_page",
+        )
+    },
+}  # fmt: skip
 """Accepted names of each column. The first four columns are required."""
 
 _T = TypeVar("_T")
 
 _NEEDED = ("patient", "slide", "he", "ihc")
-
 _MISSPELT = 0.75
 """Similarity (`difflib`) from which an unknown column is considered a misspelling of a missing one."""
 
@@ -332,8 +318,6 @@ class Manifest:
 
     Attributes
     ----------
-    path
-        Path of the table.
     rows
         Usable rows in order.
     members
@@ -342,8 +326,6 @@ class Manifest:
         Problems of unusable rows, by row.
     unreachable
         Rows that are unusable only because a file is unavailable.
-    sha256
-        Checksum of the table.
     cells
         All distinct fields.
     ignored
@@ -470,22 +452,9 @@ def _read_row(folder: Path, number: int, row: Mapping[str, str]) -> _ReadRow:
     if problems or patient is None or slide is None or he is None or ihc is None:
         return _ReadRow(None, problems, unreachable)
     pair = SlidePair(
-        number,
-        patient,
-        slide,
-        he,
-        ihc,
-        her2,
-        he_mpp,
-        ihc_mpp,
-        role,
-        he_landmarks,
-        ihc_landmarks,
-        transform,
-        tissue,
-        he_image or NO_CHOICE,
-        ihc_image or NO_CHOICE,
-    )
+        number, patient, slide, he, ihc, her2, he_mpp, ihc_mpp, role, he_landmarks, ihc_landmarks, transform, tissue,
+        he_image or NO_CHOICE, ihc_image or NO_CHOICE,
+    )  # fmt: skip
     return _ReadRow(pair, problems, unreachable)
 
 
@@ -553,16 +522,16 @@ def find_duplicate_files(pairs: Iterable[SlidePair]) -> Iterator[RowProblem]:
     sizes: dict[int, list[_Member]] = defaultdict(list)
     for pair in pairs:
         for stain, path in (("H&E", pair.he), ("IHC", pair.ihc)):
-            if (size := _size_of(path)) is not None:
-                sizes[size].append((pair, stain, path))
+            with contextlib.suppress(OSError):
+                sizes[path.stat().st_size].append((pair, stain, path))
     for alike in sizes.values():
         for likely in _grouped(alike, hash_of_file):
-            for same in _grouped(likely, _hash_of_all):
+            for same in _grouped(likely, sha256_of_file):
                 yield from _problems(same)
 
 
 def _grouped(members: Sequence[_Member], hash_of: Callable[[Path], str]) -> list[list[_Member]]:
-    """Return groups of files with equal hashes. Unreadable files are skipped; opening them later raises the error."""
+    """Group files by their hashes. Unreadable files are skipped; opening them later raises the error."""
     if len(members) < 2:
         return []
     groups: dict[str, list[_Member]] = defaultdict(list)
@@ -576,18 +545,6 @@ def _problems(same: Sequence[_Member]) -> Iterator[RowProblem]:
     files = [f"{path.name} ({stain} of row {pair.row})" for pair, stain, path in same]
     for pair in {pair.row: pair for pair, _, _ in same}.values():
         yield RowProblem(pair.row, pair.slide, f"these files are identical: {listed(files)}; keep one of them")
-
-
-def _hash_of_all(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _size_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 @dataclass(frozen=True, slots=True)

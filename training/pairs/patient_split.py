@@ -7,14 +7,14 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from wsi2ihc.errors import OptionError
 from wsi2ihc.text import pluralize
 
 from ..data.dataset import ROLES, Role
-from .pair_manifest import LEVELS, Member, SlidePair
+from ..data.layouts import LEVELS
+from .pair_manifest import Member, SlidePair
 
 Shares: TypeAlias = tuple[float, float, float]
 """Fractions of training, validation and test, in the order of `ROLES`; their sum is 1."""
@@ -25,11 +25,8 @@ _Counts: TypeAlias = tuple[int, ...]
 """Patients per role, in the order of `ROLES`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """Role of each slide, by slide id."""
-
-    roles: Mapping[str, Role]
+Splits: TypeAlias = Mapping[str, Role]
+"""Role of each slide, by slide id."""
 
 
 def assign_splits(members: Iterable[_Row], shares: Shares = (0.8, 0.1, 0.1), seed: int = 0) -> Splits:
@@ -70,7 +67,7 @@ def assign_splits(members: Iterable[_Row], shares: Shares = (0.8, 0.1, 0.1), see
     }
     for level, counts in _quotas({level: len(own) for level, own in free.items()}, stated, shares).items():
         roles |= _taken(free[level], counts)
-    return Splits({member.slide: roles[patient] for patient, own in patients.items() for member in own})
+    return {member.slide: roles[patient] for patient, own in patients.items() for member in own}
 
 
 def split_warnings(splits: Splits, kept: Iterable[SlidePair], shares: Shares) -> tuple[str, ...]:
@@ -78,7 +75,7 @@ def split_warnings(splits: Splits, kept: Iterable[SlidePair], shares: Shares) ->
     patients: dict[str, list[_Row]] = defaultdict(list)
     for pair in kept:
         patients[pair.patient].append(pair)
-    roles = {patient: splits.roles[own[0].slide] for patient, own in patients.items()}
+    roles = {patient: splits[own[0].slide] for patient, own in patients.items()}
     levels = {patient: _level_of(own) for patient, own in patients.items()}
     return tuple(_warnings(splits, roles, levels, shares)) if patients else ()
 
@@ -165,7 +162,7 @@ def _warnings(splits: Splits, roles: Mapping[str, Role], levels: Mapping[str, st
         if share == 0:
             continue
         own = [patient for patient in roles if roles[patient] == role]
-        if not own and role in splits.roles.values():
+        if not own and role in splits.values():
             yield f"{role} has no patient: none of those assigned to it can be used"
         elif not own:
             few = f"{pluralize(len(roles), 'patient')} {'is' if len(roles) == 1 else 'are'} too few"

@@ -109,33 +109,22 @@ class FoldThreshold:
     ihc: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class PatchQuality:
-    """Quality of a pair of patches; see `PatchMetrics` for the fields."""
-
-    sharpness_he: float
-    sharpness_ihc: float
-    folds: float
-    pen: float
-    stained: float
-
-
 def measure_quality(
     he: RGBImage, ihc: RGBImage, valid: BoolImage, mpp: float, fold_threshold: FoldThreshold
-) -> PatchQuality:
-    """Measure the patches of a pair: (rows, columns, 3) uint8 RGB and (rows, columns) bool, ``mpp`` µm per px."""
+) -> dict[str, float]:
+    """Measure sharpness, folds, pen marks and stained area of a pair of patches, by the fields of `PatchMetrics`."""
     he, detail_mpp = reduced(he, mpp, DETAIL_UM)
     ihc, _ = reduced(ihc, mpp, DETAIL_UM)
-    return PatchQuality(
-        sharpness_he=sharpness(he, detail_mpp),
-        sharpness_ihc=sharpness(ihc, detail_mpp),
-        folds=max(
+    return {
+        "sharpness_he": sharpness(he, detail_mpp),
+        "sharpness_ihc": sharpness(ihc, detail_mpp),
+        "folds": max(
             _fraction(without_dab(he, detail_mpp, "he") > fold_threshold.he),
             _fraction(without_dab(ihc, detail_mpp, "ihc") > fold_threshold.ihc),
         ),
-        pen=max(pen_fraction(he, detail_mpp, blue_too=True), pen_fraction(ihc, detail_mpp, blue_too=False)),
-        stained=stained_fraction(ihc, valid),
-    )
+        "pen": max(pen_fraction(he, detail_mpp, blue_too=True), pen_fraction(ihc, detail_mpp, blue_too=False)),
+        "stained": stained_fraction(ihc, valid),
+    }
 
 
 def sharpness(image: RGBImage, mpp: float) -> float:
@@ -157,23 +146,16 @@ def sharpness(image: RGBImage, mpp: float) -> float:
 
 
 def fold_density(overview: RGBImage, mpp: float, tissue: BoolImage, stain: str) -> float:
-    """Return the optical density above which tissue of a slide is a fold.
+    """Return the optical density above which tissue of a slide is a fold; infinite for a slide without tissue.
 
     Parameters
     ----------
     overview
         Overview (rows, columns, 3) uint8 RGB, `FOLDS_AT_UM` or finer.
-    mpp
-        Its µm per px.
     tissue
         Tissue mask of the same shape.
     stain
         "he" or "ihc".
-
-    Returns
-    -------
-    float
-        Infinite for a slide without tissue.
     """
     density = without_dab(overview, mpp, stain)
     size = (density.shape[1], density.shape[0])
@@ -264,17 +246,7 @@ EDGE_FRACTION = 1 / 8
 
 
 def tissue_fraction(image: RGBImage, mpp: float, background: RGB) -> float:
-    """Return the fraction of a patch that is tissue, including small gaps.
-
-    Parameters
-    ----------
-    image
-        (rows, columns, 3) uint8 RGB.
-    mpp
-        µm per px.
-    background
-        Background color of the slide.
-    """
+    """Return the fraction of a patch that is tissue, including small gaps, on a slide of this background color."""
     image, mpp = reduced(image, mpp, SEEN_AT_UM)
     bright = tuple(math.ceil(value * 10**-LEAST_DENSITY) for value in background)
     clear = cv2.inRange(image, np.array(bright), np.array((255, 255, 255)))
@@ -329,16 +301,8 @@ LEAST_CONTRAST = 0.01
 
 
 class Agreement(NamedTuple):
-    """Agreement of two patches; None if there is too little structure.
-
-    Attributes
-    ----------
-    correlation
-        Pearson's correlation of hematoxylin in `CORRELATION_BAND_UM`, at zero offset.
-    residual_um
-        Median length of the offsets of matched blocks.
-    counted
-        Number of matched blocks.
+    """Agreement of two patches: Pearson's correlation of hematoxylin in `CORRELATION_BAND_UM` at zero offset, and the
+    median length of the offsets of matched blocks; None if there is too little structure.
     """
 
     correlation: float | None
@@ -347,15 +311,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(he: RGBImage, ihc: RGBImage, mpp: float) -> Agreement:
-    """Compare the patches of a pair.
-
-    Parameters
-    ----------
-    he, ihc
-        Images of equal shape, (rows, columns, 3) uint8 RGB.
-    mpp
-        µm per px.
-    """
+    """Compare the patches of a pair: (rows, columns, 3) uint8 RGB, ``mpp`` µm per px."""
     he, coarse_mpp = reduced(he, mpp, MATCHED_AT_UM)
     ihc, _ = reduced(ihc, mpp, MATCHED_AT_UM)
     fixed, moving = hematoxylin_of_he(he), hematoxylin_of_ihc(ihc)
@@ -523,6 +479,14 @@ def rejection_reason(metrics: PatchMetrics, limits: Limits, *, verified: bool = 
     )
     failing = (reason for reason in REASONS if _fails(reason, metrics, limits) or (unknown and reason == "correlation"))
     return next(failing, "")
+
+
+def mask_rejection(metrics: PatchMetrics, limits: Limits) -> Reason | Literal[""]:
+    """Return the reason why a patch is rejected without reading its pixels; "" if they have to be read."""
+    reason = rejection_reason(metrics, limits)
+    # the fraction of samples outside only approximates the fraction of px, except for none or all
+    is_certain = metrics.valid == 0 or limits.min_valid == 1
+    return reason if reason == "tissue" or is_certain else ""
 
 
 def _fails(reason: Reason, metrics: PatchMetrics, limits: Limits) -> bool:

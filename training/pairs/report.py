@@ -1,23 +1,24 @@
-"""Summary and warnings of a pair dataset."""
+"""Summary of a pair dataset: results of a build, counts of kept and rejected patches, and warnings."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from wsi2ihc.system import versions
 from wsi2ihc.text import listed, pairs_of_slides, patches, pluralize
 
 from ..data.dataset import Role
-from .dataset_writer import PairsStore
 from .options import PairsOptions
 from .pair_manifest import Manifest, SlidePair
 from .patient_split import Splits, split_warnings
-from .records import SlideRecord, rejections
-from .verify_dataset import unlisted_files
+from .quality import LIMIT_OF, REASONS, Reason
+from .slide_record import OVERVIEW_NAME, REGISTRATION_NAME, SPLIT_NAMES, SlideRecord, unlisted_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +35,7 @@ class FailedPair:
 
 @dataclass(frozen=True, slots=True)
 class SlideTally:
-    """Numbers of patches of one slide pair.
-
-    Attributes
-    ----------
-    slide, patient
-        Ids.
-    role
-        Role of the slide.
-    her2
-        HER2 level; None if unknown.
-    kept, rejected
-        Numbers of patches.
-    is_new
-        Whether the patches were extracted in this run.
-    """
+    """Numbers of patches of one slide pair; ``is_new``: whether they were extracted in this run."""
 
     slide: str
     patient: str
@@ -69,18 +56,12 @@ class BuildReport:
         Base names.
     slides
         Slide pairs of the dataset, in the order of the manifest.
-    failed
-        Failed rows.
-    counts
-        Pairs, slides, patients and pairs per HER2 level by split, as in ``dataset.json``.
-    rejected
-        Rejected patches by reason, in total and per level, as in ``dataset.json``.
+    counts, rejected
+        As in ``dataset.json``.
     warnings
         Warnings, one sentence each.
     unchanged
         Whether the dataset was already complete.
-    seconds
-        Duration.
     """
 
     dataset: str
@@ -141,19 +122,19 @@ def manifest_warnings(table: Manifest) -> Iterator[str]:
             yield f"the patient {patient!r:.60} has slides of different HER2 levels: {several}"
 
 
-def dataset_warnings(store: PairsStore, splits: Splits, slides: Slides, options: PairsOptions) -> Iterator[str]:
+def dataset_warnings(folder: Path, splits: Splits, slides: Slides, options: PairsOptions) -> Iterator[str]:
     """Yield warnings about the slides of a dataset and about unlisted files."""
     yield from split_warnings(splits, [pair for pair, record in slides if record.kept], options.shares)
     for pair, record in slides:
         yield from (f"{pair.slide}: {note}" for note in record.metadata.get("notes", ()))
         if not record.kept:
-            reasons = rejection_counts([record])
-            yield f"{pair.slide}: no patch was kept ({reasons}); see slides/{pair.slide}/patches.png"
+            overview = (record.folder / REGISTRATION_NAME / OVERVIEW_NAME).as_posix()
+            yield f"{pair.slide}: no patch was kept ({rejection_counts([record])}); see {overview}"
     yield from rejections(slides).warnings
     yield from _unmeasured(slides, options)
     yield from _other_versions(slides)
-    own = frozenset(store.placed.values())
-    if found := [path.as_posix() for path in unlisted_files(store.folder, own)]:
+    own = (folder / path for _, record in slides for path in record.file_sizes())
+    if found := [path.as_posix() for path in unlisted_files(folder, own)]:
         yield (
             f"{pluralize(len(found), 'image')} in the folders of the dataset not listed in pairs.csv "
             f"({listed(found)}): kept, but not used for training; move files that do not belong to the dataset"
@@ -168,17 +149,7 @@ def rejection_counts(records: Iterable[SlideRecord]) -> str:
 
 
 def removed_slides(was: Mapping[str, int], now: Collection[str], failed: Collection[str]) -> Iterator[str]:
-    """Yield warnings about slides that were removed from a dataset.
-
-    Parameters
-    ----------
-    was
-        Patches of each slide before.
-    now
-        Slides of the dataset.
-    failed
-        Slides of failed rows.
-    """
+    """Yield warnings about slides that were removed from a dataset; ``was`` has their numbers of patches."""
     removed = {slide: count for slide, count in was.items() if slide not in now}
     for slides, why in (
         ([slide for slide in removed if slide not in failed], "not listed in the manifest"),
@@ -187,7 +158,7 @@ def removed_slides(was: Mapping[str, int], now: Collection[str], failed: Collect
         if slides:
             yield (
                 f"{pairs_of_slides(len(slides))} {why} ({listed(slides)}) removed from the dataset "
-                f"({patches(sum(removed[slide] for slide in slides))} kept in slides/, restored when the rows return)"
+                f"({patches(sum(removed[slide] for slide in slides))} kept in patches/, restored when the rows return)"
             )
 
 
@@ -221,3 +192,114 @@ def _other_versions(slides: Slides) -> Iterator[str]:
             f"{len(others)} of {pairs_of_slides(len(slides))} were extracted by other versions ({slide}: {changed}); "
             "for equal versions, rebuild the dataset in another folder"
         )
+
+
+KEPT = "kept"
+
+UNKNOWN_LEVEL = ""
+"""Key of patches of slides without a level."""
+
+LEAST_PATCHES = 20
+"""Minimum patches of a level, and of the other levels together, for a comparison."""
+
+CONSPICUOUS_RATIO, CONSPICUOUS_Z = 2.0, 3.0
+"""Minimum ratio of rejection rates, and of their difference to its standard error, for a warning. Patches of one slide
+are correlated, which increases z: this is a hint, not a test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejections:
+    """Kept and rejected patches.
+
+    Attributes
+    ----------
+    counts
+        Number of patches for each reason that occurs, and for `KEPT`.
+    by_level
+        Counts for each HER2 level, or `UNKNOWN_LEVEL`.
+    warnings
+        Levels with far more rejections than the others, one sentence each.
+    """
+
+    counts: Mapping[str, int]
+    by_level: Mapping[str, Mapping[str, int]]
+    warnings: tuple[str, ...]
+
+    @property
+    def rejection_counts(self) -> dict[str, Any]:
+        """Rejected patches by reason, in total and for each level with rejections, for JSON."""
+        levels = {level: _without_kept(counts) for level, counts in self.by_level.items()}
+        return {
+            "reasons": _without_kept(self.counts),
+            "her2": {level: counts for level, counts in levels.items() if counts},
+        }
+
+
+def rejections(slides: Slides) -> Rejections:
+    """Count kept and rejected patches of all slides."""
+    return summarize_rejections((pair.her2, patch.rejected) for pair, record in slides for patch in record.patches)
+
+
+def summarize_rejections(outcomes: Iterable[tuple[str | None, str]]) -> Rejections:
+    """Count patches by the HER2 level of their slide (None if unknown) and reason of rejection ("" if kept)."""
+    levels: dict[str, Counter[str]] = {}
+    for level, rejected in outcomes:
+        levels.setdefault(level or UNKNOWN_LEVEL, Counter())[rejected or KEPT] += 1
+    pooled = sum(levels.values(), Counter())
+    known = {level: count for level, count in sorted(levels.items()) if level != UNKNOWN_LEVEL}
+    warnings = [
+        warning
+        for level, own in known.items()
+        for reason in REASONS
+        if (warning := _rejection_warning(level, reason, own, sum(known.values(), Counter()) - own))
+    ]
+    by_level = {level: _in_order(levels[level]) for level in sorted(levels)}
+    return Rejections(_in_order(pooled), by_level, tuple(warnings))
+
+
+def _rejection_warning(level: str, reason: Reason, own: Counter[str], others: Counter[str]) -> str | None:
+    """Return a warning if the level loses conspicuously many patches for this reason."""
+    n, m = own.total(), others.total()
+    if min(n, m) < LEAST_PATCHES:
+        return None
+    share, share_others = own[reason] / n, others[reason] / m
+    pooled = (own[reason] + others[reason]) / (n + m)
+    standard_error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+    if share <= CONSPICUOUS_RATIO * share_others or share - share_others <= CONSPICUOUS_Z * standard_error:
+        return None
+    name, how = LIMIT_OF[reason]
+    return (
+        f"HER2 {level} loses {share:.0%} of its {n:,} patches to {reason!r}, the other levels "
+        f"{share_others:.1%}; inspect some of them, and {how} --{name.replace('_', '-')} if they are good"
+    )
+
+
+def _without_kept(counts: Mapping[str, int]) -> dict[str, int]:
+    return {reason: count for reason, count in counts.items() if reason != KEPT}
+
+
+def _in_order(counts: Counter[str]) -> dict[str, int]:
+    """Sort counts: kept, then reasons in order, then others."""
+    names = [KEPT, *(reason for reason in REASONS if counts[reason])]
+    return {name: counts[name] for name in [*names, *sorted(counts.keys() - set(names))]}
+
+
+def patch_counts(slides: Slides, splits: Mapping[str, str]) -> dict[str, Any]:
+    """Return pairs, slides, patients and pairs per known HER2 level of every split with pairs."""
+    counts: dict[str, Any] = {}
+    for split in SPLIT_NAMES.values():
+        own = [(pair, len(record.kept)) for pair, record in slides if record.kept and splits[pair.slide] == split]
+        if not own:
+            continue
+        counts[split] = {
+            "pairs": sum(count for _, count in own),
+            "slides": len(own),
+            "patients": len({pair.patient for pair, _ in own}),
+        }
+        levels: Counter[str] = Counter()
+        for pair, count in own:
+            if pair.her2 is not None:
+                levels[pair.her2] += count
+        if levels:
+            counts[split]["her2"] = dict(sorted(levels.items()))
+    return counts

@@ -1,22 +1,23 @@
 """Verify a dataset on disk.
 
 `check_dataset` lists all problems of a paired dataset: table, files, splits, pixels and counts. For datasets written by
-`build_pairs`, `store_problems` also checks the files needed to resume.
+`build_pairs`, also the index is compared with the records.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi2ihc.concurrency import Progress, ProgressCallback, silent
-from wsi2ihc.errors import DatasetError, OptionError, OutputError, TransformError
-from wsi2ihc.files import is_image, read_json, sha256_of_file
+from wsi2ihc.errors import DatasetError, OptionError, TransformError
+from wsi2ihc.files import read_json, sha256_of_file
 from wsi2ihc.geometry import Size
 from wsi2ihc.registration.transform_io import TRANSFORM_NAME, load_transform
 from wsi2ihc.text import reason
@@ -25,35 +26,26 @@ from ..data.dataset import ROLE_NAMES, Pair
 from ..data.images import THREADS, read_pair, reserved_memory
 from ..data.layouts import METADATA_NAME, TABLE_NAME, find_pairs, read_rows
 from .dataset_writer import FORMAT, STORE_NAME
-from .records import PATHS_NAME, RECORD_NAME, SPLIT_NAMES, SlideRecord, read_paths, read_record, slide_folder
+from .quality import Limits
+from .slide_record import (
+    PATCHES_NAME,
+    RECORD_NAME,
+    REGISTRATION_NAME,
+    SPLIT_NAMES,
+    SlideRecord,
+    read_record,
+    unlisted_files,
+)
 
 _REPAIR = "the same `wsi2ihc pairs` command extracts its slide again"
 
 
 def is_ours(folder: Path) -> bool:
     """Check whether a dataset was written by `build_pairs`."""
-    return any((folder / name).exists() for name in (STORE_NAME, PATHS_NAME))
+    return (folder / STORE_NAME).exists() or any(folder.glob(f"{PATCHES_NAME}/*/*/{RECORD_NAME}"))
 
 
-def store_problems(folder: Path, slides: Collection[str], files: Collection[Path]) -> Iterator[str]:
-    """Yield the problems of the files beside the patches, one line each.
-
-    Parameters
-    ----------
-    folder
-        Dataset that `is_ours`.
-    slides
-        Slide ids of its table.
-    files
-        Patches of its table.
-    """
-    yield from _check_store(folder)
-    yield from _check_paths(folder, files)
-    for slide in sorted(set(slides)):
-        yield from _check_slide_folder(folder, slide)
-
-
-def _check_store(folder: Path) -> Iterator[str]:
+def _store_problems(folder: Path) -> Iterator[str]:
     without = "`wsi2ihc pairs` cannot resume this dataset; it can still be used for training"
     try:
         stored = read_json(folder / STORE_NAME)
@@ -67,60 +59,56 @@ def _check_store(folder: Path) -> Iterator[str]:
         yield f"{STORE_NAME} is of another kind or version: {without}"
 
 
-def _check_paths(folder: Path, files: Collection[Path]) -> Iterator[str]:
-    lost = "the same `wsi2ihc pairs` command extracts all slides again"
-    try:
-        placed = set(read_paths(folder).values())
-    except OutputError:
-        yield f"{PATHS_NAME} is damaged: remove it, and {lost}"
-        return
-    if not (folder / PATHS_NAME).exists():
-        yield f"there is no {PATHS_NAME}: {lost}"
-    elif differ := sorted(placed ^ set(files)):
-        more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
-        yield f"{PATHS_NAME} and {TABLE_NAME} do not both name {differ[0].relative_to(folder)}{more}"
+def _index_problems(
+    folder: Path, records: Mapping[Path, SlideRecord | None], statement: Mapping[str, Any]
+) -> Iterator[str]:
+    """Compare the index with the records of its extractions."""
+    named: dict[Path, set[Path]] = defaultdict(set)
+    homes: dict[str, set[Path]] = defaultdict(set)
+    for line in read_rows(folder / TABLE_NAME).rows:
+        files = {folder / line[stain] for stain in ("he", "ihc") if line[stain]}
+        for file in files:
+            named[file.parent].add(file)
+            homes[line.get("slide", "")].add(file.parent)
+    for slide, extractions in sorted(homes.items()):
+        if len(extractions) > 1:
+            yield f"the patches of the slide {slide!r:.60} are from {len(extractions)} extractions: {_REPAIR}"
+    for extraction, record in records.items():
+        where = extraction.relative_to(folder).as_posix()
+        if record is None:
+            yield f"{where}/{RECORD_NAME} is missing or damaged: {_REPAIR}"
+            continue
+        kept = {folder / path for patch in _under(record, statement).kept for path in record.paths(patch)}
+        if differ := sorted(kept ^ named[extraction]):
+            more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
+            yield f"{where}/{RECORD_NAME} and {TABLE_NAME} do not both name {differ[0].name}{more}"
+        yield from _registration_problems(extraction / REGISTRATION_NAME, f"{where}/{REGISTRATION_NAME}", record)
 
 
-def _check_slide_folder(folder: Path, slide: str) -> Iterator[str]:
-    own = slide_folder(folder, slide)
-    where = own.relative_to(folder).as_posix()
-    record = read_record(own)
-    if record is None:
-        yield f"{where}/{RECORD_NAME} is missing or damaged: {_REPAIR}"
-        return
+def _under(record: SlideRecord, statement: Mapping[str, Any]) -> SlideRecord:
+    """Return the record under the limits of ``dataset.json``, if it states valid ones."""
+    with contextlib.suppress(LookupError, TypeError, OptionError):
+        return record.under(Limits(**statement["options"]["limits"])) or record
+    return record
+
+
+def _registration_problems(folder: Path, where: str, record: SlideRecord) -> Iterator[str]:
+    is_intact = True
     for name, size in record.files.items():
         try:
-            found = (own / name).stat().st_size
+            found = (folder / name).stat().st_size
         except OSError:
             yield f"{where}/{name} is missing: {_REPAIR}"
-        else:
-            if found != size:
-                yield f"{where}/{name} has {found:,} bytes instead of {size:,}: {_REPAIR}"
-    yield from _transform(own, where, record)
-
-
-def _transform(own: Path, where: str, record: SlideRecord) -> Iterator[str]:
-    """Check that the saved transform can be read, if its files have the recorded sizes."""
-    if TRANSFORM_NAME not in record.files:
-        return
-    sizes = {path.name: path.stat().st_size for path in own.iterdir() if path.is_file()}
-    if any(sizes.get(name) != size for name, size in record.files.items()):
-        return
-    try:
-        load_transform(own)
-    except TransformError as error:
-        yield f"{where}: {error!s:.200}; remove {TRANSFORM_NAME}, and {_REPAIR}"
-
-
-def unlisted_files(folder: Path, own: Collection[Path], more: Iterable[str] = ()) -> Iterator[Path]:
-    """Yield images of the folders HE, IHC, train, val and test that are not in ``own``, relative to the dataset.
-
-    Hidden files and the folder ``slides`` are skipped. ``more`` names further folders.
-    """
-    for top in sorted({"HE", "IHC", *SPLIT_NAMES.values(), *more}):
-        for path in sorted((folder / top).rglob("*")):
-            if path not in own and is_image(path.name) and path.is_file():
-                yield path.relative_to(folder)
+            is_intact = False
+            continue
+        if found != size:
+            yield f"{where}/{name} has {found:,} bytes instead of {size:,}: {_REPAIR}"
+            is_intact = False
+    if is_intact and TRANSFORM_NAME in record.files:
+        try:
+            load_transform(folder)
+        except TransformError as error:
+            yield f"{where}: {error!s:.200}; remove {TRANSFORM_NAME}, and {_REPAIR}"
 
 
 _SHOWN = 20
@@ -135,17 +123,7 @@ _ADVICE = (
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Result of `check_dataset`.
-
-    Attributes
-    ----------
-    patches
-        Number of checked pairs.
-    problems
-        Problems, one line each.
-    advice
-        Remedies, one line each; empty without problems.
-    """
+    """Number of pairs that `check_dataset` has checked, problems and remedies, one line each."""
 
     patches: int
     problems: tuple[str, ...]
@@ -194,8 +172,9 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
     problems: list[str] = []
     if (folder / TABLE_NAME).is_file():
         rows = list(_rows(folder, problems))
+        records = _records(folder) if is_ours(folder) else {}
         problems += _duplicate_files(rows)
-        problems += _unlisted_files(folder, rows)
+        problems += _unlisted_files(folder, rows, filter(None, records.values()))
     elif is_ours(folder):
         again = f"there is no {TABLE_NAME}: the dataset is incomplete; run the same `wsi2ihc pairs` command again"
         return CheckReport(0, (again,))
@@ -204,22 +183,23 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
             rows = [_Row(str(pair.he), pair) for pair in find_pairs(folder).pairs]
         except (DatasetError, OptionError) as error:
             return CheckReport(0, (str(error),))
-    problems += _misplaced(folder, rows)
+    if not is_ours(folder):
+        problems += _misplaced(folder, rows)
     problems += _split_across(rows)
     statement = _statement(folder, problems)
     problems += _pixels(rows, statement.get("patch_px"), progress)
     problems += _wrong_counts(rows, statement)
     if is_ours(folder):
-        problems += _of_store(folder)
+        problems += _store_problems(folder)
+        problems += _index_problems(folder, records, statement)
     return CheckReport(len(rows), tuple(problems), _ADVICE if problems and is_ours(folder) else ())
 
 
-def _of_store(folder: Path) -> Iterator[str]:
-    """Return the problems of the files beside the patches, for all slides and files listed in the table."""
+def _records(folder: Path) -> dict[Path, SlideRecord | None]:
+    """Return the records of all extractions in the index."""
     lines = read_rows(folder / TABLE_NAME).rows
-    slides = {line["slide"] for line in lines if line.get("slide")}
-    files = {folder / line[stain] for line in lines for stain in ("he", "ihc") if line[stain]}
-    return store_problems(folder, slides, files)
+    extractions = {(folder / line["he"]).parent for line in lines if line.get("he")}
+    return {one: read_record(one) for one in sorted(extractions) if one.is_relative_to(folder)}
 
 
 def _rows(folder: Path, problems: list[str]) -> Iterator[_Row]:
@@ -260,11 +240,12 @@ def _duplicate_files(rows: Iterable[_Row]) -> Iterator[str]:
                 yield f"{row.where}: {file.name} is also that of {other.removeprefix(f'{TABLE_NAME}, ')}"
 
 
-def _unlisted_files(folder: Path, rows: Iterable[_Row]) -> Iterator[str]:
-    """Yield images in the folders of the dataset that are not listed in the table."""
+def _unlisted_files(folder: Path, rows: Iterable[_Row], records: Iterable[SlideRecord]) -> Iterator[str]:
+    """Yield images in the folders of the dataset that are neither listed in the table nor in a record."""
     named = {file for row in rows for file in (row.pair.he, row.pair.ihc)}
-    listed = {file.parent.relative_to(folder).parts[:1] for file in named if file.is_relative_to(folder)}
-    for path in unlisted_files(folder, named, (parts[0] for parts in listed if parts)):
+    tops = {file.parent.relative_to(folder).parts[:1] for file in named if file.is_relative_to(folder)}
+    named |= {folder / path for record in records for path in record.file_sizes()}
+    for path in unlisted_files(folder, named, (parts[0] for parts in tops if parts)):
         yield f"{path} is not in {TABLE_NAME}"
 
 

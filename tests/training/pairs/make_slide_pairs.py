@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import cv2
+import pytest
 from make_slides import halves, write_slide
 
+from wsi2ihc import concurrency
+from wsi2ihc.concurrency import Finished, Work
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.demo.ihc_pair import restain
 
@@ -55,3 +61,29 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """All files."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def without_workers() -> Iterator[None]:
+    """Process slide pairs in the process of the test, since a worker takes seconds to import what it needs."""
+    from wsi2ihc.text import describe_error
+    from wsi2ihc.training.pairs import build
+
+    def run(work: Work, jobs: Sequence[object], names: Sequence[str], at_once: int) -> Iterator[tuple[int, object]]:
+        assert len(jobs) == len(names)
+        assert at_once >= 1
+        for number, job in enumerate(jobs):
+            messages: list[object] = []
+            try:
+                work(pickle.loads(pickle.dumps(job)), 2, messages.append)
+            except Exception as error:
+                messages.append(Finished(describe_error(error), concurrency._is_fatal(error)))
+            else:
+                messages.append(Finished())
+            yield from ((number, message) for message in messages)
+
+    threads = cv2.getNumThreads()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(build, "run_in_processes", run)
+        yield
+    cv2.setNumThreads(threads)

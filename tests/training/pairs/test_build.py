@@ -1,27 +1,17 @@
-"""Builds of datasets, with failing pairs and interruptions."""
+"""Builds of datasets, with failing pairs."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from make_slide_pairs import SIZE, SMALL, row, tree, write_manifest
+from make_slide_pairs import SIZE, row, tree, write_manifest
 from make_slides import halves, write_slide
 
-from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.demo.ihc_pair import Distortion, distorted, restain
 from wsi2ihc.errors import DatasetError, OptionError, OutputError, OutputExistsError
@@ -39,17 +29,14 @@ from wsi2ihc.training.pairs.verify_dataset import check_dataset
 OPTIONS = PairsOptions(patch_size=128, mpp=1.0, validation=0.3, test=0.3, workers=2)
 
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
 @pytest.fixture(scope="module")
-def complete(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that was made without an interruption, by the command."""
+def complete(in_this_process: None, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("complete") / "data"
-    ended = subprocess.run(command(manifest, folder), capture_output=True, check=False, timeout=120)
-    assert ended.returncode == 0, ended.stderr
+    build_pairs(manifest, folder, OPTIONS)
     return folder
-
-
-def command(manifest: Path, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "wsi2ihc.cli.main", "pairs", str(manifest), str(folder), *SMALL, "--workers", "2"]
 
 
 # what comes out
@@ -82,10 +69,14 @@ def test_patches_are_the_slide_and_its_restained_partner(complete: Path) -> None
 
 def test_each_pair_has_its_figures_and_pictures(complete: Path) -> None:
     for number in range(3):
-        names = {path.name for path in (complete / "slides" / f"S{number}").iterdir()}
-        assert names == {"after.png", "before.png", "deformation.png", "patches.png", "record.json",
-                         "registration.json", "transform.json"}  # fmt: skip
-    facts = json.loads((complete / "slides" / "S0" / "registration.json").read_text())
+        (folder,) = (complete / "patches" / f"S{number}").iterdir()
+        assert {path.name for path in (folder / "registration").iterdir()} == {
+            "after.png", "before.png", "deformation.png", "patches.png", "registration.json", "transform.json",
+        }  # fmt: skip
+        stems = [f"S{number}_{at:05}" for at in range(4)]
+        names = {f"{stem}_{stain}.png" for stem in stems for stain in ("he", "ihc")}
+        assert {path.name for path in folder.iterdir()} == {*names, "record.json", "registration"}
+    facts = json.loads(next(complete.glob("patches/S0/*/registration/registration.json")).read_text())
     assert (facts["status"], facts["transform"]) == ("given", "identity")
 
 
@@ -106,7 +97,7 @@ def test_a_second_run_does_nothing(complete: Path, manifest: Path) -> None:
 
 def test_slides_that_another_version_has_cut(complete: Path, manifest: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(complete, tmp_path / "data")
-    record = folder / "slides" / "S1" / "record.json"
+    (record,) = folder.glob("patches/S1/*/record.json")
     assert json.loads(record.read_text())["metadata"]["versions"] == versions()
     record.write_text(record.read_text().replace(f'"wsi2ihc": "{version("wsi2ihc")}"', '"wsi2ihc": "0.0.1"'))
     (warning,) = set(build_pairs(manifest, folder, OPTIONS).warnings) - set(
@@ -121,17 +112,6 @@ def test_other_options_are_refused(complete: Path, manifest: Path) -> None:
     with pytest.raises(OutputExistsError, match="a dataset with patch_size 128, not 96"):
         build_pairs(manifest, complete, other)
     assert tree(complete) == before
-
-
-def test_the_number_of_processes_does_not_show(complete: Path, manifest: Path, tmp_path: Path) -> None:
-    options = PairsOptions(patch_size=128, mpp=1.0, validation=0.3, test=0.3, workers=1)
-    notes: list[Progress] = []
-    report = build_pairs(manifest, tmp_path / "data", options, notes.append)
-    assert not report.unchanged
-    assert tree(tmp_path / "data") == tree(complete)
-    cutting = [note for note in notes if note.total == 3]
-    assert [note.done for note in cutting] == sorted(note.done for note in cutting)
-    assert cutting[-1].note.startswith("12 patches kept")
 
 
 # pairs that fail
@@ -167,7 +147,7 @@ def test_pairs_that_fail_leave_the_others_alone(slides: Path, complete: Path, tm
     failed = json.loads((tmp_path / "data" / "dataset.json").read_text())["failed"]
     assert [failure["slide"] for failure in failed] == ["lost", "broken", "unknown", "marks", "others"]
     assert str(slides) not in json.dumps(failed)
-    assert not list((tmp_path / "data").glob("slides/**/patches"))
+    assert len(list((tmp_path / "data").glob("patches/*/*/*_he.png"))) == 4
     # mended, all is as if nothing had failed
     report = build_pairs(slides / "manifest.csv", tmp_path / "data", OPTIONS)
     assert not report.failed
@@ -179,8 +159,8 @@ def test_a_folder_that_cannot_be_written_ends_all(manifest: Path, tmp_path: Path
     folder = tmp_path / "data"
     with open_dataset_folder(folder, OPTIONS.of_patches):
         pass
-    (folder / "slides").write_text("in the way")
-    with pytest.raises(OutputError, match="slides"):
+    (folder / "patches").write_text("in the way")
+    with pytest.raises(OutputError, match="patches"):
         build_pairs(manifest, folder, OPTIONS)
 
 
@@ -222,124 +202,23 @@ def test_impossible_options(change: dict[str, float], message: str) -> None:
 
 
 def test_a_turned_and_warped_slide_is_registered_and_cut(tmp_path: Path) -> None:
-    he = synthetic_tissue(1000, 900, seed=5)
+    he = synthetic_tissue(800, 720, seed=5)
     turned, truth = distorted(he, 0.5, Distortion(angle_deg=20, warp_um=6, wavelength_um=600), fill=(243, 243, 243))
     write_slide(tmp_path / "he0.tif", halves(he, 3))
     write_slide(tmp_path / "ihc0.tif", halves(restain(turned, 5, 1.5), 3))
-    places_um = np.array([[150.0, 150.0], [250.0, 300.0], [400.0, 350.0]])
+    places_um = np.array([[100.0, 110.0], [200.0, 250.0], [310.0, 270.0]])
     for name, points in (("he.csv", places_um), ("ihc.csv", truth.to_moving(places_um))):
         lines = [f"{number},{x},{y}" for number, (x, y) in enumerate(points / 0.5 - 0.5)]
         (tmp_path / name).write_text("\n".join([",X,Y", *lines]))
     manifest = write_manifest(tmp_path / "m.csv", [row(0, transform="", landmarks="he.csv;ihc.csv")])
-    options = PairsOptions(patch_size=128, mpp=1.0, workers=1)
+    options = PairsOptions(patch_size=96, mpp=1.0, workers=1)
     report = build_pairs(manifest, tmp_path / "data", options)
     assert not report.failed
     assert report.kept > 4
-    facts = json.loads((tmp_path / "data" / "slides" / "S0" / "registration.json").read_text())
+    facts = json.loads(next(tmp_path.glob("data/patches/S0/*/registration/registration.json")).read_text())
     assert facts["status"] == "registered"
     assert facts["landmarks"]["before"]["median_um"] > 20
     assert facts["landmarks"]["after"]["median_um"] < 3
     assert [stage["landmarks"]["count"] for stage in facts["stages"]] == [3] * len(facts["stages"])
     build_pairs(manifest, tmp_path / "again" / "data", options)
     assert tree(tmp_path / "again" / "data") == tree(tmp_path / "data")
-
-
-# killed
-
-
-def start(manifest: Path, folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(manifest, folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        # where the tests run in a shell's background, SIGINT is ignored, and that is inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def wait_for(process: subprocess.Popen[bytes], is_time: Callable[[], bool]) -> None:
-    """Wait for a moment, or for the end of the process if that comes first."""
-    until = time.monotonic() + 60
-    while not is_time() and process.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.001)
-
-
-def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Those children that have slides."""
-    found = []
-    for child in children(process):
-        with contextlib.suppress(psutil.Error):
-            found += [child] if "wsi2ihc.concurrency:_serve_job" in child.cmdline() else []
-    return found
-
-
-MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "as it begins": lambda folder: (folder / "store.json").exists(),
-    "at the first patch": lambda folder: any(folder.glob("slides/*/patches/*.png")),
-    "at the first record": lambda folder: any(folder.glob("slides/*/record.json")),
-    "at the last record": lambda folder: len(list(folder.glob("slides/*/record.json"))) == 3,
-    "at the first place": lambda folder: (folder / "HE").exists(),
-}
-
-
-def test_killed_again_and_again_it_ends_as_if_it_were_not(manifest: Path, complete: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    left: list[psutil.Process] = []
-    for moment in MOMENTS.values():
-        with start(manifest, folder) as process:
-            wait_for(process, functools.partial(moment, folder))
-            left += children(process)
-            process.kill()
-    with start(manifest, folder) as process:  # at once: children of the last one may still be about to end
-        assert process.wait(60) == 0
-    assert not psutil.wait_procs(left, timeout=30)[1]
-    assert tree(folder) == tree(complete)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_stop_it_stops(
-    manifest: Path, complete: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    folder = tmp_path / "data"
-    with start(manifest, folder) as process:
-        wait_for(process, lambda: any(folder.glob("slides/*/patches/*.png")))
-        left = children(process)
-        if number == signal.SIGINT:  # from the keyboard it reaches all
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        assert process.wait(60) == code
-        assert process.stderr is not None
-        said = process.stderr.read().decode()
-    assert not psutil.wait_procs(left, timeout=30)[1]
-    assert "Run the same command again to resume" in said
-    assert "Traceback" not in said
-    assert not (folder / "dataset.json").exists()
-    if number == signal.SIGINT:
-        build_pairs(manifest, folder, OPTIONS)
-        assert tree(folder) == tree(complete)
-
-
-def test_a_child_that_is_killed_is_one_failed_pair(manifest: Path, complete: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    with start(manifest, folder) as process:
-        wait_for(process, lambda: bool(workers(process)))
-        workers(process)[0].kill()
-        assert process.wait(60) == 3
-        assert process.stderr is not None
-        said = process.stderr.read().decode()
-    lines = [line for line in said.splitlines() if line.startswith("Error")]
-    assert len(lines) == 1
-    assert "its process was killed (SIGKILL), most likely because memory ran out" in lines[0]
-    assert len((folder / "pairs.csv").read_text().splitlines()) == 1 + 8
-    build_pairs(manifest, folder, OPTIONS)
-    assert tree(folder) == tree(complete)

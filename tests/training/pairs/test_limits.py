@@ -10,7 +10,7 @@ import pytest
 
 from wsi2ihc.errors import OptionError
 from wsi2ihc.training.pairs.quality import LIMIT_OF, REASONS, Limits, PatchMetrics, rejection_reason
-from wsi2ihc.training.pairs.records import summarize_rejections
+from wsi2ihc.training.pairs.report import summarize_rejections
 
 GOOD = PatchMetrics(
     tissue_he=0.9, tissue_ihc=0.8, valid=1.0, correlation=0.5, residual_um=2.0, sharpness_he=1.0, sharpness_ihc=0.8,

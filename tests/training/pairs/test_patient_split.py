@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from wsi2ihc.errors import OptionError
 from wsi2ihc.training.data import ROLES, Role
-from wsi2ihc.training.pairs.pair_manifest import LEVELS, Member, SlidePair, read_manifest
+from wsi2ihc.training.data.layouts import LEVELS
+from wsi2ihc.training.pairs.pair_manifest import Member, SlidePair, read_manifest
 from wsi2ihc.training.pairs.patient_split import Shares, assign_splits, split_warnings
 
 SHARES: Shares = (0.8, 0.1, 0.1)
@@ -55,7 +56,7 @@ def test_whole_patients_whatever_the_order(
     drawn: dict[str, tuple[list[str | None], Role | None]], shares: Shares, seed: int, shuffler: random.Random
 ) -> None:
     pairs = [row(name, at, level, role) for name, (levels, role) in drawn.items() for at, level in enumerate(levels)]
-    roles = dict(assign_splits(pairs, shares, seed).roles)
+    roles = dict(assign_splits(pairs, shares, seed))
     found = by_patient(pairs, roles)
     assert all(len(one) == 1 for one in found.values())
     assert all(found[name] == {role} for name, (_, role) in drawn.items() if role)
@@ -63,7 +64,7 @@ def test_whole_patients_whatever_the_order(
         assert {"train"} in found.values()
     shuffled = list(pairs)
     shuffler.shuffle(shuffled)
-    assert dict(assign_splits(shuffled, shares, seed).roles) == roles
+    assert dict(assign_splits(shuffled, shares, seed)) == roles
 
 
 @given(
@@ -73,7 +74,7 @@ def test_whole_patients_whatever_the_order(
 )
 def test_shares_are_met_per_level_and_overall(counts: dict[str | None, int], shares: Shares, seed: int) -> None:
     pairs = rows_of(counts)
-    roles = assign_splits(pairs, shares, seed).roles
+    roles = assign_splits(pairs, shares, seed)
     overall = Counter(roles.values())
     for role, share in zip(ROLES, shares, strict=True):
         # one more if training would have no patient
@@ -87,7 +88,7 @@ def test_a_known_split() -> None:
     pairs = rows_of({"0": 10, "1+": 20, "2+": 30, "3+": 40})
     splits = assign_splits(pairs, SHARES)
     assert split_warnings(splits, pairs, SHARES) == ()
-    counts = Counter((pair.her2, splits.roles[pair.slide]) for pair in pairs)
+    counts = Counter((pair.her2, splits[pair.slide]) for pair in pairs)
     assert counts == {
         **{(level, "train"): 8 * tens for tens, level in enumerate(LEVELS, 1)},
         **{(level, "validation"): tens for tens, level in enumerate(LEVELS, 1)},
@@ -97,21 +98,21 @@ def test_a_known_split() -> None:
 
 def test_the_seed_matters() -> None:
     pairs = rows_of({"0": 30})
-    assert len({tuple(sorted(assign_splits(pairs, SHARES, seed).roles.items())) for seed in range(5)}) == 5
+    assert len({tuple(sorted(assign_splits(pairs, SHARES, seed).items())) for seed in range(5)}) == 5
 
 
 def test_another_patient_moves_few() -> None:
     pairs = rows_of(dict.fromkeys(LEVELS, 25))
-    before = assign_splits(pairs, SHARES).roles
+    before = assign_splits(pairs, SHARES)
     for number in range(20):
-        after = assign_splits([*pairs, row(f"new{number}", 0, "2+")], SHARES).roles
+        after = assign_splits([*pairs, row(f"new{number}", 0, "2+")], SHARES)
         assert sum(before[slide] != after[slide] for slide in before) <= 4
 
 
 def test_a_patient_counts_as_its_highest_level() -> None:
     pairs = [pair for number in range(10) for pair in (row(f"p{number}", 0, "0"), row(f"p{number}", 1, "3+"))]
     pairs += rows_of({"3+": 10})
-    roles = assign_splits(pairs, SHARES).roles
+    roles = assign_splits(pairs, SHARES)
     assert Counter(roles[pair.slide] for pair in pairs if pair.slide.endswith("-0")) == {
         "train": 16,
         "validation": 2,
@@ -121,13 +122,13 @@ def test_a_patient_counts_as_its_highest_level() -> None:
 
 def test_stated_roles_count_into_the_shares() -> None:
     stated = [row(f"t{number}", 0, "1+", "test") for number in range(5)]
-    roles = assign_splits([*stated, *rows_of({"1+": 15})], (0.5, 0.25, 0.25)).roles
+    roles = assign_splits([*stated, *rows_of({"1+": 15})], (0.5, 0.25, 0.25))
     assert Counter(roles.values()) == {"train": 10, "validation": 5, "test": 5}
     assert all(roles[pair.slide] == "test" for pair in stated)
 
 
 def test_a_stated_role_is_that_of_all_slides_of_the_patient() -> None:
-    assert set(assign_splits([row("p", 0), row("p", 1, role="test"), row("q", 0)]).roles.items()) == {
+    assert set(assign_splits([row("p", 0), row("p", 1, role="test"), row("q", 0)]).items()) == {
         ("p-0", "test"),
         ("p-1", "test"),
         ("q-0", "train"),
@@ -137,13 +138,13 @@ def test_a_stated_role_is_that_of_all_slides_of_the_patient() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_few_patients_train(count: int) -> None:
     splits = assign_splits(rows_of({"0": count}), (0.1, 0.45, 0.45))
-    assert "train" in splits.roles.values()
+    assert "train" in splits.values()
 
 
 def test_what_stays_empty_is_said() -> None:
     pairs = rows_of({"0": 1, "3+": 1})
     splits = assign_splits(pairs, SHARES)
-    assert set(splits.roles.values()) == {"train"}
+    assert set(splits.values()) == {"train"}
     assert split_warnings(splits, pairs, SHARES) == (
         "validation has no patient: 2 patients are too few for a fraction of 0.1",
         "test has no patient: 2 patients are too few for a fraction of 0.1",
@@ -162,9 +163,9 @@ def test_what_is_said_follows_from_the_slides_that_are_kept() -> None:
     pairs = rows_of(dict.fromkeys(LEVELS, 10))
     splits = assign_splits(pairs, SHARES)
     assert split_warnings(splits, pairs, SHARES) == ()
-    kept = [pair for pair in pairs if splits.roles[pair.slide] != "test"]
+    kept = [pair for pair in pairs if splits[pair.slide] != "test"]
     assert split_warnings(splits, kept, SHARES) == ("test has no patient: none of those assigned to it can be used",)
-    kept = [pair for pair in pairs if (splits.roles[pair.slide], pair.her2) != ("validation", "2+")]
+    kept = [pair for pair in pairs if (splits[pair.slide], pair.her2) != ("validation", "2+")]
     assert split_warnings(splits, kept, SHARES) == ("validation has no patient of level 2+; there are too few of them",)
     assert split_warnings(splits, [], SHARES) == ()
 
@@ -176,7 +177,7 @@ def test_impossible_shares(shares: Shares) -> None:
 
 
 def test_of_two_roles_the_first_counts() -> None:
-    assert assign_splits([row("p", 0, role="test"), row("p", 1, role="train")]).roles["p-1"] == "test"
+    assert assign_splits([row("p", 0, role="test"), row("p", 1, role="train")])["p-1"] == "test"
 
 
 # whole manifests, of which rows fail
@@ -224,7 +225,7 @@ def roles_of_patients(folder: Path, rows: Sequence[dict[str, str]], seed: int) -
     path = folder / "manifest.csv"
     path.write_text("\n".join([",".join(rows[0]), *(",".join(one.values()) for one in rows)]) + "\n")
     read = read_manifest(path)
-    roles = assign_splits(read.members, (0.6, 0.2, 0.2), seed % 5).roles
+    roles = assign_splits(read.members, (0.6, 0.2, 0.2), seed % 5)
     return {pair.patient: roles[pair.slide] for pair in read.rows}
 
 
@@ -238,7 +239,7 @@ def test_a_stated_split_counts_though_its_row_fails(tmp_path: Path) -> None:
     path.write_text("patient_id,slide_id,he_path,ihc_path,split\nP,S1,gone,gone2,test\nP,S2,a,b,\n")
     read = read_manifest(path)
     assert [pair.slide for pair in read.rows] == ["S2"]
-    assert assign_splits(read.members).roles["S2"] == "test"
+    assert assign_splits(read.members)["S2"] == "test"
 
 
 def test_rows_that_cannot_be_understood_take_no_part(tmp_path: Path) -> None:

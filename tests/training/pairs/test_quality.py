@@ -63,22 +63,22 @@ def test_folds_are_found_where_tissue_lies_double(nuclei: np.ndarray) -> None:
     folded[:, 200:300] += density[:, 230:330]
     once, twice = (np.rint(245 * 10**-amount).astype(np.uint8) for amount in (density, folded))
     fold_threshold = FoldThreshold(fold_density(once, MPP, EVERYWHERE, "he"))
-    assert measure_quality(once, ihc, EVERYWHERE, MPP, fold_threshold).folds < 0.01
+    assert measure_quality(once, ihc, EVERYWHERE, MPP, fold_threshold)["folds"] < 0.01
     # 100 of 512 columns, but for the palest places in them
-    assert 0.15 < measure_quality(twice, ihc, EVERYWHERE, MPP, fold_threshold).folds < 0.21
+    assert 0.15 < measure_quality(twice, ihc, EVERYWHERE, MPP, fold_threshold)["folds"] < 0.21
     # what the slide is measured by holds the fold, too: of 6 % of a slide, half are still seen
     folded[:, 230:300] = density[:, 230:300]
     some = np.rint(245 * 10**-folded).astype(np.uint8)
     fold_threshold = FoldThreshold(fold_density(some, MPP, EVERYWHERE, "he"))
-    assert measure_quality(some, ihc, EVERYWHERE, MPP, fold_threshold).folds > 0.02
+    assert measure_quality(some, ihc, EVERYWHERE, MPP, fold_threshold)["folds"] > 0.02
 
 
 def test_dab_is_no_fold_and_no_ink(nuclei: np.ndarray) -> None:
     strong = ihc_of(nuclei, SIDE_PX, MPP, level="3+")
     limit = fold_density(ihc_of(nuclei, SIDE_PX, MPP), MPP, EVERYWHERE, "ihc")
     measured = measure_quality(he_of(nuclei, SIDE_PX, MPP), strong, EVERYWHERE, MPP, FoldThreshold(ihc=limit))
-    assert measured.folds < 0.01
-    assert measured.pen == 0
+    assert measured["folds"] < 0.01
+    assert measured["pen"] == 0
 
 
 def test_a_slide_without_tissue_has_no_folds() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +15,22 @@ from make_slide_pairs import SIZE, row, tree, write_manifest
 from make_slides import halves, write_slide
 
 from wsi2ihc.demo import synthetic_tissue
-from wsi2ihc.errors import OutputError
 from wsi2ihc.registration.transform import Transform, frame_of
 from wsi2ihc.registration.transform_io import save_transform
 from wsi2ihc.slide import open_slide
 from wsi2ihc.training.pairs.build import build_pairs, preview_pairs
 from wsi2ihc.training.pairs.options import PairsOptions
-from wsi2ihc.training.pairs.verify_dataset import check_dataset
+from wsi2ihc.training.pairs.quality import Limits
+from wsi2ihc.training.pairs.verify_dataset import CheckReport, check_dataset
 
 OPTIONS = PairsOptions(patch_size=128, mpp=1.0, validation=0.3, test=0.3, workers=2, name="ours")
 
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
 @pytest.fixture(scope="module")
-def complete(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def complete(in_this_process: None, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("complete") / "data"
     build_pairs(manifest, folder, OPTIONS)
     return folder
@@ -72,7 +78,7 @@ def test_rows_that_go_are_told_and_wait(slides: Path, data: Path, manifest: Path
     wanted = "1 pair of slides not listed in the manifest (S1) removed from the dataset (4 patches kept"
     assert any(note.startswith(wanted) for note in report.warnings)
     assert report.kept == 8
-    assert len(list((data / "slides" / "S1" / "patches").iterdir())) == 8
+    assert len(list(data.glob("patches/S1/*/S1_*.png"))) == 8
     assert build_pairs(manifest, data, OPTIONS).kept == 12
     assert tree(data) == before
 
@@ -85,61 +91,88 @@ def test_a_row_that_fails_discards_nothing(slides: Path, data: Path, manifest: P
     report = build_pairs(write_manifest(slides / "other.csv", rows), data, OPTIONS)
     assert [failure.slide for failure in report.failed] == ["S1"]
     assert any("with failed rows (S1) removed from the dataset (4 patches kept" in note for note in report.warnings)
-    assert {path.name for path in (data / "slides" / "S1" / "attempt").iterdir()} == {"before.png", "registration.json"}
+    failed = [
+        path.parent for path in data.glob("patches/S1/*/registration") if not (path.parent / "record.json").exists()
+    ]
+    assert [sorted(path.name for path in one.rglob("*") if path.is_file()) for one in failed] == [
+        ["before.png", "registration.json"]
+    ]
     again = build_pairs(manifest, data, OPTIONS)
     assert [slide.is_new for slide in again.slides] == [False] * 3
     assert tree(data) == before
 
 
-@pytest.mark.parametrize("name", ["HE/*/*.png", "slides/S1/transform.json", "slides/S0/registration.json"])
-def test_damage_is_repaired(data: Path, manifest: Path, name: str) -> None:
-    before = tree(data)
-    damaged = next(data.glob(name))
-    damaged.write_bytes(damaged.read_bytes()[:-5])
-    assert check_dataset(data).problems
+@pytest.mark.parametrize("names", [("S0/*/S0_00000_he.png", "S1/*/*/transform.json", "S2/*/*/registration.json")])
+def test_damage_is_repaired(data: Path, manifest: Path, names: Sequence[str]) -> None:
+    before = sorted(tree(data))
+    keys = {path.name: path.parent.name for path in data.glob("patches/*/*")}
+    for name in names:
+        damaged = next(data.glob(f"patches/{name}"))
+        damaged.write_bytes(damaged.read_bytes()[:-5])
+    assert len(check_dataset(data).problems) >= len(names)
     report = build_pairs(manifest, data, OPTIONS)
-    assert sum(slide.is_new for slide in report.slides) == 1
-    assert tree(data) == before
+    assert [slide.is_new for slide in report.slides] == [True] * 3
+    after = {path.parent.name: path.name for path in data.glob("patches/*/*")}
+    assert sorted(tree(data)) == sorted(
+        "/".join(after[keys[part]] if part in keys else part for part in name.split("/")) for name in before
+    )
+    assert not keys.keys() & set(after.values())  # the index named the damaged extractions until the end
     assert check_dataset(data).problems == ()
 
 
 def test_pictures_may_go(data: Path, manifest: Path) -> None:
-    (data / "slides" / "S0" / "before.png").unlink()
+    next(data.glob("patches/S0/*/registration/before.png")).unlink()
     assert build_pairs(manifest, data, OPTIONS).unchanged
 
 
-def test_lost_places_are_found_again(data: Path, manifest: Path) -> None:
+def test_a_lost_index_is_written_again(data: Path, manifest: Path) -> None:
     before = tree(data)
-    (data / "places.json").unlink()
-    build_pairs(manifest, data, OPTIONS)
+    (data / "pairs.csv").unlink()
+    report = build_pairs(manifest, data, OPTIONS)
+    assert (report.unchanged, [slide.is_new for slide in report.slides]) == (False, [False] * 3)
     assert tree(data) == before
 
 
-def test_files_of_others_stay_and_are_told(slides: Path, data: Path, manifest: Path) -> None:
-    mine = data / "IHC" / "val" / "mine.png"
-    mine.write_bytes(b"a picture")
-    (data / "slides" / "S0" / "notes.txt").write_text("mine")
+def test_other_limits_move_no_patch(data: Path, manifest: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (data / "patches").rglob("*")}
+    with (data / "pairs.csv").open(newline="") as file:
+        sharpness = sorted(
+            min(float(line["sharpness_he"]), float(line["sharpness_ihc"])) for line in csv.DictReader(file)
+        )
+    options = dataclasses.replace(OPTIONS, limits=Limits(min_sharpness=(sharpness[5] + sharpness[6]) / 2))
+    report = build_pairs(manifest, data, options)
+    assert {path: path.stat().st_mtime_ns for path in (data / "patches").rglob("*")} == before
+    assert (report.kept, report.unchanged, report.rejected["reasons"]) == (6, False, {"blur": 6})
+    assert not [note for note in report.warnings if "not listed" in note]
+    assert check_dataset(data) == CheckReport(6, ())
+    assert build_pairs(manifest, data, OPTIONS).kept == 12
+
+
+def test_files_of_others_stay_and_are_told(data: Path, manifest: Path) -> None:
+    (extraction,) = data.glob("patches/S0/*")
+    mine = [data / "IHC" / "val" / "mine.png", extraction / "mine.png", extraction.parent / "notes.txt"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
     report = build_pairs(manifest, data, OPTIONS)
     (note,) = [note for note in report.warnings if "not listed in" in note]
-    assert note.startswith("1 image in the folders of the dataset not listed in pairs.csv (IHC/val/mine.png)")
-    next((data / "HE" / "train").iterdir()).unlink()  # a slide is extracted again
+    listed = f"IHC/val/mine.png and patches/S0/{extraction.name}/mine.png"
+    assert note.startswith("2 images in the folders of the dataset not listed in pairs.csv ("), note
+    assert all(name in note for name in listed.split(" and "))
+    next(extraction.glob("*_he.png")).unlink()  # the slide is extracted again
     build_pairs(manifest, data, OPTIONS)
-    assert (mine.read_bytes(), (data / "slides" / "S0" / "notes.txt").read_text()) == (b"a picture", "mine")
+    assert [path.read_bytes() for path in mine] == [b"mine"] * 3
+    assert [path.name for path in extraction.iterdir()] == ["mine.png"]
 
 
-def test_what_is_in_the_way_is_not_replaced(slides: Path, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    two = write_manifest(slides / "two.csv", [row(0, split="train"), row(1, split="train")])
-    three = write_manifest(slides / "three.csv", [row(0, split="train"), row(1, split="train"), row(2, split="train")])
-    build_pairs(two, data, OPTIONS)
-    foreign = data / "HE" / "train" / "00008_train_3+.png"
-    foreign.write_bytes(b"mine")
-    with pytest.raises(OutputError, match=r"00008_train_3\+\.png already exists and is not part of this dataset"):
-        build_pairs(three, data, OPTIONS)
-    assert foreign.read_bytes() == b"mine"
-    foreign.rename(tmp_path / "mine.png")
-    assert build_pairs(three, data, OPTIONS).kept == 12
-    assert check_dataset(data).problems == ()
+def test_a_row_that_names_another_folder_removes_nothing(slides: Path, data: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside" / "01234567" / "S0_00000_he.png"
+    outside.parent.mkdir(parents=True)
+    outside.write_bytes(b"mine")
+    hostile = write_manifest(slides / "hostile.csv", [row(0), row(1, slide_id="../../outside"), row(2, slide_id="..")])
+    report = build_pairs(hostile, data, OPTIONS)
+    assert [failure.slide for failure in report.failed] == ["../../outside", ".."]
+    assert outside.read_bytes() == b"mine"
 
 
 # one file under two names
@@ -190,7 +223,7 @@ def test_slides_that_give_no_patch(
         (failure,) = failed
         assert message in failure.message
         assert "model" not in failure.message
-    assert not list(tmp_path.glob("data/slides/**/registration.json"))
+    assert not list(tmp_path.glob("data/patches/**/registration.json"))
 
 
 def test_doubts_are_told_in_advance_and_at_the_end(slides: Path, tmp_path: Path) -> None:
@@ -214,7 +247,7 @@ def test_doubts_are_told_in_advance_and_at_the_end(slides: Path, tmp_path: Path)
             assert sum(note.startswith(wanted) for note in warnings) == 1, wanted
     (warning,) = [note for note in after if "landmarks contradict" in note]
     assert warning.startswith("S0: the landmarks contradict the transform: it misses them by 100 µm")
-    facts = json.loads((tmp_path / "data" / "slides" / "S0" / "registration.json").read_text())
+    facts = json.loads(next(tmp_path.glob("data/patches/S0/*/registration/registration.json")).read_text())
     assert facts["warnings"] == [warning.removeprefix("S0: ")]
     assert build_pairs(manifest, tmp_path / "data", OPTIONS).warnings == after
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -17,15 +18,20 @@ from wsi2ihc.errors import DatasetError
 from wsi2ihc.registration.transform import LocalField, Transform
 from wsi2ihc.registration.transform_io import save_transform
 from wsi2ihc.training.data import Role
-from wsi2ihc.training.pairs.dataset_writer import encode_patch, move_patches, open_dataset_folder
+from wsi2ihc.training.pairs.dataset_writer import open_dataset_folder, publish
 from wsi2ihc.training.pairs.pair_manifest import SlidePair
-from wsi2ihc.training.pairs.records import Statement
+from wsi2ihc.training.pairs.quality import Limits
+from wsi2ihc.training.pairs.slide_record import SlideWriter, encode_patch
 from wsi2ihc.training.pairs.verify_dataset import CheckReport, check_dataset
 
 PX = 6
 ROLES: dict[str, Role] = {"S0": "train", "S1": "validation", "S2": "test"}
 LEVELS = ("0", "2+", "3+")
-FIRST = "HE/train/00000_train_0.png"
+KEYS = ("aaaaaaaa", "bbbbbbbb", "cccccccc")
+METRICS = {"tissue_he": 1.0, "tissue_ihc": 1.0, "valid": 1.0}
+FIRST, SECOND = (f"patches/S0/{KEYS[0]}/S0_{number:05}_he.png" for number in range(2))
+FIRST_IHC = FIRST.replace("_he", "_ihc")
+S0, S1 = (f"patches/S{number}/{KEYS[number]}" for number in range(2))
 
 
 def pixels(seed: int, size: tuple[int, int] = (PX, PX)) -> np.ndarray:
@@ -36,17 +42,27 @@ def make(folder: Path, side_by_side: bool = False) -> Path:
     """Three slides with two patches each."""
     slides = []
     with open_dataset_folder(folder, {"side_by_side": side_by_side}) as store:
-        for number, level in enumerate(LEVELS):
+        for number, (level, key) in enumerate(zip(LEVELS, KEYS, strict=True)):
             pair = SlidePair(number + 2, f"P{number}", f"S{number}", Path("he"), Path("ihc"), level)
-            writer = store.begin(pair.slide)
-            save_transform(writer.folder, Transform(np.eye(2, 3), LocalField((0, 0), 50, np.zeros((4, 4, 2)))))
+            writer = SlideWriter(store.slide_folder(pair.slide) / key, side_by_side=side_by_side)
+            save_transform(writer.registration, Transform(np.eye(2, 3), LocalField((0, 0), 50, np.zeros((4, 4, 2)))))
             for at in range(2):
                 seed = 10 * number + at
                 encoded = encode_patch(pixels(seed), pixels(seed + 100), side_by_side=side_by_side)
-                writer.add((at * PX, 0), (0.0, 0.0), {}, encoded=encoded)
-            slides.append((pair, writer.complete("x", 0.5)))
-        move_patches(store, slides, ROLES, Statement(0.5, PX))
+                writer.add((at * PX, 0), (0.0, 0.0), METRICS | {"pen": at / 2}, encoded=encoded)
+            slides.append((pair, writer.complete("x", 0.5, Limits(max_pen=1))))
+        publish(store, slides, ROLES, {"mpp": 0.5, "patch_px": PX})
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("made") / "data")
+
+
+@pytest.fixture
+def data(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "data")
 
 
 def change_table(folder: Path, row: int, **cells: str) -> None:
@@ -84,10 +100,16 @@ def damage_bytes(path: Path) -> None:
     path.write_bytes(path.read_bytes()[::-1])
 
 
-def move_to_test(folder: Path) -> None:
-    for stain in ("HE", "IHC"):
-        shutil.move(folder / stain / "train" / "00000_train_0.png", folder / stain / "test" / "x.png")
-    change_table(folder, 2, he="HE/test/x.png", ihc="IHC/test/x.png")
+def rename_first(folder: Path) -> None:
+    for name in (FIRST, FIRST_IHC):
+        (folder / name).rename(folder / name.replace("00000", "x"))
+    change_table(folder, 2, he=FIRST.replace("00000", "x"), ihc=FIRST_IHC.replace("00000", "x"))
+
+
+def index_another_extraction(folder: Path) -> None:
+    other = FIRST.replace(KEYS[0], "99999999"), FIRST_IHC.replace(KEYS[0], "99999999")
+    shutil.copytree(folder / S0, (folder / other[0]).parent)
+    change_table(folder, 2, he=other[0], ihc=other[1])
 
 
 def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, object]]]], object]) -> None:
@@ -101,13 +123,13 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
     [
         (
             lambda folder: (folder / FIRST).unlink(),
-            [f"pairs.csv, row 2: {FIRST} is missing", "IHC/train/00000_train_0.png is not in pairs.csv",
+            [f"pairs.csv, row 2: {FIRST} is missing",
              "dataset.json counts 2 pairs for train, but there are 1",
              "dataset.json counts {'0': 2} by HER2 level for train, but there are {'0': 1}"],
         ),
         (
             lambda folder: overwrite(folder, FIRST, pixels(77)),
-            ["pairs.csv, row 2: 00000_train_0.png has changed: its checksum differs from the table"],
+            ["pairs.csv, row 2: S0_00000_he.png has changed: its checksum differs from the table"],
         ),
         (
             lambda folder: (overwrite(folder, FIRST, pixels(1)[..., 0]), change_table(folder, 2, sha256_he="")),
@@ -117,7 +139,7 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
         (
             lambda folder: (
                 overwrite(folder, FIRST, pixels(1, (4, 4))),
-                overwrite(folder, FIRST.replace("HE", "IHC"), pixels(1, (4, 4))),
+                overwrite(folder, FIRST_IHC, pixels(1, (4, 4))),
                 change_table(folder, 2, sha256_he="", sha256_ihc=""),
             ),
             ["pairs.csv, row 2: 4×4 px, but dataset.json says 6×6"],
@@ -127,10 +149,16 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
             [f"{FIRST} has 4×4 px, but"],
         ),
         (
-            move_to_test,
-            ["pairs.csv, row 2: the split is train, but HE/test/x.png lies in test",
-             "pairs.csv, row 2: the split is train, but IHC/test/x.png lies in test",
-             "places.json and pairs.csv do not both name HE/test/x.png and 3 more"],
+            rename_first,
+            ["record.json and pairs.csv do not both name S0_00000_he.png and 3 more"],
+        ),
+        (
+            index_another_extraction,
+            ["patches/S0/99999999/S0_00001_he.png is not in pairs.csv",
+             "patches/S0/99999999/S0_00001_ihc.png is not in pairs.csv",
+             "the patches of the slide 'S0' are from 2 extractions: the same `wsi2ihc pairs` command extracts its",
+             "patches/S0/99999999/record.json is missing or damaged: the same `wsi2ihc pairs` command extracts its",
+             f"{S0}/record.json and pairs.csv do not both name S0_00000_he.png and 1 more"],
         ),
         (
             lambda folder: change_table(folder, 3, patient="P2"),
@@ -143,18 +171,25 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
              "dataset.json counts {'0': 2} by HER2 level for train, but there are {'0': 1}"],
         ),
         (
-            lambda folder: overwrite(folder, "IHC/val/more.png", pixels(1)),
-            ["IHC/val/more.png is not in pairs.csv"],
+            lambda folder: overwrite(folder, f"{S1}/more.png", pixels(1)),
+            [f"{S1}/more.png is not in pairs.csv"],
+        ),
+        (
+            lambda folder: overwrite(folder, f"{S1}/S1_00009_he.png", pixels(1)),
+            [f"{S1}/S1_00009_he.png is not in pairs.csv"],
+        ),
+        (
+            lambda folder: ((folder / "IHC").mkdir(), overwrite(folder, "IHC/more.png", pixels(1))),
+            ["IHC/more.png is not in pairs.csv"],
         ),
         (
             lambda folder: change_table(folder, 3, he=FIRST, sha256_he=""),
-            ["pairs.csv, row 3: 00000_train_0.png is also that of row 2", "HE/train/00001_train_0.png is not in pairs",
-             "do not both name HE/train/00001_train_0.png"],
+            ["pairs.csv, row 3: S0_00000_he.png is also that of row 2", "do not both name S0_00001_he.png"],
         ),
         (
             lambda folder: change_table(folder, 2, half="left"),
-            ["pairs.csv, row 2: the half is 'left', but he and ihc are", "HE/train/00000_train_0.png is not in",
-             "IHC/train/00000_train_0.png is not in", "counts 2 pairs for train", "counts {'0': 2} by HER2"],
+            ["pairs.csv, row 2: the half is 'left', but he and ihc are", "counts 2 pairs for train",
+             "counts {'0': 2} by HER2"],
         ),
         (
             lambda folder: (folder / "dataset.json").unlink(),
@@ -189,37 +224,29 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
             ["store.json is of another kind or version"],
         ),
         (
-            lambda folder: (folder / "places.json").unlink(),
-            ["there is no places.json: the same `wsi2ihc pairs` command extracts all slides again"],
+            lambda folder: (folder / S1 / "record.json").unlink(),
+            [f"{S1}/record.json is missing or damaged: the same `wsi2ihc pairs` command extracts its slide again"],
         ),
         (
-            lambda folder: (folder / "places.json").write_text("{"),
-            ["places.json is damaged: remove it, and the same `wsi2ihc pairs` command extracts all slides again"],
+            lambda folder: (folder / S0 / "registration" / "transform.npz").unlink(),
+            [f"{S0}/registration/transform.npz is missing: the same `wsi2ihc pairs` command extracts its slide again"],
         ),
         (
-            lambda folder: (folder / "slides" / "S1" / "record.json").unlink(),
-            ["slides/S1/record.json is missing or damaged: the same `wsi2ihc pairs` command extracts its slide again"],
+            lambda folder: (folder / S0 / "registration" / "transform.json").write_text("{}"),
+            [f"{S0}/registration/transform.json has 2 bytes instead of "],
         ),
         (
-            lambda folder: (folder / "slides" / "S0" / "transform.npz").unlink(),
-            ["slides/S0/transform.npz is missing: the same `wsi2ihc pairs` command extracts its slide again"],
-        ),
-        (
-            lambda folder: (folder / "slides" / "S0" / "transform.json").write_text("{}"),
-            ["slides/S0/transform.json has 2 bytes instead of "],
-        ),
-        (
-            lambda folder: damage_bytes(folder / "slides" / "S0" / "transform.npz"),
-            ["slides/S0: transform.json: transform.npz is not the local field that belongs to it"],
+            lambda folder: damage_bytes(folder / S0 / "registration" / "transform.npz"),
+            [f"{S0}/registration: transform.json: transform.npz is not the local field that belongs to it"],
         ),
     ],
 )  # fmt: skip
-def test_damage(tmp_path: Path, damage: Callable[[Path], object], messages: list[str]) -> None:
-    damage(make(tmp_path))
-    report = check_dataset(tmp_path)
+def test_damage(data: Path, damage: Callable[[Path], object], messages: list[str]) -> None:
+    damage(data)
+    report = check_dataset(data)
     problems = report.problems
     assert len(problems) == len(messages), problems
-    assert bool(report.advice) == (tmp_path / "pairs.csv").exists()
+    assert bool(report.advice) == (data / "pairs.csv").exists()
     for problem, message in zip(problems, messages, strict=True):
         assert message in problem
         assert "\n" not in problem
@@ -227,24 +254,53 @@ def test_damage(tmp_path: Path, damage: Callable[[Path], object], messages: list
 
 def test_a_swapped_half(tmp_path: Path) -> None:
     folder = make(tmp_path, side_by_side=True)
-    path = folder / "train" / "00000_train_0.png"
-    overwrite(folder, "train/00000_train_0.png", imagecodecs.png_decode(path.read_bytes())[:, ::-1])
+    name = f"{S0}/S0_00000.png"
+    overwrite(folder, name, imagecodecs.png_decode((folder / name).read_bytes())[:, ::-1])
     (problem,) = check_dataset(folder).problems
-    assert "00000_train_0.png has changed" in problem
+    assert "S0_00000.png has changed" in problem
 
 
-def test_all_problems_are_listed(tmp_path: Path) -> None:
-    make(tmp_path)
-    shutil.rmtree(tmp_path / "IHC")
-    report = check_dataset(tmp_path)
+def test_patches_that_other_limits_reject_are_not_missed(data: Path) -> None:
+    with open_dataset_folder(data, {"side_by_side": False}) as store:
+        slides = [
+            (SlidePair(number + 2, f"P{number}", f"S{number}", Path("he"), Path("ihc"), level), record)
+            for number, level in enumerate(LEVELS)
+            if (record := store.find(f"S{number}", Limits(max_pen=0.1), fingerprint="x"))
+        ]
+        options = {"limits": dataclasses.asdict(Limits(max_pen=0.1))}
+        publish(store, slides, ROLES, {"mpp": 0.5, "patch_px": PX, "options": options})
+    assert check_dataset(data) == CheckReport(3, ())
+    assert (data / SECOND).exists()
+
+
+def test_slides_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    with open_dataset_folder(tmp_path, {}) as store:
+        writer = SlideWriter(store.slide_folder("test") / KEYS[0])
+        writer.add((0, 0), (0, 0), METRICS, encoded=encode_patch(pixels(1), pixels(2), side_by_side=False))
+        pair = SlidePair(2, "P", "test", Path("he"), Path("ihc"))
+        publish(store, [(pair, writer.complete("x", 0.5, Limits()))], {"test": "train"}, {"mpp": 0.5, "patch_px": PX})
+    assert check_dataset(tmp_path) == CheckReport(1, ())
+
+
+def test_an_older_data_set_can_be_used_but_not_resumed(data: Path) -> None:
+    store = json.loads((data / "store.json").read_text())
+    (data / "store.json").write_text(json.dumps(store | {"version": 2}))
+    (problem,) = check_dataset(data).problems
+    assert problem.startswith("store.json is of another kind or version: `wsi2ihc pairs` cannot resume this dataset")
+
+
+def test_all_problems_are_listed(data: Path) -> None:
+    for path in data.glob("patches/*/*/*_ihc.png"):
+        path.unlink()
+    report = check_dataset(data)
     assert (report.patches, sum("is missing" in problem for problem in report.problems)) == (0, 6)
     assert report.shown(2) == (*report.problems[:2], f"… and {len(report.problems) - 2} more")
     assert report.shown() == report.problems
 
 
-def test_what_a_rerun_cannot_see_is_told_how_to_mend(tmp_path: Path) -> None:
-    damage_bytes(make(tmp_path) / FIRST)
-    report = check_dataset(tmp_path)
+def test_what_a_rerun_cannot_see_is_told_how_to_mend(data: Path) -> None:
+    damage_bytes(data / FIRST)
+    report = check_dataset(data)
     assert report.problems[0].endswith("its checksum differs from the table")
     assert "a changed file of equal size is restored after you remove it" in report.advice[1]
 
@@ -282,6 +338,20 @@ def test_a_table_without_checksums(tmp_path: Path) -> None:
     lines += ["test,HE/test/0_test_3+.png,IHC/test/0_test_3+.png,B"]
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
     assert check_dataset(tmp_path).problems == ("the slide 'B' is in test and train",)
+
+
+def test_a_table_with_files_of_another_split(tmp_path: Path) -> None:
+    plain(tmp_path)
+    lines = ["split,he,ihc", "train,HE/test/0_test_3+.png,IHC/test/0_test_3+.png"]
+    lines += ["train,HE/train/1_train_2+.png,IHC/train/1_train_2+.png"]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    problems = check_dataset(tmp_path).problems
+    assert problems == (
+        "HE/train/0_train_0.png is not in pairs.csv",
+        "IHC/train/0_train_0.png is not in pairs.csv",
+        "pairs.csv, row 2: the split is train, but HE/test/0_test_3+.png lies in test",
+        "pairs.csv, row 2: the split is train, but IHC/test/0_test_3+.png lies in test",
+    )
 
 
 @pytest.mark.parametrize("name", ["gone", "file"])
