@@ -19,6 +19,7 @@ from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.models.registry import DEFAULT_MODEL
 
 BACKGROUND = (243, 241, 240)
+QUICK = ("--model", "counterstain")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -53,7 +54,7 @@ def test_translate_tells_what_it_did(slide: Path, tmp_path: Path, capsys: pytest
 
 
 def test_json_is_alone_on_stdout(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--json")
+    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", *QUICK, "--json")
     assert code == 0
     assert json.loads(stdout)["output_size"] == {"width": 1200, "height": 900}
 
@@ -63,16 +64,17 @@ def test_quiet_says_nothing(slide: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_dry_run_writes_nothing(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--dry-run", "--json")
+    small = ("--dry-run", "--core-size", "128")  # the largest window is translated
+    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", *small, "--json")
     assert code == 0
     outlook = json.loads(stdout)
     assert outlook["windows"] >= 1
     assert outlook["model"]["name"] == DEFAULT_MODEL
-    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--dry-run", "--device", "cpu")
+    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", *small, "--device", "cpu")
     assert code == 0
     assert f"model    {DEFAULT_MODEL}, virtual pan-CK (computed), on cpu" in stdout
     assert "coarser" not in stdout
-    _, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--dry-run", "--mpp", "1.5")
+    _, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", *small, "--mpp", "1.5")
     assert "3 times coarser than the training data of the model; it is enlarged" in stdout
     assert not list(tmp_path.iterdir())
 
@@ -110,10 +112,10 @@ def test_info_tissue_and_models(slide: Path, tmp_path: Path, capsys: pytest.Capt
     code, stdout, _ = run(capsys, "tissue", slide, outline)
     assert code == 0
     assert json.loads(outline.read_text())["type"] == "FeatureCollection"
-    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--tissue", outline, "--json")
+    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "--tissue", outline, *QUICK, "--json")
     assert code == 0
     drawn = json.loads(stdout)["tissue_share"]
-    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "auto.ome.tiff", "--json")
+    code, stdout, _ = run(capsys, "translate", slide, tmp_path / "auto.ome.tiff", *QUICK, "--json")
     assert json.loads(stdout)["tissue_share"] == pytest.approx(drawn, rel=0.02)
     assert 0.4 < drawn < 0.8
     code, stdout, _ = run(capsys, "models", "list")
@@ -226,7 +228,7 @@ def test_a_killed_run_leaves_no_result_and_the_next_one_works(
         assert process.returncode == 130
     if how != signal.SIGKILL:
         assert not list(tmp_path.iterdir())
-    assert run(capsys, "translate", slide, out, "-q")[0] == 0
+    assert run(capsys, "translate", slide, out, *QUICK, "-q")[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ome.tiff", "out.ome.tiff.json"]
 
 
