@@ -21,15 +21,6 @@ from wsi2ihc.translation.options import TranslateOptions
 LOSSLESS = PyramidOptions(compression="deflate", tile_px=64)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread: small tensors gain nothing from more, and other processes need the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip syncing to a possibly busy disk in this process; workers do sync."""
