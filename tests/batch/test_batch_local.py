@@ -281,33 +281,36 @@ def test_an_interrupted_batch_leaves_no_partial_and_no_copy(slides: Path, tmp_pa
     assert (tmp_path / "out" / "summary.html").is_file()
 
 
-def test_the_command_tells_what_failed_and_how_it_stands(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+def test_the_command_reports_failures_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def batch(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["batch", *arguments])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
     slides = write_slides(tmp_path / "slides", ["a"])
     (slides / "broken.tif").write_bytes(b"II*\0nothing")
     out = tmp_path / "out"
-    assert subprocess.run(command(slides, out), capture_output=True, check=False).returncode == 1
+    arguments = command(slides, out)[4:]
+    assert batch(*arguments)[0] == 1
     assert not out.exists()
-    first = subprocess.run(command(slides, out, "--keep-going"), capture_output=True, check=False, text=True)
-    assert first.returncode == 3
-    assert "replaced" not in first.stderr
-    quiet = subprocess.run(command(slides, out, "--keep-going", "-q"), capture_output=True, check=False, text=True)
-    assert quiet.returncode == 3
-    assert not quiet.stdout
-    assert "failed  broken.tif: " in quiet.stderr
-    changed = command(slides, out, "--keep-going", "--model", "counterstain")
-    tried = subprocess.run([*changed, "--dry-run"], capture_output=True, check=False, text=True)
-    assert tried.returncode == 3
-    told, model = tried.stdout.splitlines()
+    code, _, stderr = batch(*arguments, "--keep-going")
+    assert code == 3
+    assert "replaced" not in stderr
+    code, stdout, stderr = batch(*arguments, "--keep-going", "-q")
+    assert code == 3
+    assert not stdout
+    assert "failed  broken.tif: " in stderr
+    changed = (*arguments, "--keep-going", "--model", "counterstain")
+    code, stdout, _ = batch(*changed, "--dry-run")
+    assert code == 3
+    told, model = stdout.splitlines()
     assert told == "1 slide can be translated (0 done before, 1 output to be replaced), 1 cannot"
     assert model.startswith("  model counterstain: Takes the eosin out")
-    other = subprocess.run(changed, capture_output=True, check=False, text=True)
-    assert "replacing existing outputs of other options: a.ome.tiff" in other.stderr
-    with pytest.raises(SystemExit) as ended:
-        main(["batch", "--status", str(out), "--json"])
-    assert ended.value.code == 3
-    answer = json.loads(capsys.readouterr().out)
+    assert "replacing existing outputs of other options: a.ome.tiff" in batch(*changed)[2]
+    code, stdout, _ = batch("--status", str(out), "--json")
+    assert code == 3
+    answer = json.loads(stdout)
     assert answer["counts"] == {"done": 1, "failed": 1}
     (done,) = (slide for slide in answer["slides"] if slide["status"] == "done")
     assert done["model"] == "counterstain"
