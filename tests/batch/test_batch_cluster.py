@@ -29,7 +29,7 @@ from wsi2ihc.pyramid.verify import read_level
 
 @pytest.fixture(scope="module")
 def two_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
-    """Two workers that offer a GPU; whether there is one is no matter here."""
+    """Two workers that offer a GPU; whether it exists does not matter."""
     processes = DaskProcesses(tmp_path_factory.mktemp("dask") / "two")
     for name in ("one", "two"):
         processes.start_worker(name, "--resources", "GPU=1")
@@ -151,12 +151,14 @@ def test_children_end_with_their_client(
     assert not table.exists() or "done" not in table.read_text()
 
 
-def test_the_scheduler_of_the_user_goes_on(two_gpus: DaskProcesses) -> None:
+def test_the_scheduler_of_the_user_keeps_running(two_gpus: DaskProcesses) -> None:
     """After all that: two nannies whose workers were killed, cancelled and left."""
     assert all(one.poll() is None for one in two_gpus.processes)
 
 
-def test_nobody_to_work_is_told_in_time(no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_workers_are_reported_soon(
+    no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = tasks_of(write_slides(tmp_path / "slides", ["a", "b", "c"]), tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(dask_backend, "_FIRST_WORKER_S", 0.5)
@@ -171,9 +173,7 @@ def test_nobody_to_work_is_told_in_time(no_gpu: DaskProcesses, tmp_path: Path, m
 
 
 @pytest.mark.usefixtures("_in_a_hurry")
-def test_workers_that_are_not_fit_are_named(
-    no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsuitable_workers_are_named(no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch = Path.touch
     with monkeypatch.context() as patch:
         patch.setattr(dask_backend, "versions", lambda: {"wsi2ihc": "99"})
@@ -194,7 +194,7 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_in_a_hurry")
-def test_a_scheduler_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_scheduler_is_reported(tmp_path: Path) -> None:
     (tmp_path / "not.json").write_text("[]")
     for scheduler, message in {
         "tcp://127.0.0.1:9": "there is no Dask scheduler at tcp://127.0.0.1:9",

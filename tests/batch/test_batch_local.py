@@ -1,4 +1,4 @@
-"""Batches with real child processes: crashes, kills, resuming, and what is never taken for done."""
+"""Batches with real child processes: crashes, kills, resuming, and what does not count as done."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_slides_are_done_once_and_stay_done(slides: Path, tmp_path: Path) -> Non
     assert str(tmp_path) not in page
 
 
-def test_what_is_not_as_it_should_be_is_redone(slides: Path, tmp_path: Path) -> None:
+def test_damaged_and_changed_outputs_are_redone(slides: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tasks = tasks_of(slides, out)
     run(tasks)
@@ -225,7 +225,7 @@ def test_children_share_the_cores_and_the_gpus(monkeypatch: pytest.MonkeyPatch) 
     assert OPTIONS.device == "cpu"
 
 
-def test_a_table_that_another_batch_is_writing_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_table_that_another_batch_is_writing_does_not_block(tmp_path: Path) -> None:
     table = tmp_path / "results.csv"
     with published(table, overwrite=True) as partial:
         partial.write_text("another's")
@@ -317,7 +317,7 @@ def test_the_command_reports_failures_and_status(tmp_path: Path, capsys: pytest.
     assert isinstance(done["seconds"], float)
 
 
-def test_bands_that_nobody_goes_on_with_are_removed(tmp_path: Path) -> None:
+def test_a_checkpoint_is_removed_by_a_batch_without_resume(tmp_path: Path) -> None:
     """A batch with --resume was killed, and the next one is without."""
     (task,) = tasks_of(write_slides(tmp_path / "slides", ["a"]), tmp_path / "out")
     store = checkpoint_path(task.output)

@@ -228,7 +228,7 @@ def test_an_output_that_is_a_folder_is_a_problem(tmp_path: Path) -> None:
 
 def test_masks_and_regions_are_tried_before_anything_starts(tmp_path: Path) -> None:
     slides = write_slides(tmp_path, ["a", "b"])
-    (slides / "mask.png").write_bytes(b"no picture")
+    (slides / "mask.png").write_bytes(b"not an image")
     text = 'path,tissue,region\na.tif,mask.png,\nb.tif,,"9000,9000,10,10"\n'
     rows, _ = read_rows(manifest(slides, text), "identity", OPTIONS)
     tasks, problems = check_rows(rows, tmp_path / "out", rows)

@@ -33,10 +33,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    picture = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
-    picture[200:700, 250:950] = synthetic_tissue(700, 500, seed=1)
+    image = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
+    image[200:700, 250:950] = synthetic_tissue(700, 500, seed=1)
     path = tmp_path_factory.mktemp("cli") / "case.svs"
-    return write_slide(path, halves(picture, 2), style="aperio", compression="jpeg", tile=256, mpp=0.5)
+    return write_slide(path, halves(image, 2), style="aperio", compression="jpeg", tile=256, mpp=0.5)
 
 
 def test_translate_tells_what_it_did(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +167,7 @@ def test_bad_input_is_one_clear_line(
     arguments: list[str], code: int, words: str, slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "text.svs"
-    text.write_text("this is no slide")
+    text.write_text("not a slide")
     names = {
         "slide": slide, "out": tmp_path / "out.ome.tiff", "missing": tmp_path / "missing.svs", "folder": tmp_path,
         "text": text,
@@ -185,9 +185,9 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_a_slide_without_resolution_names_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = np.full((400, 400, 3), BACKGROUND, dtype=np.uint8)
-    picture[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
-    slide = write_slide(tmp_path / "bare.tif", picture, compression="jpeg", tile=256, mpp=None)
+    image = np.full((400, 400, 3), BACKGROUND, dtype=np.uint8)
+    image[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
+    slide = write_slide(tmp_path / "bare.tif", image, compression="jpeg", tile=256, mpp=None)
     code, _, stderr = run(capsys, "translate", slide, tmp_path / "out.ome.tiff")
     assert code == 1
     assert "--mpp" in stderr

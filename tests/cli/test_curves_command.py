@@ -44,12 +44,12 @@ def test_without_a_name_it_is_made_here(run: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_picture_is_replaced_only_when_asked(run: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "c.png"
-    picture.write_bytes(b"other")
-    assert isinstance(invoke(run, "--out", picture).exception, OutputExistsError)
-    assert picture.read_bytes() == b"other"
-    assert invoke(run, "--out", picture, "--overwrite").exit_code == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    plot = tmp_path / "c.png"
+    plot.write_bytes(b"other")
+    assert isinstance(invoke(run, "--out", plot).exception, OutputExistsError)
+    assert plot.read_bytes() == b"other"
+    assert invoke(run, "--out", plot, "--overwrite").exit_code == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_bad_input_is_told(run: Path, tmp_path: Path) -> None:

@@ -85,9 +85,9 @@ def test_names_and_messages_cannot_forge_lines(capsys: pytest.CaptureFixture[str
 
 
 def test_names_of_slides_reach_the_terminal_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = np.full((260, 260, 3), 240, dtype=np.uint8)
+    image = np.full((260, 260, 3), 240, dtype=np.uint8)
     name = HOSTILE.replace("/", "") + ".tif"
-    slide = write_slide(tmp_path / "plain.tif", halves(picture, 2), mpp=0.5).rename(tmp_path / name)
+    slide = write_slide(tmp_path / "plain.tif", halves(image, 2), mpp=0.5).rename(tmp_path / name)
     with pytest.raises(SystemExit) as ended:
         main(["info", str(slide)])
     out, _ = capsys.readouterr()

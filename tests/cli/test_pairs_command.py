@@ -73,16 +73,16 @@ def test_some_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mismatched = write_manifest(
-        slides / "mismatched.csv", [row(0), row(1, ihc_path="glass.tif", transform="", slide_id="S9")]
+        slides / "mismatched.csv", [row(0), row(1, ihc_path="empty.tif", transform="", slide_id="S9")]
     )
-    glass = np.random.default_rng(0).normal(240, 2, (SIZE[1], SIZE[0], 3)).clip(0, 255).astype(np.uint8)
-    write_slide(slides / "glass.tif", halves(glass, 2))
+    empty = np.random.default_rng(0).normal(240, 2, (SIZE[1], SIZE[0], 3)).clip(0, 255).astype(np.uint8)
+    write_slide(slides / "empty.tif", halves(empty, 2))
     folder = tmp_path / "data"
     code, out, err = run(capsys, mismatched, folder, *SMALL, "--spacing-um", "100")
     assert code == 3
     assert "4 pairs of patches from 1 pair of slides" in out
     (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
-    assert "row 3 (S9): glass.tif could not be registered to he1.tif: no tissue was found on the IHC slide" in line
+    assert "row 3 (S9): empty.tif could not be registered to he1.tif: no tissue was found on the IHC slide" in line
     assert line.endswith("see slides/S9/attempt/before.png")
     assert {path.name for path in (folder / "slides" / "S9" / "attempt").iterdir()} == {
         "before.png",

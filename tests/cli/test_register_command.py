@@ -139,8 +139,8 @@ def test_all_that_is_promised_is_written_and_told(
     assert transform.fixed.name == "he.svs"
     saved = json.loads((out / "transform.json").read_text(encoding="utf-8"))
     assert [saved[name] for name in ("status", "score", "residual_um")] == ["registered", 0.91, 2.5]
-    for picture in ("before.png", "after.png", "deformation.png"):
-        with Image.open(out / picture) as opened:
+    for name in ("before.png", "after.png", "deformation.png"):
+        with Image.open(out / name) as opened:
             opened.load()
             assert opened.width == 640
 
@@ -313,7 +313,7 @@ def test_two_runs_do_not_write_one_folder(
         ("transform.json", '{"matrix": [1, 0, 0]}'),
         ("registration.json", '{"patient": "x"}'),
         ("registration.json", "notes"),
-        ("before.png", "a picture"),
+        ("before.png", "an image"),
     ],
 )
 def test_files_that_only_have_the_names_are_not_ours(

@@ -32,10 +32,10 @@ LOSSLESS = PyramidOptions(tile_px=256, compression="deflate")
 
 @pytest.fixture(scope="module")
 def ihc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    picture = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
-    picture[250:650, 300:700] = synthetic_tissue(400, 400, seed=1)
+    image = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
+    image[250:650, 300:700] = synthetic_tissue(400, 400, seed=1)
     return write_slide(
-        tmp_path_factory.mktemp("warp") / "ihc.svs", halves(picture, 2), style="aperio", compression="jpeg2000",
+        tmp_path_factory.mktemp("warp") / "ihc.svs", halves(image, 2), style="aperio", compression="jpeg2000",
         tile=256, icc_profile=srgb_profile(), mpp=0.5,
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_the_file_holds_the_warped_pixels(ihc: Path, tmp_path: Path) -> None:
         assert len(result.info.levels) >= 3
 
 
-def test_without_tissue_there_is_plain_glass(ihc: Path, tmp_path: Path) -> None:
+def test_an_area_without_tissue_is_background(ihc: Path, tmp_path: Path) -> None:
     angle = np.deg2rad(20)
     matrix = np.array([[np.cos(angle), -np.sin(angle), 500], [np.sin(angle), np.cos(angle), -100]])
     transform = Transform(matrix, fixed=SlideFrame("he.svs", SIZE, (2.0, 2.0)))
@@ -100,8 +100,8 @@ def test_without_tissue_there_is_plain_glass(ihc: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(one[tissue], other[tissue])
 
 
-def test_all_glass_is_still_written(tmp_path: Path) -> None:
-    path = write_slide(tmp_path / "glass.tif", np.full((600, 700, 3), BACKGROUND, np.uint8), compression="deflate")
+def test_a_slide_without_tissue_is_still_written(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "empty.tif", np.full((600, 700, 3), BACKGROUND, np.uint8), compression="deflate")
     transform = Transform(np.eye(2, 3), fixed=SlideFrame("he.svs", Size(500, 400), (0.5, 0.5)))
     with open_slide(path) as slide:
         report = warp_slide(slide, transform, tmp_path / "out.ome.tiff", WarpOptions(pyramid=LOSSLESS))
@@ -110,15 +110,15 @@ def test_all_glass_is_still_written(tmp_path: Path) -> None:
 
 
 def test_threads_and_tiles_change_nothing(ihc: Path, tmp_path: Path) -> None:
-    pictures = []
+    outputs = []
     with open_slide(ihc) as slide:
         for number, (workers, tile_px) in enumerate([(1, 256), (4, 256), (2, 112)]):
             out = tmp_path / f"{number}.ome.tiff"
             pyramid = dataclasses.replace(LOSSLESS, tile_px=tile_px)
             warp_slide(slide, transform_onto(ihc), out, WarpOptions(tissue="none", workers=workers, pyramid=pyramid))
-            pictures.append(read_level(out, 0))
-    for picture in pictures[1:]:
-        np.testing.assert_array_equal(picture, pictures[0])
+            outputs.append(read_level(out, 0))
+    for output in outputs[1:]:
+        np.testing.assert_array_equal(output, outputs[0])
 
 
 def test_command_tells_what_it_did(ihc: Path, saved: Path, tmp_path: Path) -> None:
@@ -175,15 +175,15 @@ def test_another_readers_hash_is_not_compared(ihc: Path, tmp_path: Path) -> None
 
 
 def test_the_resolution_comes_from_the_registration(tmp_path: Path) -> None:
-    picture = np.full((400, 500, 3), BACKGROUND, np.uint8)
-    picture[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
-    bare = write_slide(tmp_path / "bare.tif", picture, compression="deflate", mpp=None)
+    image = np.full((400, 500, 3), BACKGROUND, np.uint8)
+    image[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
+    bare = write_slide(tmp_path / "bare.tif", image, compression="deflate", mpp=None)
     fixed = SlideFrame("he.svs", Size(500, 400), (1.0, 1.0))
     path = save_transform(tmp_path / "a", Transform(np.eye(2, 3), None, fixed, SlideFrame("b", Size(500, 400), (1, 1))))
     assert (
         invoke(bare, path, tmp_path / "1.ome.tiff", "-q", "--tissue", "none", "--compression", "deflate").output == ""
     )
-    np.testing.assert_array_equal(read_level(tmp_path / "1.ome.tiff", 0), picture)
+    np.testing.assert_array_equal(read_level(tmp_path / "1.ome.tiff", 0), image)
     report = json.loads(invoke(bare, path, tmp_path / "3.ome.tiff", "--json", "-q").stdout)
     assert report["source"]["mpp"] == [1.0, 1.0]
     assert any("does not say its resolution; the 1 that it was registered with" in one for one in report["warnings"])
@@ -195,9 +195,9 @@ def test_the_resolution_comes_from_the_registration(tmp_path: Path) -> None:
 def test_the_registrations_resolution_wins(ihc: Path, tmp_path: Path) -> None:
     """It was registered as a slide of 0.25 µm/px, though it says 0.5."""
     with open_slide(ihc, mpp=0.25) as slide:
-        moving, glass = frame_of(slide.info), whole_slide(slide).background
+        moving, background = frame_of(slide.info), whole_slide(slide).background
         x, y = ((np.arange(side) + 0.5) * 0.4 for side in (SIZE.width, SIZE.height))
-        expected = read_warped(slide, transform_onto(ihc), 0.4, x, y, glass)
+        expected = read_warped(slide, transform_onto(ihc), 0.4, x, y, background)
     path = save_transform(tmp_path / "pair", transform_onto(ihc, moving=moving))
     out = tmp_path / "out.ome.tiff"
     arguments = (ihc, path, out, "--tissue", "none", "--compression", "deflate")
@@ -279,7 +279,7 @@ def test_the_folder_is_made_and_the_report_lies_beside(ihc: Path, saved: Path, t
 
 
 def test_a_transform_that_looks_elsewhere(ihc: Path, tmp_path: Path) -> None:
-    """Nothing of the slide is in the frame: glass all over."""
+    """Nothing of the slide is in the frame: background everywhere."""
     away = transform_onto(ihc, matrix=np.array([[1, 0, 1e5], [0, 1, 0.0]]))
     with open_slide(ihc) as slide:
         report = warp_slide(slide, away, tmp_path / "out.ome.tiff", WarpOptions(mpp=2, pyramid=LOSSLESS))

@@ -64,7 +64,7 @@ def test_what_lies_further_than_was_looked_is_at_the_border(tissue: np.ndarray) 
     assert found.agreement < 0.3
 
 
-def test_glass_and_what_is_not_on_the_other_slide_are_not_asked(tissue: np.ndarray) -> None:
+def test_background_and_tissue_missing_on_the_other_slide_are_not_matched(tissue: np.ndarray) -> None:
     assert match_blocks(view(np.full_like(tissue, 243)), view(tissue), shift(0, 0), SIZE).count == 0
     assert match_blocks(view(tissue), view(tissue), shift(5000, 0), SIZE).count == 0
     half = match_blocks(view(tissue), view(tissue), shift(350, 0), SIZE)

@@ -76,7 +76,7 @@ def test_another_resolution_of_the_partner(tissue: np.ndarray) -> None:
     found = register(slide(tissue), slide(coarse, 2 * MPP), RegistrationOptions(local=False))
     assert found.status == "registered"
     assert [stage.name for stage in found.stages] == ["coarse", "affine"]
-    # every second px was taken, so that the picture lies half a px off
+    # every second px was taken, so that the image lies half a px off
     assert np.median(errors_um(found, truth)) < 2.0
 
 
@@ -136,9 +136,9 @@ def slowed(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("which", ["H&E", "IHC"])
-def test_glass_fails(tissue: np.ndarray, which: str) -> None:
-    glass = np.random.default_rng(0).normal(240, 2, tissue.shape).clip(0, 255).astype(np.uint8)
-    pair = (glass, tissue) if which == "H&E" else (tissue, glass)
+def test_a_slide_without_tissue_fails(tissue: np.ndarray, which: str) -> None:
+    empty = np.random.default_rng(0).normal(240, 2, tissue.shape).clip(0, 255).astype(np.uint8)
+    pair = (empty, tissue) if which == "H&E" else (tissue, empty)
     found = register(slide(pair[0]), slide(pair[1]))
     assert found.status == "failed"
     assert f"no tissue was found on the {which} slide" in found.reason

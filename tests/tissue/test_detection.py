@@ -31,7 +31,7 @@ from wsi2ihc.tissue import find_tissue
 
 
 def found_share(tissue: BoolImage, where: BoolImage) -> float:
-    """Share of ``where`` that was found."""
+    """Fraction of ``where`` that was detected."""
     return np.count_nonzero(tissue & where) / np.count_nonzero(where)
 
 
