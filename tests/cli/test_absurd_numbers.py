@@ -61,7 +61,7 @@ def test_every_command_with_numbers_is_here() -> None:
     assert len(CASES) > 90
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "option"), CASES, ids=map(" ".join, CASES))
 def test_an_absurd_number_is_refused_in_one_line(
     name: str, option: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -194,7 +194,7 @@ def in_a_terminal(script: str, *, width: int) -> str:
             break
         written += part
     os.close(parent)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 0, written
     return written.decode()
 

@@ -21,7 +21,7 @@ from wsi2ihc.geometry import Size
 from wsi2ihc.pyramid import PyramidOptions, Tile, downsample, write_pyramid
 from wsi2ihc.pyramid.encode import TileSpool
 
-pytestmark = pytest.mark.timeout(60)  # a deadlock fails instead of hanging
+pytestmark = pytest.mark.timeout(120)  # a deadlock fails instead of hanging
 
 OPTIONS = PyramidOptions(tile_px=64)
 IMAGE = smooth_image(Size(64 * 12, 64 * 10))

@@ -299,7 +299,7 @@ def test_a_level_without_pixels_is_refused(tmp_path: Path) -> None:
     assert "no pixels" in refused(path)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.skipif(os.name != "posix", reason="no such files")
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 @pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json", "0/c/0/0/0"])

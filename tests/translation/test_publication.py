@@ -54,7 +54,7 @@ def test_the_same_command_succeeds_after_a_kill_while_publishing(
     arguments = command(slide_file, out)
     killed = context().Process(target=_killed, args=(at, arguments))
     killed.start()
-    killed.join(60)
+    killed.join(120)
     assert killed.exitcode == 9
     assert not out.exists()
     log = tmp_path_factory.mktemp("log") / "log"
