@@ -184,7 +184,7 @@ def test_a_lock_file_that_is_something_else_is_refused_and_kept(tmp_path: Path) 
         pytest.fail("the body must not run")
 
 
-def test_a_lock_says_whether_it_keeps_others_out(
+def test_a_lock_reports_whether_it_excludes_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with exclusive_lock(tmp_path, "busy") as is_kept:

@@ -112,7 +112,7 @@ def test_a_job_that_ends_in_mid_slide_is_submitted_again(slurm: FakeSlurm, tmp_p
         ("broken", "SLURM job 4711 ended before its worker came"),
     ],
 )
-def test_what_slurm_cannot_do_is_told(slurm: FakeSlurm, tmp_path: Path, what: str, message: str) -> None:
+def test_failures_of_slurm_are_reported(slurm: FakeSlurm, tmp_path: Path, what: str, message: str) -> None:
     slides = write_slides(tmp_path / "slides", ["a"])
     if what == "without":
         slurm.without("sbatch")
@@ -129,7 +129,7 @@ def test_what_slurm_cannot_do_is_told(slurm: FakeSlurm, tmp_path: Path, what: st
 LOCAL_HTTP = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
 
 
-def test_settings_fill_in_what_the_site_does_not_say(tmp_path: Path) -> None:
+def test_settings_complete_those_of_the_site(tmp_path: Path) -> None:
     plain = job_settings({"walltime": "00:30:00", "name": "dask-worker"}, tmp_path, needs_gpu=True)
     assert plain["processes"] == 1
     assert plain["job_extra_directives"] == ["--gres=gpu:1"]

@@ -39,7 +39,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slide(path, halves(image, 2), style="aperio", compression="jpeg", tile=256, mpp=0.5)
 
 
-def test_translate_tells_what_it_did(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_translate_summarizes_the_output(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.ome.tiff"
     code, stdout, stderr = run(
         capsys, "translate", slide, out, "--model", "counterstain", "--preview", tmp_path / "p.png"
@@ -59,7 +59,7 @@ def test_json_is_alone_on_stdout(slide: Path, tmp_path: Path, capsys: pytest.Cap
     assert json.loads(stdout)["output_size"] == {"width": 1200, "height": 900}
 
 
-def test_quiet_says_nothing(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "-q") == (0, "", "")
 
 
@@ -80,7 +80,7 @@ def test_dry_run_writes_nothing(slide: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("command", ["translate", "batch"])
-def test_help_says_that_the_default_is_a_demonstration(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_states_that_the_default_is_a_demonstration(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, stdout, _ = run(capsys, command, "--help")
     assert code == 0
     assert "demonstrationonpan-cytokeratin,notHER2" in "".join(stdout.split()), "however it is wrapped"

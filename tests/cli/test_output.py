@@ -45,7 +45,7 @@ HOSTILE = "a\x1b]0;owned\x07\x1b[31m\nError: forged\u202egnp.\u200b\udcff\x9b2J\
         (os.fsdecode(b"sk\xe4n.svs") + "\ud800", r"sk\xe4n.svs\ud800"),
     ],
 )
-def test_text_of_strangers_is_made_printable(text: str, shown: str) -> None:
+def test_untrusted_text_is_made_printable(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable(shown) == shown
 

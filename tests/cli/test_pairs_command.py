@@ -105,7 +105,7 @@ def test_all_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(capsys, bad, tmp_path / "data", *SMALL, "--dry-run")[0] == 1
 
 
-def test_what_is_next(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_next_step_is_named(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = write_manifest(slides / "alone.csv", [row(0, split="train")])
     code, out, _ = run(capsys, alone, tmp_path / "data", *SMALL)
     assert (code, "next:" in out) == (0, False)

@@ -114,7 +114,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("register")
-def test_all_that_is_promised_is_written_and_told(
+def test_all_documented_files_are_written_and_reported(
     slides: tuple[Path, Path], landmarks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
@@ -225,7 +225,7 @@ def test_what_a_killed_run_has_left_is_completed(
     assert (code, "already holds a registration" in stderr) == (1, True)
 
 
-def test_the_residual_is_told_as_what_it_is(
+def test_the_residual_is_reported_as_a_residual(
     slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_field(
@@ -241,7 +241,7 @@ def test_the_residual_is_told_as_what_it_is(
     assert "2.5 µm (median distance of blocks from the affine map)" in stdout
 
 
-def test_a_failure_keeps_the_report_and_the_picture_before(
+def test_a_failure_keeps_the_report_and_the_figure_before(
     slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(register_module, "register", failed)

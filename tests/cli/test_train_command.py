@@ -106,7 +106,7 @@ def test_a_run_ends_with_a_summary(
         (["--config", "none.toml"], "none.toml cannot be read"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
+def test_invalid_options_are_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], pairs: Path, config: Path, tmp_path: Path, options: list[str], said: str
 ) -> None:
     given = options if "--config" in options else ["--config", str(config), *options]

@@ -121,7 +121,7 @@ def test_threads_and_tiles_change_nothing(ihc: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(output, outputs[0])
 
 
-def test_command_tells_what_it_did(ihc: Path, saved: Path, tmp_path: Path) -> None:
+def test_the_command_summarizes_the_output(ihc: Path, saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.tiff"
     result = invoke(ihc, saved.parent, out, "--mpp", "1")
     assert result.exit_code == 0, result.output
@@ -135,7 +135,7 @@ def test_command_tells_what_it_did(ihc: Path, saved: Path, tmp_path: Path) -> No
     assert invoke(ihc, saved, out, "-q", "--overwrite").output == ""
 
 
-def test_the_file_says_what_it_is(ihc: Path, saved: Path, tmp_path: Path) -> None:
+def test_the_file_describes_its_content(ihc: Path, saved: Path, tmp_path: Path) -> None:
     import tifffile
 
     out = tmp_path / "out.ome.tiff"
@@ -214,7 +214,7 @@ def test_the_registrations_resolution_wins(ihc: Path, tmp_path: Path) -> None:
     assert "note" not in invoke(*arguments, "--overwrite").output
 
 
-def test_bad_input_is_told(ihc: Path, saved: Path, tmp_path: Path) -> None:
+def test_bad_input_is_reported(ihc: Path, saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.tiff"
     assert invoke().exit_code == 2
     assert invoke(ihc, saved, out, "--mpp", "-1").exit_code == 2
@@ -255,7 +255,7 @@ def test_another_file_is_refused_but_for_any_slide(ihc: Path, tmp_path: Path) ->
     assert "note" not in invoke(renamed, saved, out, "--overwrite").output
 
 
-def test_a_name_is_doubted_where_there_is_no_hash(ihc: Path, tmp_path: Path) -> None:
+def test_a_name_without_hash_causes_a_warning(ihc: Path, tmp_path: Path) -> None:
     frame = SlideFrame("other.svs", Size(1200, 900), (0.5, 0.5))
     saved = save_transform(tmp_path / "pair", transform_onto(ihc, moving=frame))
     result = invoke(ihc, saved, tmp_path / "out.ome.tiff", "--mpp", "2")

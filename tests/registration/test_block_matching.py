@@ -57,7 +57,7 @@ def test_threads_do_not_matter(tissue: np.ndarray) -> None:
     np.testing.assert_array_equal(one.offsets_um, several.offsets_um)
 
 
-def test_what_lies_further_than_was_looked_is_at_the_border(tissue: np.ndarray) -> None:
+def test_an_offset_beyond_the_search_range_is_at_its_border(tissue: np.ndarray) -> None:
     found = match_blocks(view(tissue), view(tissue), shift(12, 0), SIZE)
     assert not found.agree[found.at_border].any()
     assert found.at_border.mean() > 0.2

@@ -21,7 +21,7 @@ def test_background_of_any_color_has_no_density() -> None:
     assert (structure(np.full((4, 4, 3), 250, np.uint8), (230, 230, 230), "ihc") == 0).all(), "brighter than background"
 
 
-def test_hematoxylin_is_told_from_the_second_stain() -> None:
+def test_hematoxylin_is_separated_from_the_second_stain() -> None:
     unit = HEMATOXYLIN / np.linalg.norm(HEMATOXYLIN)
     nuclei = structure(stained(0.5 * unit), (255, 255, 255), "ihc")
     brown = structure(stained(0.5 * DAB / np.linalg.norm(DAB)), (255, 255, 255), "ihc")

@@ -195,7 +195,7 @@ def test_larger_than_pillow_allows_by_itself(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "webp", "jpg"])
-def test_damage_is_told(tmp_path: Path, kind: str) -> None:
+def test_damage_is_reported(tmp_path: Path, kind: str) -> None:
     content = saved(tmp_path / f"a.{kind}").read_bytes()
     path = tmp_path / f"b.{kind}"
     rng = np.random.default_rng(0)

@@ -52,7 +52,7 @@ def close(pixels: npt.NDArray[np.uint8], color: tuple[int, int, int], levels: in
         ([(300_000, 90_000)], [0.25], 50.0),
     ],
 )
-def test_the_resolution_of_a_picture(sizes: list[tuple[int, int]], mpps: list[float], expected: float) -> None:
+def test_the_resolution_of_a_figure(sizes: list[tuple[int, int]], mpps: list[float], expected: float) -> None:
     frames = [SlideFrame("x", Size(*size), (mpp, mpp)) for size, mpp in zip(sizes, mpps, strict=True)]
     assert figure_mpp(frames) == pytest.approx(expected)
 
@@ -138,7 +138,7 @@ def test_colors_of_the_deformation_follow_its_length() -> None:
     assert 0.02 < lines.mean() < 0.3
 
 
-def test_without_a_field_there_is_a_gray_picture_that_says_so() -> None:
+def test_without_a_field_the_figure_is_gray_with_a_note() -> None:
     overview = texture(300, 200, seed=2)
     figure = deformation_figure(identity(), overview, 2.0)
     assert (figure[:200].max(axis=-1) == figure[:200].min(axis=-1)).all()
