@@ -27,7 +27,7 @@ demo: venv
 	$(BIN)/wsi2ihc demo demo --overwrite
 
 test: venv-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: venv-dev
 	$(BIN)/ruff check .

@@ -68,7 +68,7 @@ def _theirs(slide: Path, output: Path) -> dict[str, float]:
 
     pyvips.Image.black(16, 16).avg()
     ready = time.perf_counter()
-    # Below quality 90 libvips halves the colors both ways, as we are told to.
+    # Below quality 90 libvips halves the colors both ways, as requested.
     pyvips.Image.new_from_file(str(slide), access="sequential").tiffsave(
         str(output), compression="jpeg", Q=85, tile=True, tile_width=512, tile_height=512, pyramid=True, subifd=True,
         bigtiff=True,

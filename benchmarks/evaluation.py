@@ -85,7 +85,9 @@ def _time(folder: Path, count: int) -> Row:
         scores = Scores(images, Scale(0.2, 0.5))
         for image, pair in zip(images, pairs, strict=True):
             scores.add(image, *pair)
-        scores.subset().estimates(resamples=2000 * len(pairs) // count)  # its share of the bootstrap, done once a set
+        scores.subset().estimates(
+            resamples=2000 * len(pairs) // count
+        )  # its part of the bootstrap, which runs once per set
         return time.perf_counter() - started
 
     seconds = interleaved({"plain": plain, "own": own}, max(2, count // len(pairs)))

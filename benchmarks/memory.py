@@ -26,7 +26,7 @@ ISLAND_PX = 4096
 
 def measure(context: Context) -> list[Row]:
     side = SIDE_PX // 5 if context.quick else SIDE_PX
-    # Half a gigapixel of tissue would keep ResNet-9 in fp32 busy for an hour; memory is settled after some windows.
+    # Half a gigapixel of tissue would keep ResNet-9 in fp32 busy for an hour; memory is constant after some windows.
     cases = (("identity", "identity", 1.5, 0.05), ("ResNet-9 fp32", str(checkpoint(context)), 6.0, 0.001))
     return [_row(context, name, model, bar, side, share) for name, model, bar, share in cases]
 

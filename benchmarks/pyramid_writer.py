@@ -168,7 +168,7 @@ def report(times: dict[str, list[tuple[float, float]]], megapixels: float, threa
             result[f"{name}, {clock}"] = round(statistics.median(factor * a[number] / b[number] for a, b in pairs), 3)
 
     for sampling in ("4:2:0", "4:2:2"):
-        ratios(f"share of pure encoding {sampling}", f"encoding alone {sampling}", f"ours {sampling}", 4 / 3)
+        ratios(f"fraction of pure encoding {sampling}", f"encoding alone {sampling}", f"ours {sampling}", 4 / 3)
     if "libvips 4:2:0" in times:
         ratios("ours / libvips 4:2:0", "ours 4:2:0", "libvips 4:2:0")
     return result

@@ -45,7 +45,7 @@ def measure(context: Context) -> list[Row]:
         )
         rows.append(
             Row(
-                f"share of a generator's {rate} Mpx/s sustained",
+                f"fraction of a generator's {rate} Mpx/s sustained",
                 "≥ 0.95" if rate == 30 else "reported",
                 measured,
                 share >= 0.95 if rate == 30 else None,

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+# Tests, and the commands that they start, run beside each other. On small tensors, the threads of all of them would
+# mostly wait for each other, and take three times the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that starts the tests in the background makes them, and the commands that they interrupt, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):  # nohup ignores it

@@ -37,13 +37,13 @@ def texture(width: int, height: int, seed: int = 0) -> Image:
     return np.clip(image + np.float32([190, 130, 180]), 0, 255).astype(np.uint8)
 
 
-def tissue_on_glass(width: int, height: int, tissue: tuple[int, int, int, int]) -> Image:
+def tissue_on_background(width: int, height: int, tissue: tuple[int, int, int, int]) -> Image:
     """(height, width, 3) uint8 of background, with one piece of tissue at (x, y, width, height)."""
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[:] = 243, 241, 240
+    image = np.empty((height, width, 3), np.uint8)
+    image[:] = 243, 241, 240
     left, top, across, down = tissue
-    picture[top : top + down, left : left + across] = synthetic_tissue(across, down, seed=3)
-    return picture
+    image[top : top + down, left : left + across] = synthetic_tissue(across, down, seed=3)
+    return image
 
 
 def halves(image: Image, levels: int, factor: int = 2) -> list[Image]:

@@ -107,7 +107,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", READERS)
 def test_no_reader_waits_for_a_pipe_or_reads_a_device(special: Callable[[str], Path], name: str) -> None:
     with pytest.raises(Wsi2IhcError) as refusal:

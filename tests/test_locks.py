@@ -37,7 +37,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("comes_another", [False, True])
-def test_the_file_of_one_who_has_just_left_keeps_nobody_out(
+def test_a_lock_file_left_by_an_ended_process_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_another: bool
 ) -> None:
     lock, others = storage.try_lock, contextlib.ExitStack()
@@ -184,7 +184,7 @@ def test_a_lock_file_that_is_something_else_is_refused_and_kept(tmp_path: Path) 
         pytest.fail("the body must not run")
 
 
-def test_a_lock_says_whether_it_keeps_others_out(
+def test_a_lock_reports_whether_it_excludes_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with exclusive_lock(tmp_path, "busy") as is_kept:

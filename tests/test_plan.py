@@ -57,7 +57,7 @@ def test_every_window_obeys_the_layout_and_all_tissue_is_kept_once(
     assert [(w.row, w.column) for w in plan.windows] == sorted((w.row, w.column) for w in plan.windows)
 
 
-def test_glass_is_not_translated() -> None:
+def test_background_is_not_translated() -> None:
     pixels = np.zeros((100, 100), dtype=bool)
     pixels[10:20, 30:35] = True
     plan = plan_windows(Region(0, 0, 1600, 1600), tissue(pixels), WindowLayout())

@@ -196,13 +196,13 @@ def test_special_files_are_never_replaced() -> None:
         check_output(Path("/dev/null"), overwrite=True, suffixes=())
 
 
-def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="not writable"):
         check_output(tmp_path / "a.ome.tiff", overwrite=False)
 
 
-def test_a_name_that_the_file_system_refuses_is_told(tmp_path: Path) -> None:
+def test_a_name_that_the_file_system_refuses_is_reported(tmp_path: Path) -> None:
     name = "a" * 250 + ".ome.tiff"
     with pytest.raises(OutputError, match="choose a shorter one"), published(tmp_path / name, overwrite=False):
         pytest.fail("the body must not run")

@@ -24,7 +24,7 @@ def written(value: object) -> str:
 
 
 @pytest.mark.parametrize("text", FORMULAS)
-def test_text_of_strangers_is_no_formula(text: str) -> None:
+def test_untrusted_text_is_not_a_formula(text: str) -> None:
     assert written(text) == f"'{text}"
     assert original(written(text)) == text
 

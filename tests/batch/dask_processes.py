@@ -102,7 +102,7 @@ def is_child(process: psutil.Process) -> bool:
         return False
 
 
-def wait_until(is_time: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(is_time: Callable[[], object], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not is_time():
         assert time.monotonic() < until, "it took too long"

@@ -1,4 +1,4 @@
-"""A command that runs in the background, while somebody looks at which addresses its processes listen."""
+"""A background command whose listening addresses are recorded."""
 
 from __future__ import annotations
 

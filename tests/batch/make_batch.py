@@ -1,4 +1,4 @@
-"""Small slides to be translated, and an engine that only pretends."""
+"""Small slides to be translated, and a fake engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Script = Callable[[SlideTask, bool, int], Sequence[Event]]
 
 
 class PretendEngine:
-    """Tells what a script says. Two slides at a time; one that is alone fills it."""
+    """Reports the events of a script. It takes two slides at a time, or one alone."""
 
     def __init__(self, script: Script) -> None:
         self.script = script

@@ -18,7 +18,7 @@ PREPARING = ("waiting for another process", "finding tissue", "loading the model
 
 @dataclass
 class Slide:
-    """A slide in its turn: what it tells of its progress, and of waiting."""
+    """One slide: the events for its progress, and for waiting."""
 
     device: threading.Semaphore
     turn: DeviceLease = field(init=False)

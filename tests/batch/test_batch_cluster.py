@@ -26,9 +26,16 @@ from wsi2ihc.errors import BatchError
 from wsi2ihc.pyramid.verify import read_level
 
 
+@pytest.fixture(autouse=True)
+def _slow_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait longer for workers, which start slowly on a busy machine."""
+    monkeypatch.setattr(dask_backend, "_FIRST_WORKER_S", 60)
+    monkeypatch.setattr(dask_backend, "_CONNECT_S", 30)
+
+
 @pytest.fixture(scope="module")
 def two_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
-    """Two workers that offer a GPU; whether there is one is no matter here."""
+    """Two workers that offer a GPU; whether it exists does not matter."""
     processes = DaskProcesses(tmp_path_factory.mktemp("dask") / "two")
     for name in ("one", "two"):
         processes.start_worker(name, "--resources", "GPU=1")
@@ -94,7 +101,7 @@ def test_a_killed_worker_costs_no_slide(two_gpus: DaskProcesses, tmp_path: Path)
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
     states = run(tasks, two_gpus)
-    killer.join(30)
+    killer.join(120)
     assert killed
     assert statuses(states) == {f"slow{n}": "done" for n in range(6)}
     assert sorted(state.returns for state in states)[-2:] == [1, 1], "two slides were in its hands"
@@ -126,7 +133,7 @@ def test_two_batches_share_workers(two_gpus: DaskProcesses, tmp_path: Path) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert found == {name: dict.fromkeys("abcd", "done") for name in ("x", "y")}
 
 
@@ -142,7 +149,7 @@ def test_children_end_with_their_client(
         time.sleep(0.5)
         children = two_gpus.children()
         client.send_signal(how)
-        client.communicate(timeout=60)
+        client.communicate(timeout=120)
     assert client.returncode == code
     psutil.wait_procs(children, timeout=30)
     assert not [one for one in children if is_child(one)]
@@ -150,12 +157,14 @@ def test_children_end_with_their_client(
     assert not table.exists() or "done" not in table.read_text()
 
 
-def test_the_scheduler_of_the_user_goes_on(two_gpus: DaskProcesses) -> None:
+def test_the_scheduler_of_the_user_keeps_running(two_gpus: DaskProcesses) -> None:
     """After all that: two nannies whose workers were killed, cancelled and left."""
     assert all(one.poll() is None for one in two_gpus.processes)
 
 
-def test_nobody_to_work_is_told_in_time(no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_workers_are_reported_soon(
+    no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = tasks_of(write_slides(tmp_path / "slides", ["a", "b", "c"]), tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(dask_backend, "_FIRST_WORKER_S", 0.5)
@@ -163,16 +172,15 @@ def test_nobody_to_work_is_told_in_time(no_gpu: DaskProcesses, tmp_path: Path, m
             run(tasks, no_gpu, "cpu")
     no_gpu.start_worker("plain", "--no-nanny")
     began = time.monotonic()
+    monkeypatch.setattr(dask_backend, "_FIRST_WORKER_S", 6)
     with pytest.raises(BatchError, match=r'worker plain offers no GPU; .*--resources "GPU=1", or use --device cpu'):
         run(tasks, no_gpu)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
     assert statuses(run(tasks, no_gpu, "cpu")) == dict.fromkeys("abc", "done")
 
 
 @pytest.mark.usefixtures("_in_a_hurry")
-def test_workers_that_are_not_fit_are_named(
-    no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsuitable_workers_are_named(no_gpu: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch = Path.touch
     with monkeypatch.context() as patch:
         patch.setattr(dask_backend, "versions", lambda: {"wsi2ihc": "99"})
@@ -192,7 +200,6 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_backend, "_CONNECT_S", 0.5)
 
 
-@pytest.mark.usefixtures("_in_a_hurry")
 class LateRegistry:
     """Registry whose only worker responds as it is asked."""
 
@@ -219,7 +226,8 @@ def test_a_worker_that_responds_after_the_timeout_is_used(monkeypatch: pytest.Mo
     engine._wait_for_a_worker()
 
 
-def test_a_scheduler_that_is_not_there_is_told(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_in_a_hurry")
+def test_a_missing_scheduler_is_reported(tmp_path: Path) -> None:
     (tmp_path / "not.json").write_text("[]")
     for scheduler, message in {
         "tcp://127.0.0.1:9": "there is no Dask scheduler at tcp://127.0.0.1:9",

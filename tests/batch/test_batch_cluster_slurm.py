@@ -45,7 +45,7 @@ def batch(slurm: FakeSlurm, slides: Path, *more: str) -> subprocess.Popen[str]:
 def test_jobs_are_submitted_used_and_cancelled(slurm: FakeSlurm, tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", [*"abcde"])
     with batch(slurm, slides, "--children", "2") as client:
-        answer, told = client.communicate(timeout=60)
+        answer, told = client.communicate(timeout=120)
     assert client.returncode == 0, told
     assert json.loads(answer)["counts"] == {"done": 5}
     assert "SLURM jobs submitted: 4711, 4712;" in told
@@ -67,7 +67,7 @@ def test_without_an_interface_the_scheduler_listens_at_one_address(tmp_path: Pat
                 connections = psutil.Process(client.pid).net_connections("inet")
                 listening |= {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
             time.sleep(0.05)
-        answer, told = client.communicate(timeout=60)
+        answer, told = client.communicate(timeout=120)
     assert client.returncode == 0, told
     assert json.loads(answer)["counts"] == {"done": 1}
     assert "can be reached by all machines of the network" in told
@@ -82,7 +82,7 @@ def test_an_interrupted_batch_leaves_no_job(slurm: FakeSlurm, tmp_path: Path) ->
         wait_until(lambda: any(is_child(one) for one in descendants(job)))
         time.sleep(0.5)
         client.send_signal(signal.SIGINT)
-        client.communicate(timeout=30)
+        client.communicate(timeout=120)
     assert client.returncode == 130
     assert "gres" not in slurm.scripts()[0]
     assert slurm.cancelled() == {"4711"}
@@ -97,7 +97,7 @@ def test_a_job_that_ends_in_mid_slide_is_submitted_again(slurm: FakeSlurm, tmp_p
         wait_until(lambda: any(is_child(one) for one in descendants(job)))
         time.sleep(0.5)
         os.killpg(job.pid, signal.SIGKILL)
-        answer, told = client.communicate(timeout=60)
+        answer, told = client.communicate(timeout=120)
     assert client.returncode == 0, told
     assert json.loads(answer)["counts"] == {"done": 2}
     assert "worker wsi2ihc-0 was lost with 2 slides in flight" in told
@@ -112,14 +112,14 @@ def test_a_job_that_ends_in_mid_slide_is_submitted_again(slurm: FakeSlurm, tmp_p
         ("broken", "SLURM job 4711 ended before its worker came"),
     ],
 )
-def test_what_slurm_cannot_do_is_told(slurm: FakeSlurm, tmp_path: Path, what: str, message: str) -> None:
+def test_failures_of_slurm_are_reported(slurm: FakeSlurm, tmp_path: Path, what: str, message: str) -> None:
     slides = write_slides(tmp_path / "slides", ["a"])
     if what == "without":
         slurm.without("sbatch")
     else:
         (slurm.jobs / what).touch()
     with batch(slurm, slides) as client:
-        _, told = client.communicate(timeout=60)
+        _, told = client.communicate(timeout=120)
     assert client.returncode == 1
     assert told.splitlines()[-1].startswith("Error: ")
     assert message.split("(.*")[0] in told
@@ -129,7 +129,7 @@ def test_what_slurm_cannot_do_is_told(slurm: FakeSlurm, tmp_path: Path, what: st
 LOCAL_HTTP = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
 
 
-def test_settings_fill_in_what_the_site_does_not_say(tmp_path: Path) -> None:
+def test_settings_complete_those_of_the_site(tmp_path: Path) -> None:
     plain = job_settings({"walltime": "00:30:00", "name": "dask-worker"}, tmp_path, needs_gpu=True)
     assert plain["processes"] == 1
     assert plain["job_extra_directives"] == ["--gres=gpu:1"]

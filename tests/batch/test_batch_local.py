@@ -1,4 +1,4 @@
-"""Batches with real child processes: crashes, kills, resuming, and what is never taken for done."""
+"""Batches with real child processes: crashes, kills, resuming, and what does not count as done."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_slides_are_done_once_and_stay_done(slides: Path, tmp_path: Path) -> Non
     assert str(tmp_path) not in page
 
 
-def test_what_is_not_as_it_should_be_is_redone(slides: Path, tmp_path: Path) -> None:
+def test_damaged_and_changed_outputs_are_redone(slides: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tasks = tasks_of(slides, out)
     run(tasks)
@@ -162,7 +162,7 @@ def client(slides: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.communicate()
 
 
-def wait_until(is_time: object, seconds: float = 60) -> None:
+def wait_until(is_time: object, seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not is_time():  # type: ignore[operator]
         assert time.monotonic() < until
@@ -224,7 +224,7 @@ def test_children_share_the_cores_and_the_gpus(monkeypatch: pytest.MonkeyPatch) 
     assert OPTIONS.device == "cpu"
 
 
-def test_a_table_that_another_batch_is_writing_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_table_that_another_batch_is_writing_does_not_block(tmp_path: Path) -> None:
     table = tmp_path / "results.csv"
     with published(table, overwrite=True) as partial:
         partial.write_text("another's")
@@ -270,7 +270,7 @@ def test_an_interrupted_batch_leaves_no_partial_and_no_copy(slides: Path, tmp_pa
     )  # fmt: skip
     wait_until(lambda: list((tmp_path / "out").glob(".*.ome.tiff.*.partial")) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode in (0, 130), error  # 0: it was too fast
     assert not list((tmp_path / "out").glob(".*.partial"))
     assert not list((tmp_path / "cache").iterdir())
@@ -280,40 +280,43 @@ def test_an_interrupted_batch_leaves_no_partial_and_no_copy(slides: Path, tmp_pa
     assert (tmp_path / "out" / "summary.html").is_file()
 
 
-def test_the_command_tells_what_failed_and_how_it_stands(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+def test_the_command_reports_failures_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def batch(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["batch", *arguments])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
     slides = write_slides(tmp_path / "slides", ["a"])
     (slides / "broken.tif").write_bytes(b"II*\0nothing")
     out = tmp_path / "out"
-    assert subprocess.run(command(slides, out), capture_output=True, check=False).returncode == 1
+    arguments = command(slides, out)[4:]
+    assert batch(*arguments)[0] == 1
     assert not out.exists()
-    first = subprocess.run(command(slides, out, "--keep-going"), capture_output=True, check=False, text=True)
-    assert first.returncode == 3
-    assert "replaced" not in first.stderr
-    quiet = subprocess.run(command(slides, out, "--keep-going", "-q"), capture_output=True, check=False, text=True)
-    assert quiet.returncode == 3
-    assert not quiet.stdout
-    assert "failed  broken.tif: " in quiet.stderr
-    changed = command(slides, out, "--keep-going", "--model", "counterstain")
-    tried = subprocess.run([*changed, "--dry-run"], capture_output=True, check=False, text=True)
-    assert tried.returncode == 3
-    told, model = tried.stdout.splitlines()
+    code, _, stderr = batch(*arguments, "--keep-going")
+    assert code == 3
+    assert "replaced" not in stderr
+    code, stdout, stderr = batch(*arguments, "--keep-going", "-q")
+    assert code == 3
+    assert not stdout
+    assert "failed  broken.tif: " in stderr
+    changed = (*arguments, "--keep-going", "--model", "counterstain")
+    code, stdout, _ = batch(*changed, "--dry-run")
+    assert code == 3
+    told, model = stdout.splitlines()
     assert told == "1 slide can be translated (0 done before, 1 output to be replaced), 1 cannot"
     assert model.startswith("  model counterstain: Takes the eosin out")
-    other = subprocess.run(changed, capture_output=True, check=False, text=True)
-    assert "replacing existing outputs of other options: a.ome.tiff" in other.stderr
-    with pytest.raises(SystemExit) as ended:
-        main(["batch", "--status", str(out), "--json"])
-    assert ended.value.code == 3
-    answer = json.loads(capsys.readouterr().out)
+    assert "replacing existing outputs of other options: a.ome.tiff" in batch(*changed)[2]
+    code, stdout, _ = batch("--status", str(out), "--json")
+    assert code == 3
+    answer = json.loads(stdout)
     assert answer["counts"] == {"done": 1, "failed": 1}
     (done,) = (slide for slide in answer["slides"] if slide["status"] == "done")
     assert done["model"] == "counterstain"
     assert isinstance(done["seconds"], float)
 
 
-def test_bands_that_nobody_goes_on_with_are_removed(tmp_path: Path) -> None:
+def test_a_checkpoint_is_removed_by_a_batch_without_resume(tmp_path: Path) -> None:
     """A batch with --resume was killed, and the next one is without."""
     (task,) = tasks_of(write_slides(tmp_path / "slides", ["a"]), tmp_path / "out")
     store = checkpoint_path(task.output)

@@ -27,7 +27,7 @@ def manifest(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_row_says_what_it_says_and_the_rest_is_the_defaults(tmp_path: Path) -> None:
+def test_a_row_overrides_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "mask.png").touch()
     (tmp_path / "net.safetensors").touch()
     text = (
@@ -99,7 +99,7 @@ def test_bad_cells_are_problems_of_their_rows(tmp_path: Path, cells: str, messag
     assert message in problems[0].message
 
 
-def test_outputs_of_one_name_are_told_together(tmp_path: Path) -> None:
+def test_outputs_of_one_name_are_reported_together(tmp_path: Path) -> None:
     text = "path,output\nx/a.svs,\ny/a.svs,\nb.svs,A\nc.svs,\n"
     _, problems = read_rows(manifest(tmp_path, text), "identity", OPTIONS)
     assert [problem.line for problem in problems] == [2, 3, 4]
@@ -116,7 +116,7 @@ def test_unusable_tables_are_one_line(tmp_path: Path, text: str, message: str) -
         read_rows(manifest(tmp_path, text), "identity", OPTIONS)
 
 
-def test_unknown_columns_are_told_with_those_that_are_known(tmp_path: Path) -> None:
+def test_unknown_columns_are_reported_with_the_known_ones(tmp_path: Path) -> None:
     _, problems = read_rows(manifest(tmp_path, "path,color\na.svs,red\n"), "identity", OPTIONS)
     assert "no option 'color'" in problems[0].message
     assert "tissue" in problems[0].message
@@ -142,7 +142,7 @@ def test_names_of_outputs() -> None:
     assert output_name("A.SVS") == "A.ome.tiff"
 
 
-def test_slides_are_opened_and_all_that_is_wrong_is_told(tmp_path: Path) -> None:
+def test_slides_are_opened_and_all_problems_are_reported(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", ["good"])
     (slides / "broken.tif").write_bytes(b"II*\0nothing")
     rows, _ = read_rows(str(slides), "identity", OPTIONS)
@@ -190,7 +190,7 @@ def test_names_that_are_no_text_and_names_that_are_too_long_are_problems(tmp_pat
     assert "longer than 200 bytes" in problem.message
 
 
-def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_beforehand(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     check_writable(tmp_path / "new" / "deep")
     with pytest.raises(OutputError, match=r"file cannot be written; name another output folder"):
@@ -229,7 +229,7 @@ def test_an_output_that_is_a_folder_is_a_problem(tmp_path: Path) -> None:
 
 def test_masks_and_regions_are_tried_before_anything_starts(tmp_path: Path) -> None:
     slides = write_slides(tmp_path, ["a", "b"])
-    (slides / "mask.png").write_bytes(b"no picture")
+    (slides / "mask.png").write_bytes(b"not an image")
     text = 'path,tissue,region\na.tif,mask.png,\nb.tif,,"9000,9000,10,10"\n'
     rows, _ = read_rows(manifest(slides, text), "identity", OPTIONS)
     tasks, problems = check_rows(rows, tmp_path / "out", rows)

@@ -75,7 +75,7 @@ def test_the_log_of_a_child_names_no_folders(tmp_path: Path, monkeypatch: pytest
     assert "".join(others).strip("�") == "ä" * 100_000
 
 
-def test_the_name_of_a_log_tells_no_address() -> None:
+def test_the_name_of_a_log_contains_no_address() -> None:
     assert _label("wsi2ihc-0-1") == "wsi2ihc-0-1"
     assert _label("tcp://10.1.2.3:4567").isalnum()
     assert _label("tcp://10.1.2.3:4567") != _label("tcp://10.1.2.4:4567")

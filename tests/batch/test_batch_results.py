@@ -132,7 +132,7 @@ def test_tables_of_earlier_versions_can_be_read_and_others_not(tmp_path: Path) -
         read_results(tmp_path)
 
 
-def test_rows_say_what_made_them_and_what_was_not_as_it_should_be(tmp_path: Path) -> None:
+def test_rows_contain_provenance_and_warnings(tmp_path: Path) -> None:
     task = SlideTask(0, "/data/a.svs", tmp_path / "a.ome.tiff", "/models/her2.safetensors")
     facts = {"seconds": 1.5, "mpx": 20.0, "seam_z": None, "warnings": ["1 place was unreadable", "it was faint"]}
     (tmp_path / "a.ome.tiff").touch()
@@ -169,7 +169,7 @@ def test_the_page_shows_outputs_failed_ones_first(tmp_path: Path) -> None:
     assert "no slides" in (tmp_path / "summary.html").read_text()
 
 
-def test_shards_of_another_list_are_told(tmp_path: Path) -> None:
+def test_shards_of_another_list_are_reported(tmp_path: Path) -> None:
     def listed(*names: str) -> list[Row]:
         return [Row(1, name, f"{name}.ome.tiff", None, "identity", TranslateOptions()) for name in names]
 
@@ -184,7 +184,7 @@ def test_shards_of_another_list_are_told(tmp_path: Path) -> None:
     assert record_shard(tmp_path, "1/3", listed("a", "b", "c")) == []
 
 
-def test_what_was_written_is_told_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_written_files_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert ResultsWriter(tmp_path).finish([row("a", "failed")]) == ["results.csv", "summary.html"]
     (tmp_path / "summary.html").unlink()
     (tmp_path / "summary.html").mkdir()
@@ -221,7 +221,7 @@ def test_a_slide_is_read_from_its_copy_or_where_it_is(tmp_path: Path, monkeypatc
     assert told == ["the slide was not cached (No such file or directory)"]
 
 
-def test_what_comes_again_is_told(tmp_path: Path) -> None:
+def test_duplicate_rows_are_reported(tmp_path: Path) -> None:
     told: list[str] = []
     task = SlideTask(0, "a.svs", tmp_path / "a.ome.tiff", "identity")
     engine = PretendEngine(lambda task, _, before: [

@@ -45,7 +45,7 @@ def test_others_are_tried_as_often_as_said(tmp_path: Path, kind: str) -> None:
     assert (state.status, state.attempts, len(engine.taken)) == ("failed", 4, 4)
 
 
-def test_what_works_the_second_time_is_done(tmp_path: Path) -> None:
+def test_success_at_the_second_attempt_is_done(tmp_path: Path) -> None:
     def script(task: SlideTask, alone: bool, before: int) -> list[Event]:
         return [Done(task.number)] if before else [Failed(task.number, "transient", "a hiccup")]
 

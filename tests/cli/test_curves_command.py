@@ -29,7 +29,7 @@ def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def test_a_picture_is_made_and_named(run: Path, tmp_path: Path) -> None:
+def test_a_plot_is_written_and_named(run: Path, tmp_path: Path) -> None:
     result = invoke(run, "--out", tmp_path / "c.png")
     assert result.exit_code == 0
     assert result.output == f"{tmp_path / 'c.png'}: 2 panels, 1 run\n"
@@ -43,16 +43,16 @@ def test_without_a_name_it_is_made_here(run: Path, tmp_path: Path, monkeypatch: 
     assert (tmp_path / "curves.png").is_file()
 
 
-def test_a_picture_is_replaced_only_when_asked(run: Path, tmp_path: Path) -> None:
-    figure = tmp_path / "c.png"
-    figure.write_bytes(b"other")
-    assert isinstance(invoke(run, "--out", figure).exception, OutputExistsError)
-    assert figure.read_bytes() == b"other"
-    assert invoke(run, "--out", figure, "--overwrite").exit_code == 0
-    assert figure.read_bytes().startswith(b"\x89PNG")
+def test_a_plot_is_replaced_only_with_overwrite(run: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "c.png"
+    plot.write_bytes(b"other")
+    assert isinstance(invoke(run, "--out", plot).exception, OutputExistsError)
+    assert plot.read_bytes() == b"other"
+    assert invoke(run, "--out", plot, "--overwrite").exit_code == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_bad_input_is_told(run: Path, tmp_path: Path) -> None:
+def test_bad_input_is_reported(run: Path, tmp_path: Path) -> None:
     assert invoke().exit_code == 2
     assert invoke(run, "--smooth", "-1").exit_code == 2
     other = invoke(run, tmp_path, "--out", tmp_path / "c.png").exception

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from make_slides import halves, write_slide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pairs"))
-from make_slide_pairs import SMALL, row, write_manifest, write_pairs
+from make_slide_pairs import row, write_manifest
 from tiny_runs import TINY, tiny_pairs
 
 from wsi2ihc.cli.main import COMMANDS
@@ -28,7 +29,19 @@ NAMES = sorted(
 )
 """Every module of the standard library and of every package that is installed."""
 
-PROGRAM = "import sys; from wsi2ihc.cli.main import main; sys.exit(main())"
+PROGRAM = """
+if __name__ == "__main__":
+    {before}
+    import sys
+    from wsi2ihc.cli.main import main
+    for arguments in {commands!r}:
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            if ended.code:
+                sys.exit(f"{{arguments}}: exit code {{ended.code}}")
+"""
+"""The script of the command; a second command finds the modules that the first one has imported."""
 
 
 @pytest.fixture
@@ -43,69 +56,68 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command as its script does, whose folder (and not the current one) is searched for modules."""
+def run(folder: Path, *commands: list[str], before: str = "") -> None:
+    """Run commands as their script does, whose folder (and not the current one) is searched for modules."""
     script = folder.parent / "bin" / "wsi2ihc"
     script.parent.mkdir(exist_ok=True)
-    script.write_text(f"if __name__ == '__main__':\n    {before}\n    {PROGRAM}\n")
+    script.write_text(PROGRAM.format(before=before, commands=commands))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
     finished = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+        [sys.executable, str(script)],
+        cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     executed = folder.parent / "executed"
     assert not executed.exists(), executed.read_text()
     assert finished.returncode == 0, finished.stderr
-    return finished
 
 
 def write_one(folder: Path) -> Path:
     return write_slide(folder / "case.tif", halves(synthetic_tissue(260, 260, seed=0), 2))
 
 
-def test_batch_executes_nothing_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
-    write_one(hostile)
-    run(hostile, "batch", ".", tmp_path / "out", "--model", "identity", "--device", "cpu", "-q")
-    assert (tmp_path / "out" / "case.ome.tiff").is_file()
-
-
-def test_pairs_executes_nothing_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
-    manifest = write_manifest(write_pairs(tmp_path / "in", 1) / "manifest.csv", [row(0, split="train")])
-    run(hostile, "pairs", manifest, tmp_path / "data", *SMALL, "-q")
-    assert list((tmp_path / "data").glob("patches/*/*/*.png"))
-
-
 SMALLER_DEMO = (
     "import wsi2ihc.demo as demo; demo.make_demo_slide.__kwdefaults__['size'] = (600, 600); "
     "demo.make_demo_study.__kwdefaults__['sizes'] = ((400, 300), (300, 256))"
 )
-IN_ONE_PROCESS = (
+LINES = (
+    "batch . {out} --model identity --device cpu -q",
     "curves {run}", "dataset {patches} --out {out}", "demo {out}", "demo {out} --pair", "doctor",
     "evaluate {patches} --model identity --out {out} --resamples 100 --device cpu", "info {he0.tif}",
     "models import {net.pth} {out}.safetensors --mpp 0.5", "models list", "models show pan-ck-demo",
+    "pairs {manifest.csv} {out} --patch-size 128 --mpp 1 --validation 0.3 --test 0.3 -q",
     "register {he0.tif} {ihc0.tif} {out}", "tissue {he0.tif} {out}.png",
+    "train {patches} --config {tiny.toml} --out {out} -q",
     "translate {he0.tif} {out}.ome.tiff --device cpu --max-memory 1G", "warp {ihc0.tif} {placed} {out}.ome.tiff",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("line", IN_ONE_PROCESS)
-def test_a_command_executes_nothing_of_the_current_folder(
-    line: str, hostile: Path, tmp_path: Path, inputs: Path
-) -> None:
-    paths = {path.name: str(path) for path in inputs.iterdir()} | {"out": str(tmp_path / "out")}
-    arguments = [re.sub(r"\{(.*?)\}", lambda name: paths[name[1]], word) for word in line.split()]
-    run(hostile, *arguments, before=SMALLER_DEMO if line.startswith("demo") else "")
+def filled(line: str, paths: Mapping[str, Path]) -> list[str]:
+    return [re.sub(r"\{(.*?)\}", lambda name: str(paths[name[1]]), word) for word in line.split()]
+
+
+def test_commands_execute_nothing_of_the_current_folder(hostile: Path, tmp_path: Path, inputs: Path) -> None:
+    write_one(hostile)
+    manifest = write_manifest(tmp_path / "manifest.csv", [
+        row(0, split="train", he_path=str(inputs / "he0.tif"), ihc_path=str(inputs / "ihc0.tif"))
+    ])  # fmt: skip
+    (tmp_path / "tiny.toml").write_text(config_text(resolve_options({**TINY, "epochs": 1, "workers": 1})))
+    paths = {path.name: path for path in (*inputs.iterdir(), manifest, tmp_path / "tiny.toml")}
+    commands = [filled(line, {**paths, "out": tmp_path / f"out{number}"}) for number, line in enumerate(LINES)]
+    run(hostile, *commands, before=SMALLER_DEMO)
+    assert (tmp_path / "out0" / "case.ome.tiff").is_file()
+    for command, made in {"pairs": "patches/*/*/*.png", "train": "model.safetensors"}.items():
+        (number,) = (number for number, line in enumerate(LINES) if line.startswith(command))
+        assert list((tmp_path / f"out{number}").glob(made))
 
 
 def test_no_command_is_left_out() -> None:
-    assert {line.split()[0] for line in IN_ONE_PROCESS} | {"batch", "pairs", "train"} == set(COMMANDS)
+    assert {line.split()[0] for line in LINES} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("changes", [{"workers": 1}, {"processes": 2}])
-def test_train_executes_nothing_of_the_current_folder(hostile: Path, tmp_path: Path, changes: dict[str, int]) -> None:
-    (tmp_path / "c.toml").write_text(config_text(resolve_options({**TINY, "epochs": 1, **changes})))
+def test_processes_of_train_execute_nothing_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(config_text(resolve_options({**TINY, "epochs": 1, "processes": 2})))
     pairs = tiny_pairs(tmp_path / "pairs")
-    run(hostile, "train", pairs, "--config", tmp_path / "c.toml", "--out", tmp_path / "run", "-q")
+    run(hostile, ["train", str(pairs), "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run"), "-q"])
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

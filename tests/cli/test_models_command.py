@@ -96,7 +96,7 @@ def test_a_failed_import_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_an_import_says_what_it_made_as_json(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_import_reports_its_model_as_json(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, stdout, _ = run(
         capsys, "models", "import", weights, tmp_path / "a.safetensors", "--mpp", "0.5", "--stain", "HER2", "--json"
     )

@@ -73,16 +73,16 @@ def test_some_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mismatched = write_manifest(
-        slides / "mismatched.csv", [row(0), row(1, ihc_path="background.tif", transform="", slide_id="S9")]
+        slides / "mismatched.csv", [row(0), row(1, ihc_path="empty.tif", transform="", slide_id="S9")]
     )
-    background = np.random.default_rng(0).normal(240, 2, (SIZE[1], SIZE[0], 3)).clip(0, 255).astype(np.uint8)
-    write_slide(slides / "background.tif", halves(background, 2))
+    empty = np.random.default_rng(0).normal(240, 2, (SIZE[1], SIZE[0], 3)).clip(0, 255).astype(np.uint8)
+    write_slide(slides / "empty.tif", halves(empty, 2))
     folder = tmp_path / "data"
     code, out, err = run(capsys, mismatched, folder, *SMALL, "--spacing-um", "100")
     assert code == 3
     assert "4 pairs of patches from 1 pair of slides" in out
     (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
-    assert "row 3 (S9): background.tif could not be registered to he1.tif: no tissue was found on the IHC slide" in line
+    assert "row 3 (S9): empty.tif could not be registered to he1.tif: no tissue was found on the IHC slide" in line
     (failed,) = folder.glob("patches/S9/*/registration")
     assert line.endswith(f"see {failed.relative_to(folder).as_posix()}/before.png")
     assert {path.name for path in failed.iterdir()} == {"before.png", "registration.json"}
@@ -104,7 +104,7 @@ def test_all_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(capsys, bad, tmp_path / "data", *SMALL, "--dry-run")[0] == 1
 
 
-def test_what_is_next(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_next_step_is_named(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = write_manifest(slides / "alone.csv", [row(0, split="train")])
     code, out, _ = run(capsys, alone, tmp_path / "data", *SMALL)
     assert (code, "next:" in out) == (0, False)

@@ -114,7 +114,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("register")
-def test_all_that_is_promised_is_written_and_told(
+def test_all_documented_files_are_written_and_reported(
     slides: tuple[Path, Path], landmarks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
@@ -139,8 +139,8 @@ def test_all_that_is_promised_is_written_and_told(
     assert transform.fixed.name == "he.svs"
     saved = json.loads((out / "transform.json").read_text(encoding="utf-8"))
     assert [saved[name] for name in ("status", "score", "residual_um")] == ["registered", 0.91, 2.5]
-    for figure in ("before.png", "after.png", "deformation.png"):
-        with Image.open(out / figure) as opened:
+    for name in ("before.png", "after.png", "deformation.png"):
+        with Image.open(out / name) as opened:
             opened.load()
             assert opened.width == 640
 
@@ -225,7 +225,7 @@ def test_what_a_killed_run_has_left_is_completed(
     assert (code, "already holds a registration" in stderr) == (1, True)
 
 
-def test_the_residual_is_told_as_what_it_is(
+def test_the_residual_is_reported_as_a_residual(
     slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_field(
@@ -241,7 +241,7 @@ def test_the_residual_is_told_as_what_it_is(
     assert "2.5 µm (median distance of blocks from the affine map)" in stdout
 
 
-def test_a_failure_keeps_the_report_and_the_picture_before(
+def test_a_failure_keeps_the_report_and_the_figure_before(
     slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(register_module, "register", failed)
@@ -313,7 +313,7 @@ def test_two_runs_do_not_write_one_folder(
         ("transform.json", '{"matrix": [1, 0, 0]}'),
         ("registration.json", '{"patient": "x"}'),
         ("registration.json", "notes"),
-        ("before.png", "a figure"),
+        ("before.png", "an image"),
     ],
 )
 def test_files_that_only_have_the_names_are_not_ours(

@@ -32,10 +32,10 @@ LOSSLESS = PyramidOptions(tile_px=256, compression="deflate")
 
 @pytest.fixture(scope="module")
 def ihc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pixels = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
-    pixels[250:650, 300:700] = synthetic_tissue(400, 400, seed=1)
+    image = np.full((900, 1200, 3), BACKGROUND, dtype=np.uint8)
+    image[250:650, 300:700] = synthetic_tissue(400, 400, seed=1)
     return write_slide(
-        tmp_path_factory.mktemp("warp") / "ihc.svs", halves(pixels, 2), style="aperio", compression="jpeg2000",
+        tmp_path_factory.mktemp("warp") / "ihc.svs", halves(image, 2), style="aperio", compression="jpeg2000",
         tile=256, icc_profile=srgb_profile(), mpp=0.5,
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_the_file_holds_the_warped_pixels(ihc: Path, tmp_path: Path) -> None:
         assert len(result.info.levels) >= 3
 
 
-def test_without_tissue_there_is_plain_glass(ihc: Path, tmp_path: Path) -> None:
+def test_an_area_without_tissue_is_background(ihc: Path, tmp_path: Path) -> None:
     angle = np.deg2rad(20)
     matrix = np.array([[np.cos(angle), -np.sin(angle), 500], [np.sin(angle), np.cos(angle), -100]])
     transform = Transform(matrix, fixed=SlideFrame("he.svs", SIZE, (2.0, 2.0)))
@@ -100,8 +100,8 @@ def test_without_tissue_there_is_plain_glass(ihc: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(one[tissue], other[tissue])
 
 
-def test_all_glass_is_still_written(tmp_path: Path) -> None:
-    path = write_slide(tmp_path / "background.tif", np.full((600, 700, 3), BACKGROUND, np.uint8), compression="deflate")
+def test_a_slide_without_tissue_is_still_written(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "empty.tif", np.full((600, 700, 3), BACKGROUND, np.uint8), compression="deflate")
     transform = Transform(np.eye(2, 3), fixed=SlideFrame("he.svs", Size(500, 400), (0.5, 0.5)))
     with open_slide(path) as slide:
         report = warp_slide(slide, transform, tmp_path / "out.ome.tiff", WarpOptions(pyramid=LOSSLESS))
@@ -117,11 +117,11 @@ def test_threads_and_tiles_change_nothing(ihc: Path, tmp_path: Path) -> None:
             pyramid = dataclasses.replace(LOSSLESS, tile_px=tile_px)
             warp_slide(slide, transform_onto(ihc), out, WarpOptions(tissue="none", workers=workers, pyramid=pyramid))
             outputs.append(read_level(out, 0))
-    for pixels in outputs[1:]:
-        np.testing.assert_array_equal(pixels, outputs[0])
+    for output in outputs[1:]:
+        np.testing.assert_array_equal(output, outputs[0])
 
 
-def test_command_tells_what_it_did(ihc: Path, saved: Path, tmp_path: Path) -> None:
+def test_the_command_summarizes_the_output(ihc: Path, saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.tiff"
     result = invoke(ihc, saved.parent, out, "--mpp", "1")
     assert result.exit_code == 0, result.output
@@ -135,7 +135,7 @@ def test_command_tells_what_it_did(ihc: Path, saved: Path, tmp_path: Path) -> No
     assert invoke(ihc, saved, out, "-q", "--overwrite").output == ""
 
 
-def test_the_file_says_what_it_is(ihc: Path, saved: Path, tmp_path: Path) -> None:
+def test_the_file_describes_its_content(ihc: Path, saved: Path, tmp_path: Path) -> None:
     import tifffile
 
     out = tmp_path / "out.ome.tiff"
@@ -175,15 +175,15 @@ def test_another_readers_hash_is_not_compared(ihc: Path, tmp_path: Path) -> None
 
 
 def test_the_resolution_comes_from_the_registration(tmp_path: Path) -> None:
-    pixels = np.full((400, 500, 3), BACKGROUND, np.uint8)
-    pixels[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
-    bare = write_slide(tmp_path / "bare.tif", pixels, compression="deflate", mpp=None)
+    image = np.full((400, 500, 3), BACKGROUND, np.uint8)
+    image[100:300, 100:300] = synthetic_tissue(200, 200, seed=1)
+    bare = write_slide(tmp_path / "bare.tif", image, compression="deflate", mpp=None)
     fixed = SlideFrame("he.svs", Size(500, 400), (1.0, 1.0))
     path = save_transform(tmp_path / "a", Transform(np.eye(2, 3), None, fixed, SlideFrame("b", Size(500, 400), (1, 1))))
     assert (
         invoke(bare, path, tmp_path / "1.ome.tiff", "-q", "--tissue", "none", "--compression", "deflate").output == ""
     )
-    np.testing.assert_array_equal(read_level(tmp_path / "1.ome.tiff", 0), pixels)
+    np.testing.assert_array_equal(read_level(tmp_path / "1.ome.tiff", 0), image)
     report = json.loads(invoke(bare, path, tmp_path / "3.ome.tiff", "--json", "-q").stdout)
     assert report["source"]["mpp"] == [1.0, 1.0]
     assert any("does not say its resolution; the 1 that it was registered with" in one for one in report["warnings"])
@@ -214,7 +214,7 @@ def test_the_registrations_resolution_wins(ihc: Path, tmp_path: Path) -> None:
     assert "note" not in invoke(*arguments, "--overwrite").output
 
 
-def test_bad_input_is_told(ihc: Path, saved: Path, tmp_path: Path) -> None:
+def test_bad_input_is_reported(ihc: Path, saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.tiff"
     assert invoke().exit_code == 2
     assert invoke(ihc, saved, out, "--mpp", "-1").exit_code == 2
@@ -255,7 +255,7 @@ def test_another_file_is_refused_but_for_any_slide(ihc: Path, tmp_path: Path) ->
     assert "note" not in invoke(renamed, saved, out, "--overwrite").output
 
 
-def test_a_name_is_doubted_where_there_is_no_hash(ihc: Path, tmp_path: Path) -> None:
+def test_a_name_without_hash_causes_a_warning(ihc: Path, tmp_path: Path) -> None:
     frame = SlideFrame("other.svs", Size(1200, 900), (0.5, 0.5))
     saved = save_transform(tmp_path / "pair", transform_onto(ihc, moving=frame))
     result = invoke(ihc, saved, tmp_path / "out.ome.tiff", "--mpp", "2")

@@ -146,6 +146,6 @@ def test_packed_cells_leave_their_gap() -> None:
 
 def test_a_small_field_is_painted_quickly() -> None:
     synthetic_tissue(64, 64, seed=1)  # the noise textures are made once per process
-    started = time.perf_counter()
+    started = time.process_time()
     synthetic_tissue(512, 512, seed=1)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3

@@ -40,7 +40,7 @@ from wsi2ihc.slide import open_slide
 
 SIDE_PX = 640
 STATED = ("Missing tiles", "Damaged tiles", "could not be read", "cannot be noticed")
-"""Of these sentences, one has to be there where less than the whole slide is translated."""
+"""One of these sentences must be present if less than the whole slide is translated."""
 
 UNNOTICEABLE = {
     "JPEG": "a changed bit can leave a valid stream; libjpeg's warnings are all there is",

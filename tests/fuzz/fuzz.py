@@ -41,7 +41,7 @@ class Count:
 
     inputs:    that were run
     seconds:   of the clock
-    slowest_s: processor time of the slowest input that is no finding
+    slowest_s: processor time of the slowest input without a finding
     peak_mb:   of memory, over all inputs
     findings:  how often each finding was seen
     """
@@ -88,7 +88,7 @@ class Fuzzer:
                 self.counts[name] = Count(**facts)
 
     def run(self, seconds: float) -> None:
-        """Give every target the same share of the time, in turns."""
+        """Run the targets in turn, for the same time each."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             name = min(self.targets, key=lambda name: self.counts[name].seconds)
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     parser.add_argument("--out", type=Path, default=Path("fuzz-results"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--again", type=Path, help="run this file only, with one --target, and say what came of it")
+    parser.add_argument("--again", type=Path, help="run this file only, with one --target, and print the outcome")
     options = parser.parse_args()
     targets = options.target or list(TARGETS)
     if options.again is not None:

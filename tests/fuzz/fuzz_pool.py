@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 HANG_S = 20.0
-"""Of processor time."""
+"""Seconds of processor time."""
 
 STILL_S = 30.0
 """In which no thread of the process wants the processor. One that waits for its turn does not count."""
@@ -75,7 +75,7 @@ class Pool:
         return answer if isinstance(answer, Outcome) else _judged(answer)
 
     def close(self) -> None:
-        """End the process and remove its files but for the scenes, which take time to make."""
+        """End the process and remove its files except the scenes, which take time to make."""
         if self._process is not None:
             with contextlib.suppress(psutil.Error):
                 for child in psutil.Process(self._process.pid).children(recursive=True):

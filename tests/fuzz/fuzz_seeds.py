@@ -127,12 +127,12 @@ def _tiffs(folder: Path) -> None:
 
 
 def _images(folder: Path) -> None:
-    picture = Image.fromarray(texture(40, 32))
+    image = Image.fromarray(texture(40, 32))
     for suffix, options in {"png": {}, "jpg": {"quality": 60}, "bmp": {}, "webp": {"quality": 50}}.items():
-        picture.save(folder / f"small.{suffix}", **options)
-    picture.quantize(16).save(folder / "palette.png")
-    picture.convert("L").save(folder / "gray.png")
-    picture.save(
+        image.save(folder / f"small.{suffix}", **options)
+    image.quantize(16).save(folder / "palette.png")
+    image.convert("L").save(folder / "gray.png")
+    image.save(
         folder / "profile.jpg",
         quality=50,
         progressive=True,
@@ -141,11 +141,11 @@ def _images(folder: Path) -> None:
 
 
 def _patches(folder: Path) -> None:
-    picture = Image.fromarray(texture(64, 32))
-    picture.save(folder / "small.png")
-    picture.save(folder / "small.jpg", quality=60)
-    picture.save(folder / "small.tif", compression="tiff_deflate")
-    picture.save(folder / "small.bmp")
+    image = Image.fromarray(texture(64, 32))
+    image.save(folder / "small.png")
+    image.save(folder / "small.jpg", quality=60)
+    image.save(folder / "small.tif", compression="tiff_deflate")
+    image.save(folder / "small.bmp")
 
 
 def _profiles(folder: Path) -> None:

@@ -98,7 +98,7 @@ def _lay_slide(folder: Path, source: Path) -> Commands:
 
 def _lay_description(folder: Path, source: Path) -> Commands:
     path = folder / "input.ome.tif"
-    # tifffile takes bytes as they are, but for NUL, with which a description ends
+    # tifffile takes bytes as they are, except NUL, with which a description ends
     text = source.read_bytes().replace(b"\0", b"")
     write_slide(path, tissue(), tile=64, compression="deflate", description=text)
     return [["info", str(path), "--json"], ["info", str(path)]]
@@ -127,7 +127,7 @@ def _lay_patch(folder: Path, source: Path) -> Commands:
 
 
 def _train(folder: Path, *options: str) -> Commands:
-    """Look at what would be trained; nothing in the short mode, since training imports libraries for seconds."""
+    """Do a dry run of training; nothing in the short mode, since training imports libraries for seconds."""
     return [] if IS_SHORT else [["train", str(folder / "data"), "--dry-run", *options, *_CPU, "-q"]]
 
 
@@ -190,7 +190,9 @@ def _lay_pairs(folder: Path, source: Path) -> Commands:
 
 
 def _lay_landmarks(folder: Path, source: Path) -> Commands:
-    return [["@landmarks", str(_laid(folder, source))]]  # by hand: registering takes seconds before it reads them
+    return [
+        ["@landmarks", str(_laid(folder, source))]
+    ]  # called directly: registering takes seconds before it reads them
 
 
 def read_landmarks(path: str) -> None:

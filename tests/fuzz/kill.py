@@ -6,7 +6,7 @@
 Each kill is a SIGKILL of the command's own process in a new folder, after a random part of the time of an undisturbed
 run. Then the same command must succeed, every file must equal that of the undisturbed run, and nothing may be left
 behind: no other file, hidden ones included, no temporary file, no process. Needs Linux. This is the long mode, which
-is no part of the tests; `test_kill_script.py` tests this script itself.
+is not part of the tests; `test_kill_script.py` tests this script itself.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python tests/fuzz/many_slides.py --slides 120
 
-Runs ``wsi2ihc batch --children 1`` on synthetic slides, and looks at the process that translates whenever a slide is
+Runs ``wsi2ihc batch --children 1`` on synthetic slides, and measures the process that translates whenever a slide is
 done. After the first quarter, in which caches fill, none of the three may grow: the median of the last quarter is
-compared with that of the second. Needs Linux. This is a long mode, which is no part of the tests.
+compared with that of the second. Needs Linux. This is a long mode, not part of the tests.
 """
 
 from __future__ import annotations

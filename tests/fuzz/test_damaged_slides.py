@@ -20,7 +20,7 @@ def test_damage_is_refused_or_stated(tmp_path: Path, name: str) -> None:
     assert verdicts <= GOOD
 
 
-def test_wrong_pixels_without_a_word_are_told(tmp_path: Path) -> None:
+def test_wrong_pixels_without_a_message_are_reported(tmp_path: Path) -> None:
     trial = Trial(tmp_path, kinds(None)["PNG"])
     trial.expected[0, 0] ^= 1
     assert trial.verdict(lambda data, _: data, random.Random(1))[0] == "SILENT"

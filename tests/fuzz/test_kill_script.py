@@ -81,7 +81,7 @@ def test_a_command_that_publishes_its_output_in_one_piece_passes(tmp_path: Path)
     ],
     ids=["partial file", "refusal", "other pixels", "process"],
 )
-def test_what_a_kill_spoils_is_found(program: str, fault: str, tmp_path: Path) -> None:
+def test_damage_by_a_kill_is_found(program: str, fault: str, tmp_path: Path) -> None:
     assert fault in " ".join(faults_of(program, tmp_path))
 
 

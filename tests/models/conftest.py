@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -14,15 +14,6 @@ from wsi2ihc.geometry import RGBImage
 from wsi2ihc.models.fused_resnet import to_network
 from wsi2ihc.models.networks import ResnetGenerator
 from wsi2ihc.models.normalization import estimate_statistics
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and lose much where other processes want the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -62,9 +62,9 @@ def test_nuclei_are_blue_on_a_paler_ground() -> None:
 
 def test_background_is_unchanged() -> None:
     for level in range(235, 256):
-        glass = one((level, level, level))
-        assert max(glass) - min(glass) <= 8
-        assert max(abs(value - min(level, WHITE_LEVEL)) for value in glass) <= 5
+        output = one((level, level, level))
+        assert max(output) - min(output) <= 8
+        assert max(abs(value - min(level, WHITE_LEVEL)) for value in output) <= 5
 
 
 def test_ink_and_dirt_stay_dark_or_fade_to_blue() -> None:

@@ -109,8 +109,8 @@ def test_glands_of_the_demo_are_stained_and_most_stroma_is_not(model: Model, sce
     share = {part: float(np.concatenate(values).mean()) for part, values in is_stained.items()}
     assert share["glands"] > 0.6
     assert share["stroma"] < 0.06
-    glass = translated(translate, scene, Region(96, 96, 256, 256))
-    assert glass.max() < STAINED_FROM / 2, "a tint is not a stain"
+    background = translated(translate, scene, Region(96, 96, 256, 256))
+    assert background.max() < STAINED_FROM / 2, "a tint is not a stain"
 
 
 def translated(translate: Translator, scene: Structures, region: Region) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Importing published state dicts, whose architecture has to be told from names and shapes."""
+"""Importing published state dicts, whose architecture is recognized by names and shapes."""
 
 from __future__ import annotations
 

@@ -133,9 +133,9 @@ def _nested(width: int, times: int) -> bytes:
     ],
 )  # fmt: skip
 def test_pickles_without_bounds_of_memory_or_time_are_refused(weights: Path, pickled: bytes, words: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     refused(with_pickle(weights, pickled), words)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_weights_that_claim_more_bytes_than_the_file_are_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -73,6 +73,20 @@ def test_tiled_equals_whole_down_to_tiny_cores(strong: Strong, image: RGBImage, 
         side = core + 2 * halo
         part = translator(image[np.newaxis, y : y + side, x : x + side])[0]
         np.testing.assert_array_equal(part, whole[y : y + core, x : x + core])
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Three threads of PyTorch; the other tests use one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_tiled_equals_whole_in_several_threads(strong: Strong, image: RGBImage) -> None:
+    test_tiled_equals_whole_down_to_tiny_cores(strong, image, 100)
 
 
 def test_additional_context_changes_nothing(strong: Strong, image: RGBImage) -> None:

@@ -21,7 +21,7 @@ from wsi2ihc.geometry import Size
 from wsi2ihc.pyramid import PyramidOptions, Tile, downsample, write_pyramid
 from wsi2ihc.pyramid.encode import TileSpool
 
-pytestmark = pytest.mark.timeout(60)  # a deadlock fails instead of hanging
+pytestmark = pytest.mark.timeout(120)  # a deadlock fails instead of hanging
 
 OPTIONS = PyramidOptions(tile_px=64)
 IMAGE = smooth_image(Size(64 * 12, 64 * 10))
@@ -214,7 +214,7 @@ def test_an_executor_shut_down_in_mid_run_ends_the_writing(tmp_path: Path, monke
         write_with(executor, tmp_path / "a.ome.tiff", tiles())
 
 
-def test_a_full_disk_under_the_spool_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_under_the_spool_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put, calls = TileSpool.put, []
 
     def full(spool: TileSpool, level: int, index: int, data: bytes) -> None:
@@ -230,7 +230,7 @@ def test_a_full_disk_under_the_spool_is_told(tmp_path: Path, monkeypatch: pytest
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_vanished_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_vanished_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write a\.ome\.tiff"):
         write(tmp_path / "gone" / "a.ome.tiff", IMAGE, OPTIONS)
 
@@ -250,7 +250,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 @pytest.mark.parametrize("side", [400, 600, 1500])
-def test_a_really_full_disk_is_told(tiny_disk: Path, side: int) -> None:
+def test_a_really_full_disk_is_reported(tiny_disk: Path, side: int) -> None:
     """At some sizes the spool fills the disk, at some the file itself, at some only its last level."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     with pytest.raises(OutputError, match="disk full"):

@@ -1,4 +1,4 @@
-"""A damaged or unexpected file is told from a good one."""
+"""Validation distinguishes damaged or unexpected files from valid ones."""
 
 from __future__ import annotations
 

@@ -57,14 +57,14 @@ def test_threads_do_not_matter(tissue: np.ndarray) -> None:
     np.testing.assert_array_equal(one.offsets_um, several.offsets_um)
 
 
-def test_what_lies_further_than_was_looked_is_at_the_border(tissue: np.ndarray) -> None:
+def test_an_offset_beyond_the_search_range_is_at_its_border(tissue: np.ndarray) -> None:
     found = match_blocks(view(tissue), view(tissue), shift(12, 0), SIZE)
     assert not found.agree[found.at_border].any()
     assert found.at_border.mean() > 0.2
     assert found.agreement < 0.3
 
 
-def test_glass_and_what_is_not_on_the_other_slide_are_not_asked(tissue: np.ndarray) -> None:
+def test_background_and_tissue_missing_on_the_other_slide_are_not_matched(tissue: np.ndarray) -> None:
     assert match_blocks(view(np.full_like(tissue, 243)), view(tissue), shift(0, 0), SIZE).count == 0
     assert match_blocks(view(tissue), view(tissue), shift(5000, 0), SIZE).count == 0
     half = match_blocks(view(tissue), view(tissue), shift(350, 0), SIZE)

@@ -17,7 +17,7 @@ MPP = 2.0
 
 @pytest.fixture(scope="module")
 def tissue() -> np.ndarray:
-    """A section with an outline of its own, on glass."""
+    """A section with an outline of its own, on background."""
     canvas = np.full((600, 800, 3), 243, np.uint8)
     canvas[100:500, 150:650] = synthetic_tissue(500, 400, 3)
     canvas[100:240, 150:330] = 243

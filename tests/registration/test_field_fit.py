@@ -67,7 +67,7 @@ def test_more_noise_is_met_with_more_stiffness() -> None:
     assert chosen[0][0] < chosen[1][0]
 
 
-def test_what_was_known_is_kept_where_nothing_is_better() -> None:
+def test_a_known_field_is_kept_without_better_measurements() -> None:
     found = displaced(2.0)
     known = dataclasses.replace(found, known_um=bent(found.points_um))
     fitted = fit_field(known, EXTENT, 400.0, 0.2, anything)

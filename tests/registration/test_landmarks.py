@@ -90,10 +90,10 @@ def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
         read_landmarks(tmp_path / "missing.csv", MPP)
     with pytest.raises(RegistrationError, match="cannot be read"):
         read_landmarks(tmp_path, MPP)
-    picture = tmp_path / "picture.csv"
-    picture.write_bytes(b"\xff\xd8\xff\xe0" * 9)
+    image = tmp_path / "image.csv"
+    image.write_bytes(b"\xff\xd8\xff\xe0" * 9)
     with pytest.raises(RegistrationError, match="not a UTF-8"):
-        read_landmarks(picture, MPP)
+        read_landmarks(image, MPP)
 
 
 def test_pairs_are_found_by_id_in_any_order() -> None:

@@ -76,13 +76,21 @@ def test_another_resolution_of_the_partner(tissue: np.ndarray) -> None:
     found = register(slide(tissue), slide(coarse, 2 * MPP), RegistrationOptions(local=False))
     assert found.status == "registered"
     assert [stage.name for stage in found.stages] == ["coarse", "affine"]
-    # every second px was taken, so that the picture lies half a px off
+    # every second px was taken, so that the image lies half a px off
     assert np.median(errors_um(found, truth)) < 2.0
 
 
-def test_threads_do_not_matter(tissue: np.ndarray) -> None:
-    partner = restain(tissue, 1, 2.0, mpp=MPP)
-    one, several = (register(slide(tissue), slide(partner), workers=count) for count in (1, 3))
+@pytest.fixture(scope="module")
+def in_one_thread(tissue: np.ndarray) -> tuple[Registration, list[Progress]]:
+    """Registration of a restained section, and its progress."""
+    told: list[Progress] = []
+    partner = slide(restain(tissue, 1, 2.0, mpp=MPP))
+    return register(slide(tissue), partner, workers=1, progress=told.append), told
+
+
+def test_threads_do_not_matter(tissue: np.ndarray, in_one_thread: tuple[Registration, list[Progress]]) -> None:
+    one = in_one_thread[0]
+    several = register(slide(tissue), slide(restain(tissue, 1, 2.0, mpp=MPP)), workers=3)
     assert one.transform is not None
     assert several.transform is not None
     np.testing.assert_array_equal(one.transform.matrix, several.transform.matrix)
@@ -128,17 +136,16 @@ def slowed(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("which", ["H&E", "IHC"])
-def test_glass_fails(tissue: np.ndarray, which: str) -> None:
-    glass = np.random.default_rng(0).normal(240, 2, tissue.shape).clip(0, 255).astype(np.uint8)
-    pair = (glass, tissue) if which == "H&E" else (tissue, glass)
+def test_a_slide_without_tissue_fails(tissue: np.ndarray, which: str) -> None:
+    empty = np.random.default_rng(0).normal(240, 2, tissue.shape).clip(0, 255).astype(np.uint8)
+    pair = (empty, tissue) if which == "H&E" else (tissue, empty)
     found = register(slide(pair[0]), slide(pair[1]))
     assert found.status == "failed"
     assert f"no tissue was found on the {which} slide" in found.reason
 
 
-def test_progress_is_told(tissue: np.ndarray) -> None:
-    told: list[Progress] = []
-    register(slide(tissue), slide(restain(tissue, 1, 2.0, mpp=MPP)), progress=told.append)
+def test_progress_is_reported(in_one_thread: tuple[Registration, list[Progress]]) -> None:
+    told = in_one_thread[1]
     assert [one.done for one in told] == list(range(len(told)))
     assert all(one.done < one.total for one in told)
     assert {"reading overviews", "searching placements", "fitting affine maps"} <= {one.note for one in told}

@@ -40,7 +40,7 @@ def same(one: Transform, other: Transform) -> None:
         np.testing.assert_array_equal(one.field.coefficients, other.field.coefficients)
 
 
-def test_what_is_read_is_what_was_written(saved: Path) -> None:
+def test_a_transform_survives_writing_and_reading(saved: Path) -> None:
     assert sorted(path.name for path in saved.parent.iterdir()) == ["transform.json", "transform.npz"]
     for path in (saved, saved.parent, str(saved)):
         same(load_transform(path), FULL)

@@ -178,7 +178,7 @@ def test_outside_nothing_is_read(slide: Slide, monkeypatch: pytest.MonkeyPatch) 
     assert read_warped(slide, identity(), MPP, [], centers(0, 5)).pixels.shape == (5, 0, 3)
 
 
-def test_what_the_file_does_not_hold_is_fill(slide: Slide) -> None:
+def test_missing_tiles_are_filled(slide: Slide) -> None:
     warped = read_warped(slide, turned(0), MPP, centers(160, 60), centers(550, 50), (1, 2, 3))
     assert (warped.pixels == (1, 2, 3)).all()
     assert warped.valid.all()

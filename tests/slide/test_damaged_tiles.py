@@ -118,7 +118,7 @@ def test_a_cut_tile_is_noticed(tmp_path: Path, compression: str) -> None:
 
 
 @pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])
-def test_what_openslide_notices_is_noticed(tmp_path: Path, photometric: str) -> None:
+def test_damage_that_openslide_detects_is_detected(tmp_path: Path, photometric: str) -> None:
     slide = Damaged(tmp_path / "a.svs", compression="jpeg", style="aperio", photometric=photometric)
     rng = random.Random(3)
     noticed = {"openslide": 0, "here": 0}

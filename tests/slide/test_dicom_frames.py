@@ -85,7 +85,7 @@ def test_a_damaged_file_of_the_same_series_is_refused_and_named(tmp_path: Path) 
         open_slide(tmp_path / "one.dcm")
 
 
-def test_a_damaged_file_of_another_series_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_damaged_file_of_another_series_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "one.dcm").write_bytes(SLIDE.read_bytes())
     (tmp_path / "two.dcm").write_bytes(with_offsets(changed(1, 0)).replace(b"1.2.3.6", b"1.2.9.6"))
     with open_slide(tmp_path / "one.dcm") as slide:

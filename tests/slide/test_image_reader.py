@@ -21,11 +21,11 @@ from wsi2ihc.slide import open_slide, read_region, srgb_profile, working_grid
 from wsi2ihc.slide.readers import image_reader as module
 from wsi2ihc.tissue import detect_tissue
 
-PICTURE = texture(500, 400)
+PIXELS = texture(500, 400)
 
 
 def saved(path: Path, image: Image.Image | None = None, **how: object) -> Path:
-    (Image.fromarray(PICTURE) if image is None else image).save(path, **how)
+    (Image.fromarray(PIXELS) if image is None else image).save(path, **how)
     return path
 
 
@@ -79,15 +79,15 @@ def test_the_rest_of_the_program_reads_it(tmp_path: Path) -> None:
 
 
 def test_palettes_and_transparency(tmp_path: Path) -> None:
-    palette = Image.fromarray(PICTURE).quantize(64)
+    palette = Image.fromarray(PIXELS).quantize(64)
     with open_slide(saved(tmp_path / "p.png", palette)) as slide:
         np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), np.asarray(palette.convert("RGB")))
         assert not any("alpha" in problem for problem in slide.info.problems)
-    see_through = np.dstack([PICTURE, np.full((400, 500), 255, np.uint8)])
+    see_through = np.dstack([PIXELS, np.full((400, 500), 255, np.uint8)])
     see_through[100:200, :, 3] = 0
     with open_slide(saved(tmp_path / "a.png", Image.fromarray(see_through))) as slide:
         pixels = slide.read_level(0, Region(0, 0, 500, 400))
-        np.testing.assert_array_equal(pixels[:100], PICTURE[:100])
+        np.testing.assert_array_equal(pixels[:100], PIXELS[:100])
         assert (pixels[100:200] == 255).all()
         assert any("alpha" in problem for problem in slide.info.problems)
 
@@ -117,14 +117,14 @@ def test_profile(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16"])
 def test_other_pixels(tmp_path: Path, mode: str) -> None:
-    image = Image.fromarray(PICTURE[..., 0])
-    image = Image.fromarray(PICTURE[..., 0].astype(np.uint16)) if mode == "I;16" else image.convert(mode)
+    image = Image.fromarray(PIXELS[..., 0])
+    image = Image.fromarray(PIXELS[..., 0].astype(np.uint16)) if mode == "I;16" else image.convert(mode)
     assert "not 8-bit RGB" in refused(saved(tmp_path / "a.png", image))
 
 
 def test_gray_and_cmyk_jpeg(tmp_path: Path) -> None:
-    assert "1 sample of 8 bits" in refused(saved(tmp_path / "a.jpg", Image.fromarray(PICTURE[..., 0])))
-    assert "4 samples of 8 bits" in refused(saved(tmp_path / "b.jpg", Image.fromarray(PICTURE).convert("CMYK")))
+    assert "1 sample of 8 bits" in refused(saved(tmp_path / "a.jpg", Image.fromarray(PIXELS[..., 0])))
+    assert "4 samples of 8 bits" in refused(saved(tmp_path / "b.jpg", Image.fromarray(PIXELS).convert("CMYK")))
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -153,7 +153,7 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["rgb", "palette", "alpha"])
 def test_strips_are_the_whole(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = Image.fromarray(PICTURE)
+    image = Image.fromarray(PIXELS)
     if kind == "palette":
         image = image.quantize(64)
     if kind == "alpha":
@@ -191,11 +191,11 @@ def test_larger_than_pillow_allows_by_itself(tmp_path: Path, monkeypatch: pytest
     path = saved(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with open_slide(path) as slide:
-        np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), PICTURE)
+        np.testing.assert_array_equal(slide.read_level(0, Region(0, 0, 500, 400)), PIXELS)
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "webp", "jpg"])
-def test_damage_is_told(tmp_path: Path, kind: str) -> None:
+def test_damage_is_reported(tmp_path: Path, kind: str) -> None:
     content = saved(tmp_path / f"a.{kind}").read_bytes()
     path = tmp_path / f"b.{kind}"
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Which reader takes a file, and what becomes of files that are no slides."""
+"""Which reader opens a file, and what happens to files that are not slides."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_pixels_that_are_not_square() -> None:
     assert resolve(Stated((0.5, 0.4)), None, None).problems == ("Its pixels are not square: 0.5 × 0.4 µm.",)
 
 
-def test_stating_what_the_slide_says_is_no_problem() -> None:
+def test_the_resolution_of_the_slide_may_be_repeated() -> None:
     assert resolve(Stated((0.25, 0.25)), (0.2525, 0.2525), None).problems == ()
     assert "replaces 0.5 µm/px" in resolve(Stated((0.25, 0.25)), (0.5, 0.5), None).problems[0]
 

@@ -272,7 +272,7 @@ class TestAlpha:
 
 
 class TestOddDownsamples:
-    """Levels whose size is no whole fraction of level 0's."""
+    """Levels whose downsample is not an integer."""
 
     WHOLE: ClassVar = Region(0, 0, 731, 268)
 

@@ -306,7 +306,7 @@ def test_huge_metadata_are_refused_without_reading_them(tmp_path: Path, name: st
     assert "zarr.json has 1,073,741,824 bytes, more than any slide's" in refused(path)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.skipif(os.name != "posix", reason="no such files")
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 @pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json", "0/c/0/0/0"])

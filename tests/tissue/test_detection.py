@@ -31,7 +31,7 @@ from wsi2ihc.tissue import find_tissue
 
 
 def found_share(tissue: BoolImage, where: BoolImage) -> float:
-    """Share of ``where`` that was found."""
+    """Fraction of ``where`` that was detected."""
     return np.count_nonzero(tissue & where) / np.count_nonzero(where)
 
 
@@ -137,7 +137,7 @@ def test_uneven_light_is_no_tissue() -> None:
 
 
 @pytest.mark.parametrize("gray", [0, 60, 128, 190, 255])
-def test_a_constant_picture_is_empty(gray: int) -> None:
+def test_a_constant_image_has_no_tissue(gray: int) -> None:
     assert not find_tissue(np.full((90, 70, 3), gray, np.uint8), MPP).tissue.any()
 
 

@@ -437,7 +437,7 @@ def test_masks_that_cannot_be_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mask.png", "mask.geojson"])
-def test_loading_for_an_open_slide_measures_its_glass(tmp_path: Path, name: str) -> None:
+def test_loading_for_an_open_slide_measures_its_background(tmp_path: Path, name: str) -> None:
     overview, where = he_blob()
     slide = ArraySlide(np.asarray(cv2.resize(overview, None, fx=4, fy=4), np.uint8), (2.0, 2.0))
     made = TissueMask(where, (0, 0), (4.0, 4.0), WHITE)

@@ -1,6 +1,6 @@
 """Synthetic paired datasets in every layout.
 
-The IHC of a pair is the H&E's negative, pixel by pixel, so that a test can tell whether a pair stayed aligned. Pixels
+The IHC of a pair is the H&E's negative, pixel by pixel, so that a test can check whether a pair stayed aligned. Pixels
 come from the pair's name alone. All files are PNG.
 """
 

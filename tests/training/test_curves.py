@@ -42,8 +42,8 @@ def make_run(
     return folder
 
 
-def pixels_near(figure: Path, color: tuple[int, int, int]) -> int:
-    with Image.open(figure) as image:
+def pixels_near(path: Path, color: tuple[int, int, int]) -> int:
+    with Image.open(path) as image:
         return int((np.abs(np.asarray(image.convert("RGB"), int) - color).max(axis=-1) < 24).sum())
 
 

@@ -54,11 +54,11 @@ def test_events_of_losses_metrics_and_samples(tmp_path: Path, shown: Callable[[P
     assert values(log, "loss/generator") == {1: 0.25, 2: 0.5, 3: 0.75, 4: 1}
     assert values(log, "progress/learning_rate") == dict.fromkeys(range(1, 5), 0.5)
     assert values(log, "validation/psnr") == pytest.approx({0: 9.5, 4: float("nan")}, nan_ok=True)
-    (picture,) = log.Images("validation/samples")
-    assert (picture.step, picture.width, picture.height) == (4, 6, 8)
+    (logged,) = log.Images("validation/samples")
+    assert (logged.step, logged.width, logged.height) == (4, 6, 8)
     from cv2 import COLOR_BGR2RGB, IMREAD_COLOR, cvtColor, imdecode
 
-    decoded = imdecode(np.frombuffer(picture.encoded_image_string, np.uint8), IMREAD_COLOR)
+    decoded = imdecode(np.frombuffer(logged.encoded_image_string, np.uint8), IMREAD_COLOR)
     assert decoded is not None
     np.testing.assert_array_equal(cvtColor(decoded, COLOR_BGR2RGB), image)
 

@@ -115,7 +115,7 @@ def call_of_training(tmp_path: Path) -> str:
 
 
 def test_slurm_script_unpacks_trains_and_cleans_up(tmp_path: Path, slurm: dict[str, str]) -> None:
-    assert start(tmp_path, slurm).wait(20) == 0
+    assert start(tmp_path, slurm).wait(60) == 0
     scratch = tmp_path / "scratch" / "wsi2ihc-77"
     call = call_of_training(tmp_path)
     assert f"wsi2ihc train {scratch} --out {tmp_path / 'run'} --config bci.toml" in call
@@ -127,25 +127,25 @@ def test_slurm_script_unpacks_trains_and_cleans_up(tmp_path: Path, slurm: dict[s
 def test_slurm_script_resumes(tmp_path: Path, slurm: dict[str, str]) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "last.pt").touch()
-    assert start(tmp_path, slurm).wait(20) == 0
+    assert start(tmp_path, slurm).wait(60) == 0
     assert f"--out {tmp_path / 'run'} --resume " in call_of_training(tmp_path)
     assert "--config" not in call_of_training(tmp_path)
 
 
 def test_slurm_script_returns_the_exit_code(tmp_path: Path, slurm: dict[str, str]) -> None:
-    assert start(tmp_path, slurm | {"CODE": "3"}).wait(20) == 3
+    assert start(tmp_path, slurm | {"CODE": "3"}).wait(60) == 3
     assert not (tmp_path / "scratch" / "wsi2ihc-77").exists()
 
 
 def test_slurm_script_requeues_at_the_time_limit(tmp_path: Path, slurm: dict[str, str]) -> None:
     job = start(tmp_path, slurm | {"WAITS": "1"})
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (tmp_path / "calls.started").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
         job.send_signal(signal.SIGUSR1)
-        assert job.wait(20) == 0
+        assert job.wait(60) == 0
     finally:
         job.kill()
         job.wait()
@@ -155,7 +155,7 @@ def test_slurm_script_requeues_at_the_time_limit(tmp_path: Path, slurm: dict[str
 def test_options_of_the_slurm_script_exist(tmp_path: Path, slurm: dict[str, str]) -> None:
     from wsi2ihc.cli.train import command
 
-    assert start(tmp_path, slurm).wait(20) == 0
+    assert start(tmp_path, slurm).wait(60) == 0
     words = call_of_training(tmp_path).split(" wsi2ihc train ")[1].split()
     known = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in [*words, "--resume"] if word.startswith("--")} <= known

@@ -38,8 +38,8 @@ def tables(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "steps.csv").read_bytes(), (folder / "validation.csv").read_bytes()
 
 
-def read(picture: Path) -> RGBImage:
-    with Image.open(picture) as image:
+def read(path: Path) -> RGBImage:
+    with Image.open(path) as image:
         return np.asarray(image)
 
 

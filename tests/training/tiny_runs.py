@@ -28,5 +28,5 @@ def tiny_pairs(folder: Path) -> Path:
     names = {"train": [f"t{i}" for i in range(7)], "val": [f"v{i}" for i in range(3)], "test": ["x0", "x1"]}
     side_by_side(folder, names, size=(48, 48))
     for path in (folder / "test").iterdir():
-        path.write_text("whoever opens this finds no image")
+        path.write_text("not an image")
     return folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from make_slides import tissue_on_glass, write_exact, write_slide
+from make_slides import tissue_on_background, write_exact, write_slide
 from torch import nn
 
 import wsi2ihc
@@ -25,7 +25,7 @@ LOSSLESS = PyramidOptions(compression="deflate", tile_px=128)
 @pytest.fixture(scope="module")
 def image() -> RGBImage:
     """640×576 px, tissue in the middle 300×260."""
-    return tissue_on_glass(640, 576, (160, 150, 300, 260))
+    return tissue_on_background(640, 576, (160, 150, 300, 260))
 
 
 @pytest.fixture(scope="module")

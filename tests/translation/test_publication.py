@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
+from band_processes import context, run
 
 import wsi2ihc
 from wsi2ihc.errors import OutputError, OutputExistsError
@@ -16,24 +16,23 @@ from wsi2ihc.translation.output import is_preview_of
 from wsi2ihc.translation.output_files import is_report_of
 from wsi2ihc.translation.report import TranslateReport
 
-KILLED = """
-import os, sys
-import wsi2ihc.storage, wsi2ihc.pyramid.ome_zarr, wsi2ihc.translation.resume
-real, suffix = wsi2ihc.storage._publish, sys.argv[1]
 
-def publish(partial, handle, path, overwrite):
-    if path.name.endswith(suffix):
-        os._exit(9)
-    real(partial, handle, path, overwrite)
+def _killed(suffix: str, arguments: list[str]) -> None:
+    """Run the command up to the publication of a file whose name ends with ``suffix``, or of a folder."""
+    import wsi2ihc.storage
+    import wsi2ihc.translation.resume
+    from wsi2ihc.cli.main import main
 
-def publish_folder(folder, path, overwrite):
-    os._exit(9)
+    real = wsi2ihc.storage._publish
 
-wsi2ihc.storage._publish = publish
-wsi2ihc.translation.resume.publish_folder = publish_folder
-from wsi2ihc.cli.main import main
-main(sys.argv[2:])
-"""
+    def publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
+        if path.name.endswith(suffix):
+            os._exit(9)
+        real(partial, handle, path, overwrite)
+
+    wsi2ihc.storage._publish = publish
+    wsi2ihc.translation.resume.publish_folder = lambda *_: os._exit(9)
+    main(arguments)
 
 
 def names(folder: Path) -> list[str]:
@@ -50,18 +49,17 @@ def command(slide_file: Path, out: Path, *more: str) -> list[str]:
 )
 @pytest.mark.parametrize("again", ["", "--resume"])
 def test_the_same_command_succeeds_after_a_kill_while_publishing(
-    slide_file: Path, tmp_path: Path, suffix: str, at: str, again: str
+    slide_file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, suffix: str, at: str, again: str
 ) -> None:
     out = tmp_path / f"out.ome.{suffix}"
     arguments = command(slide_file, out)
-    killed = subprocess.run([sys.executable, "-c", KILLED, at, *arguments], check=False)
-    assert killed.returncode == 9
+    killed = context().Process(target=_killed, args=(at, arguments))
+    killed.start()
+    killed.join(120)
+    assert killed.exitcode == 9
     assert not out.exists()
-    done = subprocess.run(
-        [sys.executable, "-m", "wsi2ihc", *arguments, *([again] if again else [])],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    log = tmp_path_factory.mktemp("log") / "log"
+    assert run([*arguments[1:], *([again] if again else [])], log) == 0, log.read_text()
     assert names(tmp_path) == [out.name, f"{out.name}.json", "preview.png"]
 
 

@@ -83,8 +83,8 @@ def test_pixels_stored_beside_missing_tiles_are_kept(image: RGBImage, tmp_path: 
         report = wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), out, options)
     stored = (expected < 255).any(axis=2)
     np.testing.assert_array_equal(level0(out)[stored], image[stored])
-    glass = np.abs(level0(out)[~stored].astype(int) - report.fill).max(), np.ptp((255, *report.fill))
-    assert glass[0] <= glass[1]
+    deviation = np.abs(level0(out)[~stored].astype(int) - report.fill).max(), np.ptp((255, *report.fill))
+    assert deviation[0] <= deviation[1]
 
 
 def test_an_output_of_a_slide_with_missing_edges_records_its_bounds(image: RGBImage, tmp_path: Path) -> None:

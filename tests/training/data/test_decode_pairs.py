@@ -157,9 +157,9 @@ def test_same_bytes_in_another_shape_differ(tmp_path: Path) -> None:
 
 def test_empty_background_is_not_compared(tmp_path: Path) -> None:
     kinds_first(tmp_path, NAMES)
-    glass = np.full((SIZE[1], SIZE[0], 3), (243, 240, 244), np.uint8)
+    background = np.full((SIZE[1], SIZE[0], 3), (243, 240, 244), np.uint8)
     for name in ("train/a", "train/b", "val/v"):
-        save(glass, tmp_path / "HE" / f"{name}.png")
+        save(background, tmp_path / "HE" / f"{name}.png")
     assert decode_pairs(find_pairs(tmp_path).pairs) == ()
 
 

@@ -123,7 +123,7 @@ def test_patches_without_ids_are_their_own_units_with_a_note(tmp_path: Path) -> 
     evaluation = evaluate_patches(folder, ["identity"], QUICK)
     assert evaluation.resampling_unit == "patches"
     assert any("too narrow" in note for note in evaluation.notes)
-    assert evaluation.reference_predictions == (), "a patch is no slide"
+    assert evaluation.reference_predictions == (), "a patch is not a slide"
 
 
 def test_units_per_pair_and_slide_names_shared_by_patients(tmp_path: Path) -> None:

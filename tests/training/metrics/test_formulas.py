@@ -52,7 +52,7 @@ def test_psnr_and_ssim_match_scikit_image(
 def test_correlations_match_torchmetrics(metrics: dict[str, float], densities: tuple[np.ndarray, np.ndarray]) -> None:
     virtual, reference = (torch.from_numpy(side.ravel()) for side in densities)
     assert metrics["stain_r"] == pytest.approx(float(pearson_corrcoef(virtual, reference)), rel=CLOSE)
-    # torchmetrics takes unbiased variances; Lin's paper divides by N, as here: equal but for 1 / N
+    # torchmetrics takes unbiased variances; Lin's paper divides by N, as here: equal except for 1 / N
     ccc = float(concordance_corrcoef(virtual, reference))
     assert metrics["stain_ccc"] == pytest.approx(ccc, rel=2 / virtual.numel() + CLOSE)
     assert metrics["stain_bias"] == pytest.approx(densities[0].mean() - densities[1].mean(), rel=CLOSE)

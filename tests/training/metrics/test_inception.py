@@ -174,7 +174,7 @@ def test_infinite_features_are_an_error() -> None:
 
 
 def message(path: Path) -> str:
-    """Of the error that loading raises: one line."""
+    """Return the message of the error that loading raises, which is one line."""
     with pytest.raises((ModelError, OptionError)) as caught:
         load_inception(path)
     assert "\n" not in str(caught.value)

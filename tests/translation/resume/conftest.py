@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from make_slides import tissue_on_glass, write_exact
+from make_slides import tissue_on_background, write_exact
 
 import wsi2ihc
 from wsi2ihc.geometry import RGBImage
@@ -21,15 +21,6 @@ from wsi2ihc.translation.options import TranslateOptions
 LOSSLESS = PyramidOptions(compression="deflate", tile_px=64)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread: small tensors gain nothing from more, and other processes need the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip syncing to a possibly busy disk in this process; workers do sync."""
@@ -39,7 +30,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def image() -> RGBImage:
     """460×430 px, tissue in the middle 300×290."""
-    return tissue_on_glass(460, 430, (81, 83, 300, 290))
+    return tissue_on_background(460, 430, (81, 83, 300, 290))
 
 
 @pytest.fixture(scope="session")

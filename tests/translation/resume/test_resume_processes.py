@@ -55,7 +55,7 @@ def done_bands(out: Path) -> dict[str, int]:
 
 def wait_for_bands(out: Path, is_alive: Callable[[], bool], count: int = 1) -> None:
     """Wait until bands are done by a process that is alive."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while len(done_bands(out)) < count:
         assert is_alive()
         assert time.monotonic() < until
@@ -131,12 +131,12 @@ def test_four_processes_on_one_slide(slide_file: Path, whole: Path, tmp_path: Pa
     first.join()
     before = done_bands(out)
     processes = [start([slide_file, out, *SLOWLY, "--resume", "-v", "--json"], log, gates / "go") for log in logs]
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while len(list(gates.iterdir())) < len(processes) and time.monotonic() < until:
         time.sleep(0.01)
     (gates / "go").touch()
     for process in processes:
-        process.join(60)
+        process.join(120)
     failed = [log.read_text() for log, process in zip(logs, processes, strict=True) if process.exitcode]
     assert not failed, "\n".join(failed)
     assert_same(out, whole)
@@ -155,7 +155,7 @@ def test_a_band_of_a_killed_process_is_translated_by_another(slide_file: Path, w
     wait_for_bands(out, lambda: one.is_alive() and other.is_alive())
     one.kill()
     one.join()
-    other.join(60)
+    other.join(120)
     assert other.exitcode == 0, (tmp_path / "log1").read_text()
     assert_same(out, whole)
     both = started_bands(tmp_path / "log0") + started_bands(tmp_path / "log1")
@@ -182,7 +182,7 @@ def test_killed_between_two_steps(
     arguments = [str(one) for one in (slide_file, out, *COMMON, "--resume")]
     process = context().Process(target=_killed_at, args=(module, name, arguments))
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 9
     assert run(arguments, log) == 0, log.read_text()
     assert visible(tmp_path) == [f"out.ome.{suffix}", f"out.ome.{suffix}.json"]
@@ -206,7 +206,7 @@ def test_an_interrupted_run_reports_the_bands_that_are_kept(slide_file: Path, wh
     process = start([slide_file, out, *SLOWLY, "--resume"], log)
     wait_for_bands(out, process.is_alive)
     process.terminate()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 143
     assert f"{len(done_bands(out))} finished bands are kept" in log.read_text()
     assert "Traceback" not in log.read_text()

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import zarr
 from make_slides import halves, write_slide
-from ome_zarr_models.v05 import Image
-from PIL import Image as Picture
-from PIL import ImageCms
+from ome_zarr_models.v05 import Image as OmeZarrImage
+from PIL import Image, ImageCms
 
 import wsi2ihc
 from wsi2ihc.errors import OutputError, OutputExistsError
@@ -52,7 +51,7 @@ def attributes(out: Path) -> dict[str, Any]:
 def test_the_metadata_follows_the_specification(slide_file: Path, make_options: MakeOptions, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.zarr"
     report = translated(slide_file, out, make_options())
-    image = Image.from_zarr(zarr.open_group(out, mode="r"))  # validates against the specification
+    image = OmeZarrImage.from_zarr(zarr.open_group(out, mode="r"))  # validates against the specification
     (scale,) = image.ome_attributes.multiscales
     assert [(axis.name, axis.type, axis.unit) for axis in scale.axes] == [
         ("c", "channel", None),
@@ -146,7 +145,7 @@ def test_ignored_options_are_reported(slide_file: Path, make_options: MakeOption
 def test_a_preview_of_an_ome_zarr(slide_file: Path, image: RGBImage, make_options: MakeOptions, tmp_path: Path) -> None:
     out, preview = tmp_path / "out.ome.zarr", tmp_path / "both.png"
     translated(slide_file, out, make_options(tissue="none", preview=preview), "identity")
-    both = np.asarray(Picture.open(preview))
+    both = np.asarray(Image.open(preview))
     np.testing.assert_array_equal(both[:, :460], image)
     np.testing.assert_array_equal(both[:, -460:], image)
     assert read_overview(out, 115).shape == (108, 115, 3)

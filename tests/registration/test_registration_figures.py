@@ -1,4 +1,4 @@
-"""Pictures of a registration: the right pixels in the right fields, and text that fits."""
+"""Figures of a registration: the right pixels in the right fields, and text that fits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DARK, LIGHT = (30, 60, 90), (220, 200, 180)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pictures")
+    return tmp_path_factory.mktemp("figures")
 
 
 def plain_slide(path: Path, color: tuple[int, int, int], size: tuple[int, int], mpp: float = 2.0) -> Slide:
@@ -52,7 +52,7 @@ def close(pixels: npt.NDArray[np.uint8], color: tuple[int, int, int], levels: in
         ([(300_000, 90_000)], [0.25], 50.0),
     ],
 )
-def test_the_resolution_of_a_picture(sizes: list[tuple[int, int]], mpps: list[float], expected: float) -> None:
+def test_the_resolution_of_a_figure(sizes: list[tuple[int, int]], mpps: list[float], expected: float) -> None:
     frames = [SlideFrame("x", Size(*size), (mpp, mpp)) for size, mpp in zip(sizes, mpps, strict=True)]
     assert figure_mpp(frames) == pytest.approx(expected)
 
@@ -125,37 +125,37 @@ def test_colors_of_the_deformation_follow_its_length() -> None:
     coefficients = np.zeros((8, 8, 2))
     coefficients[3, 5] = (40, 0)
     turned = np.array([[0.0, -1.0, 500.0], [1.0, 0.0, 20.0]])
-    picture = deformation_figure(Transform(turned, LocalField((0, 0), 100, coefficients)), overview, 2.0)
-    assert picture.shape[0] > 200
+    figure = deformation_figure(Transform(turned, LocalField((0, 0), 100, coefficients)), overview, 2.0)
+    assert figure.shape[0] > 200
 
     def level(y: int, x: int) -> float:
         # green only grows along the colors
-        return float(np.median(picture[y - 3 : y + 4, x - 3 : x + 4, 1]))
+        return float(np.median(figure[y - 3 : y + 4, x - 3 : x + 4, 1]))
 
     # control point (3, 5) lies at 500, 300 µm: px 250, 150
     assert level(150, 250) > level(150, 215) > level(40, 40)
-    lines = (picture[:200] > 225).all(axis=-1)
+    lines = (figure[:200] > 225).all(axis=-1)
     assert 0.02 < lines.mean() < 0.3
 
 
-def test_without_a_field_there_is_a_gray_picture_that_says_so() -> None:
+def test_without_a_field_the_figure_is_gray_with_a_note() -> None:
     overview = texture(300, 200, seed=2)
-    picture = deformation_figure(identity(), overview, 2.0)
-    assert (picture[:200].max(axis=-1) == picture[:200].min(axis=-1)).all()
-    assert (picture[200:] < 128).any()
+    figure = deformation_figure(identity(), overview, 2.0)
+    assert (figure[:200].max(axis=-1) == figure[:200].min(axis=-1)).all()
+    assert (figure[200:] < 128).any()
 
 
 def test_patches_are_outlined_in_the_color_of_their_reason() -> None:
     overview = np.full((240, 400, 3), 255, np.uint8)
     patches = [PatchMark(100, 100, 200), PatchMark(300, 100, 200, "fold"), PatchMark(700, 300, 200, "unheard of")]
-    picture = kept_and_rejected(overview, 5.0, patches)
-    assert close(picture[20:60, 20:60], KEPT).sum() >= 4 * 30
-    assert close(picture[20:60, 60:100], REASONS["fold"]).sum() >= 4 * 30
+    figure = kept_and_rejected(overview, 5.0, patches)
+    assert close(figure[20:60, 20:60], KEPT).sum() >= 4 * 30
+    assert close(figure[20:60, 60:100], REASONS["fold"]).sum() >= 4 * 30
     # neighbors do not draw over each other, and nothing is drawn elsewhere
-    assert not close(picture[20:60, 20:60], REASONS["fold"]).any()
-    assert (picture[:18] == 255).all()
-    assert (picture[110:240] == 255).all()
-    foot = picture[240:]
+    assert not close(figure[20:60, 20:60], REASONS["fold"]).any()
+    assert (figure[:18] == 255).all()
+    assert (figure[110:240] == 255).all()
+    foot = figure[240:]
     for color in (KEPT, REASONS["fold"]):
         assert close(foot, color, 0).sum() == 16 * 16
     assert not close(foot, REASONS["pen"], 0).any()
@@ -185,14 +185,14 @@ def test_a_scale_in_micrometres() -> None:
 @pytest.mark.parametrize("side_um", [1, 10, 40])
 def test_patches_too_small_for_an_outline_still_show(side_um: float) -> None:
     overview = np.full((100, 100, 3), 255, np.uint8)
-    picture = kept_and_rejected(overview, 10.0, [PatchMark(500, 500, side_um, "blur")])
-    assert (picture[50, 50] != 255).any()
+    figure = kept_and_rejected(overview, 10.0, [PatchMark(500, 500, side_um, "blur")])
+    assert (figure[50, 50] != 255).any()
 
 
 @pytest.mark.parametrize("width", [40, 120, 1200])
 def test_any_width_has_room_for_its_foot(width: int) -> None:
     overview = np.full((30, width, 3), 200, np.uint8)
     patches = [PatchMark(0, 0, 10, reason) for reason in ("", *REASONS)]
-    picture = kept_and_rejected(overview, 1.0, patches)
-    assert picture.shape[1] == width
-    assert np.array_equal(picture[25:30, width // 2 :], overview[25:30, width // 2 :])
+    figure = kept_and_rejected(overview, 1.0, patches)
+    assert figure.shape[1] == width
+    assert np.array_equal(figure[25:30, width // 2 :], overview[25:30, width // 2 :])
