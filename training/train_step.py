@@ -55,25 +55,17 @@ class PatchDiscriminator(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """Generator and discriminator with their optimizers.
+    """Generator and discriminator with their optimizers."""
 
-    Attributes
-    ----------
-    generator, discriminator
-        As set up by Fabric for the device.
-    generator_module, discriminator_module
-        The plain modules inside.
-    averaged
-        Moving average of the generator's weights, if enabled.
-    """
-
+    # as set up by Fabric for the device
     generator: nn.Module
     discriminator: nn.Module
+    # the plain modules inside
     generator_module: nn.Module
     discriminator_module: nn.Module
     generator_optimizer: Optimizer
     discriminator_optimizer: Optimizer
-    averaged: AveragedModel | None = None
+    averaged: AveragedModel | None = None  # moving average of the generator's weights, if enabled
 
     @property
     def model(self) -> nn.Module:

@@ -62,23 +62,14 @@ class LossLog:
 
     Losses are copied from a GPU once per row, since copying at every step would stall it. So a loss that is not finite
     is only detected at the end of a row; the error names its step.
-
-    Attributes
-    ----------
-    record
-        Where rows are written; None except in the first process.
-    progress
-        Called after every step.
-    mean
-        Returns the mean of a tensor over all processes.
     """
 
     options: TrainOptions
     steps_per_epoch: int
     steps: int
-    record: RunRecord | None
-    progress: ProgressCallback
-    mean: Callable[[Tensor], Tensor]
+    record: RunRecord | None  # where rows are written; None except in the first process
+    progress: ProgressCallback  # called after every step
+    mean: Callable[[Tensor], Tensor]  # returns the mean of a tensor over all processes
     _losses: list[Tensor] = field(default_factory=list)
     _step: int = 0
     _rate: float = 0.0

@@ -66,23 +66,13 @@ MIN_SPAN = 0.01
 
 @dataclass(frozen=True, slots=True)
 class RunCurves:
-    """The tables of a run folder.
+    """The tables of a run folder."""
 
-    Attributes
-    ----------
-    name
-        Of the folder, made distinct from those of other runs.
-    recipe
-        From its configuration, or empty.
-    epoch_steps
-        Steps per epoch, or None until an epoch is complete.
-    """
-
-    name: str
-    recipe: str
+    name: str  # of the folder, made distinct from those of other runs
+    recipe: str  # from its configuration, or empty
     steps: Columns
     validation: Columns
-    epoch_steps: float | None
+    epoch_steps: float | None  # steps per epoch, or None until an epoch is complete
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,22 +46,13 @@ _COPIES = 4
 
 @dataclass(frozen=True, slots=True)
 class DatasetMetadata:
-    """Metadata written into the model.
-
-    Attributes
-    ----------
-    license
-        Of the data; "" if unknown.
-    name
-        Of the dataset.
-    notes
-        Assumptions, and what takes precedence where a preset contradicts the data; one sentence each.
-    """
+    """Metadata written into the model."""
 
     mpp: float
     stain: str
-    license: str
-    name: str
+    license: str  # of the data; "" if unknown
+    name: str  # of the dataset
+    # assumptions, and what takes precedence where a preset contradicts the data; one sentence each
     notes: tuple[str, ...] = ()
 
 
@@ -249,31 +240,17 @@ def describe_data(job: TrainingJob) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingEstimate:
-    """Resources that one process of a run needs.
-
-    Attributes
-    ----------
-    processes
-        That share a batch.
-    weights_bytes
-        Weights, gradients and the averages of Adam.
-    activations_bytes
-        Maximum of what the layers keep for the gradients of one step.
-    memory_bytes
-        The sum of both; memory of libraries and temporary buffers is additional.
-    available_bytes
-        Free memory of the GPU, or memory of the machine per process; None if unknown.
-    """
+    """Resources that one process of a run needs."""
 
     generator_parameters: int
     discriminator_parameters: int
-    processes: int
+    processes: int  # that share a batch
     device: str
     precision: str
-    weights_bytes: int
-    activations_bytes: int
-    memory_bytes: int
-    available_bytes: int | None
+    weights_bytes: int  # weights, gradients and the averages of Adam
+    activations_bytes: int  # maximum of what the layers keep for the gradients of one step
+    memory_bytes: int  # the sum of both; memory of libraries and temporary buffers is additional
+    available_bytes: int | None  # free memory of the GPU, or memory of the machine per process; None if unknown
 
 
 def estimate_resources(job: TrainingJob) -> TrainingEstimate:

@@ -35,30 +35,16 @@ LARGEST_SIDE_PX = 8192
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An H&E patch and the IHC patch of the same tissue; None if unknown.
+    """An H&E patch and the IHC patch of the same tissue; None if unknown."""
 
-    Attributes
-    ----------
-    name
-        Stem of the H&E file.
-    he, ihc
-        The files; the same one if they lie side by side.
-    half
-        Position of the H&E in a side-by-side image; "" for two files.
-    role
-        Split of the pair.
-    group
-        What must not be split between roles (a patient, a slide, a region).
-    patient, slide, her2, number
-        From the file name or a table; ``her2`` is the level of the slide, as in "2+".
-    """
-
-    name: str
+    name: str  # stem of the H&E file
+    # the files; the same one if they lie side by side
     he: Path
     ihc: Path
-    half: Literal["", "left", "right"] = ""
-    role: Role | None = None
-    group: str | None = None
+    half: Literal["", "left", "right"] = ""  # position of the H&E in a side-by-side image; "" for two files
+    role: Role | None = None  # split of the pair
+    group: str | None = None  # what must not be split between roles (a patient, a slide, a region)
+    # from the file name or a table; ``her2`` is the level of the slide, as in "2+"
     patient: str | None = None
     slide: str | None = None
     her2: str | None = None
@@ -67,37 +53,22 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairedData:
-    """A paired dataset; its pixels have not been read.
-
-    Attributes
-    ----------
-    layout
-        One line for display, as in "side by side in train/, test/ (H&E left)".
-    pairs
-        In the order of the table; otherwise train, validation, test (by their folders), each sorted by file name.
-    mpp
-        µm per px, from the table or dataset.json; None if not stated.
-    stain, license, name
-        From dataset.json.
-    is_lettered
-        Whether folders are named A and B, so that the order determines the stains.
-    icc
-        How colors were read from the slides, from dataset.json: "keep" or "srgb".
-    grouped_by
-        "patient", "slide", "group" (columns of the table), "regular expression …", the name of a CSV file (with the
-        fields that it filled in, in parentheses), "patch" (split by patch on request), "" (no groups).
-    """
+    """A paired dataset; its pixels have not been read."""
 
     folder: Path
-    layout: str
+    layout: str  # one line for display, as in "side by side in train/, test/ (H&E left)"
+    # in the order of the table; otherwise train, validation, test (by their folders), each sorted by file name
     pairs: tuple[Pair, ...]
-    mpp: float | None = None
+    mpp: float | None = None  # µm per px, from the table or dataset.json; None if not stated
+    # from dataset.json
     stain: str | None = None
     license: str | None = None
+    # "patient", "slide", "group" (columns of the table), "regular expression …", the name of a CSV file (with the
+    # fields that it filled in, in parentheses), "patch" (split by patch on request), "" (no groups)
     grouped_by: str = ""
     name: str | None = None
-    icc: str | None = None
-    is_lettered: bool = False
+    icc: str | None = None  # how colors were read from the slides, from dataset.json: "keep" or "srgb"
+    is_lettered: bool = False  # whether folders are named A and B, so that the order determines the stains
 
     def of(self, role: Role) -> tuple[Pair, ...]:
         """Return the pairs of one role, in order."""

@@ -33,18 +33,12 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Row:
-    """Entry of a table of groups for the patches that match a key.
+    """Entry of a table of groups for the patches that match a key."""
 
-    Attributes
-    ----------
-    group, role
-        Rows with the same key must agree on these.
-    fields
-        By their names in `_FIELDS`; None where rows disagree.
-    """
-
+    # rows with the same key must agree on these
     group: str | None
     role: Role | None
+    # by their names in `_FIELDS`; None where rows disagree
     fields: Mapping[str, str | None] = dataclasses.field(compare=False)
 
 

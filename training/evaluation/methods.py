@@ -35,15 +35,10 @@ _MAX_REDUCTION = 16.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ColorRegression:
-    """A quadratic polynomial from color to color.
+    """A quadratic polynomial from color to color."""
 
-    Attributes
-    ----------
-    coefficients
-        (10, 3) float64, for the terms 1, r, g, b, r², g², b², rg, gb, br of values in [-1, 1], giving red, green and
-        blue in [-1, 1].
-    """
-
+    # (10, 3) float64, for the terms 1, r, g, b, r², g², b², rg, gb, br of values in [-1, 1], giving red, green and blue
+    # in [-1, 1]
     coefficients: npt.NDArray[np.float64]
 
     def __call__(self, images: RGBBatch) -> RGBBatch:
@@ -112,30 +107,15 @@ def _terms(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """A way to make a virtual stain from H&E.
+    """A way to make a virtual stain from H&E."""
 
-    Attributes
-    ----------
-    name
-        In tables; unique among the methods compared.
-    kind
-        A trained model, a baseline, or images made by another program.
-    translate
-        Maps images (N, H, W, 3) uint8 to virtual images; None for given images.
-    multiple_px
-        Sides of images must be multiples of this.
-    halo_px
-        Radius of the receptive field; None if the method is not local.
-    metadata
-        For the report: JSON values, no paths.
-    """
-
-    name: str
-    kind: Kind
+    name: str  # in tables; unique among the methods compared
+    kind: Kind  # a trained model, a baseline, or images made by another program
+    # maps images (N, H, W, 3) uint8 to virtual images; None for given images
     translate: Callable[[RGBBatch], RGBBatch] | None
-    multiple_px: int = 1
-    halo_px: int | None = 0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    multiple_px: int = 1  # sides of images must be multiples of this
+    halo_px: int | None = 0  # radius of the receptive field; None if the method is not local
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # for the report: JSON values, no paths
 
 
 def load_methods(models: Sequence[str], device: str, precision: str) -> list[Method]:

@@ -36,23 +36,12 @@ class SlideStain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ThresholdFit:
-    """What is fitted to the training split.
+    """What is fitted to the training split."""
 
-    Attributes
-    ----------
-    stained_from
-        DAB density from which a pixel counts as stained.
-    source
-        Where the threshold comes from, for display.
-    regression
-        The color regression; None without a training split with H&E images.
-    slides
-        The stain of the references of every training slide, by slide.
-    """
-
-    stained_from: float
-    source: str
-    regression: ColorRegression | None = None
+    stained_from: float  # DAB density from which a pixel counts as stained
+    source: str  # where the threshold comes from, for display
+    regression: ColorRegression | None = None  # the color regression; None without a training split with H&E images
+    # the stain of the references of every training slide, by slide
     slides: Mapping[str, SlideStain] = field(default_factory=dict)
 
 
@@ -141,24 +130,14 @@ def h_score(counts: Counts) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MethodResult:
-    """Results of one method.
-
-    Attributes
-    ----------
-    scores
-        Over complete images.
-    interior
-        Without a margin at every border; None if images are too small to have an interior.
-    distances
-        FID and KID by HER2 level, and of all images under ""; empty without Inception weights.
-    predictions
-        HER2 levels of slides predicted from their stained area and their H-score; empty if nothing could be fitted.
-    """
+    """Results of one method."""
 
     method: Method
-    scores: Scores
-    interior: Scores | None = None
+    scores: Scores  # over complete images
+    interior: Scores | None = None  # without a margin at every border; None if images are too small to have an interior
+    # FID and KID by HER2 level, and of all images under ""; empty without Inception weights
     distances: Mapping[str, DistributionDistances] = field(default_factory=dict)
+    # HER2 levels of slides predicted from their stained area and their H-score; empty if nothing could be fitted
     predictions: tuple[LevelPredictions, ...] = ()
 
 

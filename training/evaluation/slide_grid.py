@@ -68,30 +68,14 @@ PLAIN = 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SquareGrid:
-    """The squares of a virtual slide, and which of them can be compared.
+    """The squares of a virtual slide, and which of them can be compared."""
 
-    Attributes
-    ----------
-    shape
-        Rows and columns.
-    side_px
-        Side of a square in working px.
-    mpp
-        µm per working px.
-    reference
-        (rows, columns) fraction of each square that is tissue of the reference.
-    both
-        Fraction that is tissue on both slides.
-    chosen
-        (N, 2) rows and columns of the squares that are compared, in raster order.
-    """
-
-    shape: tuple[int, int]
-    side_px: int
-    mpp: float
-    reference: npt.NDArray[np.float64]
-    both: npt.NDArray[np.float64]
-    chosen: npt.NDArray[np.intp]
+    shape: tuple[int, int]  # rows and columns
+    side_px: int  # side of a square in working px
+    mpp: float  # µm per working px
+    reference: npt.NDArray[np.float64]  # (rows, columns) fraction of each square that is tissue of the reference
+    both: npt.NDArray[np.float64]  # fraction that is tissue on both slides
+    chosen: npt.NDArray[np.intp]  # (N, 2) rows and columns of the squares that are compared, in raster order
 
     @property
     def missed(self) -> int:
@@ -109,23 +93,13 @@ class SquareGrid:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideComparison:
-    """Two slides and the transform between them.
-
-    Attributes
-    ----------
-    transform
-        From µm of the slide from which the virtual one was made to µm of the reference.
-    offset_um
-        Position of the corner of the virtual slide on that slide.
-    he
-        That slide; None if it is not given.
-    """
+    """Two slides and the transform between them."""
 
     virtual: Slide
     reference: Slide
-    transform: Transform
-    offset_um: tuple[float, float] = (0.0, 0.0)
-    he: Slide | None = None
+    transform: Transform  # from µm of the slide from which the virtual one was made to µm of the reference
+    offset_um: tuple[float, float] = (0.0, 0.0)  # position of the corner of the virtual slide on that slide
+    he: Slide | None = None  # that slide; None if it is not given
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,48 +220,26 @@ def _in_mask(mask: TissueMask, slide: Slide, positions_um: npt.NDArray[np.float6
 
 @dataclass(frozen=True, slots=True)
 class BorderGrid:
-    """A grid on whose lines seams may lie.
+    """A grid on whose lines seams may lie."""
 
-    Attributes
-    ----------
-    borders_of
-        What the grid divides the slide into.
-    overlap_px
-        Width over which neighbors are blended.
-    """
-
-    borders_of: str
+    borders_of: str  # what the grid divides the slide into
     spacing_px: tuple[int, int]
     origin_px: tuple[int, int] = (0, 0)
-    overlap_px: int = 0
+    overlap_px: int = 0  # width over which neighbors are blended
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Source of a virtual slide, as far as it is known.
+    """Source of a virtual slide, as far as it is known."""
 
-    Attributes
-    ----------
-    position_um
-        Of its corner on its source, from the corner of level 0.
-    source
-        Base name of the slide from which it was made; "" if unknown.
-    quickhash
-        Of that slide; "" if unknown.
-    grids
-        On which seams may lie.
-    seams
-        Seam metrics in the translation report; None if there are none.
-    is_reported
-        Whether there is a report next to it.
-    """
-
-    position_um: tuple[float, float] = (0.0, 0.0)
-    source: str = ""
-    quickhash: str = ""
+    position_um: tuple[float, float] = (0.0, 0.0)  # of its corner on its source, from the corner of level 0
+    source: str = ""  # base name of the slide from which it was made; "" if unknown
+    quickhash: str = ""  # of that slide; "" if unknown
+    # on which seams may lie
     grids: tuple[BorderGrid, ...] = (BorderGrid(f"tiles of {TILE_PX} px", (TILE_PX, TILE_PX)),)
+    # seam metrics in the translation report; None if there are none
     seams: Mapping[str, Any] | None = field(default=None, hash=False)
-    is_reported: bool = False
+    is_reported: bool = False  # whether there is a report next to it
 
 
 def read_origin(virtual: str, size: Size) -> Origin:
@@ -378,29 +330,15 @@ def _from_file(virtual: str) -> Origin:
 
 @dataclass(frozen=True, slots=True)
 class GridSeams:
-    """Steps at the borders of a grid, along the axis where they are larger.
+    """Steps at the borders of a grid, along the axis where they are larger."""
 
-    Attributes
-    ----------
-    borders_of
-        What the grid divides the slide into.
-    contrast
-        Mean difference across borders over that at the other phases; None if too few borders have tissue.
-    z
-        Its deviation in standard deviations of the other phases.
-    borders
-        Number of windows with tissue at a border that were measured.
-    is_relative
-        Whether steps of the source were divided out.
-    shade_z, shade_step
-        Differences in shade, see `ShadeMetrics`; None without the source.
-    """
-
-    borders_of: str
+    borders_of: str  # what the grid divides the slide into
+    # mean difference across borders over that at the other phases; None if too few borders have tissue
     contrast: float | None
-    z: float | None
-    borders: int
-    is_relative: bool = False
+    z: float | None  # its deviation in standard deviations of the other phases
+    borders: int  # number of windows with tissue at a border that were measured
+    is_relative: bool = False  # whether steps of the source were divided out
+    # differences in shade, see `ShadeMetrics`; None without the source
     shade_z: float | None = None
     shade_step: float | None = None
 

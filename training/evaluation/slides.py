@@ -64,47 +64,24 @@ FITTING_SQUARES = 200
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideMaps:
-    """Metrics by position: (rows, columns) of the squares, NaN where none was compared.
+    """Metrics by position: (rows, columns) of the squares, NaN where none was compared."""
 
-    Attributes
-    ----------
-    virtual, reference
-        Stained area, 0 to 1.
-    stain_r
-        Correlation of the density per pixel.
-    """
-
+    # stained area, 0 to 1
     virtual: npt.NDArray[np.float64]
     reference: npt.NDArray[np.float64]
-    stain_r: npt.NDArray[np.float64]
+    stain_r: npt.NDArray[np.float64]  # correlation of the density per pixel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideEvaluation:
-    """Results of a virtual slide.
+    """Results of a virtual slide."""
 
-    Attributes
-    ----------
-    evaluation
-        Over all squares, each its own resampling unit.
-    squares
-        The grid.
-    maps
-        Metrics by position.
-    seams
-        Of the virtual slide at the borders of its tiles, and of its cores if known.
-    origin
-        What the virtual slide states about its source.
-    overviews
-        Overviews of the virtual slide and of the reference registered to it.
-    """
-
-    evaluation: Evaluation
-    squares: SquareGrid
-    maps: SlideMaps
-    seams: tuple[GridSeams, ...]
-    origin: Origin
-    overviews: tuple[RGBImage, RGBImage]
+    evaluation: Evaluation  # over all squares, each its own resampling unit
+    squares: SquareGrid  # the grid
+    maps: SlideMaps  # metrics by position
+    seams: tuple[GridSeams, ...]  # of the virtual slide at the borders of its tiles, and of its cores if known
+    origin: Origin  # what the virtual slide states about its source
+    overviews: tuple[RGBImage, RGBImage]  # overviews of the virtual slide and of the reference registered to it
 
 
 def evaluate_slides(

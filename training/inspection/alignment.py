@@ -53,50 +53,26 @@ MIN_MEDIAN = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Misaligned:
-    """A misaligned pair.
+    """A misaligned pair."""
 
-    Attributes
-    ----------
-    number
-        Index in the dataset.
-    chance
-        99th percentile of the null distribution; None if unknown.
-    reason
-        Reasons, for display.
-    """
-
-    number: int
+    number: int  # index in the dataset
     correlation: float | None
     residual_um: float | None
-    chance: float | None
-    reason: str
+    chance: float | None  # 99th percentile of the null distribution; None if unknown
+    reason: str  # reasons, for display
 
 
 @dataclass(frozen=True, slots=True)
 class AlignmentFindings:
-    """Alignment of the pairs of a dataset; None if unknown.
+    """Alignment of the pairs of a dataset; None if unknown."""
 
-    Attributes
-    ----------
-    misaligned
-        Misaligned pairs by correlation, the lowest first.
-    least_correlation
-        Correlation below which a pair is an outlier.
-    median_chance
-        Median of the 99th percentiles of the null distributions.
-    no_better
-        Number of misaligned pairs that do not exceed that percentile.
-    unknown
-        Number of pairs with too little structure to be compared.
-    """
-
-    misaligned: tuple[Misaligned, ...]
+    misaligned: tuple[Misaligned, ...]  # misaligned pairs by correlation, the lowest first
     median_correlation: float | None
     median_residual_um: float | None
-    least_correlation: float | None
-    median_chance: float | None
-    no_better: int
-    unknown: int
+    least_correlation: float | None  # correlation below which a pair is an outlier
+    median_chance: float | None  # median of the 99th percentiles of the null distributions
+    no_better: int  # number of misaligned pairs that do not exceed that percentile
+    unknown: int  # number of pairs with too little structure to be compared
 
 
 def find_misaligned(agreements: Sequence[Agreement], chances: Sequence[float | None]) -> AlignmentFindings:
@@ -174,14 +150,9 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Structure:
-    """Structure of a pair at low resolution.
+    """Structure of a pair at low resolution."""
 
-    Attributes
-    ----------
-    he, ihc : ndarray of float16, shape (rows, columns)
-        Band-pass filtered hematoxylin with mean 0 and norm 1.
-    """
-
+    # band-pass filtered hematoxylin with mean 0 and norm 1
     he: npt.NDArray[np.float16]
     ihc: npt.NDArray[np.float16]
 

@@ -67,27 +67,16 @@ Coefficients = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Descriptors:
-    """Local descriptors and thumbnail of a patch.
+    """Local descriptors and thumbnail of a patch."""
 
-    Attributes
-    ----------
-    codes, orientations, xy : ndarray, shapes (keypoints,), (keypoints,), (keypoints, 2)
-        Codes in canonical orientation, numbers of the transforms to it, and positions relative to the center of the
-        patch in reduced px.
-    size
-        Size of the patch in reduced px.
-    thumbnail : ndarray of uint8, shape (rows, columns)
-        Luminance.
-    step
-        Reduced px per px of the thumbnail.
-    """
-
+    # codes in canonical orientation, numbers of the transforms to it, and positions relative to the center of the patch
+    # in reduced px
     codes: npt.NDArray[np.uint64]
     orientations: npt.NDArray[np.uint8]
     xy: FloatPlane
-    size: Size
-    thumbnail: npt.NDArray[np.uint8]
-    step: int
+    size: Size  # size of the patch in reduced px
+    thumbnail: npt.NDArray[np.uint8]  # luminance
+    step: int  # reduced px per px of the thumbnail
 
 
 def describe_patch(image: RGBImage, factor: int) -> Descriptors:
@@ -233,23 +222,13 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class DuplicateCandidate:
-    """Two patches, by their indices (first < second), that may show the same tissue.
-
-    Attributes
-    ----------
-    orientation
-        Transform of the first patch to the orientation of the second.
-    shift_px
-        Shift (x, y) between the centers after that, in reduced px.
-    votes
-        Number of matching keypoints.
-    """
+    """Two patches, by their indices (first < second), that may show the same tissue."""
 
     first: int
     second: int
-    orientation: int
-    shift_px: tuple[float, float]
-    votes: int
+    orientation: int  # transform of the first patch to the orientation of the second
+    shift_px: tuple[float, float]  # shift (x, y) between the centers after that, in reduced px
+    votes: int  # number of matching keypoints
 
 
 def find_candidates(descriptors: Sequence[Descriptors]) -> list[DuplicateCandidate]:
@@ -357,22 +336,14 @@ AHEAD = 64
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """Tissue that two patches have in common; the first fields are those of `DuplicateCandidate`, in px of the patches.
-
-    Attributes
-    ----------
-    overlap
-        Common fraction of the smaller patch.
-    correlation
-        Correlation of the fine structure in the common area.
-    """
+    """Tissue that two patches have in common; the first fields are those of `DuplicateCandidate`, in px."""
 
     first: int
     second: int
     orientation: int
     shift_px: tuple[float, float]
-    overlap: float
-    correlation: float
+    overlap: float  # common fraction of the smaller patch
+    correlation: float  # correlation of the fine structure in the common area
 
 
 def find_common(
@@ -478,23 +449,14 @@ ORIENTATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Leakage:
-    """Tissue that two pairs have in common; other fields are those of `Common`.
+    """Tissue that two pairs have in common; other fields are those of `Common`."""
 
-    Attributes
-    ----------
-    first, second
-        Indices in the dataset, first < second.
-    between
-        "splits" for pairs of different splits, "groups" for different groups of one split, else "".
-    stains
-        Images that match: "H&E and IHC", "H&E" or "IHC".
-    """
-
+    # indices in the dataset, first < second
     first: int
     second: int
-    between: Between
+    between: Between  # "splits" for pairs of different splits, "groups" for different groups of one split, else ""
     kind: Kind
-    stains: str
+    stains: str  # images that match: "H&E and IHC", "H&E" or "IHC"
     orientation: int
     shift_px: tuple[float, float]
     overlap: float

@@ -14,26 +14,14 @@ from .image_stats import Description, empty_levels, slide_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inspection:
-    """All findings about a dataset.
+    """All findings about a dataset."""
 
-    Attributes
-    ----------
-    data
-        Pairs of the dataset; ``mpp`` includes the option (None if unknown).
-    descriptions
-        Image statistics by split and level.
-    leaks
-        Duplicate tissue.
-    are_squares
-        Whether all images are read as side-by-side pairs although they are nearly square.
-    """
-
-    data: PairedData
+    data: PairedData  # pairs of the dataset; ``mpp`` includes the option (None if unknown)
     sizes: PatchSizes
-    descriptions: tuple[Description, ...]
-    leaks: tuple[Leakage, ...]
+    descriptions: tuple[Description, ...]  # image statistics by split and level
+    leaks: tuple[Leakage, ...]  # duplicate tissue
     alignment: AlignmentFindings
-    are_squares: bool = False
+    are_squares: bool = False  # whether all images are read as side-by-side pairs although they are nearly square
 
     def name(self, number: int) -> str:
         """Return the path of a pair relative to the dataset."""

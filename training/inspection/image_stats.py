@@ -56,34 +56,19 @@ RANGE_PERCENT = (1.0, 99.0)
 
 @dataclass(frozen=True, slots=True)
 class ImageStatistics:
-    """Statistics of one image; NaN if unknown.
+    """Statistics of one image; NaN if unknown."""
 
-    Attributes
-    ----------
-    red, green, blue
-        Means, 0 to 255.
-    laplacian_variance
-        Variance of the Laplacian of luminance (3 x 3 kernel of four neighbors), in squared gray levels.
-    sharpness
-        See `pairs.quality.sharpness`; independent of stain and amount of tissue; NaN without resolution.
-    dynamic_range
-        99th minus 1st percentile of luminance, in gray levels.
-    rms_contrast
-        Standard deviation of luminance, in gray levels.
-    michelson_contrast
-        (99th - 1st percentile) / (99th + 1st), 0 to 1.
-    texture_contrast, texture_homogeneity, texture_energy, texture_correlation
-        See `Texture`.
-    """
-
+    # means, 0 to 255
     red: float
     green: float
     blue: float
+    # variance of the Laplacian of luminance (3 x 3 kernel of four neighbors), in squared gray levels
     laplacian_variance: float
-    sharpness: float
-    dynamic_range: float
-    rms_contrast: float
-    michelson_contrast: float
+    sharpness: float  # see `pairs.quality.sharpness`; independent of stain and amount of tissue; NaN without resolution
+    dynamic_range: float  # 99th minus 1st percentile of luminance, in gray levels
+    rms_contrast: float  # standard deviation of luminance, in gray levels
+    michelson_contrast: float  # (99th - 1st percentile) / (99th + 1st), 0 to 1
+    # see `Texture`
     texture_contrast: float
     texture_homogeneity: float
     texture_energy: float
@@ -143,28 +128,18 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """Description of a subset of the pairs.
+    """Description of a subset of the pairs."""
 
-    Attributes
-    ----------
-    split, level
-        Role and HER2 level, or "all".
-    group
-        Group or slide; "" for all.
-    groups, slides, patients
-        Numbers of them; None if unknown.
-    statistics
-        Mean and deviation by stain and statistic.
-    """
-
+    # role and HER2 level, or "all"
     split: str
     level: str
-    group: str
+    group: str  # group or slide; "" for all
     pairs: int
+    # numbers of them; None if unknown
     groups: int | None
     slides: int | None
     patients: int | None
-    statistics: Mapping[Stain, Mapping[str, Spread]]
+    statistics: Mapping[Stain, Mapping[str, Spread]]  # mean and deviation by stain and statistic
 
 
 def describe(

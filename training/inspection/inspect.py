@@ -40,26 +40,14 @@ NEARLY_SQUARE = 1.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Measurement:
-    """Measurements of a pair.
+    """Measurements of a pair."""
 
-    Attributes
-    ----------
-    statistics
-        Statistics of the H&E and the IHC.
-    structure
-        Structure for the comparison with other pairs; None without contrast.
-    descriptors
-        Descriptors of the H&E.
-    is_square
-        Whether both are halves of one nearly square image.
-    """
-
-    statistics: tuple[ImageStatistics, ImageStatistics]
+    statistics: tuple[ImageStatistics, ImageStatistics]  # statistics of the H&E and the IHC
     agreement: Agreement
-    structure: Structure | None
+    structure: Structure | None  # structure for the comparison with other pairs; None without contrast
     hashes: Hashes
-    descriptors: Descriptors
-    is_square: bool
+    descriptors: Descriptors  # descriptors of the H&E
+    is_square: bool  # whether both are halves of one nearly square image
 
 
 def inspect_dataset(folder: Path, options: InspectOptions | None = None, progress: ProgressCallback = silent) -> Report:

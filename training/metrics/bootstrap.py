@@ -51,24 +51,12 @@ Group = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subset:
-    """Some groups of a method's scores.
+    """Some groups of a method's scores."""
 
-    Attributes
-    ----------
-    units_of
-        The resampling unit of each group.
-    sums
-        (groups, `LENGTH`).
-    numbers
-        Indices of the groups among all groups of `batch_variances`.
-    batch_variances
-        Of virtual images and references.
-    """
-
-    units_of: tuple[str, ...]
-    sums: SufficientStatistics
-    numbers: npt.NDArray[np.intp]
-    batch_variances: tuple[BatchVariance, BatchVariance]
+    units_of: tuple[str, ...]  # the resampling unit of each group
+    sums: SufficientStatistics  # (groups, `LENGTH`)
+    numbers: npt.NDArray[np.intp]  # indices of the groups among all groups of `batch_variances`
+    batch_variances: tuple[BatchVariance, BatchVariance]  # of virtual images and references
     scale: Scale
 
     @property
@@ -199,21 +187,12 @@ def undefined_reason(name: str, subset: Subset) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """Metadata of an image pair; None if unknown.
+    """Metadata of an image pair; None if unknown."""
 
-    Attributes
-    ----------
-    name
-        For display.
-    resampling_unit
-        What is independent of others: the patient, else the slide or region; the image itself if none is known.
-    her2
-        HER2 level of its slide, as in "2+".
-    """
-
-    name: str
+    name: str  # for display
+    # what is independent of others: the patient, else the slide or region; the image itself if none is known
     resampling_unit: str
-    her2: str | None = None
+    her2: str | None = None  # HER2 level of its slide, as in "2+"
     slide: str | None = None
 
     @property

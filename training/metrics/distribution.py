@@ -22,25 +22,17 @@ _BLOCK = 1024
 
 @dataclass(frozen=True, slots=True)
 class DistributionDistances:
-    """Distances between virtual images and references; None if there is a reason.
+    """Distances between virtual images and references; None if there is a reason."""
 
-    Attributes
-    ----------
-    virtual_images, reference_images
-        Number of images; to be reported with the FID, which depends on it strongly.
-    kid_mean, kid_std, kid_subset_size
-        See `KernelDistance`.
-    reason
-        Why there are no distances; empty if there are.
-    """
-
+    # number of images; to be reported with the FID, which depends on it strongly
     virtual_images: int
     reference_images: int
     fid: float | None = None
+    # see `KernelDistance`
     kid_mean: float | None = None
     kid_std: float | None = None
     kid_subset_size: int = 0
-    reason: str = ""
+    reason: str = ""  # why there are no distances; empty if there are
 
 
 class KernelDistance(NamedTuple):

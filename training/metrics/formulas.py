@@ -28,23 +28,13 @@ UNIT_MEANS = {"stain_r_mean": "stain_r", "stain_ccc_mean": "stain_ccc", "stain_r
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Properties of a metric.
-
-    Attributes
-    ----------
-    group
-        The table it belongs to: "image", "stain", "distribution" or "grid".
-    ideal
-        Value of a perfect virtual stain; None if that depends on the reference.
-    is_two_sided
-        Whether values lie on both sides of the ideal one.
-    """
+    """Properties of a metric."""
 
     title: str
-    group: str
+    group: str  # the table it belongs to: "image", "stain", "distribution" or "grid"
     digits: int = 3
-    ideal: float | None = None
-    is_two_sided: bool = False
+    ideal: float | None = None  # value of a perfect virtual stain; None if that depends on the reference
+    is_two_sided: bool = False  # whether values lie on both sides of the ideal one
 
 
 METRICS: dict[str, Metric] = {

@@ -24,22 +24,12 @@ Confusion = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LevelPredictions:
-    """Predicted HER2 levels of the slides of a method.
+    """Predicted HER2 levels of the slides of a method."""
 
-    Attributes
-    ----------
-    by
-        The value that levels are predicted from.
-    cutoffs
-        Ascending; a slide's level is the number of cutoffs that its value reaches.
-    slide_scores
-        Slide, labeled and predicted level of each.
-    """
-
-    by: By
-    cutoffs: tuple[float, float, float]
+    by: By  # the value that levels are predicted from
+    cutoffs: tuple[float, float, float]  # ascending; a slide's level is the number of cutoffs that its value reaches
     confusion: Confusion
-    slide_scores: tuple[tuple[str, str, str], ...] = ()
+    slide_scores: tuple[tuple[str, str, str], ...] = ()  # slide, labeled and predicted level of each
 
     @property
     def slides(self) -> int:

@@ -86,18 +86,10 @@ _VALUE_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Scale of a comparison.
+    """Scale of a comparison."""
 
-    Attributes
-    ----------
-    stained_from
-        DAB density from which a pixel counts as stained.
-    mpp
-        µm per px; None if unknown, and then there are no blocks in µm.
-    """
-
-    stained_from: float
-    mpp: float | None
+    stained_from: float  # DAB density from which a pixel counts as stained
+    mpp: float | None  # µm per px; None if unknown, and then there are no blocks in µm
 
     def block_sides_px(self) -> Sequence[int | None]:
         """Return the side of each kind of block; None where it is not defined."""
@@ -154,20 +146,12 @@ def measure_pair(virtual: RGBImage, reference: RGBImage) -> PairMeasurements:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairScores:
-    """Scores of one virtual image against its reference.
-
-    Attributes
-    ----------
-    psnr
-        In dB; infinite for identical images.
-    joint
-        (64, 64) pixel counts by density of virtual (rows) and reference (columns).
-    """
+    """Scores of one virtual image against its reference."""
 
     sums: SufficientStatistics
-    psnr: float
+    psnr: float  # in dB; infinite for identical images
     ssim: float
-    joint: npt.NDArray[np.int64]
+    joint: npt.NDArray[np.int64]  # (64, 64) pixel counts by density of virtual (rows) and reference (columns)
 
 
 def score_pair(virtual: RGBImage, reference: RGBImage, scale: Scale) -> PairScores:

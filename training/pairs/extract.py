@@ -108,69 +108,40 @@ SAMPLES = 33
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExtractedPatch:
-    """A pair of patches, kept or rejected.
+    """A pair of patches, kept or rejected."""
 
-    Attributes
-    ----------
-    region
-        Region in working px of the H&E slide.
-    x_um, y_um
-        Top left corner on the H&E slide.
-    he, ihc
-        Pixels (rows, columns, 3); empty if not read.
-    valid
-        Mask (rows, columns) of the px that lie on the IHC slide; empty if not read.
-    rejected
-        Reason of the rejection, one of `quality.REASONS`; "" if kept.
-    unreadable
-        Whether a slide is unreadable there; such patches are rejected as outside.
-    """
-
-    region: Region
+    region: Region  # region in working px of the H&E slide
+    # top left corner on the H&E slide
     x_um: float
     y_um: float
+    # pixels (rows, columns, 3); empty if not read
     he: RGBImage
     ihc: RGBImage
-    valid: BoolImage
+    valid: BoolImage  # mask (rows, columns) of the px that lie on the IHC slide; empty if not read
     metrics: PatchMetrics
-    rejected: str
-    unreadable: bool = False
+    rejected: str  # reason of the rejection, one of `quality.REASONS`; "" if kept
+    unreadable: bool = False  # whether a slide is unreadable there; such patches are rejected as outside
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExtractionPlan:
-    """A pair of slides prepared for patch extraction.
-
-    Attributes
-    ----------
-    grid
-        Working grid of the H&E slide.
-    mpp
-        Actual µm per working px along (x, y).
-    regions
-        Candidate positions with tissue in the H&E, in raster order.
-    shares
-        Tissue fraction of each position in the H&E.
-    he_mask, ihc_mask
-        Tissue of both slides, each in its own level-0 px.
-    verified
-        Whether the transform was found, and so verified, by registration.
-    """
+    """A pair of slides prepared for patch extraction."""
 
     he: Slide
     ihc: Slide
     transform: Transform
     options: PairsOptions
-    grid: WorkingGrid
-    mpp: tuple[float, float]
-    regions: tuple[Region, ...]
-    shares: tuple[float, ...]
+    grid: WorkingGrid  # working grid of the H&E slide
+    mpp: tuple[float, float]  # actual µm per working px along (x, y)
+    regions: tuple[Region, ...]  # candidate positions with tissue in the H&E, in raster order
+    shares: tuple[float, ...]  # tissue fraction of each position in the H&E
+    # tissue of both slides, each in its own level-0 px
     he_mask: TissueMask
     ihc_mask: TissueMask
     fold_threshold: FoldThreshold
     he_colors: Colors
     ihc_colors: Colors
-    verified: bool = True
+    verified: bool = True  # whether the transform was found, and so verified, by registration
 
     @property
     def notes(self) -> tuple[str, ...]:

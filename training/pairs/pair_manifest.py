@@ -247,45 +247,28 @@ _MISSPELT = 0.75
 
 @dataclass(frozen=True, slots=True)
 class SlidePair:
-    """One row of the manifest.
+    """One row of the manifest."""
 
-    Attributes
-    ----------
-    row
-        First line of the row; the header is on line 1.
-    patient, slide
-        Ids. Slides of one patient stay in one split; the slide id names the folder.
-    he, ihc
-        Paths of the slides; relative paths start at the folder of the manifest.
-    her2
-        "0", "1+", "2+", "3+", or None if unknown.
-    he_mpp, ihc_mpp
-        µm per level-0 px that override those of the slide.
-    role
-        Stated role; None for a random one.
-    he_landmarks, ihc_landmarks
-        Landmark tables, both or none.
-    transform
-        Transform from H&E µm to IHC µm: matrix or path of a saved transform; None to register the slides.
-    tissue
-        Tissue of the H&E: "auto", "none" (everything) or a mask file; None as in the options.
-    he_image, ihc_image
-        Selected image of each file.
-    """
-
-    row: int
+    row: int  # first line of the row; the header is on line 1
+    # Ids. Slides of one patient stay in one split; the slide id names the folder.
     patient: str
     slide: str
+    # paths of the slides; relative paths start at the folder of the manifest
     he: Path
     ihc: Path
-    her2: str | None = None
+    her2: str | None = None  # "0", "1+", "2+", "3+", or None if unknown
+    # µm per level-0 px that override those of the slide
     he_mpp: float | None = None
     ihc_mpp: float | None = None
-    role: Role | None = None
+    role: Role | None = None  # stated role; None for a random one
+    # landmark tables, both or none
     he_landmarks: Path | None = None
     ihc_landmarks: Path | None = None
+    # transform from H&E µm to IHC µm: matrix or path of a saved transform; None to register the slides
     transform: Matrix | Path | None = None
+    # tissue of the H&E: "auto", "none" (everything) or a mask file; None as in the options
     tissue: Tissue | Path | None = None
+    # selected image of each file
     he_image: Choice = NO_CHOICE
     ihc_image: Choice = NO_CHOICE
 
@@ -314,32 +297,16 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Content of a manifest, which is read once.
-
-    Attributes
-    ----------
-    rows
-        Usable rows in order.
-    members
-        Split fields of all rows, if valid.
-    problems
-        Problems of unusable rows, by row.
-    unreachable
-        Rows that are unusable only because a file is unavailable.
-    cells
-        All distinct fields.
-    ignored
-        Unknown columns, in lower case.
-    """
+    """Content of a manifest, which is read once."""
 
     path: Path
-    rows: tuple[SlidePair, ...]
-    members: tuple[Member, ...]
-    problems: tuple[RowProblem, ...]
+    rows: tuple[SlidePair, ...]  # usable rows in order
+    members: tuple[Member, ...]  # split fields of all rows, if valid
+    problems: tuple[RowProblem, ...]  # problems of unusable rows, by row
     sha256: str
-    unreachable: tuple[SlidePair, ...] = ()
-    cells: frozenset[str] = frozenset()
-    ignored: tuple[str, ...] = ()
+    unreachable: tuple[SlidePair, ...] = ()  # rows that are unusable only because a file is unavailable
+    cells: frozenset[str] = frozenset()  # all distinct fields
+    ignored: tuple[str, ...] = ()  # unknown columns, in lower case
 
 
 def read_manifest(path: Path) -> Manifest:

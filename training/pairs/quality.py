@@ -387,39 +387,21 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchMetrics:
-    """Quality metrics of one patch. None: not measured, or not measurable.
+    """Quality metrics of one patch. None: not measured, or not measurable."""
 
-    Attributes
-    ----------
-    tissue_he, tissue_ihc
-        Tissue fraction of the H&E and the IHC: the minimum of the slide's mask and the patch's px; of the mask alone if
-        that is too small for the patch to be read.
-    valid
-        Fraction of px inside the IHC slide.
-    correlation
-        Correlation of hematoxylin at zero offset, -1 to 1.
-    residual_um
-        Median remaining offset of blocks.
-    sharpness_he, sharpness_ihc
-        Ratio of fine to coarse structure; below 0.2 out of focus, 0.35 to 1.5 in focus.
-    folds
-        Fraction of the patch far denser than the slide's tissue; maximum of both stains.
-    pen
-        Fraction of the patch in colors of pen marks; maximum of both stains.
-    stained
-        Fraction of valid px with a DAB density above `STAINED_FROM`.
-    """
-
+    # tissue fraction of the H&E and the IHC: the minimum of the slide's mask and the patch's px; of the mask alone if
+    # that is too small for the patch to be read
     tissue_he: float
     tissue_ihc: float
-    valid: float
-    correlation: float | None = None
-    residual_um: float | None = None
+    valid: float  # fraction of px inside the IHC slide
+    correlation: float | None = None  # correlation of hematoxylin at zero offset, -1 to 1
+    residual_um: float | None = None  # median remaining offset of blocks
+    # ratio of fine to coarse structure; below 0.2 out of focus, 0.35 to 1.5 in focus
     sharpness_he: float | None = None
     sharpness_ihc: float | None = None
-    folds: float | None = None
-    pen: float | None = None
-    stained: float | None = None
+    folds: float | None = None  # fraction of the patch far denser than the slide's tissue; maximum of both stains
+    pen: float | None = None  # fraction of the patch in colors of pen marks; maximum of both stains
+    stained: float | None = None  # fraction of valid px with a DAB density above `STAINED_FROM`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

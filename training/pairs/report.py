@@ -48,30 +48,18 @@ class SlideTally:
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """Result of `build_pairs`.
+    """Result of `build_pairs`."""
 
-    Attributes
-    ----------
-    dataset, manifest
-        Base names.
-    slides
-        Slide pairs of the dataset, in the order of the manifest.
-    counts, rejected
-        As in ``dataset.json``.
-    warnings
-        Warnings, one sentence each.
-    unchanged
-        Whether the dataset was already complete.
-    """
-
+    # base names
     dataset: str
     manifest: str
-    slides: tuple[SlideTally, ...]
+    slides: tuple[SlideTally, ...]  # slide pairs of the dataset, in the order of the manifest
     failed: tuple[FailedPair, ...]
+    # as in ``dataset.json``
     counts: Mapping[str, Any] = field(default_factory=dict)
     rejected: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    unchanged: bool = False
+    warnings: tuple[str, ...] = ()  # warnings, one sentence each
+    unchanged: bool = False  # whether the dataset was already complete
     seconds: float = 0.0
 
     @property
@@ -209,21 +197,11 @@ are correlated, which increases z: this is a hint, not a test."""
 
 @dataclass(frozen=True, slots=True)
 class Rejections:
-    """Kept and rejected patches.
+    """Kept and rejected patches."""
 
-    Attributes
-    ----------
-    counts
-        Number of patches for each reason that occurs, and for `KEPT`.
-    by_level
-        Counts for each HER2 level, or `UNKNOWN_LEVEL`.
-    warnings
-        Levels with far more rejections than the others, one sentence each.
-    """
-
-    counts: Mapping[str, int]
-    by_level: Mapping[str, Mapping[str, int]]
-    warnings: tuple[str, ...]
+    counts: Mapping[str, int]  # number of patches for each reason that occurs, and for `KEPT`
+    by_level: Mapping[str, Mapping[str, int]]  # counts for each HER2 level, or `UNKNOWN_LEVEL`
+    warnings: tuple[str, ...]  # levels with far more rejections than the others, one sentence each
 
     @property
     def rejection_counts(self) -> dict[str, Any]:

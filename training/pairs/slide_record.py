@@ -47,29 +47,17 @@ _NEEDED = (".json", ".npz")
 
 @dataclass(frozen=True, slots=True)
 class PatchRecord:
-    """One patch, kept or rejected.
+    """One patch, kept or rejected."""
 
-    Attributes
-    ----------
-    number
-        Number in raster order over all positions of the slide.
-    x_px, y_px, x_um, y_um
-        Top left corner on the working grid of the H&E slide, and on the slide.
-    metrics
-        Fields of `PatchMetrics`; None if not measurable.
-    rejected
-        Reason of rejection; "" if kept.
-    sha256_he, sha256_ihc, bytes_he, bytes_ihc
-        Checksums and sizes of the files; equal for side-by-side images, "" and 0 without files.
-    """
-
-    number: int
+    number: int  # number in raster order over all positions of the slide
+    # top left corner on the working grid of the H&E slide, and on the slide
     x_px: int
     y_px: int
     x_um: float
     y_um: float
-    metrics: Mapping[str, float | None]
-    rejected: str = ""
+    metrics: Mapping[str, float | None]  # fields of `PatchMetrics`; None if not measurable
+    rejected: str = ""  # reason of rejection; "" if kept
+    # checksums and sizes of the files; equal for side-by-side images, "" and 0 without files
     sha256_he: str = ""
     sha256_ihc: str = ""
     bytes_he: int = 0
@@ -78,36 +66,19 @@ class PatchRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideRecord:
-    """Record of a complete extraction.
-
-    Attributes
-    ----------
-    key
-        Name of its folder.
-    fingerprint, row
-        See `fingerprint_of` and `row_hash`.
-    limits
-        Limits that decided which patches have files.
-    verified
-        Whether registration found the transform, see `rejection_reason`.
-    mpp
-        µm per px of the patches along x.
-    files
-        Sizes of the registration and transform files.
-    metadata
-        Further metadata, for JSON.
-    """
+    """Record of a complete extraction."""
 
     slide: str
-    key: str
+    key: str  # name of its folder
+    # see `fingerprint_of` and `row_hash`
     fingerprint: str
     row: str
     side_by_side: bool
-    limits: Mapping[str, float]
-    verified: bool
-    mpp: float
-    files: Mapping[str, int]
-    metadata: Mapping[str, Any]
+    limits: Mapping[str, float]  # limits that decided which patches have files
+    verified: bool  # whether registration found the transform, see `rejection_reason`
+    mpp: float  # µm per px of the patches along x
+    files: Mapping[str, int]  # sizes of the registration and transform files
+    metadata: Mapping[str, Any]  # further metadata, for JSON
     patches: tuple[PatchRecord, ...]
 
     @property

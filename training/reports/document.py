@@ -23,25 +23,14 @@ from wsi2ihc.text import csv_table
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A metric with its confidence interval.
+    """A metric with its confidence interval."""
 
-    Attributes
-    ----------
-    value
-        None if undefined or not computed.
-    low, high
-        Ends of the interval; None without one.
-    reason
-        Why there is no value, for display.
-    digits
-        Decimal places; None for those of the column.
-    """
-
-    value: float | None
+    value: float | None  # none if undefined or not computed
+    # ends of the interval; None without one
     low: float | None = None
     high: float | None = None
-    reason: str = ""
-    digits: int | None = None
+    reason: str = ""  # why there is no value, for display
+    digits: int | None = None  # decimal places; None for those of the column
 
 
 Cell: TypeAlias = str | int | float | Estimate | None
@@ -50,57 +39,33 @@ Cell: TypeAlias = str | int | float | Estimate | None
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Header of a table column.
-
-    Attributes
-    ----------
-    digits
-        Decimal places of floating-point values.
-    """
+    """Header of a table column."""
 
     title: str
-    digits: int = 3
+    digits: int = 3  # decimal places of floating-point values
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of a report.
+    """A table of a report."""
 
-    Attributes
-    ----------
-    name
-        Stem of the CSV file.
-    notes
-        Paragraphs below the table.
-    is_shown
-        False for a table that is too long to display; the report then links to its CSV file.
-    """
-
-    name: str
+    name: str  # stem of the CSV file
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
-    is_shown: bool = True
+    notes: tuple[str, ...] = ()  # paragraphs below the table
+    is_shown: bool = True  # false for a table that is too long to display; the report then links to its CSV file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Figure:
-    """An image with a caption.
+    """An image with a caption."""
 
-    Attributes
-    ----------
-    name
-        Stem of the image file.
-    kind
-        Plots are saved as PNG, photographs as JPEG.
-    """
-
-    name: str
+    name: str  # stem of the image file
     title: str
     pixels: RGBImage
     caption: str = ""
-    kind: Literal["plot", "photograph"] = "plot"
+    kind: Literal["plot", "photograph"] = "plot"  # plots are saved as PNG, photographs as JPEG
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,19 +79,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """A complete report.
-
-    Attributes
-    ----------
-    lead
-        Paragraphs before the first section.
-    data
-        All results as JSON values under stable names, without NaN and infinity.
-    """
+    """A complete report."""
 
     title: str
-    lead: tuple[str, ...]
+    lead: tuple[str, ...]  # paragraphs before the first section
     sections: tuple[Section, ...]
+    # all results as JSON values under stable names, without NaN and infinity
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
