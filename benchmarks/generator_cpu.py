@@ -19,12 +19,12 @@ import torch
 from benchmarks.harness import Context, Row, child, interleaved
 from benchmarks.networks import tissue
 from wsi2ihc.geometry import RGBBatch, RGBImage
-from wsi2ihc.models.builtin import counterstain
 from wsi2ihc.models.device import cpu_has_fast_bf16
 from wsi2ihc.models.fused_resnet import to_network
 from wsi2ihc.models.inference import TorchTranslator
 from wsi2ihc.models.networks import ResnetGenerator
 from wsi2ihc.models.normalization import estimate_statistics
+from wsi2ihc.models.registry import counterstain
 
 MEMORY_SIDE_PX = 1200
 """A core of 1,024 px with its halo."""

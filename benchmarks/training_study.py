@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.harness import Context, Row
 from wsi2ihc.geometry import RGBImage
-from wsi2ihc.models.builtin import counterstain
 from wsi2ihc.models.model_file import load_checkpoint
+from wsi2ihc.models.registry import counterstain
 from wsi2ihc.training.data import Pair, read_pair
 from wsi2ihc.training.evaluation.methods import fit_color_regression
 from wsi2ihc.training.metrics.bootstrap import ImageMetadata, Scores, Subset, differences

@@ -21,9 +21,9 @@ from wsi2ihc.files import read_regular
 from wsi2ihc.storage import write_atomically
 
 from .history import NOT_LOSSES, STEP_KEYS, VALIDATION_KEYS, Columns, read_steps, read_validation
-from .metrics.validation_scores import VALIDATION_METRICS
 from .options import LARGEST_CONFIG_BYTES
 from .reports.plots import default_settings
+from .validation import VALIDATION_METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from skimage.color import separate_stains
 
 from wsi2ihc.geometry import RGBImage
-from wsi2ihc.models.builtin import EOSIN, HEMATOXYLIN, WHITE_LEVEL, counterstain, identity
-from wsi2ihc.models.registry import load_model, make_translator
+from wsi2ihc.models.registry import EOSIN, HEMATOXYLIN, WHITE_LEVEL, counterstain, identity, load_model, make_translator
 
 
 def stained(hematoxylin: float, eosin: float) -> tuple[int, ...]:

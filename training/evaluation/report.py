@@ -21,12 +21,11 @@ from wsi2ihc.text import pluralize
 
 from ..image_grid import image_grid_figure
 from ..metrics.bootstrap import differences
-from ..metrics.formulas import METRICS
 from ..metrics.her2 import LEVELS, NEGATIVE, LevelPredictions
-from ..metrics.pair_statistics import BINS, BLOCK_PX, DENSITY_PER_BIN, GRADES, JOINT_BINS, PLANES
+from ..metrics.pair_statistics import BINS, BLOCK_PX, DENSITY_PER_BIN, GRADES, JOINT_BINS, METRICS, PLANES
 from ..reports.document import Cell, Column, Estimate, Figure, Report, Section, Table
 from ..reports.plots import bars, confusion, heat_map, histograms, scatter_density
-from .published import OVERALL, PUBLISHED, REMARKS
+from .methods import OVERALL, PUBLISHED, REMARKS
 from .results import Evaluation, Example, MethodResult
 from .slide_grid import Origin
 from .slides import SlideEvaluation, area_agreement

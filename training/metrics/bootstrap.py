@@ -18,7 +18,6 @@ from wsi2ihc.errors import DatasetError
 from wsi2ihc.geometry import RGBImage
 
 from ..reports.document import Estimate
-from .formulas import UNIT_MEANS, identical_images, metrics_of, stain_metrics
 from .pair_statistics import (
     BINS,
     BLOCK_PX,
@@ -28,15 +27,19 @@ from .pair_statistics import (
     MAX_SUM_BYTES,
     PARTS,
     PLANES,
+    UNIT_MEANS,
     BatchVariance,
     Scale,
     SufficientStatistics,
     Values,
     bootstrap_weights,
     correlation,
+    identical_images,
+    metrics_of,
     percentile_interval,
     quotient,
     score_pair,
+    stain_metrics,
 )
 
 CONFIDENCE = 0.95
@@ -83,7 +86,7 @@ class Subset:
         return tuple(sorted(set(self.units_of)))
 
     def values(self) -> dict[str, float]:
-        """Return all metrics, by the names in `formulas.METRICS`; NaN where one is not defined."""
+        """Return all metrics, by the names in `pair_statistics.METRICS`; NaN where one is not defined."""
         everything = np.ones((1, len(self.units)))
         return {name: float(value[0]) for name, value in self._metrics(everything, self._unit_sums()).items()}
 

@@ -31,9 +31,19 @@ from wsi2ihc.slide import Slide, agreeing_levels, level_problems
 from wsi2ihc.system import cores, versions
 from wsi2ihc.text import describe_error, patches
 
-from .align import Alignment, align, given_alignment, given_transform, landmarks_of
 from .dataset_writer import PairsStore, open_dataset_folder, publish, slide_lock
-from .extract import ExtractedPatch, ExtractionPlan, extract_patches, plan_extraction, seen_as
+from .extract import (
+    Alignment,
+    ExtractedPatch,
+    ExtractionPlan,
+    align,
+    extract_patches,
+    given_alignment,
+    given_transform,
+    landmarks_of,
+    plan_extraction,
+    seen_as,
+)
 from .options import PairsOptions
 from .pair_checks import (
     ProgressMessage,

@@ -16,7 +16,7 @@ from wsi2ihc.errors import OptionError
 from wsi2ihc.slide import Choice, Slide, SlideInfo, is_same_slide, known_mpp, open_slide, working_grid
 from wsi2ihc.slide.grid import AS_IS_TOLERANCE, MAX_ENLARGEMENT
 
-from .align import given_transform, landmarks_of, slide_warnings
+from .extract import given_transform, landmarks_of, slide_warnings
 from .options import PairsOptions
 from .pair_manifest import SlidePair
 

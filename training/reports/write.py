@@ -1,4 +1,4 @@
-"""Write the folder of a report, all files or none.
+"""Write the folder of a report (HTML page, Markdown, tables, figures), all files or none.
 
 The new report is written to a hidden folder next to the output and then renamed. ``report.json`` lists the files of the
 report, so that overwriting never removes other files.
@@ -6,17 +6,29 @@ report, so that overwriting never removes other files.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsi2ihc.errors import OutputError, OutputExistsError
 from wsi2ihc.files import json_bytes, read_json
+from wsi2ihc.pages import render_page
 from wsi2ihc.storage import cannot_write, exclusive_lock, make_folder, write_atomically
 
-from .document import Report, attachments_of, encoded_text
-from .html import html_page
+from .document import (
+    Attachment,
+    Figure,
+    Report,
+    Table,
+    attachments_of,
+    encoded_text,
+    format_cell,
+    numeric_columns,
+    reason_marks,
+)
 from .markdown import markdown_text
 
 FORMAT, VERSION = "wsi2ihc report", 2
@@ -191,3 +203,33 @@ def _publish(partial: Path, path: Path) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+PLOT_SCALE = 0.7
+"""Displayed size of plots relative to their pixels, for sharp rendering on high-density screens and paper."""
+
+
+def html_page(report: Report, attachments: Sequence[Sequence[Attachment]]) -> str:
+    """Return the report as one HTML document with the figures that `attachments_of` encoded."""
+    return render_page(
+        "report.html",
+        report=report,
+        attachments=attachments,
+        data_url=_data_url,
+        displayed_size=_displayed_size,
+        format_cell=format_cell,
+        is_table=lambda content: isinstance(content, Table),
+        numeric_columns=numeric_columns,
+        reason_marks=reason_marks,
+        zip=lambda *iterables: zip(*iterables, strict=True),
+    )
+
+
+def _displayed_size(figure: Figure) -> tuple[int, int]:
+    scale = PLOT_SCALE if figure.kind == "plot" else 1.0
+    height, width = (max(1, round(side * scale)) for side in figure.pixels.shape[:2])
+    return width, height
+
+
+def _data_url(file: Attachment) -> str:
+    return f"data:{file.media_type};base64,{base64.b64encode(file.content).decode('ascii')}"

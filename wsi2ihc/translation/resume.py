@@ -48,7 +48,6 @@ from ..pyramid.ome_zarr import (
 )
 from ..slide import Slide
 from ..storage import disk_errors, exclusive_lock, in_use, published, sync_folder
-from .bands import Band, band_height, core_for_bands, crop_to_band, divide_into_bands, occupied_tiles
 from .checkpoint_folder import (
     COMMITTED,
     DONE,
@@ -56,20 +55,26 @@ from .checkpoint_folder import (
     IN_USE,
     LOCKS,
     PAUSE_S,
+    Band,
     Checkpoint,
     DoneMarker,
+    band_height,
     band_lock,
     checkpoint_lock,
     checkpoint_path,
     committed_report,
+    core_for_bands,
     count_done,
+    crop_to_band,
     damaged_checkpoint,
+    divide_into_bands,
     done_marker,
     forget_band,
     hidden_checkpoint_path,
     is_committed,
     marker_path,
     missing_bands,
+    occupied_tiles,
     read_plan,
     record_commit,
     remove_checkpoint,

@@ -16,8 +16,7 @@ from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.demo.ihc_pair import IHC_BACKGROUND, restain
 from wsi2ihc.errors import DatasetError, TransformError
 from wsi2ihc.geometry import Region, RGBImage, Size
-from wsi2ihc.models.builtin import counterstain
-from wsi2ihc.models.registry import load_model
+from wsi2ihc.models.registry import counterstain, load_model
 from wsi2ihc.pyramid import PyramidOptions
 from wsi2ihc.registration.transform import SlideFrame, Transform, affine, frame_of, identity
 from wsi2ihc.registration.transform_io import save_transform

@@ -8,8 +8,7 @@ from make_images import stained_image, virtual_of
 
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.training.metrics.bootstrap import ImageMetadata, Scores, differences
-from wsi2ihc.training.metrics.formulas import metrics_of
-from wsi2ihc.training.metrics.pair_statistics import BatchVariance, Scale, score_pair
+from wsi2ihc.training.metrics.pair_statistics import BatchVariance, Scale, metrics_of, score_pair
 
 SCALE = Scale(0.15, 2.0)
 IMAGES = [

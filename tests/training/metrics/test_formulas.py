@@ -14,8 +14,18 @@ from torchmetrics.functional import concordance_corrcoef, matthews_corrcoef, pea
 from wsi2ihc.geometry import RGBImage
 from wsi2ihc.stains import dab_density
 from wsi2ihc.training.evaluation.results import density_counts, h_score, otsu_threshold, stained_area
-from wsi2ihc.training.metrics.formulas import SMOOTHING, identical_images, metrics_of
-from wsi2ihc.training.metrics.pair_statistics import BINS, DENSITY_PER_BIN, GRADES, LENGTH, PARTS, Scale, score_pair
+from wsi2ihc.training.metrics.pair_statistics import (
+    BINS,
+    DENSITY_PER_BIN,
+    GRADES,
+    LENGTH,
+    PARTS,
+    SMOOTHING,
+    Scale,
+    identical_images,
+    metrics_of,
+    score_pair,
+)
 
 SCALE = Scale(stained_from=0.15, mpp=2.0)
 CLOSE = 1e-6

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from wsi2ihc.training.reports.document import Column, Estimate, Figure, Report, Section, Table, attachments_of
-from wsi2ihc.training.reports.html import html_page
 from wsi2ihc.training.reports.markdown import escaped, markdown_text, paragraph
+from wsi2ihc.training.reports.write import html_page
 
 HOSTILE = '<script>alert("1")</script> & "Müller" \'s | a*b_c_\n`x` [l](http://x.y) ![i](http://x.y) &lt; $1$ \\'
 

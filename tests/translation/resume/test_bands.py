@@ -10,7 +10,7 @@ import pytest
 
 from wsi2ihc.geometry import Region, Size
 from wsi2ihc.pyramid import PyramidOptions
-from wsi2ihc.translation.bands import (
+from wsi2ihc.translation.checkpoint_folder import (
     BAND_PX,
     BLENDED_BAND_PX,
     Band,
