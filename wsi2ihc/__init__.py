@@ -11,10 +11,9 @@ Research use only, not for diagnosis.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
-
-import lazy_loader
 
 if TYPE_CHECKING:
     from .models.registry import load_model as load_model
@@ -24,13 +23,27 @@ if TYPE_CHECKING:
 
 __version__ = version("wsi2ihc")
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "models.registry": ["load_model"],
-        "slide": ["open_slide"],
-        "translation.options": ["TranslateOptions"],
-        "translation.translate": ["translate"],
-    },
-)
-__all__ += ["__version__"]
+__all__ = ["TranslateOptions", "__version__", "load_model", "open_slide", "translate"]
+
+_MODULES = {
+    "TranslateOptions": ".translation.options",
+    "load_model": ".models.registry",
+    "open_slide": ".slide",
+    "translate": ".translation.translate",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use.
+
+    Not by lazy_loader: ``python -m wsi2ihc`` would import that from the current folder.
+    """
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -40,6 +40,7 @@ _WRITES = {
 }
 _STARTS = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork", "os.forkpty", "pty.spawn"}
 _OTHER = {"socket.connect", "socket.bind", "pickle.find_class"}
+_CONCURRENCY = str(Path(__file__).parents[2] / "wsi2ihc" / "concurrency.py")
 _NOISE = re.compile(
     r"Traceback \(most recent call last\)|Exception ignored|was destroyed but it is pending|"
     r"never awaited|Segmentation fault|unexpected [A-Z]\w+:|\w+Warning:|out of memory"
@@ -68,6 +69,8 @@ class Watch:
             for path in arguments[:2]:
                 if isinstance(path, (str, bytes)) and self._is_outside(path):
                     self.seen.append(f"{event} {os.fsdecode(path)}")
+        elif event == "pickle.find_class" and sys._getframe(1).f_code.co_filename == _CONCURRENCY:
+            pass  # a message of a process that the program started
         elif event in _OTHER or (event in _STARTS and not _is_expected(arguments)):
             self.seen.append(f"{event} {arguments!r:.200}")
 
