@@ -24,7 +24,7 @@ from wsi2ihc.registration.overview import TISSUE_DENSITY, structure
 from wsi2ihc.registration.register import Registration, RegistrationOptions, register
 from wsi2ihc.registration.transform import Transform, to_moving
 from wsi2ihc.registration.transform_io import load_transform, save_transform
-from wsi2ihc.registration.warp import read_warped, warping_grid
+from wsi2ihc.registration.warped_region import read_warped, warping_grid
 from wsi2ihc.slide import Slide, known_mpp, open_slide, read_region
 from wsi2ihc.slide.readers.image_reader import MemorySlide
 from wsi2ihc.tissue import TissueMask, detect_tissue

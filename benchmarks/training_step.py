@@ -17,11 +17,11 @@ from torch.nn import functional
 from benchmarks.harness import Context, Row, interleaved, ratio_of_medians
 from wsi2ihc.models.fused_resnet import to_network
 from wsi2ihc.models.model_file import build_network
+from wsi2ihc.models.networks import PatchDiscriminator
 from wsi2ihc.training import train_step as own
 from wsi2ihc.training.data.loader import training_batches
 from wsi2ihc.training.fabric import count_workers, start_fabric
 from wsi2ihc.training.options import TrainOptions, resolve_options
-from wsi2ihc.training.train_step import PatchDiscriminator
 from wsi2ihc.training.trainer import LossLog
 from wsi2ihc.training.training_setup import TrainingJob, prepare
 

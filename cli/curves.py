@@ -21,7 +21,7 @@ from wsi2ihc.text import pluralize
 def command(runs: tuple[Path, ...], out: Path, smooth: int, overwrite: bool, verbose: int, quiet: bool) -> None:
     """Plot the losses and validation metrics of each RUN, an output folder of `wsi2ihc train`."""
     set_up_logging(verbose, quiet)
-    from wsi2ihc.storage import check_output
+    from wsi2ihc.atomic_files import check_output
     from wsi2ihc.training.training_curves import draw_curves
 
     check_output(out, overwrite, suffixes=(".png",))

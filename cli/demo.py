@@ -53,10 +53,10 @@ def command(folder: Path, pair: bool, overwrite: bool, verbose: int, quiet: bool
 
 
 def _make_and_translate(folder: Path, overwrite: bool, quiet: bool) -> None:
+    from wsi2ihc.atomic_files import check_output
     from wsi2ihc.demo import make_demo_slide
     from wsi2ihc.models.registry import DEFAULT_MODEL, load_model
     from wsi2ihc.slide import open_slide
-    from wsi2ihc.storage import check_output
     from wsi2ihc.translation.options import TranslateOptions
     from wsi2ihc.translation.translate import translate
 
@@ -74,8 +74,8 @@ def _make_and_translate(folder: Path, overwrite: bool, quiet: bool) -> None:
 
 
 def _make_pair(folder: Path, overwrite: bool, quiet: bool) -> None:
+    from wsi2ihc.atomic_files import check_output
     from wsi2ihc.demo.ihc_pair import STUDY_NAMES, make_demo_study
-    from wsi2ihc.storage import check_output
 
     for path in (folder / name for name in STUDY_NAMES):
         check_output(path, overwrite, suffixes=(path.suffix,))

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from wsi2ihc.atomic_files import check_output
 from wsi2ihc.cli.console import echo_json, say
 from wsi2ihc.cli.options import POSITIVE, json_option, set_up_logging, verbosity_options
 from wsi2ihc.models.registry import DEFAULT_MODEL, describe_generator, list_models, load_model
-from wsi2ihc.storage import check_output
 from wsi2ihc.text import pluralize
 from wsi2ihc.translation.output_files import check_not_inputs
 from wsi2ihc.translation.report import describe_model

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from wsi2ihc.atomic_files import check_output
 from wsi2ihc.cli.console import echo_json, say
 from wsi2ihc.cli.options import image_options, json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.errors import NoTissueError
 from wsi2ihc.slide import open_slide
-from wsi2ihc.storage import check_output
 from wsi2ihc.tissue import detect_tissue, save_mask
 from wsi2ihc.translation.output_files import check_not_inputs
 

@@ -14,9 +14,9 @@ from typing import TextIO
 
 import pytest
 
-from wsi2ihc import storage
+from wsi2ihc import locks
 from wsi2ihc.errors import OutputBusyError, OutputError
-from wsi2ihc.storage import LOCK, exclusive_lock, in_use, is_there, try_lock, unused
+from wsi2ihc.locks import LOCK, exclusive_lock, in_use, is_there, try_lock, unused
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 
@@ -40,7 +40,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_a_lock_file_left_by_an_ended_process_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_another: bool
 ) -> None:
-    lock, others = storage.try_lock, contextlib.ExitStack()
+    lock, others = locks.try_lock, contextlib.ExitStack()
     calls: list[TextIO] = []
 
     def late(file: TextIO) -> bool | None:
@@ -52,7 +52,7 @@ def test_a_lock_file_left_by_an_ended_process_does_not_block(
                 others.enter_context(exclusive_lock(tmp_path, "busy"))
         return lock(file)
 
-    monkeypatch.setattr(storage, "try_lock", late)
+    monkeypatch.setattr(locks, "try_lock", late)
     with others:
         if comes_another:
             with pytest.raises(OutputError, match=r"^busy$"), exclusive_lock(tmp_path, "busy"):
@@ -134,7 +134,7 @@ def test_without_locks_work_continues_and_nothing_is_removed(tmp_path: Path, mon
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     file = tmp_path / "file"
     file.touch()
     with exclusive_lock(tmp_path, "busy"), exclusive_lock(tmp_path, "busy"), in_use(file) as opened:
@@ -189,8 +189,8 @@ def test_a_lock_reports_whether_it_excludes_others(
 ) -> None:
     with exclusive_lock(tmp_path, "busy") as is_kept:
         assert is_kept
-    monkeypatch.setattr(storage, "try_lock", lambda _: None)
-    monkeypatch.setattr(storage, "_without_locks", set())
+    monkeypatch.setattr(locks, "try_lock", lambda _: None)
+    monkeypatch.setattr(locks, "_without_locks", set())
     with caplog.at_level(logging.WARNING):
         for name in ("1", "2"):
             with exclusive_lock(tmp_path, "busy", name) as is_kept:

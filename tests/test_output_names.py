@@ -10,11 +10,11 @@ import pytest
 from make_slides import texture, write_slide
 
 import wsi2ihc
+from wsi2ihc.atomic_files import check_output, hidden_files, hidden_path, published
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import OutputError
 from wsi2ihc.pyramid import check_folder_output
 from wsi2ihc.pyramid.ome_zarr import publish_folder
-from wsi2ihc.storage import check_output, hidden_files, hidden_path, published
 from wsi2ihc.translation.options import TranslateOptions
 
 

@@ -26,18 +26,18 @@ MOST_LINES = 650
 
 LINES = {
     "cli": 2390,
-    "training": 3050,
+    "training": 2930,
     "training/data": 2010,
     "training/evaluation": 2710,
     "training/inspection": 1890,
-    "training/metrics": 1600,
+    "training/metrics": 1710,
     "training/pairs": 3840,
-    "training/reports": 1040,
-    "wsi2ihc": 2170,
+    "training/reports": 1050,
+    "wsi2ihc": 2200,
     "wsi2ihc/batch": 3250,
     "wsi2ihc/demo": 1590,
-    "wsi2ihc/models": 2880,
-    "wsi2ihc/pyramid": 1450,
+    "wsi2ihc/models": 2900,
+    "wsi2ihc/pyramid": 1460,
     "wsi2ihc/registration": 3440,
     "wsi2ihc/slide": 3700,
     "wsi2ihc/slide/readers": 2180,
@@ -47,8 +47,8 @@ LINES = {
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
 
 HOMES = {
-    r"\bos\.replace\(|\bos\.rename\(": {"wsi2ihc/storage.py"},
-    r"\b(flock|lock_descriptor)\(": {"wsi2ihc/storage.py"},
+    r"\bos\.replace\(|\bos\.rename\(": {"wsi2ihc/atomic_files.py"},
+    r"\b(flock|lock_descriptor)\(": {"wsi2ihc/locks.py"},
     r"\bcsv\.(reader|DictReader)\(": {"wsi2ihc/tables.py"},
     r"\bPopen\(|\bProcess\(|\bget_context\(": {"wsi2ihc/concurrency.py", "training/data/loader.py"},
 }

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from wsi2ihc.atomic_files import published, write_atomically
 from wsi2ihc.errors import ModelError, ModelNotFoundError, OutputError, OutputExistsError, TrainingError
 from wsi2ihc.files import json_bytes
+from wsi2ihc.locks import LOCK, exclusive_lock
 from wsi2ihc.models.torch_file import load_torch_file
-from wsi2ihc.storage import LOCK, exclusive_lock, published, write_atomically
 
 from .history import SAMPLES, STEPS, TENSORBOARD, VALIDATION
 from .options import TrainOptions, config_text, differences

@@ -19,10 +19,10 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from wsi2ihc.atomic_files import cannot_write, make_folder, write_atomically
 from wsi2ihc.errors import OutputError, TrainingError
 from wsi2ihc.files import open_without_following, read_regular
 from wsi2ihc.geometry import RGBImage
-from wsi2ihc.storage import cannot_write, make_folder, write_atomically
 
 from .image_grid import save_png
 

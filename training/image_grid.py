@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from wsi2ihc.atomic_files import write_atomically
 from wsi2ihc.geometry import WHITE, RGBImage
-from wsi2ihc.storage import write_atomically
 
 LABELS = ("H&E", "reference", "virtual")
 

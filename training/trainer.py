@@ -39,11 +39,12 @@ from .export import export_model
 from .fabric import count_workers, end_other_processes, in_first_process, start_fabric
 from .history import RunRecord
 from .image_grid import image_grid_figure
+from .metrics.validation_scores import VALIDATION_METRICS, is_better
 from .options import TrainOptions
 from .train_step import LOSSES, Networks, build_networks, is_validated, rate_factor, step_seed, training_step
 from .training_curves import draw_curves
 from .training_setup import TrainingJob, describe_data
-from .validation import VALIDATION_METRICS, is_better, uses_running_statistics, validate, with_estimated_statistics
+from .validation import uses_running_statistics, validate, with_estimated_statistics
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from wsi2ihc.atomic_files import write_atomically
 from wsi2ihc.errors import TrainingError
 from wsi2ihc.files import read_regular
-from wsi2ihc.storage import write_atomically
 
 from .history import NOT_LOSSES, STEP_KEYS, VALIDATION_KEYS, Columns, read_steps, read_validation
+from .metrics.validation_scores import VALIDATION_METRICS
 from .options import LARGEST_CONFIG_BYTES
 from .reports.plots import default_settings
-from .validation import VALIDATION_METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

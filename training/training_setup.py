@@ -21,6 +21,7 @@ from wsi2ihc.errors import DatasetError
 from wsi2ihc.models.device import choose_precision, free_memory_bytes, parse_devices
 from wsi2ihc.models.model_file import build_network
 from wsi2ihc.models.model_spec import GeneratorSpec
+from wsi2ihc.models.networks import PatchDiscriminator
 from wsi2ihc.system import available_memory_bytes
 
 from .data import Pair, PairedData, PatchSizes, assign_groups, assign_roles, check_images, find_pairs
@@ -28,7 +29,6 @@ from .data.images import describe_swapped_stains
 from .data.loader import steps_per_epoch
 from .fabric import count_processes
 from .options import PRESETS, TrainOptions
-from .train_step import PatchDiscriminator
 
 ASSUMED_MPP = 0.5
 """µm per px written into the model, with a warning, if it is not stated anywhere."""

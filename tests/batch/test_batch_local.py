@@ -17,6 +17,7 @@ import psutil
 import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
+from wsi2ihc.atomic_files import published
 from wsi2ihc.batch.local import LocalEngine, LocalWorker, worker_environments
 from wsi2ihc.batch.preflight import check_folder
 from wsi2ihc.batch.results_table import ResultsWriter, read_results, results_of
@@ -24,10 +25,10 @@ from wsi2ihc.batch.scheduler import SlideState, run_batch
 from wsi2ihc.batch.task import BATCH_FOLDER, BatchOptions, SlideTask, locks_folder, logs_folder, marker_path, read_done
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import DeviceError, OutputError
+from wsi2ihc.locks import exclusive_lock
 from wsi2ihc.models.model_file import build_network, save_checkpoint
 from wsi2ihc.models.model_spec import GeneratorSpec
 from wsi2ihc.pyramid.verify import read_level
-from wsi2ihc.storage import exclusive_lock, published
 from wsi2ihc.translation.checkpoint_folder import IN_USE, checkpoint_path
 
 POISON = """

@@ -25,8 +25,8 @@ from wsi2ihc.batch.slide_manifest import Problem, Row, record_shard
 from wsi2ihc.batch.task import BatchOptions, Done, Failed, SlideTask, marker_path, thumbnail_path
 from wsi2ihc.batch.worker import CACHE_VARIABLE, remove_old_copies, staged
 from wsi2ihc.errors import ManifestError
+from wsi2ihc.locks import in_use
 from wsi2ihc.models.registry import DEFAULT_MODEL
-from wsi2ihc.storage import in_use
 from wsi2ihc.translation.options import TranslateOptions
 
 

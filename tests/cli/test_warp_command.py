@@ -20,7 +20,7 @@ from wsi2ihc.geometry import Region, Size
 from wsi2ihc.pyramid import PyramidOptions, read_level
 from wsi2ihc.registration.transform import LocalField, SlideFrame, Transform, frame_of
 from wsi2ihc.registration.transform_io import fingerprint, save_transform
-from wsi2ihc.registration.warp import read_warped
+from wsi2ihc.registration.warped_region import read_warped
 from wsi2ihc.registration.warped_slide import WarpOptions, warp_slide
 from wsi2ihc.slide import open_slide, srgb_profile
 from wsi2ihc.tissue import whole_slide

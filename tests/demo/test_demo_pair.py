@@ -13,7 +13,7 @@ from wsi2ihc.demo.ihc_pair import STUDY_NAMES, GroundTruthWarp, make_demo_pair, 
 from wsi2ihc.errors import OptionError, OutputError
 from wsi2ihc.registration.landmarks import landmark_errors, match_landmarks, read_landmarks
 from wsi2ihc.registration.transform import Transform
-from wsi2ihc.registration.warp import read_warped
+from wsi2ihc.registration.warped_region import read_warped
 from wsi2ihc.slide import open_slide
 from wsi2ihc.training.pairs.pair_manifest import read_manifest
 

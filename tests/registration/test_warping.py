@@ -18,7 +18,7 @@ from wsi2ihc.errors import MissingResolutionError, OptionError
 from wsi2ihc.geometry import Region, RGBImage
 from wsi2ihc.registration import warp
 from wsi2ihc.registration.transform import LocalField, Transform, affine, identity, moving_grid
-from wsi2ihc.registration.warp import WarpedPixels, read_warped, warping_grid
+from wsi2ihc.registration.warped_region import WarpedPixels, read_warped, warping_grid
 from wsi2ihc.slide import Slide, open_slide, read_region, working_grid
 
 FILL = (240, 236, 231)

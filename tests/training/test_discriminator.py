@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wsi2ihc.training.train_step import PatchDiscriminator
+from wsi2ihc.models.networks import PatchDiscriminator
 
 
 def test_architecture_is_the_published_one() -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from wsi2ihc.errors import OptionError
+from wsi2ihc.models.networks import PatchDiscriminator
 from wsi2ihc.training import fabric as fabric_module
 from wsi2ihc.training import train_step
 from wsi2ihc.training.fabric import Processes, count_processes, in_first_process, is_first_process, start_fabric
 from wsi2ihc.training.options import TrainOptions
-from wsi2ihc.training.train_step import PatchDiscriminator
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_JOB_NAME": "train"}

@@ -19,18 +19,18 @@ from wsi2ihc.translation.report import TranslateReport
 
 def _killed(suffix: str, arguments: list[str]) -> None:
     """Run the command up to the publication of a file whose name ends with ``suffix``, or of a folder."""
-    import wsi2ihc.storage
+    import wsi2ihc.atomic_files
     import wsi2ihc.translation.resume
     from wsi2ihc.cli.main import main
 
-    real = wsi2ihc.storage._publish
+    real = wsi2ihc.atomic_files._publish
 
     def publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
         if path.name.endswith(suffix):
             os._exit(9)
         real(partial, handle, path, overwrite)
 
-    wsi2ihc.storage._publish = publish
+    wsi2ihc.atomic_files._publish = publish
     wsi2ihc.translation.resume.publish_folder = lambda *_: os._exit(9)
     main(arguments)
 
@@ -70,9 +70,9 @@ def options(tmp_path: Path) -> TranslateOptions:
 def test_a_failed_rename_of_the_output_leaves_no_files(
     slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wsi2ihc.storage
+    import wsi2ihc.atomic_files
 
-    real = wsi2ihc.storage._publish
+    real = wsi2ihc.atomic_files._publish
 
     def publish(partial: Path, handle: int, path: Path, overwrite: bool) -> None:
         if path.name == "out.ome.tiff":
@@ -80,7 +80,7 @@ def test_a_failed_rename_of_the_output_leaves_no_files(
             raise OutputError("the disk is gone")
         real(partial, handle, path, overwrite)
 
-    monkeypatch.setattr("wsi2ihc.storage._publish", publish)
+    monkeypatch.setattr("wsi2ihc.atomic_files._publish", publish)
     with wsi2ihc.open_slide(slide_file) as slide, pytest.raises(OutputError, match="the disk is gone"):
         wsi2ihc.translate(slide, wsi2ihc.load_model("identity"), tmp_path / "out.ome.tiff", options(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from wsi2ihc.files import read_json
 from wsi2ihc.geometry import BoolImage, Region, RGBImage, Size
 from wsi2ihc.pyramid.ome_xml import NAMESPACE
 from wsi2ihc.registration.transform import SlideFrame, Transform, identity, moving_grid
-from wsi2ihc.registration.warp import read_warped
+from wsi2ihc.registration.warped_region import read_warped
 from wsi2ihc.registration.warped_slide import is_comparable
 from wsi2ihc.slide import Slide, SlideInfo, WorkingGrid, read_region, working_grid
 from wsi2ihc.tissue import TissueMask, detect_tissue

@@ -21,7 +21,7 @@ from wsi2ihc.geometry import Region, RGBImage
 from wsi2ihc.registration.overview import COARSEST_MPP
 from wsi2ihc.registration.transform import Transform, identity
 from wsi2ihc.registration.transform_io import load_transform
-from wsi2ihc.registration.warp import read_warped
+from wsi2ihc.registration.warped_region import read_warped
 from wsi2ihc.registration.warped_slide import check_slide, is_comparable
 from wsi2ihc.slide import (
     Slide,

@@ -28,9 +28,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wsi2ihc.atomic_files import cannot_write, write_atomically
 from wsi2ihc.errors import DatasetError, OutputError, OutputExistsError
 from wsi2ihc.files import json_bytes, read_json
-from wsi2ihc.storage import LOCK, cannot_write, exclusive_lock, write_atomically
+from wsi2ihc.locks import LOCK, exclusive_lock
 from wsi2ihc.system import versions
 from wsi2ihc.text import csv_table
 

@@ -35,7 +35,7 @@ from wsi2ihc.registration.register import RegistrationOptions, register
 from wsi2ihc.registration.report import report_of
 from wsi2ihc.registration.transform import Transform, frame_of, identity, moving_grid
 from wsi2ihc.registration.transform_io import load_transform
-from wsi2ihc.registration.warp import read_warped
+from wsi2ihc.registration.warped_region import read_warped
 from wsi2ihc.registration.warped_slide import check_slide, warning_of_slide
 from wsi2ihc.slide import (
     Slide,

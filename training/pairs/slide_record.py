@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 import imagecodecs
 import numpy as np
 
+from wsi2ihc.atomic_files import cannot_write, make_folder, write_atomically
 from wsi2ihc.errors import SlideNotFoundError
 from wsi2ihc.files import is_image, json_bytes, read_json, read_regular
 from wsi2ihc.geometry import RGBImage
 from wsi2ihc.registration.report import OWN_NAMES
-from wsi2ihc.storage import cannot_write, make_folder, write_atomically
 
 from ..data.dataset import Role
 from .pair_manifest import SlidePair

@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsi2ihc.atomic_files import cannot_write, make_folder, write_atomically
 from wsi2ihc.errors import OutputError, OutputExistsError
 from wsi2ihc.files import json_bytes, read_json
+from wsi2ihc.locks import exclusive_lock
 from wsi2ihc.pages import render_page
-from wsi2ihc.storage import cannot_write, exclusive_lock, make_folder, write_atomically
 
 from .document import (
     Attachment,

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
 
+from ..atomic_files import published, write_atomically
 from ..errors import ManifestError, OutputBusyError, Wsi2IhcError
 from ..models.registry import list_models
 from ..pages import render_page
-from ..storage import published, write_atomically
 from ..tables import csv_rows, open_csv
 from ..text import base_name, csv_table, listed, one_line_error, original, printable
 from .scheduler import SlideState, Status

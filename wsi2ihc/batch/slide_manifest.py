@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, get_type_hints
 
+from ..atomic_files import make_folder, write_atomically
 from ..errors import BatchError, ManifestError
 from ..files import read_regular
 from ..pyramid import PyramidOptions
 from ..slide import dicom_files, dicom_slides, is_dicom, is_zarr
-from ..storage import make_folder, write_atomically
 from ..tables import csv_rows, open_csv
 from ..text import base_name, listed, one_line_error, option_name
 from ..translation.options import TranslateOptions

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from ..atomic_files import make_folder, write_atomically
 from ..errors import DeviceError, DeviceMemoryError, OptionError, OutputError, Wsi2IhcError
 from ..files import json_bytes, read_json, sha256_of_file
-from ..storage import make_folder, write_atomically
 from ..system import versions
 from ..text import check_bounds, option
 from ..translation.options import SMALLEST_MEMORY_BYTES, TranslateOptions

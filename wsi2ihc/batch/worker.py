@@ -20,12 +20,13 @@ from typing import Any
 
 import imagecodecs
 
+from ..atomic_files import make_folder, remove_stale_files, write_atomically
 from ..concurrency import Progress, Send
 from ..errors import ModelError, OutputError
+from ..locks import exclusive_lock, in_use, unused
 from ..models.registry import Model, load_model
 from ..pyramid import read_overview as read_result
 from ..slide import Slide, open_slide
-from ..storage import exclusive_lock, in_use, make_folder, remove_stale_files, unused, write_atomically
 from ..text import base_name, one_line_error
 from ..translation.checkpoint_folder import discard_checkpoint
 from ..translation.job import prepare

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import tifffile
 
+from ..atomic_files import published
 from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import OptionError, OutputError
 from ..geometry import Region, RGBImage, Size
-from ..storage import published
 from .histology import Structures
 from .render import paint, synthetic_structures
 

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from ..atomic_files import published
 from ..concurrency import Progress, ProgressCallback, silent
 from ..geometry import RGB, Region, RGBImage, Size
-from ..storage import published
 from .demo_slide import BAND_PX, JPEG_QUALITY, MPP, TITLE, WORKERS, structures_of, write_slide_file
 from .layout import SlideLayout
 from .render import BACKGROUND, EOSIN, HEMATOXYLIN, paint

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..atomic_files import disk_errors, published, remove_stale_files
 from ..errors import ModelError, OutputError
-from ..storage import disk_errors, published, remove_stale_files
 from .model_spec import FORMAT, SUFFIX, VERSION, GeneratorSpec, file_sha256, open_checkpoint, spec_of
 from .networks import ResnetGenerator, UnetGenerator
 

@@ -1,6 +1,6 @@
 """Pyramidal output files: OME-TIFF and OME-Zarr."""
 
-from ..storage import SUFFIXES, check_output, published
+from ..atomic_files import SUFFIXES, check_output, published
 from .encode import PyramidOptions
 from .levels import Tile
 from .ome_tiff import PyramidReport, write_pyramid

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from tifffile import TiffWriter
 
+from ..atomic_files import disk_errors
 from ..geometry import RGB, BoolImage, Size
-from ..storage import disk_errors
 from .downsample import Cascade
 from .encode import PyramidOptions, TileSpool, make_encoder, tiff_compression
 from .levels import PyramidLevel, Tile, plan_levels

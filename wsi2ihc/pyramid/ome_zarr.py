@@ -18,10 +18,18 @@ from typing import TYPE_CHECKING, Any, cast
 import lazy_loader
 import numpy as np
 
+from ..atomic_files import (
+    check_folder,
+    check_name,
+    check_writable,
+    hidden_files,
+    hidden_path,
+    output_exists,
+    sync_folder,
+)
 from ..concurrency import ordered_map
 from ..errors import OutputError
 from ..geometry import RGB, RGBImage, Size
-from ..storage import check_folder, check_name, check_writable, hidden_files, hidden_path, output_exists, sync_folder
 from .downsample import Cascade
 from .levels import PyramidLevel, Tile
 from .ome_xml import ImageDescription

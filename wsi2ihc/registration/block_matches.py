@@ -18,7 +18,7 @@ from ..slide import overview_grid, read_region
 from ..system import cores
 from .overview import TISSUE_DENSITY, FloatImages, RegistrationView, structure
 from .transform import FloatArray, Transform
-from .warp import read_warped
+from .warped_region import read_warped
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..geometry import RGB, WHITE, RGBImage
 from ..slide import Slide
 from .transform import FloatArray, SlideFrame, Transform, frame_of, identity, moving_grid
-from .warp import read_warped
+from .warped_region import read_warped
 
 INK: RGB = (40, 40, 40)
 TEXT_PX = 16

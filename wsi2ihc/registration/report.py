@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..atomic_files import write_atomically
 from ..errors import OutputError, OutputExistsError, TransformError
 from ..files import json_bytes, read_json
 from ..geometry import RGBImage
+from ..locks import LOCK, exclusive_lock
 from ..slide import Slide, agreeing_levels
-from ..storage import LOCK, exclusive_lock, write_atomically
 from ..system import versions
 from .figures import checkerboard, deformation_figure, figure_mpp, thumbnail
 from .landmarks import LandmarkErrors, MatchedLandmarks, contradiction, diagonal_um, landmark_errors

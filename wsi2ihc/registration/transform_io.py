@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ..atomic_files import make_folder, write_atomically
 from ..errors import TransformError
 from ..files import json_bytes, read_regular
 from ..geometry import Size
 from ..slide.metadata import MPP_RANGE
 from ..slide.readers.base import MAX_SIDE_PX
-from ..storage import make_folder, write_atomically
 from .transform import LocalField, SlideFrame, Transform
 
 TRANSFORM_NAME = "transform.json"

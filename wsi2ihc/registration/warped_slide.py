@@ -18,20 +18,20 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..atomic_files import check_output, make_folder, published
 from ..concurrency import Progress, ProgressCallback, ordered_map, silent
 from ..errors import OptionError, TransformError
 from ..geometry import RGB, BoolImage, Size, ceil_to
 from ..pyramid import ImageDescription, PyramidOptions, Tile, ome_xml, validate, write_pyramid
 from ..pyramid.ome_zarr import sync_file
 from ..slide import Slide, SlideInfo, agreeing_levels, known_mpp
-from ..storage import check_output, make_folder, published
 from ..system import cores, versions
 from ..text import MOST_WORKERS, auto_option, check_bounds, option
 from ..tissue import TissueMask, detect_tissue, whole_slide
 from ..translation.output_files import check_not_inputs, check_report, provenance, report_path, write_report
 from .transform import FloatArray, SlideFrame, Transform, moving_grid
 from .transform_io import fingerprint
-from .warp import read_warped, warping_grid
+from .warped_region import read_warped, warping_grid
 
 TISSUE_MARGIN_UM = 64.0
 """Margin around the tissue mask that is also written, since the mask is coarse."""

@@ -25,11 +25,11 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..atomic_files import write_atomically
 from ..errors import MaskError, OutputError
 from ..files import read_regular
 from ..geometry import RGB, WHITE, BoolImage
 from ..slide import Slide, SlideInfo
-from ..storage import write_atomically
 from ..text import printable
 from .detection import LARGEST_OVERVIEW_PX, mask_grid, measure_background
 from .mask import Annotation, TissueMask, pooled

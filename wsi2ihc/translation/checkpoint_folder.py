@@ -27,14 +27,15 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ..atomic_files import hidden_files, hidden_path, hidden_stem, write_atomically
 from ..concurrency import Progress, ProgressCallback
 from ..errors import OutputBusyError, OutputError
 from ..files import json_bytes, read_json, read_regular
 from ..geometry import BoolImage, Region, Size, ceil_to
+from ..locks import exclusive_lock, is_there, unused
 from ..pyramid import PyramidOptions
 from ..pyramid.levels import PyramidLevel
 from ..pyramid.ome_zarr import remove_replaced, remove_tree, shard_grid, shard_path
-from ..storage import exclusive_lock, hidden_files, hidden_path, hidden_stem, is_there, unused, write_atomically
 from ..tissue import Annotation, TissueMask
 from .job import SharedPlan, TranslationJob
 from .options import TranslateOptions

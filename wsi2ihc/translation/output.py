@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..atomic_files import SUFFIXES, check_name, check_output, published
 from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import OutputError
 from ..files import read_regular, sha256_of
@@ -33,7 +34,6 @@ from ..geometry import BoolImage, RGBImage
 from ..pyramid import ZARR_SUFFIX, PyramidReport, Tile, check_folder_output, is_zarr, ome_xml, write_pyramid
 from ..pyramid import read_overview as read_result
 from ..slide import Slide, overview_grid, read_overview, srgb_profile
-from ..storage import SUFFIXES, check_name, check_output, published
 from ..text import pluralize
 from .job import TranslationJob, hash_fingerprint
 from .options import TRANSLATING, TranslateOptions

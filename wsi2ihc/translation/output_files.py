@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import check_output, write_atomically
 from ..errors import OutputError
 from ..files import json_bytes, read_json
 from ..slide import SlideInfo
-from ..storage import check_output, write_atomically
 
 
 def report_path(output: Path) -> Path:

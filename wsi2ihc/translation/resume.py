@@ -22,10 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic_files import disk_errors, published, sync_folder
 from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import OutputBusyError, OutputError, OutputExistsError
 from ..files import sha256_of, sha256_of_file
 from ..geometry import Size
+from ..locks import exclusive_lock, in_use
 from ..models.registry import Model
 from ..pyramid import PyramidReport, is_zarr, publish_folder, validate
 from ..pyramid.levels import PyramidLevel, plan_levels, tile_grid
@@ -47,7 +49,6 @@ from ..pyramid.ome_zarr import (
     write_tiles,
 )
 from ..slide import Slide
-from ..storage import disk_errors, exclusive_lock, in_use, published, sync_folder
 from .checkpoint_folder import (
     COMMITTED,
     DONE,

@@ -12,7 +12,7 @@ import pytest
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.models.registry import counterstain
 from wsi2ihc.training.evaluation.methods import fit_color_regression
-from wsi2ihc.training.validation import ValidationScores
+from wsi2ihc.training.metrics.validation_scores import ValidationScores
 
 Images = npt.NDArray[np.uint8]
 

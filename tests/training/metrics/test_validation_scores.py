@@ -9,7 +9,7 @@ import pytest
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.stains import dab_density
 from wsi2ihc.training.metrics.image_metrics import grid_power, structural_similarity
-from wsi2ihc.training.validation import VALIDATION_METRICS, ValidationScores, is_better
+from wsi2ihc.training.metrics.validation_scores import VALIDATION_METRICS, ValidationScores, is_better
 
 Images = npt.NDArray[np.uint8]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.storage import exclusive_lock
+from wsi2ihc.locks import exclusive_lock
 from wsi2ihc.training.reports import write as write_module
 from wsi2ihc.training.reports.document import Column, Estimate, Figure, Report, Section, Table
 from wsi2ihc.training.reports.write import check_report_folder, write_report

@@ -21,10 +21,10 @@ from PIL import Image
 import wsi2ihc
 from wsi2ihc.errors import OutputBusyError, OutputError, OutputExistsError
 from wsi2ihc.geometry import Region, RGBImage, Size
+from wsi2ihc.locks import exclusive_lock
 from wsi2ihc.pyramid import PyramidOptions, ome_zarr
 from wsi2ihc.pyramid.levels import PyramidLevel
 from wsi2ihc.slide import Slide
-from wsi2ihc.storage import exclusive_lock
 from wsi2ihc.translation import resume
 from wsi2ihc.translation.checkpoint_folder import checkpoint_path, missing_bands, read_plan
 from wsi2ihc.translation.job import translation_fingerprint

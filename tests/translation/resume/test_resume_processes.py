@@ -166,7 +166,7 @@ def test_a_band_of_a_killed_process_is_translated_by_another(slide_file: Path, w
 @pytest.mark.parametrize(
     ("module", "name", "suffix"),
     [
-        ("wsi2ihc.storage", "_publish", "tiff"),
+        ("wsi2ihc.atomic_files", "_publish", "tiff"),
         ("wsi2ihc.translation.resume", "write_extras", "tiff"),
         ("wsi2ihc.translation.resume", "remove_checkpoint", "tiff"),
         ("wsi2ihc.translation.checkpoint_folder", "remove_tree", "tiff"),

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from wsi2ihc import storage
-from wsi2ihc import storage as storage_module
+from wsi2ihc import atomic_files, locks
+from wsi2ihc.atomic_files import check_output, published
 from wsi2ihc.errors import OutputError, OutputExistsError
-from wsi2ihc.storage import check_output, published
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX locks and signals")
 
@@ -81,7 +80,7 @@ def test_an_existing_file_is_replaced_only_with_overwrite(target: Path) -> None:
 @pytest.mark.parametrize("links", [True, False], ids=["with hard links", "without"])
 def test_a_file_that_appears_meanwhile_is_kept(target: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not links:
-        monkeypatch.setattr(storage.os, "link", refuse_link)
+        monkeypatch.setattr(atomic_files.os, "link", refuse_link)
 
     def be_late() -> None:
         with published(target, overwrite=False) as partial:
@@ -99,7 +98,7 @@ def refuse_link(*_: object) -> None:
 
 
 def test_file_systems_without_hard_links_work(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.os, "link", refuse_link)
+    monkeypatch.setattr(atomic_files.os, "link", refuse_link)
     with published(target, overwrite=False) as partial:
         partial.write_text("content")
     assert target.read_text() == "content"
@@ -158,7 +157,7 @@ def test_without_locks_leftovers_stay_and_work_goes_on(
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(storage_module.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     leftover = target.parent / ".out.ome.tiff.01234567.partial"
     leftover.write_text("")
     with caplog.at_level(logging.WARNING), published(target, overwrite=False) as partial:
@@ -197,7 +196,7 @@ def test_special_files_are_never_replaced() -> None:
 
 
 def test_a_folder_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.os, "access", lambda *_: False)
+    monkeypatch.setattr(atomic_files.os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="not writable"):
         check_output(tmp_path / "a.ome.tiff", overwrite=False)
 
