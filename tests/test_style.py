@@ -40,7 +40,7 @@ LINES = {
     "wsi2ihc/pyramid": 1450,
     "wsi2ihc/registration": 3440,
     "wsi2ihc/slide": 3700,
-    "wsi2ihc/slide/readers": 2180,
+    "wsi2ihc/slide/readers": 2160,
     "wsi2ihc/tissue": 1230,
     "wsi2ihc/translation": 4190,
 }
