@@ -31,7 +31,7 @@ LINES = {
     "training/evaluation": 2710,
     "training/inspection": 1890,
     "training/metrics": 1600,
-    "training/pairs": 3840,
+    "training/pairs": 3810,
     "training/reports": 1040,
     "wsi2ihc": 2170,
     "wsi2ihc/batch": 3250,
