@@ -42,7 +42,7 @@ LINES = {
     "wsi2ihc/slide": 3700,
     "wsi2ihc/slide/readers": 2160,
     "wsi2ihc/tissue": 1230,
-    "wsi2ihc/translation": 4190,
+    "wsi2ihc/translation": 4140,
 }
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
 
