@@ -31,7 +31,7 @@ from wsi2ihc.slide import Slide, agreeing_levels, level_problems
 from wsi2ihc.system import cores, versions
 from wsi2ihc.text import describe_error, patches
 
-from .dataset_writer import PairsStore, open_dataset_folder, publish, slide_lock
+from .dataset_writer import DatasetFolder, open_dataset_folder, publish, slide_lock
 from .extract import (
     Alignment,
     ExtractedPatch,
@@ -325,20 +325,19 @@ def build_pairs(
     started = time.perf_counter()
     table = _read(manifest)
     splits = assign_splits(table.members, options.shares, options.seed)
-    with open_dataset_folder(folder, options.of_patches) as store:
-        found = _find_work(store, table, options)
+    with open_dataset_folder(folder, options.of_patches) as dataset:
+        found = _find_work(dataset, table, options)
         ended = run_jobs(process_slide_pair, found.jobs, options.workers, progress, "extracting patches")
         for job in found.jobs:
             if ended[job.pair.slide].failure:
-                store.discard(job.pair.slide, failed=job.folder)
+                dataset.discard(job.pair.slide, failed=job.folder)
         failed = _failures(table, found, ended)
         slides = _completed_pairs(table, found, failed)
         metadata: Mapping[str, Any] = {}
         is_changed = False
         if slides:
             progress(Progress("writing the tables"))
-            statement = _statement(folder, table, options, failed)
-            metadata, is_changed = publish(store, slides, splits, statement)
+            metadata, is_changed = publish(dataset, slides, splits, _dataset_metadata(folder, table, options, failed))
         report = BuildReport(
             dataset=folder.resolve().name,
             manifest=table.path.name,
@@ -346,7 +345,7 @@ def build_pairs(
             failed=failed,
             counts=metadata.get("counts", {}),
             rejected=metadata.get("rejected", {}),
-            warnings=tuple(_warnings(store, table, splits, slides, options, found, failed)),
+            warnings=tuple(_warnings(dataset, table, splits, slides, options, found, failed)),
             unchanged=not found.jobs and not is_changed,
             seconds=time.perf_counter() - started,
         )
@@ -375,7 +374,7 @@ def preview_pairs(
     options = options or PairsOptions()
     table = _read(manifest)
     splits = assign_splits(table.members, options.shares, options.seed)
-    found = _find_work(PairsStore(folder), table, options)
+    found = _find_work(DatasetFolder(folder), table, options)
     ended = run_jobs(preflight_pair, found.jobs, options.workers, progress, "checking slides")
     failed = _failures(table, found, ended)
     bad = {failure.slide for failure in failed}
@@ -408,7 +407,7 @@ def _read(manifest: Path) -> Manifest:
     return dataclasses.replace(table, rows=rows, problems=tuple(problems))
 
 
-def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Work:
+def _find_work(dataset: DatasetFolder, table: Manifest, options: PairsOptions) -> _Work:
     """Find completed pairs and the jobs of the others.
 
     Patches of a row with unavailable files are kept if they were extracted from an equal row, so that a temporarily
@@ -419,7 +418,7 @@ def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Wo
     failed: list[FailedPair] = []
     unreached_slides: list[str] = []
     for pair in table.unreachable:
-        if record := store.find(pair.slide, options.limits, row=row_hash(pair, options.reading)):
+        if record := dataset.find(pair.slide, row_hash(pair, options.reading), options.limits):
             complete[pair.slide] = record
             unreached_slides.append(pair.slide)
     for pair in table.rows:
@@ -428,10 +427,10 @@ def _find_work(store: PairsStore, table: Manifest, options: PairsOptions) -> _Wo
         except Exception as error:  # any error fails this row only
             failed.append(FailedPair(pair.row, pair.slide, describe_error(error)))
             continue
-        if record := store.find(pair.slide, options.limits, fingerprint=fingerprint):
+        if record := dataset.find(pair.slide, fingerprint, options.limits):
             complete[pair.slide] = record
         else:
-            extraction = store.new_extraction(pair.slide, fingerprint, options.limits)
+            extraction = dataset.new_extraction(pair.slide, fingerprint, options.limits)
             jobs.append(SlideJob(pair, fingerprint, extraction, options))
     return _Work(complete, unreached_slides, jobs, failed)
 
@@ -473,7 +472,7 @@ def _completed_pairs(table: Manifest, found: _Work, failed: Iterable[FailedPair]
     return [(pair, record) for pair, record in records if record is not None]
 
 
-def _statement(
+def _dataset_metadata(
     folder: Path, table: Manifest, options: PairsOptions, failed: Iterable[FailedPair]
 ) -> dict[str, Any]:  # fmt: skip
     """Return the content of ``dataset.json`` except counts, without times, folders and number of workers."""
@@ -497,18 +496,18 @@ def _statement(
 
 
 def _warnings(
-    store: PairsStore, table: Manifest, splits: Splits, slides: Slides, options: PairsOptions, found: _Work,
+    dataset: DatasetFolder, table: Manifest, splits: Splits, slides: Slides, options: PairsOptions, found: _Work,
     failed: Iterable[FailedPair],
 ) -> Iterator[str]:  # fmt: skip
     """Yield all warnings about the dataset."""
-    before = store.counts
+    before = dataset.counts
     if not slides:
         if before:
             yield f"no row of the manifest can be used: the dataset is unchanged, with {patches(before.total())}"
         return
     yield from removed_slides(before, {pair.slide for pair, _ in slides}, {failure.slide for failure in failed})
     yield from unavailable(found.unavailable)
-    yield from dataset_warnings(store.folder, splits, slides, options)
+    yield from dataset_warnings(dataset.folder, splits, slides, options)
     yield from manifest_warnings(table)
 
 

@@ -103,8 +103,8 @@ class SlideRecord:
                 sizes |= dict(zip(self.paths(patch), (patch.bytes_he, patch.bytes_ihc), strict=False))
         return sizes
 
-    def under(self, limits: Limits) -> SlideRecord | None:
-        """Return the record under other limits; None if they might keep a patch that has no files."""
+    def with_limits(self, limits: Limits) -> SlideRecord | None:
+        """Return the record with patches rejected by other limits; None if they might keep one without files."""
         if self.limits == dataclasses.asdict(limits):
             return self
         patches = []
@@ -232,7 +232,7 @@ class SlideWriter:
     Parameters
     ----------
     folder
-        Folder of the extraction, see `PairsStore.new_extraction`; files of an interrupted one are removed.
+        Folder of the extraction, see `DatasetFolder.new_extraction`; files of an interrupted one are removed.
     side_by_side
         Whether a patch is one file.
 

@@ -78,17 +78,17 @@ def _index_problems(
         if record is None:
             yield f"{where}/{RECORD_NAME} is missing or damaged: {_REPAIR}"
             continue
-        kept = {folder / path for patch in _under(record, statement).kept for path in record.paths(patch)}
+        kept = {folder / path for patch in _with_stated_limits(record, statement).kept for path in record.paths(patch)}
         if differ := sorted(kept ^ named[extraction]):
             more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
             yield f"{where}/{RECORD_NAME} and {TABLE_NAME} do not both name {differ[0].name}{more}"
         yield from _registration_problems(extraction / REGISTRATION_NAME, f"{where}/{REGISTRATION_NAME}", record)
 
 
-def _under(record: SlideRecord, statement: Mapping[str, Any]) -> SlideRecord:
-    """Return the record under the limits of ``dataset.json``, if it states valid ones."""
+def _with_stated_limits(record: SlideRecord, statement: Mapping[str, Any]) -> SlideRecord:
+    """Return the record with the limits of ``dataset.json``, if it states valid ones."""
     with contextlib.suppress(LookupError, TypeError, OptionError):
-        return record.under(Limits(**statement["options"]["limits"])) or record
+        return record.with_limits(Limits(**statement["options"]["limits"])) or record
     return record
 
 

@@ -462,10 +462,10 @@ def publish_folder(folder: Path, path: Path, overwrite: bool) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"cannot finish {path.name} in {path.parent}: {error.strerror}") from error
-    remove_replaced(path)
+    remove_old_versions(path)
 
 
-def remove_replaced(path: Path) -> None:
+def remove_old_versions(path: Path) -> None:
     """Remove replaced versions of an existing folder, which an interrupted run can leave beside it."""
     if os.path.lexists(path):  # otherwise the replaced version may be the only one
         for leftover in hidden_files(path, "old"):

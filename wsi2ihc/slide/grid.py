@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import OptionError
 from ..geometry import RGB, Region, RGBImage, Size, ceil_to, floor_to
-from .image_choice import has_shape_of
+from .level_factors import has_exact_size
 from .metadata import MPP_RANGE, Mpp, known_mpp
 from .protocol import Slide, SlideInfo, fill_with
 
@@ -124,7 +124,7 @@ def _is_usable(info: SlideInfo, level: int) -> bool:
     """Whether a level has the aspect ratio of the slide; otherwise its position on the slide is unknown."""
     size, downsample = info.levels[level].size, info.levels[level].downsample
     # Philips pads its levels to whole tiles.
-    return float(downsample).is_integer() or has_shape_of(info.size, size, downsample)
+    return float(downsample).is_integer() or has_exact_size(info.size, size, downsample)
 
 
 def _grid(info: SlideInfo, level: int, step: tuple[float, float]) -> WorkingGrid:

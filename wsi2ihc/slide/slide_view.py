@@ -16,7 +16,7 @@ from PIL import Image
 from ..errors import UnreadableSlideError
 from ..geometry import RGB, WHITE, Region, RGBImage, Size
 from ..system import cores
-from .image_choice import fixed_levels
+from .level_factors import corrected_levels
 from .protocol import Level, Slide, SlideInfo, SlideWrapper, fill_with
 from .readers.base import SlideReader
 
@@ -280,7 +280,7 @@ def as_shown(slide: SlideReader) -> Slide:
     try:
         levels = slide.info.levels
         if slide.tile_sizes is not None:
-            levels = fixed_levels(levels, slide.tile_sizes, slide.tag_factors, _Comparison(slide).agreement)
+            levels = corrected_levels(levels, slide.tile_sizes, slide.tag_factors, _Comparison(slide).agreement)
         if levels == slide.info.levels and slide.orientation == 1:
             return slide
         return SlideView(slide, levels, slide.orientation)
@@ -296,13 +296,13 @@ class _Comparison:
         self._slide = slide
         self._places: dict[int, list[tuple[float, Region, RGBImage]]] = {}
 
-    def agreement(self, level: int, times: float) -> float | None:
-        """Correlate patches of a level with the level before, which is assumed to be ``times`` finer."""
+    def agreement(self, level: int, step: float) -> float | None:
+        """Correlate patches of a level with the level before, which is assumed to be ``step`` times finer."""
         try:
-            inside = self._inside(level, times)
+            inside = self._inside(level, step)
             if inside is None:
                 return -1.0
-            pairs = [self._pair(level, patch, pixels, times) for patch, pixels in inside]
+            pairs = [self._pair(level, patch, pixels, step) for patch, pixels in inside]
         except UnreadableSlideError:
             return None
         if not pairs:
@@ -312,10 +312,10 @@ class _Comparison:
         norm = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
         return float(ours @ theirs) / norm if norm > 0 else 0.0
 
-    def _inside(self, level: int, times: float) -> list[tuple[Region, RGBImage]] | None:
+    def _inside(self, level: int, step: float) -> list[tuple[Region, RGBImage]] | None:
         """Return patches with the most contrast inside the slide at this factor; None if the padding has contrast."""
         finer = self._slide.info.levels[level - 1].size
-        width, height = finer.width / times + 1, finer.height / times + 1
+        width, height = finer.width / step + 1, finer.height / step + 1
         found: list[tuple[Region, RGBImage]] = []
         for contrast, patch, pixels in self._contrasts(level):
             if patch.right <= width and patch.bottom <= height:
@@ -338,9 +338,9 @@ class _Comparison:
             self._places[level] = sorted(found, key=lambda one: -one[0])
         return self._places[level]
 
-    def _pair(self, level: int, patch: Region, pixels: RGBImage, times: float) -> tuple[RGBImage, RGBImage]:
+    def _pair(self, level: int, patch: Region, pixels: RGBImage, step: float) -> tuple[RGBImage, RGBImage]:
         """Return a patch, and the same area of the level before."""
-        left, top, right, bottom = (side * times for side in (patch.x, patch.y, patch.right, patch.bottom))
+        left, top, right, bottom = (side * step for side in (patch.x, patch.y, patch.right, patch.bottom))
         region = Region(int(left), int(top), int(right) + 1 - int(left), int(bottom) + 1 - int(top))
         found = Image.fromarray(self._slide.read_level(level - 1, region))
         box = (left - region.x, top - region.y, right - region.x, bottom - region.y)

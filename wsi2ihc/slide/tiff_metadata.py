@@ -19,20 +19,7 @@ import numpy.typing as npt
 from ..errors import OptionError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
 from ..text import pluralize
-from .image_choice import (
-    MAX_DESCRIPTION,
-    MAX_PAGES,
-    MAX_TAKEN_APART,
-    NO_CHOICE,
-    Choice,
-    TiffImage,
-    check_description,
-    choose,
-    images_of,
-    remarks_on,
-    size_of,
-    top_pages,
-)
+from .image_choice import NO_CHOICE, Choice
 from .metadata import (
     MAX_TEXT,
     OmeImage,
@@ -46,6 +33,18 @@ from .metadata import (
     unit_problems,
 )
 from .protocol import ImageEntry, PixelKind, pixel_kind
+from .tiff_images import (
+    MAX_DESCRIPTION,
+    MAX_PAGES,
+    MAX_PHILIPS_DESCRIPTION,
+    TiffImage,
+    check_description,
+    choose,
+    images_of,
+    remarks_on_choice,
+    size_of,
+    top_pages,
+)
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -223,15 +222,16 @@ def tiff_facts(
     problems: tuple[str, ...] = ()
     entries: tuple[ImageEntry, ...] = ()
     if own_layout:
-        check_description(name, pages[0].description or "", MAX_DESCRIPTION if tiff.is_philips else MAX_TAKEN_APART)
+        longest = MAX_PHILIPS_DESCRIPTION if tiff.is_philips else MAX_DESCRIPTION
+        check_description(name, pages[0].description or "", longest)
         image = _largest(name, pages, tags, choice)
     else:
         ome, problems = _ome_of(tiff, pages[0])
-        images = images_of(tiff, pages, ome, tags, pads=bool(tiff.is_philips))
+        images = images_of(tiff, pages, ome, tags, may_pad=bool(tiff.is_philips))
         image = choose(name, images, tiff, pages, choice)
         _check_stack(name, image, choice)
-        problems = (*problems, *remarks_on(images, image, ome))
-        entries = tuple(one.entry(chosen=one.number == image.number) for one in images)
+        problems = (*problems, *remarks_on_choice(images, image, ome))
+        entries = tuple(one.entry(chosen=one.series == image.series) for one in images)
     if len(pages) == MAX_PAGES:
         problems = (
             *problems,
@@ -244,7 +244,7 @@ def tiff_facts(
     facts = TiffMetadata(
         tables=tuple(table for table in tables if table is not None),
         level_sizes=tuple(map(size_of, image.levels)),
-        pages=tuple(image.numbers),
+        pages=tuple(image.level_pages),
         kind=image.kind,
         orientation=_orientation(name, image.levels),
         tag_mpp=image.tag_mpp,
@@ -262,10 +262,11 @@ def tiff_facts(
 def _check_stack(name: str, image: TiffImage, choice: Choice) -> None:
     """Refuse a stack of which ImageJ describes one page only."""
     count = imagej_images(image.levels[0].description or "")
-    if count > len(image.planes) and not choice:
+    if count > len(image.plane_pages) and not choice:
         raise UnreadableSlideError(
-            f"{name}: its description says that it holds {count} images (an ImageJ stack), of which the file has "
-            f"{pluralize(len(image.planes), 'page')}; export the plane that is wanted, or read the first with --page 0"
+            f"{name}: its description says that it holds {count} images (an ImageJ stack), of which the file "
+            f"has {pluralize(len(image.plane_pages), 'page')}; export the plane that is wanted, or read the first with "
+            "--page 0"
         )
 
 
@@ -282,7 +283,9 @@ def _largest(
     kind = pixel_kind(page)
     if not kind.is_rgb:
         raise kind.refusal(name)
-    return TiffImage(0, [page], [number], [number], kind, False, None, tags[number])
+    return TiffImage(
+        series=0, levels=[page], level_pages=[number], plane_pages=[number], kind=kind, tag_mpp=tags[number]
+    )
 
 
 def _ome_of(tiff: TiffFile, first: TiffPage) -> tuple[OmeXml | None, tuple[str, ...]]:

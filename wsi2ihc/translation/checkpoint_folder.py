@@ -1,8 +1,8 @@
 """Checkpoint folder of a resumable translation.
 
-The folder ``.NAME.bands`` lies beside the output. It holds the shared plan (`write_plan`), the growing image, a done
-marker for each finished band, locks, and at the end a commit record of the published output. It gets its name when it
-is complete, and only one process at a time creates, opens or removes it (`checkpoint_lock`). A band is done if its
+The folder ``.NAME.bands`` lies beside the output. It holds the shared plan (`write_shared_plan`), the growing image, a
+done marker for each finished band, locks, and at the end a commit record of the published output. It gets its name when
+it is complete, and only one process at a time creates, opens or removes it (`checkpoint_lock`). A band is done if its
 marker lists exactly the shards on disk.
 
 Bands are rows of tiles. An exact translation plans the windows of each band on their own, in cores that end at its
@@ -35,7 +35,7 @@ from ..geometry import BoolImage, Region, Size, ceil_to
 from ..locks import exclusive_lock, is_there, unused
 from ..pyramid import PyramidOptions
 from ..pyramid.levels import PyramidLevel
-from ..pyramid.ome_zarr import remove_replaced, remove_tree, shard_grid, shard_path
+from ..pyramid.ome_zarr import remove_old_versions, remove_tree, shard_grid, shard_path
 from ..tissue import Annotation, TissueMask
 from .job import SharedPlan, TranslationJob
 from .options import TranslateOptions
@@ -57,8 +57,8 @@ class Band:
     number: int  # position from top to bottom, from 0
     region: Region  # region of the output, in working px
     rows: range  # rows of tiles of the output
-    work: Plan  # windows to translate
-    shown: Plan  # the same windows, with cores cropped to the region, which is the extent of this plan
+    plan: Plan  # windows to translate
+    cropped_plan: Plan  # the same windows, with cores cropped to the region, which is the extent of this plan
 
 
 def band_height(options: TranslateOptions, overlap_px: int, tile_px: int) -> int:
@@ -90,16 +90,16 @@ def divide_into_bands(job: TranslationJob, core_size: Size, band_px: int) -> tup
         first = number * band_px // tile_px
         rows = range(first, first + -(-region.height // tile_px))
         if job.layout.overlap_px:
-            work = _windows_overlapping(job.plan, region)
+            plan = _windows_overlapping(job.plan, region)
         else:
-            work = plan_windows(region, job.prepared.covered, job.layout, core_size)
-        bands.append(Band(number, region, rows, work, _crop_plan(work, region)))
+            plan = plan_windows(region, job.prepared.covered, job.layout, core_size)
+        bands.append(Band(number, region, rows, plan, _crop_plan(plan, region)))
     return tuple(bands)
 
 
 def occupied_tiles(bands: Iterable[Band], tile_px: int) -> BoolImage:
     """Return which tiles of the output contain a core; (rows, columns) bool."""
-    return np.concatenate([band.shown.occupied_tiles(tile_px) for band in bands])
+    return np.concatenate([band.cropped_plan.occupied_tiles(tile_px) for band in bands])
 
 
 def crop_to_band(cores: Iterable[FinishedCore], region: Region) -> Iterator[FinishedCore]:
@@ -190,7 +190,7 @@ def checkpoint_lock(output: Path, progress: ProgressCallback, *, wait: bool) -> 
         yield is_locked
 
 
-def remove_stale(output: Path, *, shared: bool) -> None:
+def remove_interrupted_folders(output: Path, *, shared: bool) -> None:
     """Remove folders that interrupted runs left under hidden names.
 
     Unless ``shared``, `OutputBusyError` is raised if the process of such a folder is alive.
@@ -217,7 +217,7 @@ def remove_checkpoint(folder: Path, output: Path) -> None:
     remove_tree(hidden)
 
 
-def remove_unused(output: Path) -> None:
+def remove_shared_checkpoint(output: Path) -> None:
     """Remove the shared checkpoint folder; `OutputBusyError` if a process uses it."""
     with _ensure_unused(checkpoint_path(output), output):
         remove_checkpoint(checkpoint_path(output), output)
@@ -227,10 +227,10 @@ def discard_checkpoint(output: Path) -> None:
     """Remove all checkpoint folders of a complete output, except those that a process uses or may use."""
     try:
         with checkpoint_lock(output, lambda _: None, wait=False):
-            remove_stale(output, shared=True)
-            remove_replaced(output)
+            remove_interrupted_folders(output, shared=True)
+            remove_old_versions(output)
             if checkpoint_path(output).is_dir():
-                remove_unused(output)
+                remove_shared_checkpoint(output)
     except OSError as error:
         _log.info("%s", error)
 
@@ -254,7 +254,7 @@ class DoneMarker:
     model_s: float  # seconds spent in the translators
     run_s: float  # seconds spent on the band
     # unreadable areas of the slide known to the process, as (level, x, y)
-    damaged_areas: tuple[tuple[int, int, int], ...]
+    unreadable_areas: tuple[tuple[int, int, int], ...]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -268,16 +268,16 @@ class DoneMarker:
             "seams": None if self.seams is None else self.seams.to_json(),
             "model_s": self.model_s,
             "run_s": self.run_s,
-            "damaged_areas": self.damaged_areas,
+            "damaged_areas": self.unreadable_areas,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DoneMarker:
         """Invert `to_json`."""
         seams = None if values["seams"] is None else SeamStatistics.from_json(values["seams"])
-        damaged_areas = tuple(_triple(area) for area in values["damaged_areas"])
+        unreadable_areas = tuple(_triple(area) for area in values["damaged_areas"])
         shards = {str(name): (int(size), str(digest)) for name, (size, digest) in dict(values["shards"]).items()}
-        return cls(shards, seams, float(values["model_s"]), float(values["run_s"]), damaged_areas)
+        return cls(shards, seams, float(values["model_s"]), float(values["run_s"]), unreadable_areas)
 
 
 def write_done_marker(path: Path, marker: DoneMarker) -> None:
@@ -302,100 +302,97 @@ class Checkpoint:
     job: TranslationJob  # the translation, prepared according to the shared plan
     bands: tuple[Band, ...]
     levels: tuple[PyramidLevel, ...]  # levels of the output
-    damaged_areas: tuple[tuple[int, int, int], ...]  # unreadable areas found during tissue detection, as (level, x, y)
+    unreadable_areas: tuple[tuple[int, int, int], ...]  # found during tissue detection, as (level, x, y)
     in_use: TextIO  # file kept open while this process uses the folder
-    # markers of bands that were found done. They are not checked again.
-    known: dict[int, DoneMarker] = field(default_factory=dict)
+    # markers of bands that were found done, by number; they are not read and checked again
+    done_markers: dict[int, DoneMarker] = field(default_factory=dict)
 
     @property
     def image(self) -> Path:
         """Path of the growing image."""
         return self.folder / IMAGE
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the output is published; the image of an OME-Zarr has then been moved out of the folder."""
+        return is_committed(self.folder, self.output, self.job.options.pyramid)
 
-def still_exists(checkpoint: Checkpoint) -> bool:
-    """Return whether the folder still has its name; a process that completes the output removes it."""
-    return is_there(checkpoint.in_use, checkpoint.folder / IN_USE)
+    def still_exists(self) -> bool:
+        """Return whether the folder still has its name; a process that completes the output removes it."""
+        return is_there(self.in_use, self.folder / IN_USE)
 
+    def band_lock(self, number: int) -> contextlib.AbstractContextManager[object]:
+        """Lock a band for translation; `OutputBusyError` if another process holds the lock."""
+        return exclusive_lock(self.folder / LOCKS, "", f"{number:04d}", make=False)
 
-def band_lock(checkpoint: Checkpoint, number: int) -> contextlib.AbstractContextManager[object]:
-    """Lock a band for translation; `OutputBusyError` if another process holds the lock."""
-    return exclusive_lock(checkpoint.folder / LOCKS, "", f"{number:04d}", make=False)
+    def marker_path(self, number: int) -> Path:
+        """Return the path of the done marker of a band."""
+        return self.folder / DONE / f"{number:04d}.json"
 
+    def missing_bands(self) -> list[int]:
+        """List the bands that are not done; other processes may be translating some of them."""
+        return [number for number in range(len(self.bands)) if self.done_marker(number) is None]
 
-def marker_path(checkpoint: Checkpoint, number: int) -> Path:
-    """Return the path of the done marker of a band."""
-    return checkpoint.folder / DONE / f"{number:04d}.json"
+    def done_marker(self, number: int) -> DoneMarker | None:
+        """Return the marker of a band that is done, else None; what is found is kept in `done_markers`."""
+        if number not in self.done_markers:
+            marker = read_done_marker(self.marker_path(number))
+            if marker is None or marker.sizes != self.shards_on_disk(number):
+                return None
+            if marker.unreadable_areas and self.job.options.on_read_error == "fail":
+                return None
+            self.done_markers[number] = marker
+        return self.done_markers[number]
 
+    def remove_done_marker(self, number: int) -> None:
+        """Remove the done marker of a band, whose lock must be held.
 
-def missing_bands(checkpoint: Checkpoint) -> list[int]:
-    """List the bands that are not done; other processes may be translating some of them."""
-    return [number for number in range(len(checkpoint.bands)) if done_marker(checkpoint, number) is None]
+        Processes that have already read the marker keep it in their `done_markers`.
+        """
+        self.done_markers.pop(number, None)
+        self.marker_path(number).unlink(missing_ok=True)
 
+    def row_folders(self, number: int) -> list[Path]:
+        """Return the folders of the rows of shards of a band, existing or not. Bands do not share them."""
+        return [self.image / shard_path(0, row, 0).parent for row in self.bands[number].rows]
 
-def done_marker(checkpoint: Checkpoint, number: int) -> DoneMarker | None:
-    """Return the marker of a band that is done, else None."""
-    if number not in checkpoint.known:
-        marker = read_done_marker(marker_path(checkpoint, number))
-        if marker is None or marker.sizes != shards_on_disk(checkpoint, number):
+    def shards_on_disk(self, number: int) -> dict[str, int] | None:
+        """Return the size in bytes of each shard of a band; None if one is missing or there are other files."""
+        try:
+            files = [file for folder in self.row_folders(number) for file in folder.iterdir()]
+            sizes = {file.relative_to(self.image): file.stat().st_size for file in files}
+        except (FileNotFoundError, NotADirectoryError):  # also if the image has become the output meanwhile
             return None
-        if marker.damaged_areas and checkpoint.job.options.on_read_error == "fail":
-            return None
-        checkpoint.known[number] = marker
-    return checkpoint.known[number]
+        _, columns = shard_grid(self.levels[0])
+        expected = {shard_path(0, row, column) for row in self.bands[number].rows for column in range(columns)}
+        return {path.as_posix(): size for path, size in sizes.items()} if sizes.keys() == expected else None
 
 
-def row_folders(checkpoint: Checkpoint, number: int) -> list[Path]:
-    """Return the folders of the rows of shards of a band, existing or not. Bands do not share them."""
-    return [checkpoint.image / shard_path(0, row, 0).parent for row in checkpoint.bands[number].rows]
-
-
-def shards_on_disk(checkpoint: Checkpoint, number: int) -> dict[str, int] | None:
-    """Return the size in bytes of each shard of a band; None if one is missing or there are other files."""
-    try:
-        files = [file for folder in row_folders(checkpoint, number) for file in folder.iterdir()]
-        sizes = {file.relative_to(checkpoint.image): file.stat().st_size for file in files}
-    except (FileNotFoundError, NotADirectoryError):  # also if the image has become the output meanwhile
-        return None
-    _, columns = shard_grid(checkpoint.levels[0])
-    expected = {shard_path(0, row, column) for row in checkpoint.bands[number].rows for column in range(columns)}
-    return {path.as_posix(): size for path, size in sizes.items()} if sizes.keys() == expected else None
-
-
-def forget_band(checkpoint: Checkpoint, number: int) -> None:
-    """Remove the done marker of a band, whose lock must be held.
-
-    Processes that have already read the marker keep it in `Checkpoint.known`.
-    """
-    checkpoint.known.pop(number, None)
-    marker_path(checkpoint, number).unlink(missing_ok=True)
-
-
-def write_plan(folder: Path, plan: SharedPlan) -> None:
+def write_shared_plan(folder: Path, shared: SharedPlan) -> None:
     """Write the shared plan into a folder that no other process knows yet."""
-    mask, buffer = plan.mask, io.BytesIO()
+    mask, buffer = shared.mask, io.BytesIO()
     np.savez_compressed(buffer, pixels=mask.pixels)
     (folder / MASK).write_bytes(buffer.getvalue())
-    if plan.statistics is not None:
-        (folder / STATISTICS).write_bytes(plan.statistics)
+    if shared.statistics is not None:
+        (folder / STATISTICS).write_bytes(shared.statistics)
     values: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": plan.fingerprint,
-        "band_px": plan.band_px,
-        "size": [plan.size.width, plan.size.height],
-        "damaged_areas": plan.damaged_areas,
-        "layout": dataclasses.asdict(plan.layout),
-        "core_size": [plan.core_size.width, plan.core_size.height],
-        "fill": plan.fill,
-        "statistics": plan.statistics is not None,
+        "fingerprint": shared.fingerprint,
+        "band_px": shared.band_px,
+        "size": [shared.size.width, shared.size.height],
+        "damaged_areas": shared.unreadable_areas,
+        "layout": dataclasses.asdict(shared.layout),
+        "core_size": [shared.core_size.width, shared.core_size.height],
+        "fill": shared.fill,
+        "statistics": shared.statistics is not None,
         "mask": {one.name: getattr(mask, one.name) for one in dataclasses.fields(mask) if one.name != "pixels"},
     }
-    values[_CHECKSUM] = _checksum(values, buffer.getvalue(), plan.statistics)
+    values[_CHECKSUM] = _checksum(values, buffer.getvalue(), shared.statistics)
     (folder / PLAN).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def read_plan(folder: Path) -> SharedPlan:
+def read_shared_plan(folder: Path) -> SharedPlan:
     """Read the shared plan.
 
     Raises
@@ -424,7 +421,7 @@ def read_plan(folder: Path) -> SharedPlan:
             fill=_triple(values["fill"]),
             band_px=int(values["band_px"]),
             size=Size(*values["size"]),
-            damaged_areas=tuple(_triple(area) for area in values["damaged_areas"]),
+            unreadable_areas=tuple(_triple(area) for area in values["damaged_areas"]),
         )
     except (PermissionError, MemoryError):
         raise

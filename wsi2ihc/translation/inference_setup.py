@@ -47,7 +47,7 @@ class PreparedSlide:
     warnings: tuple[str, ...] = ()  # warnings about options that could not be applied as requested
 
     @property
-    def damaged_areas(self) -> tuple[tuple[int, int, int], ...]:
+    def unreadable_areas(self) -> tuple[tuple[int, int, int], ...]:
         """Areas that could not be read so far, as (level, x, y) in px of the level."""
         slide = self.reader.slide
         if not isinstance(slide, FaultTolerantSlide):

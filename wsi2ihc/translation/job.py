@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class SharedPlan:
     fill: RGB  # color of untranslated area
     band_px: int  # height of a band, in working px
     size: Size  # size of level 0 of the output, in px
-    damaged_areas: tuple[tuple[int, int, int], ...]  # unreadable areas found during tissue detection, as (level, x, y)
+    unreadable_areas: tuple[tuple[int, int, int], ...]  # of the slide, found during tissue detection, as (level, x, y)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +181,15 @@ def hash_fingerprint(fingerprint: TranslationFingerprint) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
 
-def differences(before: TranslationFingerprint, now: TranslationFingerprint) -> list[str]:
-    """List the differences of two fingerprints for display, as in "--icc (keep, now srgb)"."""
+def differences(
+    before: TranslationFingerprint, now: TranslationFingerprint, *, ignored: Collection[str] = ()
+) -> list[str]:
+    """List the differences of two fingerprints for display, as in "--icc (keep, now srgb)", except ``ignored`` ones."""
     found = []
     for group, values in now.items():
         known = before.get(group, {})
         for name, value in values.items():
-            if known.get(name) != value:
+            if name not in ignored and known.get(name) != value:
                 label = name if name.startswith("--") else f"{group} {name}" if name != group else name
                 found.append(f"{label} ({_shorten(known.get(name))}, now {_shorten(value)})")
     return found

@@ -346,7 +346,7 @@ def draw_preview(
 
 
 @contextlib.contextmanager
-def removing_extras(job: TranslationJob, path: Path) -> Iterator[None]:
+def extras_removed_on_error(job: TranslationJob, path: Path) -> Iterator[None]:
     """Remove the report and the preview if the body fails before the output has its final name."""
     try:
         yield

@@ -2,8 +2,8 @@
 
 `open_checkpoint` opens or creates the checkpoint folder. `complete` translates every band that no other process is
 working on (`translate_band`), and assembles the output when all bands are done (`assemble`). A band is marked as done
-after its shards are on disk; the output is published after a commit record, from which another process can do the
-remaining cleanup. An interruption costs at most the bands in progress.
+after its shards are on disk. A commit record is written before the output gets its name, so that any other process can
+do the cleanup that remains. An interruption costs at most the bands in progress.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ..pyramid.ome_zarr import (
     create_level,
     open_level,
     read_tiles,
-    remove_replaced,
+    remove_old_versions,
     remove_tree,
     shards_ahead,
     sync_file,
@@ -60,7 +60,6 @@ from .checkpoint_folder import (
     Checkpoint,
     DoneMarker,
     band_height,
-    band_lock,
     checkpoint_lock,
     checkpoint_path,
     committed_report,
@@ -69,32 +68,25 @@ from .checkpoint_folder import (
     crop_to_band,
     damaged_checkpoint,
     divide_into_bands,
-    done_marker,
-    forget_band,
     hidden_checkpoint_path,
     is_committed,
-    marker_path,
-    missing_bands,
     occupied_tiles,
-    read_plan,
+    read_shared_plan,
     record_commit,
     remove_checkpoint,
-    remove_stale,
-    remove_unused,
-    row_folders,
-    shards_on_disk,
-    still_exists,
+    remove_interrupted_folders,
+    remove_shared_checkpoint,
     write_done_marker,
-    write_plan,
+    write_shared_plan,
 )
 from .job import SharedPlan, TranslationFingerprint, TranslationJob, differences, prepare, translation_fingerprint
 from .options import CHECKING, WAITING, WRITING, TranslateOptions
 from .output import (
     WorkSummary,
     check_outputs,
+    extras_removed_on_error,
     make_report,
     plan_metadata,
-    removing_extras,
     report_progress,
     tiles_of_cores,
     translated_cores,
@@ -108,7 +100,7 @@ from .stages import DeviceClock
 from .window_size import choose_layout
 
 _MAX_EXCESS = 1.25
-"""How many times larger than affordable windows may be without a warning; the memory in use varies."""
+"""Windows of a shared plan may be this many times larger than affordable without a warning, since memory use varies."""
 
 _ASSEMBLE_LOCK = "assembling"
 """Lock held while the output is assembled."""
@@ -131,8 +123,8 @@ def open_checkpoint(
     """Open the checkpoint folder of an output while the body runs; create it if it is missing.
 
     With ``options.resume`` it is shared, and stays until the output is complete; else it belongs to this process and is
-    removed at the end. A process that creates the folder keeps others waiting; processes that find one prepare at the
-    same time.
+    removed at the end. The lock is held while the folder is created, which includes `prepare`. Processes that find an
+    existing folder release the lock first, so they run `prepare` in parallel.
 
     Parameters
     ----------
@@ -149,7 +141,7 @@ def open_checkpoint(
     """
     options, path = options or TranslateOptions(), Path(output)
     fingerprint = fingerprint or translation_fingerprint(slide, generator, options)
-    _check_outputs(slide, path, options)
+    _check_outputs(slide, path, options)  # before waiting for the lock
     with ExitStack() as stack:
         job, folder = None, checkpoint_path(path)
         with checkpoint_lock(path, progress, wait=options.resume) as is_locked:
@@ -160,41 +152,41 @@ def open_checkpoint(
                 )
             _check_outputs(slide, path, options)  # another process may have written it while this one waited
             with disk_errors(folder):
-                remove_replaced(path)
-                remove_stale(path, shared=options.resume)
-                plan = _existing_plan(path, fingerprint, options) if options.resume else None
-            if plan is None:
+                remove_old_versions(path)
+                remove_interrupted_folders(path, shared=options.resume)
+                shared = _shared_plan_or_restart(path, fingerprint, options) if options.resume else None
+            if shared is None:
                 job = prepare(slide, generator, options, fingerprint=fingerprint, progress=progress)
-                plan = _make_plan(job)
-                folder = _create(path, job, plan)
+                shared = _make_shared_plan(job)
+                folder = _create(path, job, shared)
                 if not options.resume:
                     stack.callback(remove_tree, folder)
             with disk_errors(folder):
                 in_use_file = stack.enter_context(in_use(folder / IN_USE))
         if job is None:
-            job = prepare(slide, generator, options, shared=plan, fingerprint=fingerprint, progress=progress)
+            job = prepare(slide, generator, options, shared=shared, fingerprint=fingerprint, progress=progress)
             _check_device(job, folder)
-            if not _is_finished(path, options):
-                _warn_about_kept_options(job, plan, folder)
-        bands = divide_into_bands(job, plan.core_size, plan.band_px)
+            if not _is_published(path, options):
+                _warn_about_kept_options(job, shared, folder)
+        bands = divide_into_bands(job, shared.core_size, shared.band_px)
         tile_px = job.options.pyramid.tile_px
         levels = plan_levels(job.plan.extent.size, tile_px, occupied_tiles(bands, tile_px))
-        yield Checkpoint(folder, path, job, bands, levels, plan.damaged_areas, in_use_file)
+        yield Checkpoint(folder, path, job, bands, levels, shared.unreadable_areas, in_use_file)
 
 
 def check_checkpoint(
     slide: Slide, generator: Model, output: str | os.PathLike[str], options: TranslateOptions | None = None
 ) -> int | None:
-    """Check what `open_checkpoint` would refuse, without changes; return the number of finished bands, if any."""
+    """Raise the errors of `open_checkpoint` without opening anything; return the number of finished bands, if any."""
     options, path = options or TranslateOptions(), Path(output)
     _check_outputs(slide, path, options)
-    if not options.overwrite:  # which restarts from a folder that does not fit
-        _existing_plan(path, translation_fingerprint(slide, generator, options), options)
+    if not options.overwrite:  # with it, a folder that does not match is replaced
+        _existing_shared_plan(path, translation_fingerprint(slide, generator, options), options)
     return count_done(path)
 
 
-def _is_finished(output: Path, options: TranslateOptions) -> bool:
-    """Return whether the output is published as requested, so that only cleanup remains."""
+def _is_published(output: Path, options: TranslateOptions) -> bool:
+    """Return whether the output was published from the shared checkpoint folder, so that only cleanup remains."""
     return options.resume and is_committed(checkpoint_path(output), output, options.pyramid)
 
 
@@ -203,53 +195,61 @@ def _check_outputs(slide: Slide, output: Path, options: TranslateOptions) -> Non
     try:
         check_outputs(slide, output, options)
     except OutputExistsError:
-        if not _is_finished(output, options):  # checked last, since another process may be publishing it right now
+        if not _is_published(output, options):  # checked last, since another process may be publishing it right now
             raise
 
 
-def _existing_plan(output: Path, fingerprint: TranslationFingerprint, options: TranslateOptions) -> SharedPlan | None:
-    """Read the plan of an existing folder. One that does not fit is removed with ``overwrite``, else refused."""
+def _shared_plan_or_restart(
+    output: Path, fingerprint: TranslationFingerprint, options: TranslateOptions
+) -> SharedPlan | None:
+    """Read the shared plan of an existing folder; with ``overwrite``, remove a folder that does not match."""
+    try:
+        return _existing_shared_plan(output, fingerprint, options)
+    except OutputError as error:
+        if not options.overwrite:
+            raise
+        _log.warning("%s: restarted", error)
+        remove_shared_checkpoint(output)
+        return None
+
+
+def _existing_shared_plan(
+    output: Path, fingerprint: TranslationFingerprint, options: TranslateOptions
+) -> SharedPlan | None:
+    """Read the shared plan of an existing folder; `OutputError` if it is damaged or has other settings."""
     folder = checkpoint_path(output)
     if not folder.is_dir():
         return None
-    try:
-        plan = read_plan(folder)
-        for name, is_kind in ((IN_USE, Path.is_file), (DONE, Path.is_dir), (LOCKS, Path.is_dir)):
-            if not is_kind(folder / name):
-                raise damaged_checkpoint(folder, f"no {name}")
-        _check_image(folder, plan, output, options)
-        found = differences(plan.fingerprint, fingerprint)
-        if options.on_read_error == "background":  # bands that were read without an error are the same
-            found = [one for one in found if not one.startswith("--on-read-error")]
-        if not found:
-            return plan
-        problem = OutputError(
+    shared = read_shared_plan(folder)
+    for name, is_kind in ((IN_USE, Path.is_file), (DONE, Path.is_dir), (LOCKS, Path.is_dir)):
+        if not is_kind(folder / name):
+            raise damaged_checkpoint(folder, f"no {name}")
+    _check_image(folder, shared, output, options)
+    # Bands that were finished with "fail" have no unreadable areas, so that "background" gives the same pixels.
+    ignored = ("--on-read-error",) if options.on_read_error == "background" else ()
+    if found := differences(shared.fingerprint, fingerprint, ignored=ignored):
+        raise OutputError(
             f"{folder}: started with other settings: {'; '.join(found)}. Resume with the original ones, choose "
             "another output, or restart with --overwrite"
         )
-    except OutputError as error:
-        problem = error
-    if not options.overwrite:
-        raise problem
-    _log.warning("%s: restarted", problem)
-    remove_unused(output)
-    return None
+    return shared
 
 
-def _check_image(folder: Path, plan: SharedPlan, output: Path, options: TranslateOptions) -> None:
+def _check_image(folder: Path, shared: SharedPlan, output: Path, options: TranslateOptions) -> None:
     """Refuse a checkpoint folder with a damaged image, unless the image has become the output."""
     try:
-        check_level(folder / IMAGE, 0, _empty_level(plan.size, plan.layout.tile_px))
+        check_level(folder / IMAGE, 0, _empty_level(shared.size, shared.layout.tile_px))
     except OutputError as error:
-        if not _is_finished(output, options):
+        if not _is_published(output, options):
             raise damaged_checkpoint(folder, str(error)) from error
 
 
 def _empty_level(size: Size, tile_px: int) -> PyramidLevel:
+    """Describe level 0 of the growing image; which tiles are occupied is not stored."""
     return PyramidLevel(size, tile_px, np.zeros(tile_grid(size, tile_px), np.bool_))
 
 
-def _make_plan(job: TranslationJob) -> SharedPlan:
+def _make_shared_plan(job: TranslationJob) -> SharedPlan:
     band_px = band_height(job.options, job.layout.overlap_px, job.options.pyramid.tile_px)
     return SharedPlan(
         fingerprint=job.fingerprint,
@@ -260,11 +260,11 @@ def _make_plan(job: TranslationJob) -> SharedPlan:
         fill=job.fill,
         band_px=band_px,
         size=job.plan.extent.size,
-        damaged_areas=job.prepared.damaged_areas,
+        unreadable_areas=job.prepared.unreadable_areas,
     )
 
 
-def _create(output: Path, job: TranslationJob, plan: SharedPlan) -> Path:
+def _create(output: Path, job: TranslationJob, shared: SharedPlan) -> Path:
     """Create a checkpoint folder, under the shared name with ``resume``, else under a hidden one."""
     folder = hidden_checkpoint_path(output)
     try:
@@ -272,9 +272,9 @@ def _create(output: Path, job: TranslationJob, plan: SharedPlan) -> Path:
             for part in (folder, folder / DONE, folder / LOCKS):
                 part.mkdir()
             (folder / IN_USE).touch()
-            write_plan(folder, plan)
-            create_image(folder / IMAGE, describe_image(job, output.name), [plan.size])
-            create_level(folder / IMAGE, 0, _empty_level(plan.size, job.options.pyramid.tile_px))
+            write_shared_plan(folder, shared)
+            create_image(folder / IMAGE, describe_image(job, output.name), [shared.size])
+            create_level(folder / IMAGE, 0, _empty_level(shared.size, job.options.pyramid.tile_px))
             sync_tree(folder)
             if not job.options.resume:
                 return folder
@@ -295,11 +295,11 @@ def _check_device(job: TranslationJob, folder: Path) -> None:
         raise OutputError(f"{folder}: started on another kind of device; resume with the original --device")
 
 
-def _warn_about_kept_options(job: TranslationJob, plan: SharedPlan, folder: Path) -> None:
+def _warn_about_kept_options(job: TranslationJob, shared: SharedPlan, folder: Path) -> None:
     """Warn about options that the shared plan overrides."""
-    options, size = job.options, plan.layout.max_window_px
-    if options.band_px and band_height(options, job.layout.overlap_px, options.pyramid.tile_px) != plan.band_px:
-        _log.warning("%s: resuming with the original --band-height %d", folder.name, plan.band_px)
+    options, size = job.options, shared.layout.max_window_px
+    if options.band_px and band_height(options, job.layout.overlap_px, options.pyramid.tile_px) != shared.band_px:
+        _log.warning("%s: resuming with the original --band-height %d", folder.name, shared.band_px)
     affordable = choose_layout(job.inference, options, job.prepared.extent.width).max_window_px
     if size > _MAX_EXCESS * affordable:
         _log.warning(
@@ -315,31 +315,26 @@ def complete(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> 
     Returns None if another process published the output and removed the folder. After an error, finished bands are
     kept.
     """
-    while still_exists(checkpoint):
-        is_done = _is_published(checkpoint)
+    while checkpoint.still_exists():
+        is_published, worked = checkpoint.is_published, False
         try:
-            worked = False
-            for number in () if is_done else missing_bands(checkpoint):
+            for number in () if is_published else checkpoint.missing_bands():
                 worked |= translate_band(checkpoint, number, progress=progress)
-            if is_done or not missing_bands(checkpoint):
+            if is_published or not checkpoint.missing_bands():
                 report = assemble(checkpoint, progress=progress)
                 if report is not None:
                     return report
         except OutputError:
-            if not still_exists(checkpoint):
-                break  # another process removed the folder
-            if is_done or not _is_published(checkpoint):
+            # another process may have published the output, and so moved the image or removed the folder
+            if not checkpoint.still_exists():
+                break
+            if is_published or not checkpoint.is_published:
                 raise
-            continue  # another process published the image
+            continue
         if not worked:
             progress(Progress(WAITING))
             time.sleep(PAUSE_S)
     return None
-
-
-def _is_published(checkpoint: Checkpoint) -> bool:
-    """Return whether the output is published; the bands of an OME-Zarr have then left the folder."""
-    return is_committed(checkpoint.folder, checkpoint.output, checkpoint.job.options.pyramid)
 
 
 def translate_band(checkpoint: Checkpoint, number: int, *, progress: ProgressCallback = silent) -> bool:
@@ -353,51 +348,51 @@ def translate_band(checkpoint: Checkpoint, number: int, *, progress: ProgressCal
         If it cannot be written, or the folder has been removed.
     """
     try:
-        with band_lock(checkpoint, number):
-            if not still_exists(checkpoint):
+        with checkpoint.band_lock(number):
+            if not checkpoint.still_exists():
                 raise OutputError(f"{checkpoint.folder} was removed by another run: run again")
-            if done_marker(checkpoint, number) is None:
+            if checkpoint.done_marker(number) is None:
                 _log.info("%s: band %d started", checkpoint.output.name, number)
-                _translate(checkpoint, checkpoint.bands[number], progress)
+                _write_band(checkpoint, checkpoint.bands[number], progress)
                 _log.info("%s: band %d done", checkpoint.output.name, number)
     except OutputBusyError:
         return False
     return True
 
 
-def _translate(checkpoint: Checkpoint, band: Band, progress: ProgressCallback) -> None:
+def _write_band(checkpoint: Checkpoint, band: Band, progress: ProgressCallback) -> None:
     started = time.perf_counter()
     job, level, clock = checkpoint.job, checkpoint.levels[0], DeviceClock()
     meter = None
     if job.can_have_seams:
-        meter = SeamMeter(band.shown, total_px=sum(one.shown.kept_px for one in checkpoint.bands))
+        meter = SeamMeter(band.cropped_plan, total_px=sum(one.cropped_plan.kept_px for one in checkpoint.bands))
     with disk_errors(checkpoint.folder):
-        open_level(checkpoint.image, 0, write=True)  # fails before anything is removed if it has become the output
-        forget_band(checkpoint, band.number)
-        for folder in row_folders(checkpoint, band.number):  # also removes partial files of interrupted writers
+        # fails, before anything is removed, if the image has become the output
+        open_level(checkpoint.image, 0, write=True)
+        checkpoint.remove_done_marker(band.number)
+        for folder in checkpoint.row_folders(band.number):  # also removes partial files of interrupted writers
             remove_tree(folder)
-        total_px = sum(one.work.window_px for one in checkpoint.bands)
-        done_px = sum(checkpoint.bands[number].work.window_px for number in checkpoint.known)
+        total_px = sum(one.plan.window_px for one in checkpoint.bands)
+        done_px = sum(checkpoint.bands[number].plan.window_px for number in checkpoint.done_markers)
         with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
-            cores = translated_cores(job, band.work, executor, clock)
+            cores = translated_cores(job, band.plan, executor, clock)
             cores = crop_to_band(report_progress(cores, progress, total_px, done_px), band.region)
-            first = band.rows.start  # rows of tiles count from the top of the output
-            own_tiles = tiles_of_cores(job, cores, band.shown, executor, meter)
-            tiles = (replace(tile, row=tile.row + first) for tile in own_tiles)
+            band_tiles = tiles_of_cores(job, cores, band.cropped_plan, executor, meter)  # rows count from its top
+            tiles = (replace(tile, row=tile.row + band.rows.start) for tile in band_tiles)
             with contextlib.closing(tiles):
                 ahead = shards_ahead(level, job.workers)
                 write_tiles(checkpoint.image, tiles, level, band.rows, job.fill, executor, ahead)
         shards = _sync_shards(checkpoint, band)
     run_s = time.perf_counter() - started
     write_done_marker(
-        marker_path(checkpoint, band.number),
-        DoneMarker(shards, meter.statistics() if meter else None, clock.busy_s, run_s, job.prepared.damaged_areas),
+        checkpoint.marker_path(band.number),
+        DoneMarker(shards, meter.statistics() if meter else None, clock.busy_s, run_s, job.prepared.unreadable_areas),
     )
 
 
 def _sync_shards(checkpoint: Checkpoint, band: Band) -> dict[str, tuple[int, str]]:
     """Flush the shards of a band to disk, and return their sizes and SHA-256."""
-    sizes = shards_on_disk(checkpoint, band.number)
+    sizes = checkpoint.shards_on_disk(band.number)
     if sizes is None:
         raise OutputError(
             f"{checkpoint.image}: the shards of band {band.number} changed after they were written: is another run "
@@ -405,8 +400,8 @@ def _sync_shards(checkpoint: Checkpoint, band: Band) -> dict[str, tuple[int, str
         )
     for name in sizes:
         sync_file(checkpoint.image / name)
-    rows = row_folders(checkpoint, band.number)
-    for folder in (*rows, *rows[0].parents[:3]):  # the entry of a row is stored in its parents, up to the level
+    rows = checkpoint.row_folders(band.number)
+    for folder in (*rows, *rows[0].parents[:3]):  # also 0/c/0, 0/c and 0, which the first row may have created
         sync_folder(folder)
     return {name: (size, sha256_of_file(checkpoint.image / name)) for name, size in sizes.items()}
 
@@ -414,40 +409,42 @@ def _sync_shards(checkpoint: Checkpoint, band: Band) -> dict[str, tuple[int, str
 def assemble(checkpoint: Checkpoint, *, progress: ProgressCallback = silent) -> TranslateReport | None:
     """Assemble and publish the output if all bands are done, and remove the checkpoint folder.
 
-    Returns None if a band is missing or damaged, so that it has to be translated again, or another process is
-    assembling.
+    Returns None if another process is assembling, or if a band is missing. A band with a damaged shard becomes missing,
+    and is to be translated again.
 
     Raises
     ------
     OutputError
-        If the output cannot be written or has appeared meanwhile, or a band is damaged for the second time.
+        If the output cannot be written or has appeared meanwhile, or a band has a damaged shard for the second time.
     """
     try:
         with exclusive_lock(checkpoint.folder / LOCKS, "", _ASSEMBLE_LOCK, make=False):
-            if not still_exists(checkpoint):
+            if not checkpoint.still_exists():
                 return None
-            if _is_published(checkpoint):
+            if checkpoint.is_published:
                 report = _published_report(checkpoint)
+                remove_old_versions(checkpoint.output)
             else:
-                checkpoint.known.clear()  # another process may have found a band damaged
-                if missing_bands(checkpoint):
+                checkpoint.done_markers.clear()  # another process may have removed the marker of a damaged band
+                found = map(checkpoint.done_marker, range(len(checkpoint.bands)))
+                markers = [marker for marker in found if marker is not None]
+                if len(markers) < len(checkpoint.bands):
                     return None
                 try:
-                    markers = [checkpoint.known[number] for number in range(len(checkpoint.bands))]
                     report = _publish(checkpoint, markers, progress)
                 except DamagedShardError as error:
-                    _reset_damaged_band(checkpoint, error)
+                    _retry_damaged_band(checkpoint, error)
                     return None
-            if checkpoint.job.options.resume:  # else they were written before the output got its name
+            if checkpoint.job.options.resume:  # else this is an OME-Zarr, and `_publish_zarr` has written them
                 write_extras(checkpoint.job, checkpoint.output, report, progress)
-            _remove(checkpoint, progress)
+            _clean_up(checkpoint, progress)
     except OutputBusyError:
         return None
     return report
 
 
 def _published_report(checkpoint: Checkpoint) -> TranslateReport:
-    """Read the report of the published output, and refuse an output that was changed since."""
+    """Read the report of the published output; refuse an output that was changed, and forget that it was published."""
     report = committed_report(checkpoint.folder, checkpoint.output)
     if report.output_sha256 != sha256_of(checkpoint.output):
         (checkpoint.folder / COMMITTED).unlink(missing_ok=True)
@@ -455,23 +452,26 @@ def _published_report(checkpoint: Checkpoint) -> TranslateReport:
             f"output {checkpoint.output} was changed after it was written: choose another name, or replace it with "
             "--overwrite"
         )
-    remove_replaced(checkpoint.output)
     return report
 
 
-def _remove(checkpoint: Checkpoint, progress: ProgressCallback) -> None:
-    """Remove the checkpoint folder, which the output no longer needs, but not while others read the shared plan."""
+def _clean_up(checkpoint: Checkpoint, progress: ProgressCallback) -> None:
+    """Remove the checkpoint folder; the lock keeps others from reading the shared plan meanwhile."""
     try:
         with checkpoint_lock(checkpoint.output, progress, wait=True):
             remove_checkpoint(checkpoint.folder, checkpoint.output)
-    except OutputError as error:  # Windows does not rename folders with open files
+    except OutputError as error:  # Windows does not rename folders with open files; the next run removes it
         _log.info("%s", error)
 
 
-def _reset_damaged_band(checkpoint: Checkpoint, damage: DamagedShardError) -> None:
-    """Mark a damaged band as missing, once; `OutputBusyError` if another process is working on it."""
+def _retry_damaged_band(checkpoint: Checkpoint, damage: DamagedShardError) -> None:
+    """Remove the done marker of the band of a damaged shard, unless it is damaged for the second time.
+
+    Raises `OutputError` in this case, and `OutputBusyError`, which `assemble` expects, if another process is working on
+    the band.
+    """
     number = next(band.number for band in checkpoint.bands if damage.row in band.rows)
-    with band_lock(checkpoint, number):
+    with checkpoint.band_lock(number):
         repeated = checkpoint.folder / DONE / f"{number:04d}.again"
         if repeated.exists():
             repeated.unlink()  # the next run may try again
@@ -479,7 +479,7 @@ def _reset_damaged_band(checkpoint: Checkpoint, damage: DamagedShardError) -> No
                 f"{checkpoint.image}: band {number}: {damage}, a second time; check the disk, or write elsewhere"
             )
         repeated.touch()
-        forget_band(checkpoint, number)
+        checkpoint.remove_done_marker(number)
     _log.warning("%s: band %d is translated again: %s", checkpoint.folder.name, number, damage)
 
 
@@ -492,7 +492,7 @@ def _publish(checkpoint: Checkpoint, markers: list[DoneMarker], progress: Progre
 
 
 def _check_shards(checkpoint: Checkpoint, markers: list[DoneMarker]) -> None:
-    """Compare the shards with their SHA-256. Not all of them are read later: background is published as it is."""
+    """Compare all shards with the SHA-256 in their markers; shards of background are not decoded later."""
     expected = {name: digest for marker in markers for name, (_, digest) in marker.shards.items()}
     with ThreadPoolExecutor(checkpoint.job.workers, thread_name_prefix="verify") as executor:
         digests = executor.map(lambda name: _digest_or_none(checkpoint.image / name), expected)
@@ -542,11 +542,11 @@ def _publish_zarr(checkpoint: Checkpoint, markers: list[DoneMarker], progress: P
     record_commit(checkpoint.folder, image, report)
     problem = None
     if not job.options.resume:  # no later run can write the extras
-        sync_tree(image)
+        sync_tree(image)  # may take long; afterwards the report and the image appear together
         problem = write_extras_first(job, checkpoint.output, report, image, progress)
-    with removing_extras(job, checkpoint.output):
+    with extras_removed_on_error(job, checkpoint.output):
         publish_folder(image, checkpoint.output, job.options.overwrite)
-    if problem is not None:
+    if problem is not None:  # the output is complete nevertheless
         raise problem
     return report
 
@@ -561,8 +561,8 @@ def _make_report(
 ) -> TranslateReport:
     job, bands = checkpoint.job, checkpoint.bands
     seams = [marker.seams for marker in markers if marker.seams is not None]
-    areas = {*checkpoint.damaged_areas, *(area for marker in markers for area in marker.damaged_areas)}
-    plan = plan_metadata([band.work for band in bands], [band.shown for band in bands])
+    areas = {*checkpoint.unreadable_areas, *(area for marker in markers for area in marker.unreadable_areas)}
+    plan = plan_metadata([band.plan for band in bands], [band.cropped_plan for band in bands])
     work = WorkSummary(
         plan={**plan, "bands": len(bands), "band_px": bands[0].region.height},
         seams=reduce(add, seams).metrics() if seams else None,
@@ -575,7 +575,7 @@ def _make_report(
 
 
 def _zarr_warnings(job: TranslationJob) -> tuple[str, ...]:
-    """Warn about options and slide metadata that OME-Zarr does not support."""
+    """Return warnings about options and slide metadata that OME-Zarr does not support."""
     unused = unused_in_zarr(job.options.pyramid)
     warnings = (f"OME-Zarr is lossless; ignored: {', '.join(unused)}",) if unused else ()
     profile_lost = job.options.icc == "keep" and job.slide.info.icc_profile is not None

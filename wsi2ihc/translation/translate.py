@@ -27,10 +27,10 @@ from .output import (
     WorkSummary,
     check_outputs,
     draw_preview,
+    extras_removed_on_error,
     finished_tiles,
     make_report,
     plan_metadata,
-    removing_extras,
     write_extras_first,
     write_image,
 )
@@ -117,7 +117,7 @@ def translate_job(job: TranslationJob, path: Path, *, progress: ProgressCallback
     clock = DeviceClock()
     meter = SeamMeter(job.plan) if job.can_have_seams else None
     with (
-        removing_extras(job, path),
+        extras_removed_on_error(job, path),
         published(path, overwrite=job.options.overwrite) as partial,
         ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor,
     ):
@@ -131,7 +131,7 @@ def translate_job(job: TranslationJob, path: Path, *, progress: ProgressCallback
             seams=meter.metrics() if meter else None,
             model_s=clock.busy_s,
             run_s=time.perf_counter() - started,
-            unreadable=len(job.prepared.damaged_areas),
+            unreadable=len(job.prepared.unreadable_areas),
         )
         report = make_report(job, path.name, written, work)
         sync_file(partial)  # may take long; afterwards the report and the image appear together

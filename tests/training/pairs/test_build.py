@@ -109,7 +109,7 @@ def test_slides_that_another_version_has_cut(complete: Path, manifest: Path, tmp
 def test_other_options_are_refused(complete: Path, manifest: Path) -> None:
     before = tree(complete)
     other = PairsOptions(patch_size=96, mpp=1.0, validation=0.3, test=0.3)
-    with pytest.raises(OutputExistsError, match="a dataset with patch_size 128, not 96"):
+    with pytest.raises(OutputExistsError, match="a dataset made with patch_size 128; this run asks for 96"):
         build_pairs(manifest, complete, other)
     assert tree(complete) == before
 

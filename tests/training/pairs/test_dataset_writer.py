@@ -20,7 +20,7 @@ from wsi2ihc.geometry import RGBImage
 from wsi2ihc.training.data import Role, load_data, read_pair
 from wsi2ihc.training.data.layouts import find_pairs
 from wsi2ihc.training.pairs import dataset_writer
-from wsi2ihc.training.pairs.dataset_writer import METRICS, PairsStore, open_dataset_folder, publish
+from wsi2ihc.training.pairs.dataset_writer import METRICS, DatasetFolder, open_dataset_folder, publish
 from wsi2ihc.training.pairs.options import PairsOptions
 from wsi2ihc.training.pairs.pair_manifest import SlidePair
 from wsi2ihc.training.pairs.quality import Limits
@@ -67,14 +67,14 @@ def image(slide: str, at: tuple[int, int], stain: int) -> RGBImage:
 
 
 def cut(
-    store: PairsStore, pair: SlidePair, kept: Sequence[int] = (0, 1, 3), side_by_side: bool = False,
+    dataset: DatasetFolder, pair: SlidePair, kept: Sequence[int] = (0, 1, 3), side_by_side: bool = False,
     limits: Limits = LIMITS,
 ) -> SlideRecord:  # fmt: skip
     """What a build does of one slide: look whether it is complete, else extract it; one patch of four is left out."""
     fingerprint = fingerprint_of(pair)
-    if record := store.find(pair.slide, limits, fingerprint=fingerprint):
+    if record := dataset.find(pair.slide, fingerprint, limits):
         return record
-    writer = SlideWriter(store.new_extraction(pair.slide, fingerprint, limits), side_by_side=side_by_side)
+    writer = SlideWriter(dataset.new_extraction(pair.slide, fingerprint, limits), side_by_side=side_by_side)
     for number, at in enumerate(AT):
         metrics: Mapping[str, float | None] = GOOD | {"pen": number / 3, "tissue_he": 1.0 if number in kept else 0.1}
         images = [image(pair.slide, at, stain) for stain in (0, 1)]
@@ -91,9 +91,9 @@ def run(
     kept: Sequence[int] = (0, 1, 3),
     **how: Any,
 ) -> Path:
-    with open_dataset_folder(folder, OPTIONS) as store:
-        slides = [(pair, cut(store, pair, kept, **how)) for pair in pairs]
-        publish(store, slides, roles, STATEMENT)
+    with open_dataset_folder(folder, OPTIONS) as dataset:
+        slides = [(pair, cut(dataset, pair, kept, **how)) for pair in pairs]
+        publish(dataset, slides, roles, STATEMENT)
     return folder
 
 
@@ -193,7 +193,7 @@ def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
 def test_a_second_run_changes_nothing(tmp_path: Path, pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run(tmp_path / "data", pairs)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(PairsStore, "new_extraction", lambda *_: pytest.fail("a slide is extracted again"))
+    monkeypatch.setattr(DatasetFolder, "new_extraction", lambda *_: pytest.fail("a slide is extracted again"))
     run(folder, pairs)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
@@ -270,11 +270,11 @@ def test_a_record_of_another_slide_is_not_used(tmp_path: Path, pairs: list[Slide
 
 
 def test_a_patch_that_goes_before_the_index_is_written(tmp_path: Path, pairs: list[SlidePair]) -> None:
-    with open_dataset_folder(tmp_path / "data", OPTIONS) as store:
-        slides = [(pair, cut(store, pair)) for pair in pairs]
+    with open_dataset_folder(tmp_path / "data", OPTIONS) as dataset:
+        slides = [(pair, cut(dataset, pair)) for pair in pairs]
         next(tmp_path.glob("data/patches/Sb/*/*.png")).unlink()
         with pytest.raises(OutputError, match=r"is missing or damaged; run again"):
-            publish(store, slides, ROLES, STATEMENT)
+            publish(dataset, slides, ROLES, STATEMENT)
     assert not (tmp_path / "data" / "pairs.csv").exists()
     assert tree(run(tmp_path / "data", pairs)) == tree(run(tmp_path / "new", pairs))
 
@@ -326,8 +326,8 @@ def test_patches_that_were_not_read_are_judged_only_where_the_masks_decide(
     writer = SlideWriter(tmp_path / "Sa" / "01234567")
     writer.add((0, 0), (0, 0), {"tissue_he": 1.0, "tissue_ihc": 1.0, **metrics}, rejected="outside")
     record = writer.complete("x", 1.0, Limits())
-    assert record.under(Limits()) is record
-    assert (record.under(Limits(**changes)) is not None) == is_usable
+    assert record.with_limits(Limits()) is record
+    assert (record.with_limits(Limits(**changes)) is not None) == is_usable
 
 
 def test_limits_of_a_given_transform_need_a_measured_agreement(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_limits_of_a_given_transform_need_a_measured_agreement(tmp_path: Path) -
     for is_verified in (False, True):
         writer = SlideWriter(tmp_path / str(is_verified) / "01234567")
         writer.add((0, 0), (0, 0), metrics, encoded=encoded)
-        record = writer.complete("x", 1.0, Limits(min_correlation=-1), verified=is_verified).under(Limits())
+        record = writer.complete("x", 1.0, Limits(min_correlation=-1), verified=is_verified).with_limits(Limits())
         assert record is not None
         assert record.patches[0].rejected == ("" if is_verified else "correlation")
 
@@ -496,9 +496,9 @@ def test_files_of_others_stay(tmp_path: Path, pairs: list[SlidePair]) -> None:
 
 
 def test_complete_slides_that_are_not_published_are_no_data_set(tmp_path: Path, pairs: list[SlidePair]) -> None:
-    with open_dataset_folder(tmp_path / "data", OPTIONS) as store:
+    with open_dataset_folder(tmp_path / "data", OPTIONS) as dataset:
         for pair in pairs:
-            cut(store, pair)
+            cut(dataset, pair)
     with pytest.raises(DatasetError, match="no paired patches in"):
         load_data(tmp_path / "data")
 
@@ -559,14 +559,14 @@ def check_refused(folder: Path, message: str, options: Mapping[str, Any] = OPTIO
 def test_another_data_set(tmp_path: Path, name: str) -> None:
     (tmp_path / "data" / name).parent.mkdir(parents=True)
     (tmp_path / "data" / name).write_text("{}")
-    check_refused(tmp_path / "data", "is not empty and not a dataset of this command")
+    check_refused(tmp_path / "data", "is neither empty nor a dataset of this command")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"patch_px": 16}, "contains a dataset with patch_px 8, not 16; choose another folder"),
-        ({"side_by_side": True}, "contains a dataset with side_by_side null, not true"),
+        ({"patch_px": 16}, "contains a dataset made with patch_px 8; this run asks for 16; choose another folder"),
+        ({"side_by_side": True}, "contains a dataset made with side_by_side null; this run asks for true"),
     ],
 )
 def test_other_options(tmp_path: Path, pairs: list[SlidePair], change: dict[str, Any], message: str) -> None:
@@ -577,9 +577,15 @@ def test_other_options(tmp_path: Path, pairs: list[SlidePair], change: dict[str,
     ("content", "message"),
     [
         ("{", "store.json is damaged"),
-        ("[]", "a different kind or version"),
-        ('{"format": "wsi2ihc pairs", "version": 2, "options": {}}', "a different kind or version"),
-        ('{"format": "wsi2ihc pairs", "version": 4, "options": {}}', "a different kind or version"),
+        ("[]", "a dataset of an unknown format, not 'wsi2ihc pairs', version 3"),
+        (
+            '{"format": "wsi2ihc pairs", "version": 2, "options": {}}',
+            "of 'wsi2ihc pairs', version 2, not 'wsi2ihc pairs', version 3",
+        ),
+        (
+            '{"format": "wsi2ihc pairs", "version": 4, "options": {}}',
+            "of 'wsi2ihc pairs', version 4, not 'wsi2ihc pairs', version 3",
+        ),
     ],
 )
 def test_a_store_of_another_kind(tmp_path: Path, content: str, message: str) -> None:
@@ -612,15 +618,15 @@ def test_a_disk_that_is_full(tmp_path: Path, pairs: list[SlidePair], monkeypatch
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with open_dataset_folder(tmp_path / "data", OPTIONS) as store:
+    with open_dataset_folder(tmp_path / "data", OPTIONS) as dataset:
         with monkeypatch.context() as patched:
             patched.setattr(Path, "write_bytes", full)
             with pytest.raises(OutputError, match=r"cannot write .*Sa_00000_he.png: No space left on device"):
-                cut(store, pairs[0])
-        slides = [(pair, cut(store, pair)) for pair in pairs]
+                cut(dataset, pairs[0])
+        slides = [(pair, cut(dataset, pair)) for pair in pairs]
         monkeypatch.setattr(dataset_writer, "_content", full)
         with pytest.raises(OutputError, match=r"cannot write .*: No space left on device"):
-            publish(store, slides, ROLES, STATEMENT)
+            publish(dataset, slides, ROLES, STATEMENT)
 
 
 @pytest.mark.parametrize("content", ["", "he\n", "slide\na\n", "he,ihc\n../x,y\n", "\0"])

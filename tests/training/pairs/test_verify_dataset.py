@@ -41,17 +41,17 @@ def pixels(seed: int, size: tuple[int, int] = (PX, PX)) -> np.ndarray:
 def make(folder: Path, side_by_side: bool = False) -> Path:
     """Three slides with two patches each."""
     slides = []
-    with open_dataset_folder(folder, {"side_by_side": side_by_side}) as store:
+    with open_dataset_folder(folder, {"side_by_side": side_by_side}) as dataset:
         for number, (level, key) in enumerate(zip(LEVELS, KEYS, strict=True)):
             pair = SlidePair(number + 2, f"P{number}", f"S{number}", Path("he"), Path("ihc"), level)
-            writer = SlideWriter(store.slide_folder(pair.slide) / key, side_by_side=side_by_side)
+            writer = SlideWriter(dataset.slide_folder(pair.slide) / key, side_by_side=side_by_side)
             save_transform(writer.registration, Transform(np.eye(2, 3), LocalField((0, 0), 50, np.zeros((4, 4, 2)))))
             for at in range(2):
                 seed = 10 * number + at
                 encoded = encode_patch(pixels(seed), pixels(seed + 100), side_by_side=side_by_side)
                 writer.add((at * PX, 0), (0.0, 0.0), METRICS | {"pen": at / 2}, encoded=encoded)
             slides.append((pair, writer.complete("x", 0.5, Limits(max_pen=1))))
-        publish(store, slides, ROLES, {"mpp": 0.5, "patch_px": PX})
+        publish(dataset, slides, ROLES, {"mpp": 0.5, "patch_px": PX})
     return folder
 
 
@@ -261,24 +261,24 @@ def test_a_swapped_half(tmp_path: Path) -> None:
 
 
 def test_patches_that_other_limits_reject_are_not_missed(data: Path) -> None:
-    with open_dataset_folder(data, {"side_by_side": False}) as store:
+    with open_dataset_folder(data, {"side_by_side": False}) as dataset:
         slides = [
             (SlidePair(number + 2, f"P{number}", f"S{number}", Path("he"), Path("ihc"), level), record)
             for number, level in enumerate(LEVELS)
-            if (record := store.find(f"S{number}", Limits(max_pen=0.1), fingerprint="x"))
+            if (record := dataset.find(f"S{number}", "x", Limits(max_pen=0.1)))
         ]
         options = {"limits": dataclasses.asdict(Limits(max_pen=0.1))}
-        publish(store, slides, ROLES, {"mpp": 0.5, "patch_px": PX, "options": options})
+        publish(dataset, slides, ROLES, {"mpp": 0.5, "patch_px": PX, "options": options})
     assert check_dataset(data) == CheckReport(3, ())
     assert (data / SECOND).exists()
 
 
 def test_slides_may_have_the_name_of_a_split(tmp_path: Path) -> None:
-    with open_dataset_folder(tmp_path, {}) as store:
-        writer = SlideWriter(store.slide_folder("test") / KEYS[0])
+    with open_dataset_folder(tmp_path, {}) as dataset:
+        writer = SlideWriter(dataset.slide_folder("test") / KEYS[0])
         writer.add((0, 0), (0, 0), METRICS, encoded=encode_patch(pixels(1), pixels(2), side_by_side=False))
         pair = SlidePair(2, "P", "test", Path("he"), Path("ihc"))
-        publish(store, [(pair, writer.complete("x", 0.5, Limits()))], {"test": "train"}, {"mpp": 0.5, "patch_px": PX})
+        publish(dataset, [(pair, writer.complete("x", 0.5, Limits()))], {"test": "train"}, {"mpp": 0.5, "patch_px": PX})
     assert check_dataset(tmp_path) == CheckReport(1, ())
 
 

@@ -43,7 +43,7 @@ def kept(bands: tuple[Band, ...], extent: Region) -> Any:
     """Count how often each px of the extent is in a core."""
     count = np.zeros((extent.height, extent.width), dtype=np.uint8)
     for band in bands:
-        for window in band.shown.windows:
+        for window in band.cropped_plan.windows:
             assert band.region.contains(window.core)
             count[window.core.slices_in(extent)] += 1
     return count
@@ -79,10 +79,10 @@ def test_blended_bands_have_all_windows_that_overlap_them() -> None:
     extent = Region(0, 0, 1000, 1000)
     job = make_job(BLENDED, extent)
     for band in divide_into_bands(job, job.plan.core_size, 192):
-        inside = {window.index for window in band.work.windows}
+        inside = {window.index for window in band.plan.windows}
         assert inside == {w.index for w in job.plan.windows if not w.output_region.intersection(band.region).is_empty}
-        assert {window.index for window in band.shown.windows} <= inside
-        assert {window.region for window in band.work.windows} <= {window.region for window in job.plan.windows}
+        assert {window.index for window in band.cropped_plan.windows} <= inside
+        assert {window.region for window in band.plan.windows} <= {window.region for window in job.plan.windows}
 
 
 def test_exact_bands_share_the_core_size_with_the_least_work() -> None:
@@ -90,10 +90,10 @@ def test_exact_bands_share_the_core_size_with_the_least_work() -> None:
     job = make_job(EXACT, extent)
     core_size = core_for_bands(job, 1024)
     bands = divide_into_bands(job, core_size, 1024)
-    assert {band.work.core_size for band in bands} == {core_size}
-    work = sum(band.work.window_px for band in bands)
+    assert {band.plan.core_size for band in bands} == {core_size}
+    work = sum(band.plan.window_px for band in bands)
     others = [divide_into_bands(job, Size(side, side), 1024) for side in (256, 512)]
-    assert all(work <= sum(band.work.window_px for band in other) for other in others)
+    assert all(work <= sum(band.plan.window_px for band in other) for other in others)
     assert best_core_size([extent], job.prepared.covered, EXACT) == job.plan.core_size
 
 
@@ -102,7 +102,7 @@ def test_bands_repeat_little_work(layout: WindowLayout, band_px: int, most: floa
     extent = Region(0, 0, 20_000, 30_000)
     job = make_job(layout, extent)
     bands = divide_into_bands(job, core_for_bands(job, band_px), band_px)
-    assert sum(band.work.window_px for band in bands) < most * job.plan.window_px
+    assert sum(band.plan.window_px for band in bands) < most * job.plan.window_px
 
 
 def test_band_heights_are_whole_tiles() -> None:

@@ -26,7 +26,7 @@ from wsi2ihc.pyramid import PyramidOptions, ome_zarr
 from wsi2ihc.pyramid.levels import PyramidLevel
 from wsi2ihc.slide import Slide
 from wsi2ihc.translation import resume
-from wsi2ihc.translation.checkpoint_folder import checkpoint_path, missing_bands, read_plan
+from wsi2ihc.translation.checkpoint_folder import Checkpoint, checkpoint_path, read_shared_plan
 from wsi2ihc.translation.job import translation_fingerprint
 from wsi2ihc.translation.options import TranslateOptions
 from wsi2ihc.translation.resume import assemble, check_checkpoint, complete, open_checkpoint, prepare, translate_band
@@ -67,7 +67,7 @@ def test_finished_bands_are_not_translated_again(
     assert sorted(before) == ["0000.json", "0002.json"]
     caplog.set_level("INFO", "wsi2ihc")
     with open_checkpoint(slide, IDENTITY, out, options) as checkpoint:
-        assert missing_bands(checkpoint) == [1, 3]
+        assert checkpoint.missing_bands() == [1, 3]
         assert translate_band(checkpoint, 0)
     assert inodes(out) == before
     finish(slide, out, replace(options, workers=3, max_memory_bytes=2 << 30, batch_size=2), image)
@@ -137,7 +137,7 @@ def test_a_re_copied_slide_counts_as_a_different_slide(
     with copied(image, 1_000_000_000) as before, open_checkpoint(before, IDENTITY, out, options) as checkpoint:
         assert translate_band(checkpoint, 0)
     with wsi2ihc.open_slide(path) as again, open_checkpoint(again, IDENTITY, out, options) as checkpoint:
-        assert missing_bands(checkpoint) == [1, 2, 3]
+        assert checkpoint.missing_bands() == [1, 2, 3]
     with copied(255 - image, 2_000_000_000) as now:
         assert now.info.quickhash == before.info.quickhash
         message = r"source changed at \(2001-09-09T01:46:40Z, now 2033-05-18T03:33:20Z\)"
@@ -201,7 +201,7 @@ def test_a_damaged_band_is_translated_again(
         }
         marker.write_text(json.dumps(facts | changes[damage]))
     with open_checkpoint(slide, IDENTITY, out, options) as checkpoint:
-        assert missing_bands(checkpoint) == [1, 2, 3]
+        assert checkpoint.missing_bands() == [1, 2, 3]
     finish(slide, out, options, image)
 
 
@@ -212,7 +212,7 @@ def test_an_undecodable_shard_is_translated_again(
     content[len(content) // 2] ^= 1
     shard_of(out, 5).write_bytes(content)
     with open_checkpoint(slide, IDENTITY, out, options) as checkpoint:
-        assert missing_bands(checkpoint) == [1, 3]
+        assert checkpoint.missing_bands() == [1, 3]
     finish(slide, out, options, image)
     assert "band 2 is translated again" in caplog.text
 
@@ -233,9 +233,9 @@ def test_a_band_damaged_twice_is_an_error(
             assert [translate_band(checkpoint, number) for number in (1, 3)] == [True, True]
             with exclusive_lock(checkpoint.folder / "locks", "", "0001"):
                 assert assemble(checkpoint) is None
-                assert missing_bands(checkpoint) == []  # another process is working on the band
+                assert checkpoint.missing_bands() == []  # another process is working on the band
             assert assemble(checkpoint) is None
-            assert missing_bands(checkpoint) == [1]
+            assert checkpoint.missing_bands() == [1]
         with pytest.raises(OutputError, match=r"band 1: shard \(3, 0\) cannot be read back \(rust\), a second time"):
             wsi2ihc.translate(slide, IDENTITY, out, options)  # as another process would
         assert len([name for name in inodes(out) if name.endswith(".json")]) == 4
@@ -320,7 +320,7 @@ def test_a_full_disk_costs_only_the_band_in_progress(
 def test_a_failed_creation_leaves_no_checkpoint_folder(
     slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsi2ihc.translation.resume.write_plan", full)
+    monkeypatch.setattr("wsi2ihc.translation.resume.write_shared_plan", full)
     with pytest.raises(OutputError, match="disk full"):
         wsi2ihc.translate(slide, IDENTITY, tmp_path / "out.ome.tiff", options)
     assert not list(tmp_path.iterdir())
@@ -356,7 +356,7 @@ def test_an_existing_output_counts_as_finished_only_if_it_matches(
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(slide: Slide, out: Path, options: TranslateOptions) -> None:
     with open_checkpoint(slide, IDENTITY, out, options) as checkpoint:
-        for number in missing_bands(checkpoint):
+        for number in checkpoint.missing_bands():
             translate_band(checkpoint, number)
         out.write_text("mine")
         with pytest.raises(OutputExistsError):
@@ -480,7 +480,7 @@ def test_a_band_with_a_removed_shard_is_not_marked_as_done(
         with open_checkpoint(slide, IDENTITY, out, options) as checkpoint:
             with pytest.raises(OutputError, match="band 1 changed after they were written"):
                 translate_band(checkpoint, 1)
-            assert missing_bands(checkpoint) == [1, 3]
+            assert checkpoint.missing_bands() == [1, 3]
     finish(slide, out, options, image)
 
 
@@ -490,7 +490,7 @@ def test_a_shard_that_vanishes_while_it_is_checked_is_missing(
     shard_of(out, 4).unlink()
     shard_of(out, 4).symlink_to("nothing")  # it is listed but missing
     with open_checkpoint(slide, IDENTITY, out, options) as checkpoint:
-        assert missing_bands(checkpoint) == [1, 2, 3]
+        assert checkpoint.missing_bands() == [1, 2, 3]
 
 
 def test_black_shards_are_not_missing(options: TranslateOptions, tmp_path: Path) -> None:
@@ -502,8 +502,8 @@ def test_black_shards_are_not_missing(options: TranslateOptions, tmp_path: Path)
         marker = json.loads((checkpoint.folder / "done" / "0002.json").read_text())
         assert sorted(marker["shards"]) == ["0/c/0/4/0", "0/c/0/5/0"]
         shard_of(out, 5).unlink()
-        checkpoint.known.clear()
-        assert missing_bands(checkpoint) == [0, 1, 2, 3]
+        checkpoint.done_markers.clear()
+        assert checkpoint.missing_bands() == [0, 1, 2, 3]
 
 
 @pytest.fixture
@@ -539,7 +539,7 @@ def test_folders_that_may_be_in_use_are_kept_without_locks(
         translate_band(shared, 0)
         request.getfixturevalue("_no_locks")
         wsi2ihc.translate(slide, IDENTITY, out, in_one_pass)
-        assert missing_bands(shared) == [1, 2, 3]
+        assert shared.missing_bands() == [1, 2, 3]
         assert shared.folder.is_dir()
     with open_checkpoint(slide, IDENTITY, tmp_path / "out.ome.zarr", in_one_pass) as own:
         wsi2ihc.translate(slide, IDENTITY, tmp_path / "out.ome.zarr", in_one_pass)
@@ -597,28 +597,42 @@ def test_a_published_output_is_replaced_for_other_storage_options(
 
 
 @pytest.mark.parametrize("suffix", ["tiff", "zarr"])
-@pytest.mark.parametrize("moment", ["check_outputs", "read_plan", "divide_into_bands", "missing_bands"])
+@pytest.mark.parametrize(
+    ("place", "moment"),
+    [
+        (resume, "check_outputs"),
+        (resume, "read_shared_plan"),
+        (resume, "divide_into_bands"),
+        (Checkpoint, "missing_bands"),
+    ],
+)
 def test_a_process_that_finds_the_output_published_does_the_cleanup(
-    slide: Slide, options: TranslateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, suffix: str
+    slide: Slide,
+    options: TranslateOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Any,
+    moment: str,
+    suffix: str,
 ) -> None:
     """The image of an OME-Zarr then leaves the checkpoint folder, which changes between two checks."""
     out, forgotten = tmp_path / f"out.ome.{suffix}", []
-    monkeypatch.setattr("wsi2ihc.translation.resume.forget_band", lambda *given: forgotten.append(given))
+    monkeypatch.setattr(Checkpoint, "remove_done_marker", lambda *given: forgotten.append(given))
     with open_checkpoint(slide, IDENTITY, out, options) as first:
         for number in range(len(first.bands)):
             translate_band(first, number)
         forgotten.clear()
-        original = getattr(resume, moment)
+        original = getattr(place, moment)
 
         def publish_first(*given: Any) -> object:
-            monkeypatch.setattr(resume, moment, original)
+            monkeypatch.setattr(place, moment, original)
             with monkeypatch.context() as patch:
                 patch.setattr("wsi2ihc.translation.resume.write_extras", killed)
                 with pytest.raises(Killed):
                     assemble(first)
             return original(*given)
 
-        monkeypatch.setattr(resume, moment, publish_first)
+        monkeypatch.setattr(place, moment, publish_first)
         report = wsi2ihc.translate(slide, IDENTITY, out, options)
     assert report.output_name == out.name
     assert not forgotten
@@ -645,7 +659,7 @@ def test_a_checkpoint_folder_of_another_user_is_a_clear_error(
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    for name in ("in_use", "read_plan"):
+    for name in ("in_use", "read_shared_plan"):
         with monkeypatch.context() as patch:
             patch.setattr(f"wsi2ihc.translation.resume.{name}", refused)
             with pytest.raises(
@@ -654,7 +668,7 @@ def test_a_checkpoint_folder_of_another_user_is_a_clear_error(
                 wsi2ihc.translate(slide, IDENTITY, out, replace(options, overwrite=True))
     monkeypatch.setattr("wsi2ihc.translation.checkpoint_folder.np.load", refused)
     with pytest.raises(PermissionError):
-        read_plan(checkpoint_path(out))
+        read_shared_plan(checkpoint_path(out))
 
 
 def test_the_fingerprint_is_computed_once(

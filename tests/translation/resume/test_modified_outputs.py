@@ -87,7 +87,7 @@ def test_an_output_modified_before_the_cleanup_is_not_taken_for_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(resume, "_remove", killed)
+        patch.setattr(resume, "_clean_up", killed)
         with pytest.raises(KeyboardInterrupt):
             wsi2ihc.translate(slide, IDENTITY, out, options)
     assert checkpoint_path(out).is_dir()

@@ -18,7 +18,7 @@ from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.geometry import Region, RGBImage
 from wsi2ihc.tissue import detect_tissue
 from wsi2ihc.translation import inference_setup
-from wsi2ihc.translation.checkpoint_folder import missing_bands, read_plan, write_plan
+from wsi2ihc.translation.checkpoint_folder import read_shared_plan, write_shared_plan
 from wsi2ihc.translation.options import TranslateOptions
 from wsi2ihc.translation.report import TranslateReport
 from wsi2ihc.translation.resume import assemble, open_checkpoint, translate_band
@@ -126,7 +126,7 @@ def test_bands_in_any_order_share_the_mask_and_statistics(
         for _ in range(3):
             with open_checkpoint(slide, generator, out, options) as checkpoint:
                 assert assemble(checkpoint) is None
-                assert translate_band(checkpoint, missing_bands(checkpoint)[-1])
+                assert translate_band(checkpoint, checkpoint.missing_bands()[-1])
                 stored = checkpoint.job.inference.statistics
                 assert stored is not None
         with open_checkpoint(slide, generator, out, options) as checkpoint:
@@ -178,9 +178,9 @@ def test_bands_finished_before_damage_are_kept(
             assert all(translate_band(checkpoint, number) for number in range(len(checkpoint.bands)))
             after = {file.name: file.stat().st_ino for file in (checkpoint.folder / "done").iterdir()}
             assert after.items() > done.items()
-            plan = read_plan(checkpoint.folder)
+            plan = read_shared_plan(checkpoint.folder)
             # as if another process had found it
-            write_plan(checkpoint.folder, replace(plan, damaged_areas=((1, 0, 0),)))
+            write_shared_plan(checkpoint.folder, replace(plan, unreadable_areas=((1, 0, 0),)))
         with open_checkpoint(slide, generator, out, replace(options, resume=True)) as checkpoint:
             report = assemble(checkpoint)
     assert report is not None

@@ -18,8 +18,9 @@ import numpy as np
 from ...errors import UnreadableSlideError
 from ...geometry import RGB, WHITE, Region, RGBImage, Size
 from ..icc import is_usable_profile, srgb_profile, without_texts
-from ..image_choice import Choice, divides_to
+from ..image_choice import Choice
 from ..jpeg_tiles import MISPLACED, DirectTiles, LocalFile, TileFile, cache_bytes, damaged, has_one_color, prove
+from ..level_factors import is_divided_by
 from ..metadata import Mpp
 from ..protocol import Level, SlideInfo, fill_with, transparent
 from ..tiff_metadata import TiffMetadata, TileTable
@@ -273,7 +274,7 @@ def true_downsample(full: Size, level: Size, reported: float) -> float:
     that factor.
     """
     whole = round(reported)
-    return float(whole) if whole >= 1 and divides_to(full, level, whole) else reported
+    return float(whole) if whole >= 1 and is_divided_by(full, level, whole) else reported
 
 
 def checked_bounds(values: Sequence[Any], size: Size) -> Region:

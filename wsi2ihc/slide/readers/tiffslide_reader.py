@@ -16,11 +16,12 @@ import numpy as np
 
 from ...errors import SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from ...geometry import RGB, WHITE, Region, RGBImage, Size
-from ..image_choice import MAX_PAGES, MAX_SUBIFDS, MAX_TAKEN_APART, NO_CHOICE, Choice, check_description, top_pages
+from ..image_choice import NO_CHOICE, Choice
 from ..jpeg_tiles import LocalFile
 from ..metadata import Mpp, Stated, XmlError, parse_xml, positive_number, resolve
 from ..open import SILENT, RemoteFile, did_not_respond
 from ..protocol import SlideInfo, alpha_in, not_rgb, samples_of_bits
+from ..tiff_images import MAX_DESCRIPTION, MAX_PAGES, MAX_SUBIFDS, check_description, top_pages
 from ..tiff_metadata import TiffMetadata, TileTable, check_tags, has_own_layout, quiet_tifffile, tiff_facts, tile_table
 from ..tile_codecs import unreadable_kind
 from .base import (
@@ -74,7 +75,7 @@ def _properties(tiff: TiffFile, levels: Sequence[TiffPage]) -> dict[str, Any]:
 def check_pages(tiff: TiffFile, name: str) -> None:
     """Refuse a file with so many pages, or so long a text, that the libraries would take minutes for them."""
     pages = top_pages(tiff)
-    check_description(name, pages[0].description or "", MAX_TAKEN_APART)
+    check_description(name, pages[0].description or "", MAX_DESCRIPTION)
     if len(pages) >= MAX_PAGES or any(len(page.subifds or ()) > MAX_SUBIFDS for page in pages):
         raise UnreadableSlideError(
             f"{name}: it has more pages than any slide ({MAX_PAGES} and {MAX_SUBIFDS} of one page at most); the file "

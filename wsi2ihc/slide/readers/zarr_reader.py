@@ -24,8 +24,9 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from ...errors import OptionError, SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from ...geometry import RGB, Region, RGBImage, Size
 from ...text import pluralize
-from ..image_choice import Choice, remark_on_others, the_slide
+from ..image_choice import Choice, remarks_on_unused, the_slide
 from ..jpeg_tiles import damaged
+from ..level_factors import mean_factor
 from ..metadata import Mpp, Stated, positive_number, resolve, unit_um
 from ..protocol import ImageEntry, PixelKind, SlideInfo
 from .base import SlideReader, both, changed_at, checked_levels, fingerprint_of_choice, remarks
@@ -191,7 +192,7 @@ _BLOCK_PX = 2048
 class _ZarrImage:
     """An image in the file (a `CandidateImage`)."""
 
-    number: int
+    series: int
     name: str
     multiscale: Multiscale
     arrays: tuple[zarr.Array[Any], ...]
@@ -208,7 +209,7 @@ class _ZarrImage:
 
     def entry(self, *, chosen: bool) -> ImageEntry:
         pixels = "8-bit RGB" if self.kind.is_rgb else self.kind.problem
-        return ImageEntry(self.name, self.size, self.number, None, 1, len(self.arrays), self.mpp, pixels, chosen)
+        return ImageEntry(self.name, self.size, self.series, None, 1, len(self.arrays), self.mpp, pixels, chosen)
 
 
 class ZarrReader(SlideReader):
@@ -290,11 +291,11 @@ class ZarrReader(SlideReader):
         if choice.series is None:
             return the_slide(self._name, images)
         for image in images:
-            if image.number == choice.series:
+            if image.series == choice.series:
                 if not image.kind.is_rgb:
                     raise image.kind.refusal(self._name)
                 return image
-        numbers = ", ".join(str(image.number) for image in images[:20])
+        numbers = ", ".join(str(image.series) for image in images[:20])
         raise OptionError(f"{self._name}: --series {choice.series}: the file has series {numbers}")
 
     def _check_array(self, array: zarr.Array[Any]) -> None:
@@ -316,11 +317,11 @@ class ZarrReader(SlideReader):
     ) -> SlideInfo:
         sizes = [size_in(self._axes, array.shape) for array in self._arrays]
         full = sizes[0]
-        downsamples = [(full.width / size.width + full.height / size.height) / 2 for size in sizes]
+        downsamples = [mean_factor(full, size) for size in sizes]
         levels = checked_levels(self._name, [(size.width, size.height) for size in sizes], downsamples)
         resolution = resolve(stated, image.mpp, None)
         files = [self._path / name for name in METADATA] if isinstance(self._path, Path) else []
-        notes = (*image.multiscale.problems, image.kind.note, *remark_on_others(images, image), self._missing())
+        notes = (*image.multiscale.problems, image.kind.note, *remarks_on_unused(images, image), self._missing())
         return SlideInfo(
             name=self._name,
             reader="zarr",
@@ -333,7 +334,7 @@ class ZarrReader(SlideReader):
             quickhash=fingerprint_of_choice(self._hash(), choice),
             changed_at=next((changed_at(file) for file in files if file.is_file()), None),
             problems=(*resolution.problems, *remarks(levels, None, None), *filter(None, notes)),
-            images=tuple(one.entry(chosen=one.number == image.number) for one in images),
+            images=tuple(one.entry(chosen=one.series == image.series) for one in images),
         )
 
     def _missing(self) -> str:
