@@ -26,7 +26,7 @@ MOST_LINES = 650
 
 LINES = {
     "cli": 2390,
-    "training": 2930,
+    "training": 2950,
     "training/data": 2010,
     "training/evaluation": 2710,
     "training/inspection": 1890,
@@ -34,7 +34,7 @@ LINES = {
     "training/pairs": 3850,
     "training/reports": 1050,
     "wsi2ihc": 2200,
-    "wsi2ihc/batch": 3250,
+    "wsi2ihc/batch": 3270,
     "wsi2ihc/demo": 1590,
     "wsi2ihc/models": 2900,
     "wsi2ihc/pyramid": 1460,
@@ -42,7 +42,7 @@ LINES = {
     "wsi2ihc/slide": 3740,
     "wsi2ihc/slide/readers": 2180,
     "wsi2ihc/tissue": 1230,
-    "wsi2ihc/translation": 4190,
+    "wsi2ihc/translation": 4200,
 }
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,8 @@ _FABRIC_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
 }
+
+Result = TypeVar("Result")
 
 ADDRESS = "127.0.0.1"
 
@@ -157,15 +159,17 @@ def end_other_processes(fabric: Fabric) -> None:
         fabric.strategy.end_other_processes()
 
 
-def in_first_process(fabric: Fabric, work: Callable[[], object]) -> None:
+def in_first_process(fabric: Fabric, work: Callable[[], Result]) -> Result | None:
     """Run work in the first process only, while the others wait; if it fails there, all processes end.
+
+    Return its result in the first process, and None in the others.
 
     At a barrier instead, the others would hold their GPUs until it times out.
     """
-    failure: Exception | None = None
+    result, failure = None, None
     if fabric.is_global_zero:
         try:
-            work()
+            result = work()
         except Exception as error:
             failure = error
     failed = fabric.broadcast(failure is not None)
@@ -173,6 +177,7 @@ def in_first_process(fabric: Fabric, work: Callable[[], object]) -> None:
         raise failure
     if failed:  # the first process reports the reason
         raise SystemExit(1)
+    return result
 
 
 def count_workers(options: TrainOptions) -> int:

@@ -1,7 +1,8 @@
 """Train a generator: setup, loop, validation, checkpoints, export.
 
-`train` is the entry point. It starts the processes, prepares the run folder, runs the loop (`fit`), exports the model
-and plots the curves.
+`train` is the entry point. It starts or joins the training processes, which all run the same program and so all call
+it. The first process prepares the run folder, all run the loop (`fit`), and the first one exports the model and plots
+the curves.
 """
 
 from __future__ import annotations
@@ -54,14 +55,16 @@ STEP_COLUMNS = (*LOSSES, "learning_rate", "images_per_s")
 _log = logging.getLogger(__name__)
 
 _LOST_PEER = ("closed by peer", "reset by peer", "ncclRemoteError", "Broken pipe")
+"""Parts of the messages of gloo and NCCL if another process has ended."""
 
 
 @dataclass(slots=True)
 class LossLog:
-    """Log that collects losses on the device and writes their mean as one row per ``log_every`` steps.
+    """Log that collects losses on the device and writes their means as one row.
 
-    Losses are copied from a GPU once per row, since copying at every step would stall it. So a loss that is not finite
-    is only detected at the end of a row; the error names its step.
+    Rows end every ``log_every`` steps, at checkpoints and at the end of each epoch. Losses are copied from a GPU once
+    per row, since copying at every step would stall it. So a loss that is not finite is only detected at the end of a
+    row; the error names its step.
     """
 
     options: TrainOptions
@@ -69,7 +72,7 @@ class LossLog:
     steps: int
     record: RunRecord | None  # where rows are written; None except in the first process
     progress: ProgressCallback  # called after every step
-    mean: Callable[[Tensor], Tensor]  # returns the mean of a tensor over all processes
+    mean_over_processes: Callable[[Tensor], Tensor]
     _losses: list[Tensor] = field(default_factory=list)
     _step: int = 0
     _rate: float = 0.0
@@ -77,12 +80,12 @@ class LossLog:
     _note: str = ""
 
     def add(self, losses: Tensor, step: int, rate: float) -> None:
-        """Add the losses (5,) of a step (counted from 1), and its learning rate."""
+        """Add the losses of a step (counted from 1), in the order of `LOSSES`, and its learning rate."""
         self._losses.append(losses)
         self._step, self._rate = step, rate
         if len(self._losses) >= self.options.log_every:
             self.write()
-        self.progress(Progress("training", step, self.steps, "step", f"{self._epoch(step)}{self._note}"))
+        self.progress(Progress("training", step, self.steps, "step", f"{self._describe_epoch(step)}{self._note}"))
 
     def write(self) -> None:
         """Write a row with the means of the collected losses.
@@ -94,36 +97,41 @@ class LossLog:
         """
         if not self._losses:
             return
-        values = self.mean(torch.stack(self._losses)).cpu()
-        self._check_finite(values)
+        values = self.mean_over_processes(torch.stack(self._losses)).cpu()  # (steps, losses)
+        self._check_losses(values)
         means = dict(zip(LOSSES, values.double().mean(0).tolist(), strict=True))
-        images_per_s = len(self._losses) * self.options.batch_size / (time.monotonic() - self._since)
+        images = len(self._losses) * self.options.batch_size  # of all processes
+        images_per_s = images / (time.monotonic() - self._since)
         self._note = "".join(f", {name} {value:.3g}" for name, value in means.items())
         self._note += f", {images_per_s:.3g} images/s"
         if self.record:
-            epoch = 1 + (self._step - 1) // self.steps_per_epoch
             row = {**means, "learning_rate": self._rate, "images_per_s": images_per_s}
-            self.record.step(self._step, epoch, row)
+            self.record.step(self._step, self._epoch(self._step), row)
         self._losses.clear()
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Restart the measurement of the rate, after work other than training."""
+        """Restart the measurement of the images per second, after work other than training."""
         self._since = time.monotonic()
 
-    def _epoch(self, step: int) -> str:
-        return f"epoch {1 + (step - 1) // self.steps_per_epoch} of {self.options.epochs}"
+    def _epoch(self, step: int) -> int:
+        """Return the epoch of a step; both count from 1."""
+        return 1 + (step - 1) // self.steps_per_epoch
 
-    def _check_finite(self, values: Tensor) -> None:
-        # the variance of a single image is NaN, which is correct where it is only reported
+    def _describe_epoch(self, step: int) -> str:
+        return f"epoch {self._epoch(step)} of {self.options.epochs}"
+
+    def _check_losses(self, values: Tensor) -> None:
+        # the variance loss of a batch of one image is NaN, which does no harm unless it is part of the total
         must_be_finite = [name != "variance" or self.options.variance_weight > 0 for name in LOSSES]
         bad = ~torch.isfinite(values) & torch.tensor(must_be_finite)
         if not bool(bad.any()):
             return
-        row, column = (int(one) for one in bad.nonzero()[0])
+        row, column = (int(index) for index in bad.nonzero()[0])
         step = self._step - len(self._losses) + 1 + row
-        raise TrainingError(f"the {LOSSES[column]} loss is not finite at step {step} ({self._epoch(step)}); the last "
-                            "good checkpoint is kept; lower --learning-rate, or use --precision fp32")  # fmt: skip
+        where = f"step {step} ({self._describe_epoch(step)})"
+        raise TrainingError(f"the {LOSSES[column]} loss is not finite at {where}; the last good checkpoint is kept; "
+                            "lower --learning-rate, or use --precision fp32")  # fmt: skip
 
 
 def fit(
@@ -153,21 +161,26 @@ def fit(
     )
     start = time.monotonic() - state.seconds
     with ExitStack() as stack:
-        record = stack.enter_context(_record(job, folder, state)) if fabric.is_global_zero else None
-        log = LossLog(options, job.steps_per_epoch, job.steps, record, progress, lambda x: _mean(fabric, x))
+        record = None
+        if fabric.is_global_zero:
+            record = RunRecord(
+                folder.path, state.step, state.step // job.steps_per_epoch, options.tensorboard,
+                step_names=STEP_COLUMNS, validation_names=tuple(VALIDATION_METRICS),
+            )  # fmt: skip
+            stack.enter_context(record)
+        log = LossLog(options, job.steps_per_epoch, job.steps, record, progress, partial(_mean_over_processes, fabric))
 
-        def save(epoch: int | None) -> None:
-            """Validate after this epoch, if any, and save the state; called in the first process."""
-            if epoch is not None and record is not None:
-                statistics = "" if uses_running_statistics(job, state.step) else " with re-estimated statistics"
-                progress(Progress(f"validating epoch {epoch}{statistics}"))
-                _validate(job, fabric, networks, folder, record, state, epoch)
+        def validate_and_save(epoch: int | None) -> None:
+            """Validate after this epoch (from 1), if any, and save the state; called in the first process."""
+            if epoch is not None:
+                assert record is not None
+                _validate(job, fabric, networks, folder, record, state, epoch, progress)
             state.seconds = time.monotonic() - start
             save_state(folder.last, networks, fabric, state, options, fingerprint)
 
         for batch in batches:
-            epoch = state.step // job.steps_per_epoch
-            rate = options.learning_rate * rate_factor(epoch, options.epochs)
+            epochs_done = state.step // job.steps_per_epoch  # also the index of this epoch, from 0
+            rate = options.learning_rate * rate_factor(epochs_done, options.epochs)
             networks.set_learning_rate(rate)
             torch.manual_seed(step_seed(options.seed, state.step, fabric.global_rank))
             he, ihc = (part.to(fabric.device, non_blocking=True) for part in (batch.he, batch.ihc))
@@ -179,19 +192,13 @@ def fit(
             if ends_epoch or state.step % options.checkpoint_every == 0:
                 log.write()
                 check_finite(networks, state.step)
-                validated = ends_epoch and is_validated(epoch, options.epochs, options.validate_every)
-                in_first_process(fabric, partial(save, epoch + 1 if validated else None))
+                validates = ends_epoch and is_validated(epochs_done, options.epochs, options.validate_every)
+                in_first_process(fabric, partial(validate_and_save, epochs_done + 1 if validates else None))
                 log.restart_clock()
     return state
 
 
-def _record(job: TrainingJob, folder: RunFolder, state: TrainingState) -> RunRecord:
-    epochs, tensorboard = state.step // job.steps_per_epoch, job.options.tensorboard
-    names = {"step_names": STEP_COLUMNS, "validation_names": tuple(VALIDATION_METRICS)}
-    return RunRecord(folder.path, state.step, epochs, tensorboard, **names)
-
-
-def _mean(fabric: Fabric, values: Tensor) -> Tensor:
+def _mean_over_processes(fabric: Fabric, values: Tensor) -> Tensor:
     reduced = fabric.all_reduce(values, reduce_op="mean")
     assert isinstance(reduced, Tensor)
     return reduced
@@ -199,14 +206,15 @@ def _mean(fabric: Fabric, values: Tensor) -> Tensor:
 
 def _validate(
     job: TrainingJob, fabric: Fabric, networks: Networks, folder: RunFolder, record: RunRecord, state: TrainingState,
-    epoch: int,
+    epoch: int, progress: ProgressCallback,
 ) -> None:  # fmt: skip
     """Score the generator, write the sample image, and save the weights if they are the best so far."""
     options, module = job.options, networks.model
+    is_running = uses_running_statistics(job, state.step)
+    progress(Progress(f"validating epoch {epoch}{'' if is_running else ' with re-estimated statistics'}"))
     module.eval()
-    is_ready = uses_running_statistics(job, state.step)
     scores, samples = validate(
-        module if is_ready else with_estimated_statistics(module, job),
+        module if is_running else with_estimated_statistics(module, job),  # of batch norm
         job.validation,
         fabric.device,
         batch_size=options.batch_size,
@@ -216,13 +224,14 @@ def _validate(
         autocast=fabric.autocast,
     )
     module.train()
-    metrics = scores["full_image"].compute()
+    metrics = scores["full_image"].compute()  # the only view that `validate` scores by default
     record.validation(epoch, state.step, metrics)
     if samples:
         grid = image_grid_figure([images for _, images in samples], captions=[pair.name for pair, _ in samples])
         record.samples(epoch, grid)
     best = BestEpoch(epoch, options.best_by, metrics[options.best_by])
-    if is_better(options.best_by, best.value, state.best.value if state.best else math.nan):
+    previous = state.best.value if state.best else math.nan  # which every value is better than
+    if is_better(options.best_by, best.value, previous):
         save_best(folder.best, module, best)
         state.best = best
 
@@ -236,10 +245,14 @@ def train(
 
     Parameters
     ----------
+    job
+        Options and data.
     out
-        The run's folder; new, or with ``resume`` one that holds a checkpoint.
+        Folder of the run; new, or with ``resume`` one that holds a checkpoint.
     resume
-        Resume exactly from the last checkpoint.
+        Start from the last checkpoint; the result is that of an uninterrupted run.
+    progress
+        Called after every step, and when a validation begins.
 
     Returns
     -------
@@ -253,11 +266,10 @@ def train(
     """
     folder = RunFolder(Path(out))
     fabric = start_fabric(job.options)
-    with ExitStack() as stack, clear_torch_errors(), _end_together(fabric):
+    with ExitStack() as stack, explain_torch_errors(), _end_together(fabric):
         in_first_process(fabric, lambda: _begin(job, folder, resume, stack))
         state = fit(job, fabric, folder, resume=resume, progress=progress)
-        summary: dict[str, Any] = {}
-        in_first_process(fabric, lambda: summary.update(export_model(job, fabric, folder, state, progress)))
+        summary = in_first_process(fabric, lambda: export_model(job, fabric, folder, state, progress)) or {}
     if fabric.is_global_zero:
         try:
             draw_curves([folder.path], folder.curves)
@@ -266,11 +278,11 @@ def train(
     return summary
 
 
-def _check(job: TrainingJob, folder: RunFolder, resume: bool) -> None:
+def _check_folder(job: TrainingJob, folder: RunFolder, resume: bool) -> None:
     """Check once, before anything is written, what would fail later in each process."""
     if folder.path.resolve().is_relative_to(job.data.folder.resolve()):
-        raise OutputError(f"--out {folder.path} lies inside the dataset, and its images would be mistaken for patches; "
-                          "choose another folder")  # fmt: skip
+        raise OutputError(f"--out {folder.path} lies inside the dataset, and the images of the run would be mistaken "
+                          "for patches; choose another folder")  # fmt: skip
     if not resume:
         folder.check_new()
         return
@@ -279,10 +291,11 @@ def _check(job: TrainingJob, folder: RunFolder, resume: bool) -> None:
 
 
 def _begin(job: TrainingJob, folder: RunFolder, resume: bool, stack: ExitStack) -> None:
-    _check(job, folder, resume)
+    """Prepare the folder of the run, and lock it until ``stack`` is closed; called in the first process."""
+    _check_folder(job, folder, resume)
     stack.enter_context(folder.locked())  # makes the folder
     if not resume:
-        folder.check_new()  # another training process may have started since
+        folder.check_new()  # again: another run may have started here before the folder was locked
     folder.begin(job.options, describe_data(job))
 
 
@@ -297,13 +310,13 @@ def _end_together(fabric: Fabric) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def clear_torch_errors() -> Iterator[None]:
+def explain_torch_errors() -> Iterator[None]:
     """Replace torch's out-of-memory and lost-peer errors by errors with one-line messages."""
     try:
         yield
+    except Wsi2IhcError:  # some are a MemoryError or RuntimeError as well
+        raise
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, Wsi2IhcError):
-            raise
         if _is_out_of_memory(error):
             raise DeviceMemoryError("out of memory while training; lower --batch-size, --crop-size or --ngf (wsi2ihc "
                                     "train --dry-run estimates what is needed)") from error  # fmt: skip

@@ -18,6 +18,7 @@ import pytest
 from make_batch import OPTIONS, tasks_of, write_slides
 
 from wsi2ihc.atomic_files import published
+from wsi2ihc.batch import local
 from wsi2ihc.batch.local import LocalEngine, LocalWorker, worker_environments
 from wsi2ihc.batch.preflight import check_folder
 from wsi2ihc.batch.results_table import ResultsWriter, read_results, results_of
@@ -346,3 +347,38 @@ def test_links_in_the_folder_of_a_batch_lead_nowhere(slides: Path, tmp_path: Pat
     with pytest.raises(OSError, match="symbolic link"):
         LocalWorker(0, lambda *_: None, {}, log)
     assert [(path.name, path.read_text()) for path in victim.iterdir()] == [("file", "content")]
+
+
+def test_a_full_disk_under_the_log_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    monkeypatch.setattr(local, "open_without_following", lambda _path, flags: os.open("/dev/full", flags & ~os.O_CREAT))
+    is_ready = threading.Event()
+    worker = LocalWorker(0, lambda *_: is_ready.set(), {}, tmp_path / "child.log")
+    assert is_ready.wait(120)
+    worker._process.send("not a task")  # a traceback on stderr
+    time.sleep(0.5)
+    assert worker.end() == 0
+    assert not worker._log_thread.is_alive()
+    assert failures == []
+
+
+def test_workers_that_never_start_end_the_batch(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import os, sys\nif len(sys.argv) > 1: os._exit(7)\n")
+    environment = {"PYTHONPATH": str(tmp_path / "site")}
+    engine = LocalEngine(tmp_path / "out", "cpu", BatchOptions(), environments=[environment])
+    with pytest.raises(DeviceError, match=r"worker processes ended before they were ready \(.* code 7\); see "):
+        run_batch(tasks_of(slides, tmp_path / "out"), lambda: engine, BatchOptions())
+    assert len(list(logs_folder(tmp_path / "out").iterdir())) == 3
+
+
+def test_gpus_are_counted_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'GPU 0: H200 (UUID: GPU-1)'\necho '  MIG 1g'\necho 'GPU 1: A2 (UUID: GPU-2)'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.visible_gpus() == ["0", "1"]
+    with pytest.raises(DeviceError, match="there is no GPU 2; the number of visible GPUs is 2"):
+        worker_environments("cuda:2", BatchOptions())

@@ -335,6 +335,40 @@ def test_windows_of_different_shade_are_detected_without_edges(overlap_px: int) 
         assert abs(uneven.z) < 3  # edges alone do not show it
 
 
+@pytest.mark.parametrize("overlap_px", [0, 32, 64, 96, 128])
+def test_shade_step_leaves_out_the_whole_overlap(overlap_px: int) -> None:
+    """Cores of 512 px have strips of 32 px, of which half an overlap is not always a multiple."""
+    image = 110 + octaves((1100, 1600), 4) // 8
+    plan = make_plan((1100, 1600), WindowLayout(overlap_px=overlap_px), Size(512, 512))
+    meter = SeamMeter(plan)
+
+    def outputs() -> Iterator[TranslatedWindow]:
+        for output in outputs_of(image, plan):
+            shade = 4 if (output.window.row + output.window.column) % 2 else -4
+            yield TranslatedWindow(output.window, output.source, (output.pixels.astype(int) + shade).astype(np.uint8))
+
+    for core in blend_overlaps(outputs(), plan) if overlap_px else crop_cores(outputs()):
+        meter.add(core)
+    at_ends = (
+        overlap_px / 512
+    )  # part of a strip that fades into neighbors along the border, which halves the step there
+    assert meter.metrics().shade_step == pytest.approx(8 * (1 - at_ends / 2), rel=0.01)
+
+
+def test_shades_of_cores_without_neighbors_are_not_kept() -> None:
+    source = octaves((1000, 1000), 2)
+    plan = make_plan((1000, 1000), WindowLayout(), Size(128, 128))
+    meter = SeamMeter(plan)
+    for window in plan.windows:
+        if (window.row + window.column) % 2:
+            place = window.core.slices_in(plan.extent)
+            meter.add(FinishedCore(window, source[place], source[place]))
+    shades = meter.statistics().shades
+    assert shades.along_x.pairs[0] == shades.along_y.pairs[0] == 0
+    assert shades.along_x.pairs[1:].sum() > 0
+    assert max(len(meter._shades._left), len(meter._shades._above)) <= 8, "one for each row and column"
+
+
 def test_shade_statistics_are_additive_and_survive_json() -> None:
     source = octaves((1000, 1000), 2)
     plan = make_plan((1000, 1000), WindowLayout(), Size(256, 256))

@@ -396,7 +396,7 @@ def _sum_shades(pair: SlideComparison, axis: int, period: int, origin: int, over
     """Sum the differences between strips at the distance of the overlap, across borders and on either side of them."""
     grid, moments = working_grid(pair.virtual.info, None), Moments.zeros(1 + 2 * INSIDE_PAIRS)
     side = STRIP_PX if period >= 16 * STRIP_PX else STRIP_PX // 2
-    half = min(-(-overlap_px // side), period // side // 4) // 2
+    half = min(-(-overlap_px // (2 * side)), period // side // 8)  # strips left out on each side: see `ShadeMeter`
     count = INSIDE_PAIRS + half + (apart := 1 + 2 * half)  # strips on either side
     if count + half > period // side:
         return moments
