@@ -15,7 +15,7 @@ def test_every_public_name_is_found_on_first_use(package: object) -> None:
     for name in package.__all__:  # type: ignore[attr-defined]
         assert getattr(package, name) is not None
     assert set(package.__all__) - {"__version__"} <= set(dir(package))  # type: ignore[attr-defined]
-    with pytest.raises(AttributeError, match="attribute .*nothing"):
+    with pytest.raises(AttributeError, match=r"attribute .*nothing"):
         package.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
