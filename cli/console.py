@@ -34,7 +34,7 @@ Line: TypeAlias = str | tuple[str, ...]
 _NUMBER = re.compile(r"[-+]?[\d,.]*%?")
 
 
-def say(*lines: Line, styles: Mapping[str, str] = MappingProxyType({})) -> None:
+def print_out(*lines: Line, styles: Mapping[str, str] = MappingProxyType({})) -> None:
     """Print lines on stdout. Consecutive rows form an indented table, which is wrapped to the width of a terminal.
 
     Parameters
@@ -51,17 +51,17 @@ def say(*lines: Line, styles: Mapping[str, str] = MappingProxyType({})) -> None:
     for is_row, run in groupby(lines, lambda line: isinstance(line, tuple)):
         part = list(run)
         text += _table(part, styles) if is_row else "".join(f"{printable(str(line))}\n" for line in part)
-    _say(text)
+    _write_stdout(text)
 
 
-def echo_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Print one JSON object on stdout, in ASCII characters only."""
-    _say(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+    _write_stdout(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
-def tell(*lines: str) -> None:
+def print_err(*lines: str) -> None:
     """Print lines on stderr; failures are ignored."""
-    screen.tell(lines)
+    screen.print(lines)
 
 
 class Screen:
@@ -76,7 +76,7 @@ class Screen:
         """Whether lines can be redrawn in place."""
         return _is_terminal(sys.stderr) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
-    def tell(self, lines: Sequence[str]) -> None:
+    def print(self, lines: Sequence[str]) -> None:
         """Print permanent lines, above the live display."""
         shown = [_shortened(printable(line)) for line in lines]
         with self._lock:
@@ -133,7 +133,7 @@ class ScreenHandler(logging.Handler):
             lines = self.format(record).split("\n")
         except Exception:  # a message that does not fit its arguments
             lines = [f"{record.levelname}: {record.msg}"]
-        screen.tell(lines)
+        screen.print(lines)
 
 
 class LineFormatter(logging.Formatter):
@@ -188,7 +188,7 @@ def log_warnings() -> None:
     warnings.showwarning = show
 
 
-def _say(text: str) -> None:
+def _write_stdout(text: str) -> None:
     screen.clear()
     try:
         click.echo(_encodable(text, sys.stdout), file=sys.stdout, nl=False)

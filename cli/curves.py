@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wsi2ihc.cli.console import say
+from wsi2ihc.cli.console import print_out
 from wsi2ihc.cli.options import set_up_logging, verbosity_options
 from wsi2ihc.text import pluralize
 
@@ -27,4 +27,4 @@ def command(runs: tuple[Path, ...], out: Path, smooth: int, overwrite: bool, ver
     check_output(out, overwrite, suffixes=(".png",))
     panels = draw_curves(runs, out, smooth)
     if not quiet:
-        say(f"{out}: {pluralize(panels, 'panel')}, {pluralize(len(runs), 'run')}")
+        print_out(f"{out}: {pluralize(panels, 'panel')}, {pluralize(len(runs), 'run')}")

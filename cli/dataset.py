@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import Line, echo_json, say, tell
+from wsi2ihc.cli.console import Line, print_err, print_json, print_out
 from wsi2ihc.cli.options import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.text import pluralize
@@ -45,13 +45,13 @@ def command(
         write_report(out, report, overwrite=overwrite)
     if not quiet:
         for warning in report.data["warnings"]:
-            tell(f"WARNING: {warning}")
+            print_err(f"WARNING: {warning}")
     if json:
-        echo_json({"format": FORMAT, "version": VERSION, **report.data})
+        print_json({"format": FORMAT, "version": VERSION, **report.data})
     elif not quiet:
-        say(*_summary(report))
+        print_out(*_summary(report))
         if out is not None:
-            say(f"{out / 'report.html'}: full report; also written as Markdown, CSV and JSON")
+            print_out(f"{out / 'report.html'}: full report; also written as Markdown, CSV and JSON")
 
 
 def _summary(report: Report) -> list[Line]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wsi2ihc.cli.console import say
+from wsi2ihc.cli.console import print_out
 from wsi2ihc.cli.options import set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.cli.translate import summary
@@ -69,8 +69,8 @@ def _make_and_translate(folder: Path, overwrite: bool, quiet: bool) -> None:
         options = TranslateOptions(overwrite=overwrite, preview=preview)
         report = translate(opened, load_model(DEFAULT_MODEL), virtual, options, progress=bar)
     if not quiet:
-        say(*summary(report))
-        say(*_filled(HOW_TO_VIEW, preview=preview, virtual=virtual, slide=slide))
+        print_out(*summary(report))
+        print_out(*_filled(HOW_TO_VIEW, preview=preview, virtual=virtual, slide=slide))
 
 
 def _make_pair(folder: Path, overwrite: bool, quiet: bool) -> None:
@@ -81,7 +81,7 @@ def _make_pair(folder: Path, overwrite: bool, quiet: bool) -> None:
         check_output(path, overwrite, suffixes=(path.suffix,))
     make_demo_study(folder, on_progress=ProgressBar(quiet))
     if not quiet:
-        say(*_filled(HOW_TO_REGISTER.strip(), folder=folder))
+        print_out(*_filled(HOW_TO_REGISTER.strip(), folder=folder))
 
 
 def _filled(text: str, **paths: Path) -> list[str]:

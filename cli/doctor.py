@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.console import print_json, print_out
 from wsi2ihc.cli.options import json_option, set_up_logging, verbosity_options
 
 
@@ -18,11 +18,11 @@ def command(json: bool, verbose: int, quiet: bool) -> None:
     set_up_logging(verbose, quiet)
     checks = examine()
     if json:
-        echo_json(
+        print_json(
             {"ok": all(check.ok for check in checks if check.needed), "checks": [check.to_json() for check in checks]}
         )
     else:
         rows = [("ok" if check.ok else "FAIL" if check.needed else "none", check.name, check.found) for check in checks]
-        say(*rows, styles={"ok": "green", "FAIL": "bold red", "none": "yellow"})
+        print_out(*rows, styles={"ok": "green", "FAIL": "bold red", "none": "yellow"})
     if not all(check.ok for check in checks if check.needed):
         raise SystemExit(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import Line, echo_json, say
+from wsi2ihc.cli.console import Line, print_json, print_out
 from wsi2ihc.cli.options import POSITIVE, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.concurrency import ProgressCallback
@@ -66,10 +66,10 @@ def command(
     )  # fmt: skip
     write_report(out, report, overwrite=overwrite)
     if json:
-        echo_json(report.data)
+        print_json(report.data)
     elif not quiet:
-        say(*_summary(report))
-        say(f"{out / 'report.html'}: full report; also written as Markdown, CSV and JSON")
+        print_out(*_summary(report))
+        print_out(f"{out / 'report.html'}: full report; also written as Markdown, CSV and JSON")
 
 
 def _check_usage(he: str | None, patches: tuple[Any, ...], folders: tuple[Any, ...], slides: tuple[Any, ...]) -> None:

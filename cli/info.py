@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.console import Line, echo_json, say
+from wsi2ihc.cli.console import Line, print_json, print_out
 from wsi2ihc.cli.options import image_options, json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.slide import ImageEntry, SlideInfo, open_slide
 from wsi2ihc.text import pluralize
@@ -27,9 +27,9 @@ def command(
     with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
         info = opened.info
     if json:
-        echo_json(_as_json(info))
+        print_json(_as_json(info))
     else:
-        say(*_as_text(info))
+        print_out(*_as_text(info))
 
 
 def _as_json(info: SlideInfo) -> dict[str, Any]:

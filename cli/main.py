@@ -22,7 +22,7 @@ import click
 from wsi2ihc.system import safe_path
 from wsi2ihc.text import describe_error
 
-from .console import say, standard_streams, tell
+from .console import print_err, print_out, standard_streams
 
 COMMANDS = {
     "translate": "Turn an H&E slide into a virtual IHC slide.",
@@ -69,7 +69,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
         return
     from wsi2ihc.translation.report import versions
 
-    say(*(f"{name} {number}" for name, number in versions().items()))
+    print_out(*(f"{name} {number}" for name, number in versions().items()))
     ctx.exit()
 
 
@@ -104,15 +104,15 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
-        tell(*text.getvalue().rstrip("\n").split("\n"))
+        print_err(*text.getvalue().rstrip("\n").split("\n"))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        tell("", "Interrupted; no half-written file is left.")
+        print_err("", "Interrupted; no half-written file is left.")
         return EXIT_INTERRUPTED
     except Exception as error:
-        tell(f"Error: {describe_error(error)}")
+        print_err(f"Error: {describe_error(error)}")
         if logging.getLogger("wsi2ihc").isEnabledFor(logging.DEBUG):
-            tell(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"))
+            print_err(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"))
         return 1
     return code if isinstance(code, int) else 0
 

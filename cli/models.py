@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wsi2ihc.atomic_files import check_output
-from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.console import print_json, print_out
 from wsi2ihc.cli.options import POSITIVE, json_option, set_up_logging, verbosity_options
 from wsi2ihc.models.registry import DEFAULT_MODEL, describe_generator, list_models, load_model
 from wsi2ihc.text import pluralize
@@ -31,10 +31,10 @@ def list_command(json: bool) -> None:
     """List the built-in generators."""
     models = list_models()
     if json:
-        echo_json({"default": DEFAULT_MODEL, "models": [describe_model(model) for model in models]})
+        print_json({"default": DEFAULT_MODEL, "models": [describe_model(model) for model in models]})
         return
     for model in models:
-        say(
+        print_out(
             f"{model.name} (default)" if model.name == DEFAULT_MODEL else model.name,
             ("description", model.description),
             ("stain", model.channel_name),
@@ -58,10 +58,10 @@ def show(model: str, json: bool, verbose: int, quiet: bool) -> None:
         "is_local": reach.is_local,
     }
     if json:
-        echo_json(facts)
+        print_json(facts)
         return
     outline = _outline(facts, DEEPEST_OF_ALL if verbose else DEEPEST_SHOWN)
-    say(*(("  " * depth + name, value) for depth, name, value in outline))
+    print_out(*(("  " * depth + name, value) for depth, name, value in outline))
 
 
 def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator[tuple[int, str, str]]:
@@ -105,6 +105,6 @@ def import_command(
     save_checkpoint(output, module, spec, overwrite=overwrite)
     facts = describe_model(describe_generator(output))
     if json:
-        echo_json(facts)
+        print_json(facts)
     elif not quiet:
-        say(f"{output.name}: {facts['description']}; translate with --model {output}")
+        print_out(f"{output.name}: {facts['description']}; translate with --model {output}")

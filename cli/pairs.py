@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import echo_json, say, tell
+from wsi2ihc.cli.console import print_err, print_json, print_out
 from wsi2ihc.cli.main import EXIT_SOME_FAILED
 from wsi2ihc.cli.options import build_options, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
@@ -64,7 +64,7 @@ def _check(dataset: Path, *, json: bool, quiet: bool) -> int:
     finally:
         bar.close()
     if json:
-        echo_json({"patches": report.patches, "problems": report.problems, "advice": report.advice})
+        print_json({"patches": report.patches, "problems": report.problems, "advice": report.advice})
     else:
         _report_check(dataset, report, quiet=quiet)
     return 1 if report.problems else 0
@@ -72,11 +72,11 @@ def _check(dataset: Path, *, json: bool, quiet: bool) -> int:
 
 def _report_check(dataset: Path, report: CheckReport, *, quiet: bool) -> None:
     for problem in report.shown():
-        tell(f"Error: {problem}")
+        print_err(f"Error: {problem}")
     for advice in report.advice if not quiet else ():
-        tell(f"To fix it: {advice}")
+        print_err(f"To fix it: {advice}")
     if not quiet and not report.problems:
-        say(f"{dataset}: {pluralize(report.patches, 'pair')}, no problems")
+        print_out(f"{dataset}: {pluralize(report.patches, 'pair')}, no problems")
 
 
 def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, quiet: bool) -> int:
@@ -88,9 +88,9 @@ def _preview(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool
     finally:
         bar.close()
     if json:
-        echo_json(preview.to_json())
+        print_json(preview.to_json())
     elif not quiet:
-        say(*_describe(preview))
+        print_out(*_describe(preview))
     return _report_failures(preview.failed, some=bool(preview.slides))
 
 
@@ -103,21 +103,21 @@ def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, 
     except (KeyboardInterrupt, SystemExit):
         bar.close()
         if not quiet:
-            tell("Stopped. Run the same command again to resume; finished pairs are kept.")
+            print_err("Stopped. Run the same command again to resume; finished pairs are kept.")
         raise
     finally:
         bar.close()
     if json:
-        echo_json(report.to_json())
+        print_json(report.to_json())
     elif not quiet:
-        say(*summary(report, dataset))
+        print_out(*summary(report, dataset))
     return _report_failures(report.failed, some=bool(report.slides))
 
 
 def _report_failures(failed: Sequence[FailedPair], *, some: bool) -> int:
     """Print the failed rows and return the exit code; ``some``: whether others did not fail."""
     for failure in failed:
-        tell(f"Error: {failure}")
+        print_err(f"Error: {failure}")
     return (EXIT_SOME_FAILED if some else 1) if failed else 0
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from wsi2ihc.concurrency import Progress
 from wsi2ihc.text import printable
 
-from .console import screen, tell
+from .console import print_err, screen
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from wsi2ihc.batch.scheduler import Board, SlideState
+    from wsi2ihc.batch.scheduler import SlideState, SlideStates
 
 BAR_CHARACTERS = 24
 REDRAW_S = 0.1
@@ -51,7 +51,7 @@ class ProgressBar:
         if self._terminal:
             _draw(progress, speed)
         else:
-            tell(_log_line(progress, speed))
+            print_err(_log_line(progress, speed))
 
     def close(self) -> None:
         """Remove the bar."""
@@ -120,15 +120,15 @@ def duration(seconds: float) -> str:
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
-BOARD_REDRAW_S = 0.2
-BOARD_LOG_EVERY_S = 60.0
+BATCH_REDRAW_S = 0.2
+BATCH_LOG_EVERY_S = 60.0
 SHOWN = 8
 """Number of running slides that are shown."""
 
 
 @dataclass(slots=True)
-class LiveBoard:
-    """Board of a batch on stderr."""
+class BatchDisplay:
+    """Display of the progress of a batch on stderr."""
 
     quiet: bool = False
     _started: float = field(default_factory=time.monotonic)
@@ -138,27 +138,27 @@ class LiveBoard:
     def note(self, text: str) -> None:
         """Show a temporary line, on terminals only."""
         now = time.monotonic()
-        if not self.quiet and self._terminal and now - self._drawn >= BOARD_REDRAW_S:
+        if not self.quiet and self._terminal and now - self._drawn >= BATCH_REDRAW_S:
             screen.draw(_text(text))
             self._drawn = now
 
-    def show(self, states: Board, news: SlideState | None) -> None:
+    def show(self, states: SlideStates, news: SlideState | None) -> None:
         """Show the progress of all slides; ``news``: a slide that has ended or is retried."""
         if self.quiet:
             return
         now = time.monotonic()
         if news is not None:
-            tell(_news_line(news))
+            print_err(_news_line(news))
         is_news = self._terminal and news is not None
-        if not is_news and now - self._drawn < (BOARD_REDRAW_S if self._terminal else BOARD_LOG_EVERY_S):
+        if not is_news and now - self._drawn < (BATCH_REDRAW_S if self._terminal else BATCH_LOG_EVERY_S):
             return
         self._drawn = now
         if self._terminal:
             self._draw(states, now)
         else:
-            tell(self._totals(states, now))
+            print_err(self._totals(states, now))
 
-    def _draw(self, states: Board, now: float) -> None:
+    def _draw(self, states: SlideStates, now: float) -> None:
         from rich.console import Group
 
         running = [state for state in states if state.status == "running"]
@@ -166,7 +166,7 @@ class LiveBoard:
         more = [_text(f"and {len(running) - SHOWN} more")] if len(running) > SHOWN else []
         screen.draw(Group(_text(self._totals(states, now)), bars, *more))
 
-    def _totals(self, states: Board, now: float) -> str:
+    def _totals(self, states: SlideStates, now: float) -> str:
         counts = Counter(state.status for state in states)
         parts = [f"{counts[status]} {status}" for status in ("done", "done before", "failed", "running", "waiting")
                  if counts[status]]  # fmt: skip

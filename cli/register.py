@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import Line, echo_json, say, tell
+from wsi2ihc.cli.console import Line, print_err, print_json, print_out
 from wsi2ihc.cli.options import POSITIVE, image_options, json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar
 from wsi2ihc.errors import RegistrationError
@@ -70,17 +70,17 @@ def command(
         report = report_of(*frames, options, found, matched)
         write_registration(out, fixed, moving, found.transform, report.to_json())
     if json:
-        echo_json(report.to_json())
+        print_json(report.to_json())
     if found.transform is None:
         raise RegistrationError(
             f"{frames[1].name} could not be registered to {frames[0].name}: {found.reason.rstrip('.')}; "
             f"see {out / 'before.png'}"
         )
     for warning in report.warnings if not quiet else ():
-        tell(f"WARNING: {warning}")
+        print_err(f"WARNING: {warning}")
     if not json and not quiet:
-        say(*summary(report))
-        say(f"  written to {out}: transform.json, registration.json, before.png, after.png, deformation.png")
+        print_out(*summary(report))
+        print_out(f"  written to {out}: transform.json, registration.json, before.png, after.png, deformation.png")
 
 
 def summary(report: RegistrationReport) -> list[Line]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from wsi2ihc.atomic_files import check_output
-from wsi2ihc.cli.console import echo_json, say
+from wsi2ihc.cli.console import print_json, print_out
 from wsi2ihc.cli.options import image_options, json_option, mpp_option, set_up_logging, verbosity_options
 from wsi2ihc.errors import NoTissueError
 from wsi2ihc.slide import open_slide
@@ -38,8 +38,8 @@ def command(
         raise NoTissueError(f"{name}: no tissue was found, so no mask is saved")
     save_mask(mask, output)
     if json:
-        echo_json({"output": output.name, "tissue_share": mask.share, "background": mask.background,
+        print_json({"output": output.name, "tissue_share": mask.share, "background": mask.background,
                    "warnings": mask.warnings})  # fmt: skip
     elif not quiet:
-        say(f"{output.name}: {mask.share:.1%} of {name} is tissue; its background is rgb{mask.background}",
+        print_out(f"{output.name}: {mask.share:.1%} of {name} is tissue; its background is rgb{mask.background}",
             *(f"  note: {warning}" for warning in mask.warnings))  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi2ihc.cli.console import Line, echo_json, say, tell
+from wsi2ihc.cli.console import Line, print_err, print_json, print_out
 from wsi2ihc.cli.options import json_option, options_of, set_up_logging, verbosity_options
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.concurrency import Progress
@@ -83,7 +83,7 @@ def _show(data: Path, options: TrainOptions, *, json: bool, quiet: bool) -> None
     found = decode_pairs(job.data.pairs, lambda done, of: bar(Progress("decoding every patch", done, of, unit="pair")))
     facts = {"options": dataclasses.asdict(job.options), "data": describe_data(job), "notes": [*job.notes, *found],
              "estimate": dataclasses.asdict(outlook)}  # fmt: skip
-    echo_json(facts) if json else say(*_describe(job, outlook, found))
+    print_json(facts) if json else print_out(*_describe(job, outlook, found))
 
 
 def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bool, quiet: bool) -> None:
@@ -98,18 +98,18 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
     try:
         job = prepare(data, options)
         if not quiet:
-            tell(_describe_data(job))
+            print_err(_describe_data(job))
             if warning := _too_large(estimate_resources(job)):
-                tell(f"WARNING: {warning}")
+                print_err(f"WARNING: {warning}")
         summary = train(job, out, resume=resume, progress=ProgressBar(quiet))
     except (KeyboardInterrupt, SystemExit):
         if not quiet and folder.last.exists():
-            tell(f"Stopped. Go on from the last checkpoint: wsi2ihc train {data} --out {out} --resume")
+            print_err(f"Stopped. Go on from the last checkpoint: wsi2ihc train {data} --out {out} --resume")
         raise
     if json and summary:
-        echo_json(summary)
+        print_json(summary)
     elif summary and not quiet:
-        say(*_summary(out, summary, job))
+        print_out(*_summary(out, summary, job))
 
 
 def _too_large(outlook: TrainingEstimate) -> str:

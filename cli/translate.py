@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.console import Line, echo_json, say, tell
+from wsi2ihc.cli.console import Line, print_err, print_json, print_out
 from wsi2ihc.cli.options import (
     build_options,
     image_options,
@@ -67,16 +67,16 @@ def command(
             if dry_run:
                 kept = check_checkpoint(opened, generator, output, options) if options.resume else None
                 outlook = estimate_translation(prepare(opened, generator, options, progress=bar), output)
-                echo_json(outlook.to_json()) if json else say(*_describe_estimate(outlook, kept))
+                print_json(outlook.to_json()) if json else print_out(*_describe_estimate(outlook, kept))
                 return
             report = translate(opened, generator, output, options, progress=bar)
     except BaseException as error:
-        tell(*(() if quiet else getattr(error, "__notes__", ())))  # what is kept
+        print_err(*(() if quiet else getattr(error, "__notes__", ())))  # what is kept
         raise
     if json:
-        echo_json(report.to_json())
+        print_json(report.to_json())
     elif not quiet:
-        say(*summary(report))
+        print_out(*summary(report))
 
 
 def summary(report: TranslateReport) -> list[Line]:

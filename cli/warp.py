@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.console import Line, echo_json, say
+from wsi2ihc.cli.console import Line, print_json, print_out
 from wsi2ihc.cli.options import (
     POSITIVE,
     build_options,
@@ -60,9 +60,9 @@ def command(
     with slide:
         report = warp_slide(slide, loaded, output, options, progress=ProgressBar(quiet), notes=notes)
     if json:
-        echo_json(report.to_json())
+        print_json(report.to_json())
     elif not quiet:
-        say(*summary(report))
+        print_out(*summary(report))
 
 
 def _open(

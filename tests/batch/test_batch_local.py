@@ -308,7 +308,9 @@ def test_the_command_reports_failures_and_status(tmp_path: Path, capsys: pytest.
     told, model = stdout.splitlines()
     assert told == "1 slide can be translated (0 done before, 1 output to be replaced), 1 cannot"
     assert model.startswith("  model counterstain: Takes the eosin out")
-    assert "replacing existing outputs of other options: a.ome.tiff" in batch(*changed)[2]
+    assert (
+        "replacing outputs (damaged, made with different options, or not by a batch): a.ome.tiff" in batch(*changed)[2]
+    )
     code, stdout, _ = batch("--status", str(out), "--json")
     assert code == 3
     answer = json.loads(stdout)

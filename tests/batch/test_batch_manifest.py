@@ -11,7 +11,7 @@ import tifffile
 from make_batch import OPTIONS, tasks_of, write_slides
 
 from wsi2ihc.batch.preflight import check_rows, check_writable
-from wsi2ihc.batch.slide_manifest import Row, output_name, read_rows, shard_of
+from wsi2ihc.batch.slide_manifest import ManifestShard, Row, output_name, parse_shard, read_rows, shard_of
 from wsi2ihc.batch.task import SlideTask, marker_path
 from wsi2ihc.batch.worker import staged
 from wsi2ihc.demo import synthetic_tissue
@@ -266,12 +266,13 @@ def test_outputs_among_the_slides_are_no_slides(tmp_path: Path) -> None:
 
 def test_shards_cover_the_manifest_once_whatever_its_order() -> None:
     rows = [Row(number, f"{number}.svs", f"{number}.ome.tiff", None, "identity", OPTIONS) for number in range(11)]
-    shards = [shard_of(rows, f"{index}/3") for index in range(3)]
+    shards = [shard_of(rows, ManifestShard(index, 3)) for index in range(3)]
     assert sorted(row.line for shard in shards for row in shard) == list(range(11))
-    assert [shard_of(rows[::-1], f"{index}/3") for index in range(3)] == shards
+    assert [shard_of(rows[::-1], ManifestShard(index, 3)) for index in range(3)] == shards
     for wrong in ("3/3", "1", "a/b", "-1/3", "1/0"):
         with pytest.raises(BatchError, match="--shard"):
-            shard_of(rows, wrong)
+            parse_shard(wrong)
+    assert parse_shard("00/3") == ManifestShard(0, 3)
 
 
 def test_tasks_and_options_survive_the_pipe_to_a_worker(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from wsi2ihc.batch.results_table import (
     write_table,
 )
 from wsi2ihc.batch.scheduler import SlideState, run_batch
-from wsi2ihc.batch.slide_manifest import Problem, Row, record_shard
+from wsi2ihc.batch.slide_manifest import ManifestShard, Problem, Row, record_shard
 from wsi2ihc.batch.task import BatchOptions, Done, Failed, SlideTask, marker_path, thumbnail_path
 from wsi2ihc.batch.worker import CACHE_VARIABLE, remove_old_copies, staged
 from wsi2ihc.errors import ManifestError
@@ -173,15 +173,15 @@ def test_shards_of_another_list_are_reported(tmp_path: Path) -> None:
     def listed(*names: str) -> list[Row]:
         return [Row(1, name, f"{name}.ome.tiff", None, "identity", TranslateOptions()) for name in names]
 
-    assert record_shard(tmp_path, "0/3", listed("b", "c")) == []
-    assert record_shard(tmp_path, "1/3", listed("c", "b")) == []
-    assert record_shard(tmp_path, "0/2", listed("a")) == []  # dealt another way
-    assert record_shard(tmp_path, "2/3", listed("a", "b", "c")) == ["0", "1"]
-    assert record_shard(tmp_path, "0/3", listed("a", "b", "c")) == ["1"]
+    assert record_shard(tmp_path, ManifestShard(0, 3), listed("b", "c")) == []
+    assert record_shard(tmp_path, ManifestShard(1, 3), listed("c", "b")) == []
+    assert record_shard(tmp_path, ManifestShard(0, 2), listed("a")) == []  # dealt another way
+    assert record_shard(tmp_path, ManifestShard(2, 3), listed("a", "b", "c")) == ["0", "1"]
+    assert record_shard(tmp_path, ManifestShard(0, 3), listed("a", "b", "c")) == ["1"]
     write(tmp_path, "results-0-of-3.csv", [row("a")], age=0)
     (note,) = (one for one in read_results(tmp_path)[1] if "another manifest" in one)
     assert note.startswith("of 3 shards, 1 was made from another manifest")
-    assert record_shard(tmp_path, "1/3", listed("a", "b", "c")) == []
+    assert record_shard(tmp_path, ManifestShard(1, 3), listed("a", "b", "c")) == []
 
 
 def test_only_written_files_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

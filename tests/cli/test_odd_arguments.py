@@ -56,6 +56,23 @@ def test_batch_status_with_its_options_in_another_order_shows_how_it_is_called(
     assert "wsi2ihc batch --status OUT_DIR [--verify]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--dry-run"], ["--keep-going"], ["--device", "cpu"], ["--shard", "0/2"]])
+def test_batch_status_refuses_options_without_effect(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["batch", "--status", "OUT", *option])
+    assert ended.value.code == 2
+    assert f"{option[0]} has no effect with --status" in capsys.readouterr().err
+
+
+def test_batch_status_ignores_options_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WSI2IHC_BATCH_DEVICE", "cpu")
+    with pytest.raises(SystemExit):
+        main(["batch", "--status", str(tmp_path / "lost")])
+    assert "no effect" not in capsys.readouterr().err
+
+
 NUMBERS = [one.name for one in fields(TrainOptions) if type(one.default) in (int, float)]
 
 

@@ -28,10 +28,10 @@ from rich.cells import cell_len
 from wsi2ihc.batch.scheduler import SlideState, Status
 from wsi2ihc.batch.task import SlideTask
 from wsi2ihc.cli import console
-from wsi2ihc.cli.console import LineFormatter, ScreenHandler, say, screen, standard_streams, tell
+from wsi2ihc.cli.console import LineFormatter, ScreenHandler, print_err, print_out, screen, standard_streams
 from wsi2ihc.cli.main import cleaned_up_when_ended, main
 from wsi2ihc.cli.options import set_up_logging
-from wsi2ihc.cli.progress import LiveBoard, ProgressBar
+from wsi2ihc.cli.progress import BatchDisplay, ProgressBar
 from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.text import pluralize, printable
@@ -73,8 +73,8 @@ def test_names_and_messages_cannot_forge_lines(capsys: pytest.CaptureFixture[str
             logger.exception("it failed")
     finally:
         logger.removeHandler(handler)
-    tell(HOSTILE)
-    say(HOSTILE)
+    print_err(HOSTILE)
+    print_out(HOSTILE)
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     first, second, *_, last = err.splitlines()
@@ -118,21 +118,21 @@ def test_progress_and_messages_that_cannot_be_written_end_nothing(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Broken(error))
-    tell("message")
+    print_err("message")
     bar = ProgressBar()
     bar(Progress("working", 1, 2))
     bar.close()
     ScreenHandler().emit(logging.makeLogRecord({"msg": "record"}))
     monkeypatch.setattr(sys, "stdout", Broken(error))
     with pytest.raises(type(error)):
-        say("result")
+        print_out("result")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
 def test_any_encoding_of_the_terminal_will_do(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
-    say("0.25 µm × 漢 ≥")
+    print_out("0.25 µm × 漢 ≥")
     text = raw.getvalue().decode(encoding)
     assert text == "0.25 µm × 漢 ≥\n" or r"\u6f22 \u2265" in text
 
@@ -221,7 +221,7 @@ def screens(written: str) -> list[list[str]]:
 PROGRESS = """if True:
     import logging
     from wsi2ihc.cli.options import set_up_logging
-    from wsi2ihc.cli.progress import LiveBoard, ProgressBar
+    from wsi2ihc.cli.progress import BatchDisplay, ProgressBar
     from wsi2ihc.concurrency import Progress
     set_up_logging(0, False)
     bar = ProgressBar()
@@ -281,12 +281,12 @@ def test_the_board_of_a_batch_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setattr("wsi2ihc.cli.progress.BOARD_REDRAW_S", 0.0)
-    board = LiveBoard()
+    monkeypatch.setattr("wsi2ihc.cli.progress.BATCH_REDRAW_S", 0.0)
+    display = BatchDisplay()
     names = ["[red]" + "long" * 30, *map(str, range(9))]
-    board.show([slide_state(name, 0.5) for name in names], None)
+    display.show([slide_state(name, 0.5) for name in names], None)
     failed = slide_state("a", 0, "failed")
-    board.show([failed, slide_state("b", 1)], failed)
+    display.show([failed, slide_state("b", 1)], failed)
     screen.clear()
     seen = screens(stream.getvalue())
     full = next(lines for lines in seen if len(lines) == 10)
@@ -299,7 +299,9 @@ def test_the_board_of_a_batch_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyP
 
 
 def test_rows_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    say("title", ("", "µm", "count"), ("[red]a", "1.25", "12"), (HOSTILE, "10.5", "1,234"), "end", ("漢字", "x" * 200))
+    print_out(
+        "title", ("", "µm", "count"), ("[red]a", "1.25", "12"), (HOSTILE, "10.5", "1,234"), "end", ("漢字", "x" * 200)
+    )
     name = printable(HOSTILE)
     assert capsys.readouterr().out.splitlines() == [
         "title",
@@ -316,7 +318,7 @@ def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setenv("TERM", "dumb")
-    say(("vendor", "word " * 40), ("name", "x" * 100))
+    print_out(("vendor", "word " * 40), ("name", "x" * 100))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "".join(line[10:] for line in lines if "x" in line) == "x" * 100

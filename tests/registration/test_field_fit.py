@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from wsi2ihc.registration import deformation
 from wsi2ihc.registration.deformation import STIFFNESSES, Displacements, choose_stiffness, fit_field
 from wsi2ihc.registration.transform import LocalField, Transform, to_moving
 
@@ -69,10 +70,10 @@ def test_more_noise_is_met_with_more_stiffness() -> None:
 
 def test_a_known_field_is_kept_without_better_measurements() -> None:
     found = displaced(2.0)
-    known = dataclasses.replace(found, known_um=bent(found.points_um))
+    known = dataclasses.replace(found, previous_um=bent(found.points_um))
     fitted = fit_field(known, EXTENT, 400.0, 0.2, anything)
     assert fitted.field is None
-    assert fitted.error_um == pytest.approx(np.median(np.hypot(*(known.known_um - known.moved_um).T)))
+    assert fitted.error_um == pytest.approx(np.median(np.hypot(*(known.previous_um - known.measured_um).T)))
 
 
 def test_an_impossible_field_is_made_stiffer() -> None:
@@ -96,3 +97,28 @@ def test_many_blocks_are_sampled_for_their_stiffness() -> None:
     choice = choose_stiffness(many, 120.0, 0.2)
     assert choice is not None
     assert choice[1] < 1.2
+
+
+def test_blocks_of_one_fold_validate_no_field() -> None:
+    one_cell = np.stack(np.meshgrid(np.arange(5, 200, 40.0), np.arange(5, 200, 40.0)), axis=-1).reshape(-1, 2)
+    count = len(one_cell)
+    found = Displacements(one_cell, bent(one_cell), np.zeros((count, 2)), np.ones(count), 40.0, PITCH_UM)
+    assert choose_stiffness(found, 150.0, 0.2) is None
+    assert fit_field(found, (0, 0, 200, 200), 150.0, 0.2, anything).error_um > 1
+
+
+def test_stiffness_of_many_blocks_far_apart() -> None:
+    line = np.arange(0, 50_000, 1000.0)
+    points = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+    found = Displacements(points, bent(points), np.zeros_like(points), np.ones(len(points)), 40.0, 80.0)
+    choose_stiffness(found, 400.0, 0.2)  # no square has enough blocks
+
+
+def test_stiffness_is_chosen_on_the_fullest_squares() -> None:
+    line = np.arange(0, 96.0)
+    points = np.stack(np.meshgrid(line, np.arange(0, 24.0)), axis=-1).reshape(-1, 2)
+    weights = np.ones(len(points))
+    weights[np.flatnonzero(points[:, 0] < 48)[::8]] = 0  # two squares with equally few blocks, then two full ones
+    found = Displacements(points, np.zeros_like(points), np.zeros_like(points), weights, 1.0, 1.0)
+    chosen = [float(points[square, 0].min()) for square in deformation._squares(found)]
+    assert chosen == [0, 48, 72]

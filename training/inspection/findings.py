@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..data import ROLES, PairedData, PatchSizes
 from .alignment import ASSUMED_MPP, MIN_MEDIAN, AlignmentFindings
-from .duplicates import Leakage, affected
+from .duplicates import Duplicate, count_by_split
 from .image_stats import Description, empty_levels, slide_of
 
 
@@ -19,7 +19,7 @@ class Inspection:
     data: PairedData  # pairs of the dataset; ``mpp`` includes the option (None if unknown)
     sizes: PatchSizes
     descriptions: tuple[Description, ...]  # image statistics by split and level
-    leaks: tuple[Leakage, ...]  # duplicate tissue
+    duplicates: tuple[Duplicate, ...]  # duplicate tissue
     alignment: AlignmentFindings
     are_squares: bool = False  # whether all images are read as side-by-side pairs although they are nearly square
 
@@ -94,28 +94,28 @@ def _leaking(inspection: Inspection) -> Iterator[str]:
         ("splits", "metrics will be too optimistic; keep pairs with common tissue in one split (--group-by)"),
         ("groups", "merge these groups, so that they stay in one split"),
     ):
-        leaks = [one for one in inspection.leaks if one.between == between]
-        if leaks:
-            counts = affected(inspection.data.pairs, leaks)
+        found = [one for one in inspection.duplicates if one.between == between]
+        if found:
+            counts = count_by_split(inspection.data.pairs, found)
             patches = ", ".join(f"{count:,} of {split}" if split else f"{count:,}" for split, count in counts.items())
-            yield f"{_shared(inspection, leaks, f' of different {between}')}; affected patches: {patches}; {advice}"
+            yield f"{_shared(inspection, found, f' of different {between}')}; affected patches: {patches}; {advice}"
 
 
 def _repeated(inspection: Inspection) -> Iterator[str]:
     """Report overlaps if there are neither groups nor splits, and copies; overlaps within a group are expected."""
-    leaks = [one for one in inspection.leaks if not one.between]
-    if leaks and not inspection.is_split and not inspection.data.grouped_by:
-        yield f"{_shared(inspection, leaks, '')}; split this dataset by groups (--group-by), not by patches"
-    elif copies := {one.second for one in leaks if one.kind == "same pixels"}:
+    found = [one for one in inspection.duplicates if not one.between]
+    if found and not inspection.is_split and not inspection.data.grouped_by:
+        yield f"{_shared(inspection, found, '')}; split this dataset by groups (--group-by), not by patches"
+    elif copies := {one.second for one in found if one.kind == "same pixels"}:
         yield f"copies of patches of the same split: {len(copies):,}; remove them"
 
 
-def _shared(inspection: Inspection, leaks: list[Leakage], where: str) -> str:
+def _shared(inspection: Inspection, found: list[Duplicate], where: str) -> str:
     kinds = [f"{kind}: {count:,}" for kind in ("same pixels", "same field", "overlap")
-             if (count := sum(one.kind == kind for one in leaks))]  # fmt: skip
-    first = leaks[0]
+             if (count := sum(one.kind == kind for one in found))]  # fmt: skip
+    first = found[0]
     return (
-        f"pairs of patches{where} that show the same tissue: {len(leaks):,} ({', '.join(kinds)}), such as "
+        f"pairs of patches{where} that show the same tissue: {len(found):,} ({', '.join(kinds)}), such as "
         f"{inspection.name(first.first)} and {inspection.name(first.second)} ({first.overlap:.0%} of a patch)"
     )
 

@@ -24,7 +24,7 @@ from ..data.images import hash_of, reserved_memory
 from ..pairs.quality import Agreement, agreement
 from ..reports.document import Report
 from .alignment import ASSUMED_MPP, Structure, find_misaligned, null_correlations, structure_of
-from .duplicates import Descriptors, Hashes, describe_patch, find_leakage, reduction
+from .duplicates import Descriptors, Hashes, describe_patch, find_duplicates, reduction
 from .findings import Inspection
 from .image_stats import ImageStatistics, describe, image_statistics
 from .options import InspectOptions
@@ -99,7 +99,7 @@ def inspect_pairs(folder: Path, options: InspectOptions, progress: ProgressCallb
     pool = ThreadPoolExecutor(threads)
     try:
         measured = _measure(data, factor, pool, threads, progress)
-        leaks = find_leakage(
+        duplicates = find_duplicates(
             data.pairs, [one.hashes for one in measured], [one.descriptors for one in measured], factor, pool,
             _counting(progress, "comparing patches", "candidate"),
         )  # fmt: skip
@@ -109,7 +109,7 @@ def inspect_pairs(folder: Path, options: InspectOptions, progress: ProgressCallb
         data,
         sizes,
         describe(data.pairs, [one.statistics for one in measured]),
-        leaks,
+        duplicates,
         find_misaligned([one.agreement for one in measured], null_correlations([one.structure for one in measured])),
         all(one.is_square for one in measured),
     )

@@ -30,7 +30,7 @@ from .alignment import (
     NO_BETTER,
     AlignmentFindings,
 )
-from .duplicates import BETWEEN, MAX_SIDE_PX, ORIENTATIONS, Leakage, reoriented
+from .duplicates import BOUNDARIES, MAX_SIDE_PX, ORIENTATIONS, Duplicate, reoriented
 from .findings import Inspection, warnings_of
 from .image_stats import ALL, STAINS, Description, Stain
 from .options import InspectOptions
@@ -150,7 +150,7 @@ def statistics_tables(descriptions: Sequence[Description]) -> Iterator[Table]:
         yield Table(family.name, family.title, tuple(heads), tuple(rows), notes)
 
 
-def leakage_tables(inspection: Inspection) -> Iterator[Table]:
+def duplicate_tables(inspection: Inspection) -> Iterator[Table]:
     """Yield tables of duplicate tissue between splits, between groups and within them."""
     titles = {
         "splits": "Between splits",
@@ -164,24 +164,24 @@ def leakage_tables(inspection: Inspection) -> Iterator[Table]:
         Column("orientation of the first"), Column("shift x (px)", 0), Column("shift y (px)", 0), Column("overlap", 2),
         Column("correlation", 2),
     )  # fmt: skip
-    for between in BETWEEN:
-        if leaks := [one for one in inspection.leaks if one.between == between]:
+    for between in BOUNDARIES:
+        if duplicates := [one for one in inspection.duplicates if one.between == between]:
             name = f"same_tissue_between_{between}" if between else "same_tissue_within"
-            rows = tuple(_leakage_row(inspection, leak) for leak in leaks[:MAX_ROWS])
-            yield Table(name, f"{titles[between]}: {len(leaks):,}", heads, rows, _others(len(leaks)))
+            rows = tuple(_duplicate_row(inspection, one) for one in duplicates[:MAX_ROWS])
+            yield Table(name, f"{titles[between]}: {len(duplicates):,}", heads, rows, _others(len(duplicates)))
 
 
 def _others(found: int) -> tuple[str, ...]:
     return (f"The {found - MAX_ROWS:,} others are in report.json.",) if found > MAX_ROWS else ()
 
 
-def _leakage_row(inspection: Inspection, leak: Leakage) -> tuple[Cell, ...]:
-    first, second = inspection.data.pairs[leak.first], inspection.data.pairs[leak.second]
-    shift_x, shift_y = map(round, leak.shift_px)
+def _duplicate_row(inspection: Inspection, one: Duplicate) -> tuple[Cell, ...]:
+    first, second = inspection.data.pairs[one.first], inspection.data.pairs[one.second]
+    shift_x, shift_y = map(round, one.shift_px)
     return (
-        inspection.name(leak.first), inspection.name(leak.second), _both(first.role, second.role),
-        _both(first.group, second.group), leak.kind, leak.stains, ORIENTATIONS[leak.orientation], shift_x, shift_y,
-        leak.overlap, leak.correlation,
+        inspection.name(one.first), inspection.name(one.second), _both(first.role, second.role),
+        _both(first.group, second.group), one.kind, one.stains, ORIENTATIONS[one.orientation], shift_x, shift_y,
+        one.overlap, one.correlation,
     )  # fmt: skip
 
 
@@ -304,21 +304,21 @@ def _amount(density: FloatPlane) -> FloatPlane:
     return np.asarray(np.clip((density - np.percentile(density, 5)) / DENSE_OD, 0, 1), np.float32)
 
 
-def leak_figure(inspection: Inspection) -> Figure | None:
+def duplicate_figure(inspection: Inspection) -> Figure | None:
     """Return a figure of patches with duplicate tissue and their checkerboards; None if there are none."""
-    if not inspection.leaks:
+    if not inspection.duplicates:
         return None
     rows, captions = [], []
-    for leak in inspection.leaks[:MAX_EXAMPLES]:
-        stain = 1 if leak.stains == "IHC" else 0
-        first, second = (read_pair(inspection.data.pairs[number])[stain] for number in (leak.first, leak.second))
-        first = np.stack([reoriented(first[..., channel], leak.orientation) for channel in range(3)], axis=-1)
-        rows.append((first, np.ascontiguousarray(second), checkerboard(first, second, leak.shift_px)))
-        where = f"different {leak.between}" if leak.between else "the same split and group"
-        orientation = f", {ORIENTATIONS[leak.orientation]}" if leak.orientation else ""
+    for one in inspection.duplicates[:MAX_EXAMPLES]:
+        stain = 1 if one.stains == "IHC" else 0
+        first, second = (read_pair(inspection.data.pairs[number])[stain] for number in (one.first, one.second))
+        first = np.stack([reoriented(first[..., channel], one.orientation) for channel in range(3)], axis=-1)
+        rows.append((first, np.ascontiguousarray(second), checkerboard(first, second, one.shift_px)))
+        where = f"different {one.between}" if one.between else "the same split and group"
+        orientation = f", {ORIENTATIONS[one.orientation]}" if one.orientation else ""
         captions.append(
-            f"{inspection.name(leak.first)} and {inspection.name(leak.second)} ({leak.stains}): {where}, {leak.kind}, "
-            f"{leak.overlap:.0%}{orientation}, correlation {leak.correlation:.2f}"
+            f"{inspection.name(one.first)} and {inspection.name(one.second)} ({one.stains}): {where}, {one.kind}, "
+            f"{one.overlap:.0%}{orientation}, correlation {one.correlation:.2f}"
         )
     return Figure(
         "same_tissue",
@@ -386,7 +386,7 @@ def report_of(inspection: Inspection, options: InspectOptions) -> Report:
 
 def _findings(inspection: Inspection) -> tuple[str, str]:
     """Return one line on duplicate tissue and one on alignment."""
-    counts = {between: sum(one.between == between for one in inspection.leaks) for between in BETWEEN}
+    counts = {between: sum(one.between == between for one in inspection.duplicates) for between in BOUNDARIES}
     within = "within one group or split" if inspection.is_split or inspection.data.grouped_by else "in all"
     alignment, pairs = inspection.alignment, len(inspection.data.pairs)
     median = "" if alignment.median_correlation is None else f" (median correlation {alignment.median_correlation:.2f})"
@@ -405,8 +405,8 @@ def _same_tissue(inspection: Inspection, options: InspectOptions) -> Section:
         f"from 5 % (98 were found at 3 %, 24 to 40 at 5 %, 3 at 8 %), common strips narrower than 30 px (in patches "
         f"reduced to at most {MAX_SIDE_PX} px), and empty background. The overlap is relative to the smaller patch."
     )
-    figure = leak_figure(inspection) if options.figures else None
-    contents: tuple[Table | Figure, ...] = (*([figure] if figure else []), *leakage_tables(inspection))
+    figure = duplicate_figure(inspection) if options.figures else None
+    contents: tuple[Table | Figure, ...] = (*([figure] if figure else []), *duplicate_tables(inspection))
     return Section("Same tissue in several patches", (text,), contents)
 
 
@@ -486,7 +486,7 @@ def _data(inspection: Inspection, options: InspectOptions, warnings: tuple[str, 
                 "orientation": ORIENTATIONS[one.orientation] or None, "shift_px": list(one.shift_px),
                 "overlap": one.overlap, "correlation": one.correlation,
             }
-            for one in inspection.leaks
+            for one in inspection.duplicates
         ],
         "alignment": {
             "median_correlation": alignment.median_correlation,

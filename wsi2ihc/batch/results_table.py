@@ -22,7 +22,7 @@ from ..pages import render_page
 from ..tables import csv_rows, open_csv
 from ..text import base_name, csv_table, listed, one_line_error, original, printable
 from .scheduler import SlideState, Status
-from .slide_manifest import Problem, shards_of_other_manifests
+from .slide_manifest import ManifestShard, Problem, shards_of_other_manifests
 from .task import has_size, marker_path, thumbnail_path
 
 TABLE_NAME = "results.csv"
@@ -93,9 +93,9 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
     write_atomically(path, csv_table([COLUMNS, *rows]).encode())
 
 
-def table_name(shard: str) -> str:
+def table_name(shard: ManifestShard | None) -> str:
     """Return the name of the table: ``results.csv``, or ``results-0-of-8.csv`` for a shard."""
-    return f"results-{shard.replace('/', '-of-')}.csv" if shard else TABLE_NAME
+    return f"results-{shard.number}-of-{shard.count}.csv" if shard else TABLE_NAME
 
 
 def read_results(folder: Path, is_there: Callable[[Path], bool] = has_size) -> tuple[list[Result], list[str]]:
@@ -283,7 +283,7 @@ class ResultsWriter:
     interval; only the last one is reported.
     """
 
-    def __init__(self, folder: Path, shard: str = "") -> None:
+    def __init__(self, folder: Path, shard: ManifestShard | None = None) -> None:
         self._folder, self._path = folder, folder / table_name(shard)
         self._table_at = self._page_at = -math.inf
 

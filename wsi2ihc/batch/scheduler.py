@@ -61,7 +61,7 @@ class SlideState:
     error: str = ""  # message of the last failure
 
 
-Board = Sequence[SlideState]
+SlideStates = Sequence[SlideState]
 """All slides of a batch, in the manifest's order."""
 
 
@@ -69,7 +69,7 @@ def run_batch(
     tasks: Sequence[SlideTask],
     make_engine: Callable[[], Engine],
     options: BatchOptions,
-    on_change: Callable[[Board, SlideState | None], None] = lambda _board, _slide: None,
+    on_change: Callable[[SlideStates, SlideState | None], None] = lambda _states, _slide: None,
     *,
     verify: bool = False,
 ) -> list[SlideState]:

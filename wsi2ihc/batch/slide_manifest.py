@@ -171,20 +171,28 @@ def read_rows(
     return rows, sorted([*problems, *_clashes(rows)], key=lambda problem: problem.line)
 
 
-def shard_of(rows: Sequence[Row], shard: str) -> list[Row]:
-    """Return the rows of shard ``"I/N"``, with I from 0: every N-th row by the name of its output.
+@dataclass(frozen=True, slots=True)
+class ManifestShard:
+    """One of ``count`` parts of a manifest, numbered from 0."""
+
+    number: int
+    count: int
+
+
+def parse_shard(text: str) -> ManifestShard:
+    """Parse "I/N"; raises `BatchError`."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 0 <= int(number) < int(count)):
+        raise BatchError(f"--shard {text!r:.40} is not I/N with 0 ≤ I < N, such as 0/8 for the first of eight")
+    return ManifestShard(int(number), int(count))
+
+
+def shard_of(rows: Sequence[Row], shard: ManifestShard) -> list[Row]:
+    """Return the rows of a shard: every N-th row by the name of its output.
 
     Neither the order of the manifest nor unreadable slides change the rows of a shard, so shards can be resubmitted.
-
-    Raises
-    ------
-    BatchError
-        If the text is not I/N.
     """
-    number, slash, count = shard.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and 0 <= int(number) < int(count)):
-        raise BatchError(f"--shard {shard!r:.40} is not I/N with 0 ≤ I < N, such as 0/8 for the first of eight")
-    return sorted(rows, key=lambda row: row.output)[int(number) :: int(count)]
+    return sorted(rows, key=lambda row: row.output)[shard.number :: shard.count]
 
 
 def _problem_of_file(file: Path) -> str:
@@ -369,8 +377,8 @@ def _clashes(rows: Sequence[Row]) -> Iterator[Problem]:
             yield from (Problem(row.line, row.name, message, row.output) for row in same)
 
 
-def record_shard(folder: Path, shard: str, listed: Sequence[Row]) -> list[str]:
-    """Record the manifest of a shard ``"I/N"``, and return the numbers of shards that were made from another one.
+def record_shard(folder: Path, shard: ManifestShard, listed: Sequence[Row]) -> list[str]:
+    """Record the manifest of a shard, and return the numbers of shards that were made from another one.
 
     If the manifest has changed between two tasks of an array job, some slides are in none of them. ``listed`` are all
     rows of the manifest.
@@ -380,12 +388,11 @@ def record_shard(folder: Path, shard: str, listed: Sequence[Row]) -> list[str]:
     OutputError
         If it cannot be written.
     """
-    number, _, count = shard.partition("/")
     names = "\n".join(sorted(row.output for row in listed))
-    path = shards_folder(folder) / f"{int(number)}-of-{int(count)}"
+    path = shards_folder(folder) / f"{shard.number}-of-{shard.count}"
     make_folder(path.parent)
     write_atomically(path, hashlib.sha256(names.encode()).hexdigest().encode())
-    return shards_of_other_manifests(folder, int(count))
+    return shards_of_other_manifests(folder, shard.count)
 
 
 def shards_of_other_manifests(folder: Path, count: int) -> list[str]:

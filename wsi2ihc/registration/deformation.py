@@ -18,6 +18,8 @@ from .block_matches import BlockSize, Matches, match_blocks
 from .overview import OverviewPair, RegistrationView
 from .transform import FloatArray, LocalField, Transform, jacobian_range, spline_support, to_moving
 
+logger = logging.getLogger(__name__)
+
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 Sparse: TypeAlias = Any
@@ -26,16 +28,24 @@ Sparse: TypeAlias = Any
 Extent: TypeAlias = tuple[float, float, float, float]
 """Rectangle on the fixed slide: (x, y, width, height) in µm."""
 
+# fit of a field to displacements
+
 STIFFNESSES = tuple(10.0**power for power in range(7))
-"""Stiffnesses to choose from, softest first. At 1e6 a field bends over millimeters only."""
+"""Stiffnesses to choose from, softest first: weights of the bending penalty. At 1e6 a field bends over millimeters
+only."""
 
 TUKEY = 4.685
 """Standard deviations beyond which residuals have no weight (95 % efficiency on normal errors)."""
 
 FOLDS = 5
-_SAMPLED_SQUARES, _SQUARE_BLOCKS = 3, 24
-"""With more blocks, stiffness is chosen on this number of squares with this number of blocks along a side: it is a
-property of tissue and blocks, and the system of equations grows faster than the number of blocks."""
+"""Number of parts of cross-validation."""
+
+SAMPLED_SQUARES, SQUARE_BLOCKS = 3, 24
+"""Number of squares on which the stiffness of a large field is chosen, and number of blocks along their sides. The
+stiffness depends on tissue and block size rather than on area, and the time of a fit grows faster than the area."""
+
+MIN_BLOCKS = 20
+"""Minimum number of agreeing blocks for a fit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +53,8 @@ class Displacements:
     """Displacements of blocks of the fixed slide relative to the affine map."""
 
     points_um: FloatArray  # (N, 2), on the fixed slide
-    moved_um: FloatArray  # (N, 2), measured displacement in the moving frame
-    known_um: FloatArray  # (N, 2), displacement by the previous field
+    measured_um: FloatArray  # (N, 2), in the frame of the moving slide
+    previous_um: FloatArray  # (N, 2), by the previous field
     weights: FloatArray  # (N,), 0 for outliers
     pitch_um: float  # distance between neighboring blocks
     block_um: float  # side of a block; the errors of overlapping blocks are correlated
@@ -52,83 +62,85 @@ class Displacements:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedField:
-    """Field fitted to displacements."""
+    """Result of a fit."""
 
-    field: LocalField | None  # none if no field predicts them better than the previous one
-    error_um: float  # median cross-validation error
-    stiffness: float  # stiffness of the field
+    field: LocalField | None  # None if no plausible field predicts the displacements better than the previous one
+    error_um: float  # median held-out error of the field; without one, median error of the previous field
+    stiffness: float  # stiffness of the field; infinite without one
 
 
 def fit_field(
-    found: Displacements,
+    blocks: Displacements,
     extent_um: Extent,
     spacing_um: float,
     noise_um: float,
-    is_possible: Callable[[LocalField], bool],
+    is_plausible: Callable[[LocalField], bool],
 ) -> FittedField:
-    """Fit a local field to displacements, at least a dozen with a weight.
+    """Fit a local field to displacements, at least `MIN_BLOCKS` with a weight.
 
-    The field covers ``extent_um``. ``noise_um`` is the smallest standard deviation of displacements. If a field is not
-    plausible for tissue by ``is_possible``, the stiffness is raised.
+    The field covers ``extent_um``. ``noise_um`` is the minimum standard deviation of residuals. The stiffness is raised
+    until ``is_plausible`` accepts the field.
     """
-    weighted_blocks = found.weights > 0
-    nothing = FittedField(None, float(np.median(_lengths(found.known_um - found.moved_um)[weighted_blocks])), math.inf)
-    choice = choose_stiffness(found, spacing_um, noise_um)
-    if choice is None:
-        return nothing
-    chosen, error_um = choice
-    controls = _ControlGrid(extent_um, spacing_um)
-    for stiffness in (value for value in STIFFNESSES if value >= chosen):
-        coefficients = _robust(controls, found, found.weights, stiffness, noise_um, rounds=6)
-        field = LocalField(controls.origin, spacing_um, coefficients.reshape(*controls.shape, 2))
-        if is_possible(field):
-            return FittedField(field, error_um, stiffness)
-    return nothing
+    choice = choose_stiffness(blocks, spacing_um, noise_um)
+    if choice is not None:
+        least, error_um = choice
+        controls = _ControlGrid(extent_um, spacing_um)
+        design = controls.design(blocks.points_um)
+        for stiffness in (value for value in STIFFNESSES if value >= least):
+            coefficients = _fit_robustly(controls, design, blocks, blocks.weights, stiffness, noise_um, rounds=6)
+            field = LocalField(controls.origin, spacing_um, coefficients.reshape(*controls.shape, 2))
+            if is_plausible(field):
+                return FittedField(field, error_um, stiffness)
+    previous_errors = _lengths(blocks.previous_um - blocks.measured_um)[blocks.weights > 0]
+    return FittedField(None, float(np.median(previous_errors)), math.inf)
 
 
-def choose_stiffness(found: Displacements, spacing_um: float, noise_um: float) -> tuple[float, float] | None:
-    """Choose the stiffness by cross-validation; also return its median error in µm.
+def choose_stiffness(blocks: Displacements, spacing_um: float, noise_um: float) -> tuple[float, float] | None:
+    """Choose the stiffness by cross-validation; also return its median held-out error in µm.
 
-    None if the previous field predicts displacements better than any new one.
+    None if the previous field has a smaller mean error than any new one.
     """
-    parts = [_part(found, square) for square in _squares(found)]
+    parts = [_part(blocks, square) for square in _squares(blocks)]
     errors = np.concatenate([_held_out_errors(part, spacing_um, noise_um) for part in parts], axis=1)
-    known = np.concatenate([_limited(part.known_um - part.moved_um, part)[part.weights > 0] for part in parts])
+    previous = np.concatenate([_clipped(part.previous_um - part.measured_um, part)[part.weights > 0] for part in parts])
     means = errors.mean(axis=1)
     best = int(means.argmin())
-    if known.mean() <= means[best]:
+    if previous.mean() <= means[best]:
         return None
-    # overlapping blocks are not independent: count as many as fit side by side
-    independent = max(4.0, errors.shape[1] * min(1.0, found.pitch_um / found.block_um) ** 2)
-    limit = min(means[best] + errors[best].std() / math.sqrt(independent), float(known.mean()))
-    chosen = max(index for index, mean in enumerate(means) if mean <= limit)
+    # the one-standard-error rule: the stiffest field whose error is not significantly larger than the smallest one;
+    # overlapping blocks are not independent, so that only as many as fit side by side count
+    independent = max(4.0, errors.shape[1] * min(1.0, blocks.pitch_um / blocks.block_um) ** 2)
+    limit = min(means[best] + errors[best].std() / math.sqrt(independent), float(previous.mean()))
+    chosen = int(np.flatnonzero(means <= limit)[-1])
     return STIFFNESSES[chosen], float(np.median(errors[chosen]))
 
 
-def _held_out_errors(found: Displacements, spacing_um: float, noise_um: float) -> FloatArray:
-    """Return the cross-validation errors, (stiffnesses, blocks with a weight)."""
-    low, high = found.points_um.min(axis=0), found.points_um.max(axis=0)
-    (x, y), (right, bottom) = low.tolist(), high.tolist()
+def _held_out_errors(blocks: Displacements, spacing_um: float, noise_um: float) -> FloatArray:
+    """Return the error at each block of fields that were fitted without it, (stiffnesses, blocks with a weight)."""
+    (x, y), (right, bottom) = blocks.points_um.min(axis=0).tolist(), blocks.points_um.max(axis=0).tolist()
     controls = _ControlGrid((x, y, right - x, bottom - y), spacing_um)
-    place = np.floor(found.points_um / (2 * found.block_um)).astype(int)
-    fold = (place[:, 0] + 2 * place[:, 1]) % FOLDS
-    weighted_blocks = found.weights > 0
-    errors = np.zeros((len(STIFFNESSES), len(found.points_um)))
-    design = controls.design(found.points_um)
-    for number in range(FOLDS):
-        held_out = weighted_blocks & (fold == number)
-        kept = np.where(fold == number, 0.0, found.weights)
+    design = controls.design(blocks.points_um)
+    # cells of 2 x 2 block sides, all eight neighbors of which are in other folds
+    cells = np.floor(blocks.points_um / (2 * blocks.block_um)).astype(int)
+    folds = (cells[:, 0] + 2 * cells[:, 1]) % FOLDS
+    has_weight = blocks.weights > 0
+    # no displacement is predicted if all blocks are in one fold, so that none is left for a fit
+    errors = np.tile(_clipped(blocks.measured_um, blocks), (len(STIFFNESSES), 1))
+    for fold in range(FOLDS):
+        held_out = has_weight & (folds == fold)
+        kept = np.where(folds == fold, 0.0, blocks.weights)
         if not held_out.any() or not kept.any():
             continue
         for row, stiffness in enumerate(STIFFNESSES):
-            coefficients = _robust(controls, found, kept, stiffness, noise_um, rounds=3, design=design)
-            errors[row, held_out] = _limited(np.asarray(design @ coefficients) - found.moved_um, found)[held_out]
-    return errors[:, weighted_blocks]
+            coefficients = _fit_robustly(controls, design, blocks, kept, stiffness, noise_um, rounds=3)
+            residuals = np.asarray(design @ coefficients) - blocks.measured_um
+            errors[row, held_out] = _clipped(residuals, blocks)[held_out]
+    return errors[:, has_weight]
 
 
-def _limited(misses_um: FloatArray, found: Displacements) -> FloatArray:
-    """Return the lengths of errors, clipped so that outliers do not affect the stiffness."""
-    return np.asarray(np.minimum(_lengths(misses_um), found.block_um / 8))
+def _clipped(residuals_um: FloatArray, blocks: Displacements) -> FloatArray:
+    """Return the lengths of residuals, at most an eighth of a block: outliers must not determine the stiffness."""
+    return np.asarray(np.minimum(_lengths(residuals_um), blocks.block_um / 8))
 
 
 def _lengths(vectors: FloatArray) -> FloatArray:
@@ -136,7 +148,7 @@ def _lengths(vectors: FloatArray) -> FloatArray:
 
 
 class _ControlGrid:
-    """Control points of a rectangle and their bending penalty."""
+    """Control points of cubic B-splines over a rectangle, one beyond each edge, and their bending penalty."""
 
     def __init__(self, extent_um: Extent, spacing_um: float) -> None:
         x, y, width, height = extent_um
@@ -148,103 +160,107 @@ class _ControlGrid:
     def design(self, points_um: FloatArray) -> Sparse:
         """Return the matrix from coefficients to values at points, (points, control points)."""
         (rows, columns), count = self.shape, len(points_um)
-        j, across = spline_support(points_um[:, 0], self.origin[0], self.spacing_um, columns)
-        i, down = spline_support(points_um[:, 1], self.origin[1], self.spacing_um, rows)
-        indices = (i[:, None, :] * columns + j[None, :, :]).reshape(16, count)
-        weights = (down[:, None, :] * across[None, :, :]).reshape(16, count)
-        at = np.broadcast_to(np.arange(count), (16, count))
-        return sparse.csr_array((weights.ravel(), (at.ravel(), indices.ravel())), shape=(count, rows * columns))
+        column, weights_x = spline_support(points_um[:, 0], self.origin[0], self.spacing_um, columns)
+        row, weights_y = spline_support(points_um[:, 1], self.origin[1], self.spacing_um, rows)
+        controls = (row[:, None, :] * columns + column[None, :, :]).reshape(16, count)
+        weights = (weights_y[:, None, :] * weights_x[None, :, :]).reshape(16, count)
+        points = np.broadcast_to(np.arange(count), (16, count))
+        return sparse.csr_array((weights.ravel(), (points.ravel(), controls.ravel())), shape=(count, rows * columns))
 
 
 def _bending(rows: int, columns: int) -> Sparse:
-    """Return the sum of squared second differences of a (rows, columns) grid as a quadratic form."""
-
-    def second(count: int) -> Sparse:
-        return sparse.diags_array([1.0, -2.0, 1.0], offsets=[0, 1, 2], shape=(count - 2, count))
-
-    def first(count: int) -> Sparse:
-        return sparse.diags_array([-1.0, 1.0], offsets=[0, 1], shape=(count - 1, count))
-
-    across: Sparse = sparse.kron(sparse.eye_array(rows), second(columns))
-    down: Sparse = sparse.kron(second(rows), sparse.eye_array(columns))
-    mixed: Sparse = sparse.kron(first(rows), first(columns))
-    return sparse.csc_array(across.T @ across + down.T @ down + 2 * (mixed.T @ mixed))
+    """Return the bending energy of a (rows, columns) grid, the sum of squared second differences, as a matrix."""
+    xx: Sparse = sparse.kron(_differences(0, rows), _differences(2, columns))
+    yy: Sparse = sparse.kron(_differences(2, rows), _differences(0, columns))
+    xy: Sparse = sparse.kron(_differences(1, rows), _differences(1, columns))
+    return sparse.csc_array(xx.T @ xx + yy.T @ yy + 2 * (xy.T @ xy))
 
 
-def _robust(
+def _differences(order: int, count: int) -> Sparse:
+    """Return the matrix of differences between neighbors; order 0 is the identity."""
+    stencil = ([1.0], [-1.0, 1.0], [1.0, -2.0, 1.0])[order]
+    return sparse.diags_array(stencil, offsets=range(order + 1), shape=(count - order, count))
+
+
+def _fit_robustly(
     controls: _ControlGrid,
-    found: Displacements,
+    design: Sparse,
+    blocks: Displacements,
     weights: FloatArray,
     stiffness: float,
     noise_um: float,
     rounds: int,
-    design: Sparse | None = None,
 ) -> FloatArray:
-    """Fit coefficients (control points, 2) with rounds of Tukey weights."""
-    if design is None:
-        design = controls.design(found.points_um)
-    weighted_blocks, current = weights > 0, weights
-    coefficients = np.zeros((controls.bending.shape[0], 2))
-    # regularizes the system where there are too few blocks to fix a plane
-    penalty = stiffness * controls.bending + 1e-9 * sparse.eye_array(controls.bending.shape[0])
+    """Fit coefficients (control points, 2) by least squares, reweighted in each round by Tukey's biweight."""
+    count = controls.bending.shape[0]
+    coefficients, current = np.zeros((count, 2)), weights
+    # the second term keeps the system regular if there are too few blocks to fix a plane
+    penalty = stiffness * controls.bending + 1e-9 * _differences(0, count)
     for _ in range(rounds):
         weighted = design.multiply(current[:, None]).tocsr()
         system = sparse.csc_array(design.T @ weighted + penalty)
+        # for symmetric positive definite systems: no pivoting, and an ordering that keeps the factors sparse
         solver = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-        coefficients = solver.solve(np.asarray(weighted.T @ found.moved_um))
-        misses = _lengths(np.asarray(design @ coefficients) - found.moved_um)
-        spread = max(1.4826 * float(np.median(misses[weighted_blocks])), noise_um)
-        current = weights * np.clip(1 - (misses / (TUKEY * spread)) ** 2, 0, None) ** 2
+        coefficients = solver.solve(np.asarray(weighted.T @ blocks.measured_um))
+        residuals = _lengths(np.asarray(design @ coefficients) - blocks.measured_um)
+        # 1.4826 times the median is the standard deviation of normal residuals
+        spread = max(1.4826 * float(np.median(residuals[weights > 0])), noise_um)
+        current = weights * np.clip(1 - (residuals / (TUKEY * spread)) ** 2, 0, None) ** 2
     return coefficients
 
 
-def _squares(found: Displacements) -> list[BoolArray]:
-    """Return the blocks on which stiffness is chosen: all, or those of the fullest squares."""
-    side_um = _SQUARE_BLOCKS * found.pitch_um
-    weighted_blocks = found.weights > 0
-    if weighted_blocks.sum() <= _SAMPLED_SQUARES * _SQUARE_BLOCKS**2:
-        return [np.ones(len(weighted_blocks), np.bool_)]
-    place = np.floor((found.points_um - found.points_um.min(axis=0)) / side_um).astype(int)
-    number = place[:, 1] * (place[:, 0].max() + 1) + place[:, 0]
-    held = np.bincount(number[weighted_blocks])
-    fullest = np.sort(held)[::-1][:_SAMPLED_SQUARES]
-    least = max(12, int(fullest[-1]))
-    return [number == square for square in np.flatnonzero(held >= least)[:_SAMPLED_SQUARES]]
+def _squares(blocks: Displacements) -> list[BoolArray]:
+    """Return the blocks on which the stiffness is chosen: all, or those of the fullest squares."""
+    has_weight = blocks.weights > 0
+    if has_weight.sum() <= SAMPLED_SQUARES * SQUARE_BLOCKS**2:
+        return [np.ones(len(has_weight), np.bool_)]
+    origin_um = blocks.points_um.min(axis=0)
+    cells = np.floor((blocks.points_um - origin_um) / (SQUARE_BLOCKS * blocks.pitch_um)).astype(int)
+    square = cells[:, 1] * (cells[:, 0].max() + 1) + cells[:, 0]
+    counts = np.bincount(square[has_weight])
+    fullest = np.argsort(-counts, kind="stable")[:SAMPLED_SQUARES]
+    return [square == one for one in np.sort(fullest) if counts[one] >= min(MIN_BLOCKS, counts.max())]
 
 
-def _part(found: Displacements, which: BoolArray) -> Displacements:
+def _part(blocks: Displacements, is_inside: BoolArray) -> Displacements:
     return dataclasses.replace(
-        found,
-        points_um=found.points_um[which],
-        moved_um=found.moved_um[which],
-        known_um=found.known_um[which],
-        weights=found.weights[which],
+        blocks,
+        points_um=blocks.points_um[is_inside],
+        measured_um=blocks.measured_um[is_inside],
+        previous_um=blocks.previous_um[is_inside],
+        weights=blocks.weights[is_inside],
     )
 
 
-logger = logging.getLogger(__name__)
+# refinement by block matches, coarse to fine
 
 SIDES_PX = (360, 480)
-"""Long sides of the slides in px at the first steps; then the size doubles."""
+"""Longer sides of the overviews in px at the first two steps; every further step doubles the resolution."""
 
 LARGEST_SIDE_PX = 6000
+"""Maximum longer side of the slides in px at the last step, which limits its time."""
+
 FINEST_MPP = 2.0
-"""Resolution of the last step. At 2 µm per px the peak of a correlation is accurate to about 0.2 µm."""
+"""Finest resolution of a step. At 2 µm per px the peak of a correlation is accurate to about 0.2 µm."""
 
 SMALL_BLOCKS_MPP = 1.5 * FINEST_MPP
 """If the last step is at least as fine, another step matches smaller blocks."""
 
 MOST_CONTROL_POINTS = 200
-"""Largest number of control points along a side; solving for 200² takes 0.4 GB and some ten seconds."""
+"""Maximum number of control points along a side; solving for 200² takes 0.4 GB and some ten seconds."""
 
 REFINE_AGREEMENT = 0.5
-"""Smallest fraction of blocks that agree with their neighbors for a finer step: the cells of serial sections differ,
+"""Minimum fraction of blocks that agree with their neighbors for a finer step: the cells of serial sections differ,
 and small blocks match similar tissue elsewhere."""
 
 FIT_AGREEMENT = 0.3
-"""Smallest fraction of agreeing blocks for fitting a field."""
+"""Minimum fraction of agreeing blocks for a fit."""
 
-LEAST_AGREEING = 20
+NOISE_PX = 0.2
+"""Minimum standard deviation of residuals in px: after a close fit, small residuals are not outliers."""
+
+ZERO_WEIGHT_SCORE = 0.1
+"""Score at and below which a block has no weight; above, the weight grows with the score."""
 
 JACOBIAN = (0.5, 2.0)
 """Allowed range of the local change of area; beyond, tissue would tear or fold and the stiffness is raised."""
@@ -252,37 +268,39 @@ JACOBIAN = (0.5, 2.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Refinement:
-    """Transform between the overviews after a step, fraction of agreeing blocks, median cross-validation error."""
+    """Result of a step."""
 
-    transform: Transform
-    agreement: float
-    error_um: float
+    transform: Transform  # between the overviews
+    agreement: float  # fraction of agreeing blocks
+    error_um: float  # see `FittedField`
 
 
-def refined(
+def refine(
     pair: OverviewPair,
     slides: tuple[RegistrationView, RegistrationView],
     transform: Transform,
     spacing_um: float,
     workers: int,
 ) -> Iterator[Refinement]:
-    """Iterate over refined transforms, from coarse to fine, starting with an affine map between the overviews.
+    """Refine an affine map between the overviews step by step, from coarse to fine.
 
-    The overviews are used while they are fine enough; finer blocks are read from ``slides``, the fixed and the moving
-    one. ``spacing_um`` is the smallest spacing of control points.
+    Blocks are read from the overviews as long as these are fine enough, then from ``slides``, the fixed and the moving
+    one. ``spacing_um`` is the minimum spacing of control points.
     """
     for size in _block_sizes(pair, slides):
         if size.mpp >= pair.finest_mpp:
             matches = match_blocks(pair.fixed.view, pair.moving.view, transform, size, workers=workers)
         else:
             matches = match_blocks(*slides, pair.on_slides(transform), size, workers=workers)
+            # from the frame of the slide to that of its overview
             matches = dataclasses.replace(matches, points_um=matches.points_um - np.array(pair.fixed.origin_um))
-        fitted = _fitted(pair, transform, matches, spacing_um)
-        if fitted is None:
+        if matches.agree.sum() < MIN_BLOCKS or matches.agreement < FIT_AGREEMENT:
             return
+        fitted = _fit_matches(pair, transform, matches, spacing_um)
         logger.info(
-            "%.3g µm/px: %d blocks, %.0f %% agree, stiffness %g, left-out error %.2f µm",
-            matches.px_um, matches.count, 100 * matches.agreement, fitted.stiffness, fitted.error_um,
+            "%.3g µm/px: %d blocks, %.0f %% agree, %s, error %.2f µm",
+            matches.px_um, matches.count, 100 * matches.agreement,
+            "previous field" if fitted.field is None else f"stiffness {fitted.stiffness:g}", fitted.error_um,
         )  # fmt: skip
         if fitted.field is not None:
             transform = dataclasses.replace(transform, field=fitted.field)
@@ -296,32 +314,32 @@ def _block_sizes(pair: OverviewPair, slides: tuple[RegistrationView, Registratio
     native = max(max(view.mpp) for view in slides)
     finest = max(FINEST_MPP, native, pair.longest_um / LARGEST_SIDE_PX)
     steps = [max(finest, pair.mpp(side)) for side in SIDES_PX]
-    while steps[-1] > finest * 1.2:
+    while steps[-1] > 1.2 * finest:  # a step that is hardly finer than the last one has no use
         steps.append(max(finest, steps[-1] / 2))
-    sizes = [BlockSize(mpp, 48, 24, 8 if number else 12) for number, mpp in enumerate(steps)]
-    return [*sizes, BlockSize(steps[-1], 32, 16, 8)] if steps[-1] <= SMALL_BLOCKS_MPP else sizes
+    sizes = [BlockSize(mpp, side_px=48, step_px=24, radius_px=8 if number else 12) for number, mpp in enumerate(steps)]
+    if steps[-1] <= SMALL_BLOCKS_MPP:
+        sizes.append(BlockSize(steps[-1], side_px=32, step_px=16, radius_px=8))
+    return sizes
 
 
-def _fitted(pair: OverviewPair, transform: Transform, matches: Matches, spacing_um: float) -> FittedField | None:
-    """Fit a field to matches; None if they are too few or do not agree."""
-    if matches.agree.sum() < LEAST_AGREEING or matches.agreement < FIT_AGREEMENT:
-        return None
+def _fit_matches(pair: OverviewPair, transform: Transform, matches: Matches, spacing_um: float) -> FittedField:
     points = matches.points_um
-    straight = to_moving(dataclasses.replace(transform, field=None), points)
+    affine = to_moving(dataclasses.replace(transform, field=None), points)
     step_um = matches.size.step_px * matches.px_um
-    displacements = Displacements(
+    blocks = Displacements(
         points_um=points,
-        moved_um=to_moving(transform, points + matches.offsets_um) - straight,
-        known_um=to_moving(transform, points) - straight,
-        weights=np.where(matches.agree, np.clip(matches.scores - 0.1, 0, 1), 0.0),
+        measured_um=to_moving(transform, points + matches.offsets_um) - affine,
+        previous_um=to_moving(transform, points) - affine,
+        weights=np.where(matches.agree, np.clip(matches.scores - ZERO_WEIGHT_SCORE, 0, 1), 0.0),
         pitch_um=step_um,
         block_um=matches.size.side_px * matches.px_um,
     )
     extent = pair.fixed.view.extent_um
+    # at most two control points from one block to the next
     spacing_um = max(spacing_um, max(extent[2:]) / MOST_CONTROL_POINTS, step_um / 2)
 
-    def is_possible(field: LocalField) -> bool:
+    def is_plausible(field: LocalField) -> bool:
         low, high = jacobian_range(dataclasses.replace(transform, field=field))
         return JACOBIAN[0] <= low and high <= JACOBIAN[1]
 
-    return fit_field(displacements, extent, spacing_um, 0.2 * matches.px_um, is_possible)
+    return fit_field(blocks, extent, spacing_um, NOISE_PX * matches.px_um, is_plausible)

@@ -19,7 +19,7 @@ from ..slide import Slide, agreeing_levels, level_problems
 from ..text import option
 from .affine import Placement, find_placement
 from .coarse import find_candidates
-from .deformation import refined
+from .deformation import refine
 from .overview import OverviewPair, RegistrationView, overview_of
 from .transform import FloatArray, SlideFrame, Transform, frame_of
 
@@ -170,10 +170,10 @@ def register(
             RegistrationView(moving, pair.moving.view.background),
         )
         steps.begin("estimating the local field")
-        for step in refined(pair, slides, Transform(placement.matrix), options.spacing_um, workers):
+        for step in refine(pair, slides, Transform(placement.matrix), options.spacing_um, workers):
             log.add("local", step.transform, step.agreement, clock.lap())
             residual_um = step.error_um
-            steps.begin(f"local field, left-out error {residual_um:.1f} µm")
+            steps.begin(f"local field, error {residual_um:.1f} µm")
     return _registered(placement, residual_um, log)
 
 

@@ -12,9 +12,9 @@ from make_fields import PATCH_PX, patch, reoriented_rgb
 
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.training.inspection.duplicates import (
-    Common,
+    CommonTissue,
     describe_patch,
-    find_common,
+    find_common_tissue,
     orientation_matrix,
     overlap_fraction,
 )
@@ -26,8 +26,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def common(pool: ThreadPoolExecutor, *images: np.ndarray, factor: int = 1) -> list[Common]:
-    return find_common([describe_patch(image, factor) for image in images], factor, pool)
+def common(pool: ThreadPoolExecutor, *images: np.ndarray, factor: int = 1) -> list[CommonTissue]:
+    return find_common_tissue([describe_patch(image, factor) for image in images], factor, pool)
 
 
 @pytest.mark.parametrize("orientation", range(8))
@@ -106,6 +106,6 @@ def test_overlap_fraction_equals_that_of_masks() -> None:
 def test_progress_counts_candidates(pool: ThreadPoolExecutor) -> None:
     seen: list[tuple[int, int]] = []
     descriptors = [describe_patch(patch(x, 0)[0], 1) for x in (0, 30, 60)]
-    found = find_common(descriptors, 1, pool, lambda done, of: seen.append((done, of)))
+    found = find_common_tissue(descriptors, 1, pool, lambda done, of: seen.append((done, of)))
     assert [(one.first, one.second) for one in found] == [(0, 1), (0, 2), (1, 2)]
     assert seen == [(1, 3), (2, 3), (3, 3)]

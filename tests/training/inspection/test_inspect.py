@@ -44,7 +44,8 @@ def leaking_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_finds_leakage_and_misalignment(leaking_dataset: Path) -> None:
     inspection = inspect_pairs(leaking_dataset, PLAIN)
     found = {
-        (Path(inspection.name(one.first)).stem, Path(inspection.name(one.second)).stem): one for one in inspection.leaks
+        (Path(inspection.name(one.first)).stem, Path(inspection.name(one.second)).stem): one
+        for one in inspection.duplicates
     }
     assert {names: (one.between, one.kind, one.stains) for names, one in found.items()} == {
         ("00000_train_0", "00040_test_0"): ("splits", "same pixels", "H&E and IHC"),
@@ -269,7 +270,7 @@ def test_real_patches(dev_data: Path, tmp_path: Path) -> None:
     for path in [*source.glob("*_18226_57650*"), *source.glob("*_18312_59079.jpg")]:
         (tmp_path / path.name).symlink_to(path)
     inspection = inspect_pairs(tmp_path, InspectOptions(mpp=0.5, group_by=r"_(?P<region>\d+_\d+)"))
-    assert all(one.between == "" for one in inspection.leaks)
-    assert len(inspection.leaks) >= 40
-    names = [(inspection.name(one.first), inspection.name(one.second)) for one in inspection.leaks]
+    assert all(one.between == "" for one in inspection.duplicates)
+    assert len(inspection.duplicates) >= 40
+    names = [(inspection.name(one.first), inspection.name(one.second)) for one in inspection.duplicates]
     assert sum(("M2" in first) != ("M2" in second) for first, second in names) >= 15

@@ -43,7 +43,7 @@ def test_equal_codes_vote_for_their_shift(flipped_bits: int) -> None:
     second = moved(first, (-31.5, 12.0), flipped_bits)
     (found,) = find_candidates([first, other, second])
     assert (found.first, found.second, found.orientation) == (0, 2, 0)
-    assert found.shift_px == pytest.approx((-31.5, 12.0), abs=1e-3)
+    assert found.reduced_shift == pytest.approx((-31.5, 12.0), abs=1e-3)
     assert found.votes > (280 if flipped_bits == 0 else 10)
 
 
