@@ -31,7 +31,7 @@ from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import OutputError
 from ..files import read_regular, sha256_of
 from ..geometry import BoolImage, RGBImage
-from ..pyramid import ZARR_SUFFIX, PyramidReport, Tile, check_folder_output, is_zarr, ome_xml, write_pyramid
+from ..pyramid import ZARR_SUFFIX, PyramidReport, Tile, check_zarr_output, is_zarr, ome_xml, write_pyramid
 from ..pyramid import read_overview as read_result
 from ..slide import Slide, overview_grid, read_overview, srgb_profile
 from ..text import pluralize
@@ -80,7 +80,7 @@ def check_outputs(
 
 def _check_image(path: Path, overwrite: bool) -> None:
     if is_zarr(path):
-        check_folder_output(path, overwrite)
+        check_zarr_output(path, overwrite)
     else:
         check_output(path, overwrite, suffixes=(*SUFFIXES, ZARR_SUFFIX))
 
