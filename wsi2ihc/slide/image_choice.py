@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from ..errors import OptionError, UnreadableSlideError
 from ..geometry import Size
 from ..text import pluralize
-from .metadata import Mpp, OmeImage, OmeXml
+from .metadata import Mpp
 from .protocol import ImageEntry, Level, PixelKind, not_rgb, pixel_kind
+from .slide_xml import OmeImage, OmeXml
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
