@@ -13,7 +13,7 @@ import wsi2ihc
 from wsi2ihc.atomic_files import check_output, hidden_files, hidden_path, published
 from wsi2ihc.cli.main import main
 from wsi2ihc.errors import OutputError
-from wsi2ihc.pyramid import check_folder_output
+from wsi2ihc.pyramid import check_zarr_output
 from wsi2ihc.pyramid.ome_zarr import publish_folder
 from wsi2ihc.translation.options import TranslateOptions
 
@@ -55,7 +55,7 @@ def test_a_name_that_is_too_long_is_refused_before_any_work(
 @pytest.mark.parametrize("name", ["", ".", "..", "a\0b.ome.tiff", os.fsdecode(b"caf\xe9.ome.tiff")])
 def test_names_that_are_no_names_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for check in (check_output, check_folder_output):
+    for check in (check_output, check_zarr_output):
         with pytest.raises(OutputError):
             check(Path(name), False)
     with pytest.raises(OutputError), published(Path(name), overwrite=True):

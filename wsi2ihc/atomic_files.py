@@ -13,15 +13,13 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .errors import OutputError, OutputExistsError, Wsi2IhcError
 from .locks import try_lock
-
-if sys.platform != "win32":
-    pass
 
 _log = logging.getLogger(__name__)
 
@@ -230,7 +228,7 @@ def _rename_unless_exists(partial: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in a folder durable, if the system can synchronize folders."""
+    """Force new names in a folder to disk (fsync), if the system can synchronize folders."""
     if sys.platform == "win32":
         return
     with contextlib.suppress(OSError):
@@ -239,6 +237,35 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force all files in a folder, and their names, to disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync_file(Path(place, name))
+        sync_folder(Path(place))
+
+
+def sync_file(path: Path) -> None:
+    """Force the content of a file to disk."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it; log a warning if something cannot be removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        _log.warning("cannot remove all of %s", folder)
+
+
+def tree_bytes(folder: Path) -> int:
+    """Return the total size of all files in a folder."""
+    return sum(Path(place, name).stat().st_size for place, _, names in os.walk(folder) for name in names)
 
 
 def output_exists(path: Path) -> OutputExistsError:

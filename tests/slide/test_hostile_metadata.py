@@ -12,7 +12,7 @@ import tifffile
 
 from wsi2ihc.errors import UnreadableSlideError
 from wsi2ihc.slide import SlideInfo, open_slide
-from wsi2ihc.slide.metadata import MAX_ELEMENTS, MAX_TEXT, XmlError, parse_ome_xml
+from wsi2ihc.slide.slide_xml import MAX_ELEMENTS, MAX_TEXT, XmlError, parse_ome_xml
 
 LONGEST_S = 10.0
 """Each takes some tenths of a second; what this replaces took minutes, and machines that run tests are busy."""

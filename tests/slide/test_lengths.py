@@ -12,7 +12,8 @@ import tifffile
 from make_slides import write_slide
 
 from wsi2ihc.slide import SlideInfo, open_slide
-from wsi2ihc.slide.metadata import parse_ome_xml, unit_um
+from wsi2ihc.slide.metadata import unit_to_um
+from wsi2ihc.slide.slide_xml import parse_ome_xml
 
 IMAGE = np.full((256, 256, 3), 200, np.uint8)
 
@@ -78,10 +79,10 @@ def test_units_of_imagej(tmp_path: Path, unit: str, um: float | None) -> None:
 
 
 def test_words_and_spellings() -> None:
-    assert unit_um("micrometer") == 1  # as OME-Zarr has it
-    assert unit_um(" angstrom ") == 1e-4
-    assert unit_um("Âµm") == 1
-    assert unit_um("parsec of length") is None
+    assert unit_to_um("micrometer") == 1  # as OME-Zarr has it
+    assert unit_to_um(" angstrom ") == 1e-4
+    assert unit_to_um("Âµm") == 1
+    assert unit_to_um("parsec of length") is None
 
 
 @pytest.mark.parametrize("separator", [".", ","])

@@ -3,7 +3,8 @@ import math
 import pytest
 
 from wsi2ihc.errors import OptionError
-from wsi2ihc.slide.metadata import Stated, XmlError, checked_mpp, parse_ome_xml, positive_number, resolve
+from wsi2ihc.slide.metadata import GivenResolution, check_mpp, positive_number, resolve_mpp
+from wsi2ihc.slide.slide_xml import XmlError, parse_ome_xml
 
 
 @pytest.mark.parametrize(
@@ -24,45 +25,47 @@ from wsi2ihc.slide.metadata import Stated, XmlError, checked_mpp, parse_ome_xml,
     ],
 )
 def test_which_resolution_is_believed(stated, own, tags, mpp, source) -> None:
-    found = resolve(Stated(stated), own, tags)
+    found = resolve_mpp(GivenResolution(stated), own, tags)
     assert (found.mpp, found.source) == (mpp, source)
     assert bool(found.problems) == (mpp is None or stated is not None)
     assert all("--mpp" in problem for problem in found.problems if mpp is None)
 
 
 def test_absurd_resolution_is_explained() -> None:
-    assert resolve(None, None, (352.78, 352.78)).problems[0].startswith("The TIFF tags say 352.8 µm/px (72 dpi)")
+    assert resolve_mpp(None, None, (352.78, 352.78)).problems[0].startswith("The TIFF tags state 352.8 µm/px (72 dpi)")
 
 
 def test_pixels_that_are_not_square() -> None:
-    assert resolve(None, (0.5, 0.25), None).problems == ("Its pixels are not square: 0.5 × 0.25 µm.",)
-    assert resolve(None, (28.969, 28.968), None).problems == ()
-    assert resolve(Stated((0.5, 0.4)), None, None).problems == ("Its pixels are not square: 0.5 × 0.4 µm.",)
+    assert resolve_mpp(None, (0.5, 0.25), None).problems == ("The pixels are not square: 0.5 × 0.25 µm.",)
+    assert resolve_mpp(None, (28.969, 28.968), None).problems == ()
+    assert resolve_mpp(GivenResolution((0.5, 0.4)), None, None).problems == (
+        "The pixels are not square: 0.5 × 0.4 µm.",
+    )
 
 
 def test_the_resolution_of_the_slide_may_be_repeated() -> None:
-    assert resolve(Stated((0.25, 0.25)), (0.2525, 0.2525), None).problems == ()
-    assert "replaces 0.5 µm/px" in resolve(Stated((0.25, 0.25)), (0.5, 0.5), None).problems[0]
+    assert resolve_mpp(GivenResolution((0.25, 0.25)), (0.2525, 0.2525), None).problems == ()
+    assert "replaces 0.5 µm/px" in resolve_mpp(GivenResolution((0.25, 0.25)), (0.5, 0.5), None).problems[0]
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.001, 51, math.nan, math.inf, "x", (0.5,), (1, 1, 1), (0.5, -1), [], {}])
 def test_stated_resolution_has_to_be_one(value) -> None:
     with pytest.raises(OptionError, match="--mpp"):
-        checked_mpp(value)
+        check_mpp(value)
 
 
 def test_stated_resolution() -> None:
-    assert checked_mpp(None) == Stated(None)
-    assert checked_mpp(1) == Stated((1.0, 1.0))
-    assert checked_mpp([0.5, 0.25], "--ihc-mpp") == Stated((0.5, 0.25), "--ihc-mpp")
+    assert check_mpp(None) == GivenResolution(None)
+    assert check_mpp(1) == GivenResolution((1.0, 1.0))
+    assert check_mpp([0.5, 0.25], "--ihc-mpp") == GivenResolution((0.5, 0.25), "--ihc-mpp")
 
 
 def test_messages_name_what_states_the_resolution() -> None:
     with pytest.raises(OptionError, match=r"^--ihc-mpp 90: "):
-        checked_mpp(90, "--ihc-mpp")
+        check_mpp(90, "--ihc-mpp")
     for own, tags in ((None, None), ((0.0001, 0.0001), None), (None, (352.78, 352.78))):
-        found = resolve(Stated(option="--ihc-mpp"), own, tags)
-        assert "state it with --ihc-mpp (" in found.problems[0]
+        found = resolve_mpp(GivenResolution(option="--ihc-mpp"), own, tags)
+        assert "give it with --ihc-mpp (" in found.problems[0]
         assert found.option == "--ihc-mpp"
 
 
@@ -100,3 +103,10 @@ def test_ome_xml_that_is_not_xml(text: str) -> None:
 )
 def test_positive_number(value, number) -> None:
     assert positive_number(value) == number
+
+
+def test_a_resolution_that_does_not_fit_the_objective() -> None:
+    (problem,) = resolve_mpp(None, (5.0, 5.0), None, 40).problems
+    assert problem.endswith("If the resolution is wrong, give the right one with --mpp.")
+    (problem,) = resolve_mpp(GivenResolution((5.0, 5.0)), None, None, 40).problems
+    assert problem.endswith("If the resolution is wrong, check --mpp.")

@@ -16,19 +16,16 @@ import pytest
 
 from wsi2ihc.concurrency import ordered_map
 from wsi2ihc.geometry import Region, RGBBatch, RGBImage, Size
+from wsi2ihc.translation.blend import FEATHER_UM, blend_overlaps, feather_cores, make_fade
 from wsi2ihc.translation.seams import SeamMeter, SeamMetrics, ShadeStatistics
 from wsi2ihc.translation.stages import (
-    FEATHER_UM,
     DeviceClock,
     FinishedCore,
     TranslatedWindow,
     WindowPixels,
     assemble_tiles,
     batched,
-    blend_overlaps,
     crop_cores,
-    feather_cores,
-    make_fade,
     translate_windows,
 )
 from wsi2ihc.translation.windows import Plan, TissueGrid, WindowLayout, plan_windows

@@ -27,7 +27,7 @@ from ..reports.document import Cell, Column, Estimate, Figure, Report, Section, 
 from ..reports.plots import bars, confusion, heat_map, histograms, scatter_density
 from .methods import OVERALL, PUBLISHED, REMARKS
 from .results import Evaluation, Example, MethodResult
-from .slide_grid import Origin
+from .slide_origin import Origin
 from .slides import SlideEvaluation, area_agreement
 
 SETTINGS = (

@@ -38,23 +38,13 @@ from wsi2ihc.text import pluralize
 
 from ..metrics.bootstrap import ImageMetadata, Scores
 from ..metrics.pair_statistics import Scale, correlation, moments_of
+from .grid_seams import GridSeams, measure_seams
 from .methods import Method, baselines
 from .options import EvaluateOptions
 from .results import Evaluation, MethodResult, ThresholdFit, reference_threshold
 from .scores import Sample, Source, choose_examples, virtual_images
-from .slide_grid import (
-    SQUARE_UM,
-    GridSeams,
-    Origin,
-    SlideComparison,
-    SquareGrid,
-    centers_um,
-    check_source,
-    measure_seams,
-    plan_squares,
-    read_origin,
-    read_squares,
-)
+from .slide_grid import SQUARE_UM, SlideComparison, SquareGrid, centers_um, plan_squares, read_squares
+from .slide_origin import Origin, check_source, read_origin
 
 OVERVIEW_PX = 1200
 

@@ -1,12 +1,10 @@
-"""Write OME-Zarr 0.5."""
+"""Write, read back and publish OME-Zarr 0.5."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -25,7 +23,9 @@ from ..atomic_files import (
     hidden_files,
     hidden_path,
     output_exists,
+    remove_tree,
     sync_folder,
+    sync_tree,
 )
 from ..concurrency import ordered_map
 from ..errors import OutputError
@@ -43,27 +43,31 @@ VERSION = "0.5"
 AXES = ("c", "y", "x")
 
 COMPRESSION_LEVEL = 1
-"""Compression level of Zstandard. Measured on tissue: 1.17 bytes a px, as with level 3, which takes a third longer."""
+"""Level of Zstandard. On tissue, it takes 1.17 bytes per px, as level 3, and a quarter less time."""
 
-SHARD_PX = 1 << 22  # most px of a shard: 16 tiles of 512². Files have a few MB, and memory is bounded.
+SHARD_PX = 1 << 22  # maximum size of a shard: 16 tiles of 512², which limits files to a few MB, and memory
 
-MOST_CHUNKS = 256
+MAX_TILES_PER_SHARD = 256
+
+ZARR_SUFFIX = ".ome.zarr"
+
+_GROUP_FILES = ("zarr.json", ".zgroup", ".zattrs")  # a Zarr group, of version 2 or 3, has at least one of them
 
 _WRITE_ALL: Any = {"write_empty_chunks": True}
-"""Write files of black shards too, which could not be distinguished from missing ones otherwise."""
+"""Write shards that are all black too: otherwise, they could not be distinguished from missing ones."""
 
 _CHANNELS = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
-"""QuPath takes three channels of uint8 for RGB only by these names and colors."""
+"""QuPath shows three channels of uint8 as RGB only if they have these names and colors."""
 
 
-def shard_columns(level: PyramidLevel) -> int:
+def tiles_per_shard(level: PyramidLevel) -> int:
     """Return the number of tiles in a shard, which lie side by side."""
-    return max(1, min(level.columns, MOST_CHUNKS, SHARD_PX // level.tile_px**2))
+    return max(1, min(level.columns, MAX_TILES_PER_SHARD, SHARD_PX // level.tile_px**2))
 
 
 def shard_grid(level: PyramidLevel) -> tuple[int, int]:
     """Return the (rows, columns) of shards that cover a level."""
-    return level.rows, -(-level.columns // shard_columns(level))
+    return level.rows, -(-level.columns // tiles_per_shard(level))
 
 
 def shard_path(number: int, row: int, column: int) -> Path:
@@ -71,19 +75,19 @@ def shard_path(number: int, row: int, column: int) -> Path:
     return Path(str(number), "c", "0", str(row), str(column))
 
 
-def create_image(folder: Path, image: ImageDescription, sizes: Sequence[Size]) -> None:
-    """Make a folder a group that describes an image with levels of these sizes; what it said before is replaced.
+def create_image(folder: Path, image: ImageDescription, levels: int) -> None:
+    """Write the metadata of an image with this number of levels to a folder; existing metadata are replaced.
 
     Raises `OSError` if it cannot be written.
     """
-    for leftover in folder.glob("zarr.*.partial"):  # of a run that was killed right here
+    for leftover in folder.glob("zarr.*.partial"):  # a run that was killed while zarr wrote metadata left it
         leftover.unlink()
     group = zarr.open_group(str(folder), mode="a", zarr_format=3)
-    group.attrs.put(_attributes(image, sizes))
+    group.attrs.put(_attributes(image, levels))
 
 
 def create_level(folder: Path, number: int, level: PyramidLevel) -> zarr.Array[Any]:
-    """Make the empty array of one level; one that is there is replaced.
+    """Create the empty array of one level; an existing one is replaced.
 
     Raises `OSError` if it cannot be written.
     """
@@ -92,7 +96,7 @@ def create_level(folder: Path, number: int, level: PyramidLevel) -> zarr.Array[A
     return zarr.create_array(
         str(folder),
         name=str(number),
-        **_arrangement(level),
+        **_array_layout(level),
         dtype="uint8",
         fill_value=0,
         compressors=ZstdCodec(level=COMPRESSION_LEVEL, checksum=True),
@@ -103,12 +107,12 @@ def create_level(folder: Path, number: int, level: PyramidLevel) -> zarr.Array[A
     )
 
 
-def _arrangement(level: PyramidLevel) -> dict[str, Any]:
-    """Return the properties of an array that follow from its level."""
+def _array_layout(level: PyramidLevel) -> dict[str, Any]:
+    """Return shape, chunks and shards of the array of a level."""
     return {
         "shape": (3, level.size.height, level.size.width),
         "chunks": (3, level.tile_px, level.tile_px),
-        "shards": (3, level.tile_px, level.tile_px * shard_columns(level)),
+        "shards": (3, level.tile_px, level.tile_px * tiles_per_shard(level)),
     }
 
 
@@ -116,15 +120,15 @@ def open_level(folder: Path, number: int, *, write: bool = False) -> zarr.Array[
     """Open the array of one level; raises `OutputError` if it is missing, or its metadata are damaged."""
     try:
         array = zarr.open_array(str(folder), path=str(number), mode="r+" if write else "r")
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:  # zarr's own
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:  # what zarr raises
         raise OutputError(f"{folder.name}: level {number} cannot be opened ({type(error).__name__})") from error
     return array.with_config(_WRITE_ALL)
 
 
 def check_level(folder: Path, number: int, level: PyramidLevel) -> None:
-    """Refuse an array that is missing, or not one of `create_level`."""
+    """Check that the array of a level exists and has the layout of `create_level`; raises `OutputError` if not."""
     array = open_level(folder, number)
-    for name, expected in _arrangement(level).items():
+    for name, expected in _array_layout(level).items():
         if getattr(array, name) != expected:
             raise OutputError(f"{folder.name}: level {number} has {name} {getattr(array, name)} instead of {expected}")
 
@@ -135,18 +139,18 @@ def count_levels(folder: Path) -> int:
     return len(attributes["multiscales"][0]["datasets"])
 
 
-def _attributes(image: ImageDescription, sizes: Sequence[Size]) -> dict[str, Any]:
+def _attributes(image: ImageDescription, levels: int) -> dict[str, Any]:
     """Return the attributes of the group: "ome" of the specification, and "wsi2ihc" with the provenance."""
     space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in AXES[1:]]
-    scale = {
+    multiscale = {
         "name": image.name,
         "axes": [{"name": AXES[0], "type": "channel"}, *space],
         "datasets": [
             {"path": str(number), "coordinateTransformations": _transformations(image, number)}
-            for number in range(len(sizes))
+            for number in range(levels)
         ],
         "type": "mean",
-        "metadata": {"method": "2x2 means, rounded, of pixels that were never encoded lossily"},
+        "metadata": {"method": "rounded 2x2 means of uncompressed pixels"},
     }
     window = {"min": 0, "max": 255, "start": 0, "end": 255}
     channels = [
@@ -155,18 +159,18 @@ def _attributes(image: ImageDescription, sizes: Sequence[Size]) -> dict[str, Any
         for label, color in _CHANNELS
     ]  # fmt: skip
     omero = {"name": image.name, "channels": channels, "rdefs": {"defaultT": 0, "defaultZ": 0, "model": "color"}}
-    facts = {
+    own_attributes = {
         "notice": image.notice,
         "description": image.description,
         "channel": image.channel,
         "magnification": image.magnification,
         "provenance": dict(image.provenance),
     }
-    return {"ome": {"version": VERSION, "multiscales": [scale], "omero": omero}, "wsi2ihc": facts}
+    return {"ome": {"version": VERSION, "multiscales": [multiscale], "omero": omero}, "wsi2ihc": own_attributes}
 
 
 def _transformations(image: ImageDescription, number: int) -> list[dict[str, Any]]:
-    """Return the transformation from a level to µm. A px of a lower level is centered on the px it is the mean of."""
+    """Return the transformation from px of a level to µm. A px is centered on the level-0 px it is the mean of."""
     factor, (left, top) = 2**number, image.position_um or (0.0, 0.0)
     x_um, y_um = image.mpp
     shift = (factor - 1) / 2
@@ -176,8 +180,8 @@ def _transformations(image: ImageDescription, number: int) -> list[dict[str, Any
     ]
 
 
-_NOT_THE_SHARD = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors that do not concern the shard: the system lacks resources."""
+_RESOURCE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that say nothing about the shard: the system lacks memory or file handles."""
 
 
 class DamagedShardError(OutputError):
@@ -190,31 +194,32 @@ class DamagedShardError(OutputError):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Shard to be written: its position among the shards, and the pixels of its occupied tiles by column."""
+    """Shard to be written, at its position among the shards of a level."""
 
     row: int
     column: int
-    tiles: dict[int, RGBImage]
+    tiles: dict[int, RGBImage]  # pixels of its occupied tiles, by column among the tiles of the level
 
 
 @dataclass(slots=True)
 class ShardCollector:
     """Collects the tiles of one level until shards are complete. Thread-safe.
 
-    Memory bound: the tiles of incomplete shards. For tiles in raster order, one shard; for tiles of a row of cores, the
-    shards across one core.
+    Memory bound: the tiles of incomplete shards. For tiles in raster order, one shard; for tiles that come core by core
+    (the areas translated at once, see `translation.windows`), the shards that overlap a core.
     """
 
     level: PyramidLevel
     rows: range
-    _across: int = field(init=False)
-    _open: dict[tuple[int, int], Shard] = field(default_factory=dict)
+    _tiles_per_shard: int = field(init=False)
+    _incomplete: dict[tuple[int, int], Shard] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._across = shard_columns(self.level)
+        self._tiles_per_shard = tiles_per_shard(self.level)
 
     def blank_shards(self) -> Iterator[Shard]:
+        """Yield the shards without occupied tiles, which `add` never returns."""
         for row in self.rows:
             for column in range(shard_grid(self.level)[1]):
                 if not self._occupied_tiles(row, column):
@@ -222,27 +227,28 @@ class ShardCollector:
 
     def add(self, tile: Tile) -> Shard | None:
         """Add a tile; return its shard if it is complete."""
-        position = (tile.row, tile.column // self._across)
+        position = (tile.row, tile.column // self._tiles_per_shard)
         with self._lock:
-            shard = self._open.setdefault(position, Shard(*position, {}))
+            shard = self._incomplete.setdefault(position, Shard(*position, {}))
             shard.tiles[tile.column] = tile.pixels
             if len(shard.tiles) < self._occupied_tiles(*position):
                 return None
-            return self._open.pop(position)
+            return self._incomplete.pop(position)
 
     def _occupied_tiles(self, row: int, column: int) -> int:
-        return int(self.level.occupied[row, column * self._across : (column + 1) * self._across].sum())
+        first = column * self._tiles_per_shard
+        return int(self.level.occupied[row, first : first + self._tiles_per_shard].sum())
 
 
 def shards_ahead(level: PyramidLevel, workers: int) -> int:
-    """Return how many shards of a level are written or read at once: about four tiles for each thread."""
-    return max(2, 4 * workers // shard_columns(level))
+    """Return how many shards of a level to read or write at once: at least two, and about four tiles per thread."""
+    return max(2, 4 * workers // tiles_per_shard(level))
 
 
 def write_tiles(
     folder: Path, tiles: Iterable[Tile], level: PyramidLevel, rows: range, fill: RGB, executor: Executor, ahead: int
 ) -> None:
-    """Write all shards of some rows of tiles of level 0, from its occupied tiles nearly in raster order.
+    """Write the shards of some rows of tiles of level 0; occupied tiles come approximately in raster order.
 
     Other tiles have the color ``fill``. Memory bound: that of `ShardCollector`, and ``ahead`` shards with a copy each.
     Raises `OSError` if the disk is full, or the file system reports another error.
@@ -257,8 +263,8 @@ def write_tiles(
 def write_blank_shards(folder: Path, number: int, level: PyramidLevel, collector: ShardCollector, fill: RGB) -> None:
     """Write the shards of a level without occupied tiles.
 
-    Blank shards of one size have equal files, which are encoded once: zarr takes 2 ms per chunk (measured), and most of
-    a slide is background. Raises `OSError` if the disk is full, or the file system reports another error.
+    Blank shards of equal size have equal files, so each size is encoded once: encoding takes 2 ms per chunk, and most
+    of a slide is background. Raises `OSError` if the disk is full, or the file system reports another error.
     """
     array, files = open_level(folder, number, write=True), dict[Size, bytes]()
     for shard in collector.blank_shards():
@@ -274,11 +280,10 @@ def write_blank_shards(folder: Path, number: int, level: PyramidLevel, collector
 
 def write_shard(array: zarr.Array[Any], level: PyramidLevel, fill: RGB, shard: Shard) -> None:
     """Write one shard; missing tiles have the color ``fill``."""
-    across, side = shard_columns(level), level.tile_px
-    first = shard.column * across
+    side, first = level.tile_px, shard.column * tiles_per_shard(level)
     valid = _valid_part(level, shard.row, shard.column)
     pixels = np.empty((3, valid.height, valid.width), np.uint8)
-    if len(shard.tiles) < min(across, level.columns - first):
+    if len(shard.tiles) < min(tiles_per_shard(level), level.columns - first):
         pixels[:] = np.array(fill, np.uint8)[:, np.newaxis, np.newaxis]
     for column, tile in shard.tiles.items():
         left = (column - first) * side
@@ -293,30 +298,30 @@ def read_tiles(array: zarr.Array[Any], level: PyramidLevel, executor: Executor, 
 
     Memory bound: ``ahead`` shards. Raises `DamagedShardError` if a shard cannot be read.
     """
-    across, (rows, columns) = shard_columns(level), shard_grid(level)
+    count, (rows, columns) = tiles_per_shard(level), shard_grid(level)
     positions = [
         (row, column)
         for row in range(rows)
         for column in range(columns)
-        if level.occupied[row, column * across : (column + 1) * across].any()
+        if level.occupied[row, column * count : (column + 1) * count].any()
     ]
     for tiles in ordered_map(executor, partial(_read_shard, array, level), positions, ahead):
         yield from tiles
 
 
 def _read_shard(array: zarr.Array[Any], level: PyramidLevel, position: tuple[int, int]) -> list[Tile]:
-    (row, shard_column), side, across = position, level.tile_px, shard_columns(level)
-    first, valid = shard_column * across, _valid_part(level, *position)
+    (row, shard_column), side, count = position, level.tile_px, tiles_per_shard(level)
+    first, valid = shard_column * count, _valid_part(level, *position)
     top, left = row * side, first * side
     try:
         pixels = np.asarray(array[:, top : top + valid.height, left : left + valid.width])
     # zarr and its codecs raise errors of many types for damage: a checksum, a length, an invalid frame
     except Exception as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NOT_THE_SHARD):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _RESOURCE_ERRORS):
             raise
         raise DamagedShardError(row, shard_column, str(error)) from error
     tiles = []
-    for column in range(first, min(first + across, level.columns)):
+    for column in range(first, min(first + count, level.columns)):
         if not level.occupied[row, column]:
             continue
         part = pixels[:, :, (column - first) * side : (column - first + 1) * side]
@@ -328,12 +333,12 @@ def _read_shard(array: zarr.Array[Any], level: PyramidLevel, position: tuple[int
 
 def _valid_part(level: PyramidLevel, row: int, shard_column: int) -> Size:
     """Return the size of the part of a shard inside the image."""
-    left, top = shard_column * shard_columns(level) * level.tile_px, row * level.tile_px
-    width = min(shard_columns(level) * level.tile_px, level.size.width - left)
+    left, top = shard_column * tiles_per_shard(level) * level.tile_px, row * level.tile_px
+    width = min(tiles_per_shard(level) * level.tile_px, level.size.width - left)
     return Size(width, min(level.tile_px, level.size.height - top))
 
 
-def write_lower_levels(
+def write_downsampled_levels(
     folder: Path,
     levels: Sequence[PyramidLevel],
     fill: RGB,
@@ -341,10 +346,10 @@ def write_lower_levels(
     ahead: int,
     on_progress: Callable[[int], None],
 ) -> None:
-    """Read level 0 of an image once, and write all levels below it.
+    """Read level 0 of an image once, and write all downsampled levels (1 and up).
 
-    Memory bound: that of `Cascade`, ``ahead`` shards of level 0, and of each lower level the tiles of one row of
-    shards that are not complete.
+    Memory bound: that of `Cascade`, ``ahead`` shards of level 0, and for each downsampled level one row of
+    incomplete shards.
 
     ``on_progress`` is called in the calling thread with the number of occupied tiles of level 0 done so far.
 
@@ -378,7 +383,7 @@ def validate_image(folder: Path, sizes: Sequence[Size]) -> None:
     shard and no other file, such as an interrupted writer leaves. Raises `OutputError` if a check fails.
     """
     try:
-        problem = next(_problems(folder, sizes), "")
+        problem = _first_problem(folder, sizes)
     # any error of a reader or codec means that the image cannot be read
     except Exception as error:
         raise OutputError(f"{folder.name} cannot be read back after writing ({error}): run again") from error
@@ -386,29 +391,25 @@ def validate_image(folder: Path, sizes: Sequence[Size]) -> None:
         raise OutputError(f"{folder.name} did not read back as it was written ({problem}): run again")
 
 
-def _problems(folder: Path, sizes: Sequence[Size]) -> Iterator[str]:
+def _first_problem(folder: Path, sizes: Sequence[Size]) -> str:
     if count_levels(folder) != len(sizes):
-        yield f"{count_levels(folder)} levels instead of {len(sizes)}"
+        return f"{count_levels(folder)} levels instead of {len(sizes)}"
     expected = {Path("zarr.json")}
     for number, size in enumerate(sizes):
         array = open_level(folder, number)
-        shards = array.shards or array.chunks
+        shards = array.shards or array.chunks  # without sharding, each chunk has a file
         _, rows, columns = (-(-length // side) for length, side in zip(array.shape, shards, strict=True))
         expected |= {shard_path(number, row, column) for row in range(rows) for column in range(columns)}
         expected.add(Path(str(number), "zarr.json"))
         if array.shape != (3, size.height, size.width):
-            yield f"level {number} has shape {array.shape}"
+            return f"level {number} has shape {array.shape}"
         last = [(length - 1) // side * side for length, side in zip(array.shape, array.chunks, strict=True)]
         np.asarray(array[:, last[1] :, last[2] :])
     found = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
-    for path in sorted(found ^ expected):
-        yield f"{path.as_posix()} {'is missing' if path in expected else 'is not part of the image'}"
-
-
-ZARR_SUFFIX = ".ome.zarr"  # suffix of an OME-Zarr
-_METADATA = ("zarr.json", ".zgroup", ".zattrs")  # files of which a Zarr group, of either version, has at least one
-
-_log = logging.getLogger(__name__)
+    path = min(found ^ expected, default=None)
+    if path is None:
+        return ""
+    return f"{path.as_posix()} {'is missing' if path in expected else 'is not part of the image'}"
 
 
 def is_zarr(path: Path) -> bool:
@@ -416,8 +417,8 @@ def is_zarr(path: Path) -> bool:
     return path.name.lower().endswith(ZARR_SUFFIX)
 
 
-def check_folder_output(path: Path, overwrite: bool) -> None:
-    """Check that a folder can be written as an output, before any work is done; see `check_output`.
+def check_zarr_output(path: Path, overwrite: bool) -> None:
+    """Check that an OME-Zarr can be written, before any work is done; see `check_output` for files.
 
     Only a Zarr group is ever replaced: a wrong name must not delete another folder.
 
@@ -427,7 +428,7 @@ def check_folder_output(path: Path, overwrite: bool) -> None:
     check_name(path)
     check_folder(path.parent)
     if os.path.lexists(path):
-        if path.is_symlink() or not any((path / name).is_file() for name in _METADATA):
+        if path.is_symlink() or not any((path / name).is_file() for name in _GROUP_FILES):
             raise OutputError(f"output {path} exists and is not a Zarr image: choose another name")
         if not overwrite:
             raise output_exists(path)
@@ -435,7 +436,7 @@ def check_folder_output(path: Path, overwrite: bool) -> None:
 
 
 def publish_folder(folder: Path, path: Path, overwrite: bool) -> None:
-    """Make a folder durable and move it to ``path``, on the same file system.
+    """Force a folder to disk and rename it to ``path``, which must be on the same file system.
 
     An existing folder is renamed first, and removed after the new one has its name. If the process is killed between
     the two renames, ``path`` does not exist.
@@ -447,7 +448,7 @@ def publish_folder(folder: Path, path: Path, overwrite: bool) -> None:
     OutputError
         If the file system reports an error.
     """
-    check_folder_output(path, overwrite)
+    check_zarr_output(path, overwrite)
     old = hidden_path(path, "old")
     try:
         sync_tree(folder)
@@ -467,35 +468,6 @@ def publish_folder(folder: Path, path: Path, overwrite: bool) -> None:
 
 def remove_old_versions(path: Path) -> None:
     """Remove replaced versions of an existing folder, which an interrupted run can leave beside it."""
-    if os.path.lexists(path):  # otherwise the replaced version may be the only one
+    if os.path.lexists(path):  # otherwise the replaced version is the only one
         for leftover in hidden_files(path, "old"):
             remove_tree(leftover)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make the content of a folder durable."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            sync_file(Path(place, name))
-        sync_folder(Path(place))
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a file durable."""
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder; log a warning if the file system does not allow it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        _log.warning("cannot remove all of %s", folder)
-
-
-def tree_bytes(folder: Path) -> int:
-    """Return the total size of all files in a folder."""
-    return sum(Path(place, name).stat().st_size for place, _, names in os.walk(folder) for name in names)

@@ -18,12 +18,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..atomic_files import check_output, make_folder, published
+from ..atomic_files import check_output, make_folder, published, sync_file
 from ..concurrency import Progress, ProgressCallback, ordered_map, silent
 from ..errors import OptionError, TransformError
 from ..geometry import RGB, BoolImage, Size, ceil_to
 from ..pyramid import ImageDescription, PyramidOptions, Tile, ome_xml, validate, write_pyramid
-from ..pyramid.ome_zarr import sync_file
 from ..slide import Slide, SlideInfo, agreeing_levels, known_mpp
 from ..system import cores, versions
 from ..text import MOST_WORKERS, auto_option, check_bounds, option

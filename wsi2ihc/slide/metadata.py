@@ -1,16 +1,14 @@
-"""Slide metadata: resolution and its sources (tags, OME-XML, Philips XML)."""
+"""Resolution of a slide: the given one, or that of its metadata or TIFF tags; units of length; ImageJ descriptions."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from xml.parsers import expat
 
 from ..errors import MissingResolutionError, OptionError
-from ..geometry import Size
 from .protocol import SlideInfo
 
 if TYPE_CHECKING:
@@ -19,14 +17,13 @@ if TYPE_CHECKING:
 MPP_RANGE = (0.02, 50.0)
 """Plausible values in the metadata of a slide, µm/px.
 
-Below 0.02, a pixel is a tenth of the resolution of light microscopy with the best objective (about 0.2 µm). Above 50,
-no cell is visible; the largest values in whole-slide files are those of overview images, such as DICOM levels of
-29 µm/px.
+The best objectives resolve about 0.2 µm, ten times the minimum. Above 50, no cell is visible; the largest values in
+whole-slide files are those of overviews, such as DICOM levels of 29 µm/px.
 """
 
 TAG_MPP_RANGE = (0.02, 20.0)
-"""Plausible values of TIFF resolution tags, which any program writes: 72 to 1200 dpi (353 to 21 µm/px) are default
-values, the resolutions of screens, printers and flatbed scanners."""
+"""Plausible values of TIFF resolution tags. Programs write 72 to 1200 dpi (353 to 21 µm/px) by default, the resolutions
+of screens, printers and flatbed scanners."""
 
 _SQUARE_TOLERANCE = 0.01
 """Relative difference up to which pixels count as square; DICOM slides of 28.969 × 28.968 µm exist."""
@@ -34,8 +31,11 @@ _SQUARE_TOLERANCE = 0.01
 _FOR_EXAMPLE = "(µm per pixel, about 0.25 at 40x and 0.5 at 20x)"
 
 _MPP_TIMES_MAGNIFICATION = (2.5, 25.0)
-"""Plausible products of µm/px and magnification. Scanners have 4.3 to 11 (0.11 to 0.27 µm/px at 40x); exports often
-keep the magnification at half the resolution."""
+"""Plausible products of µm/px and magnification. Scanners have 4.3 to 11 (0.11 to 0.27 µm/px at 40x); exports of half
+the resolution often keep the magnification."""
+
+_SAME_RESOLUTION = 0.05
+"""Relative difference up to which a given resolution is not reported to replace that of the file."""
 
 Mpp = tuple[float, float]  # µm per pixel along (x, y)
 
@@ -44,18 +44,19 @@ _PREFIXES = {
     "m": -3, "µ": -6, "n": -9, "p": -12, "f": -15, "a": -18, "z": -21, "y": -24,
 }  # fmt: skip
 
-_OTHERS_UM = {
+# without metric prefix; "li" is the line (1/12 inch) and "ua" the astronomical unit, as OME spells them
+_OTHER_UNITS_UM = {
     "Å": 1e-4, "thou": 25.4, "li": 25_400 / 12, "in": 25_400.0, "ft": 304_800.0, "yd": 914_400.0,
     "mi": 1_609_344_000.0, "ua": 149_597_870_700e6, "ly": 9_460_730_472_580_800e6, "pc": 3.085_677_581_491_367e22,
     "pt": 25_400 / 72,
 }  # fmt: skip
 
-UNITS_UM = {**{f"{prefix}m": 10.0 ** (power + 6) for prefix, power in _PREFIXES.items()}, **_OTHERS_UM}
-"""Every unit of length that OME defines (UnitsLength), in µm, except those without a size."""
+UNITS_UM = {**{f"{prefix}m": 10.0 ** (power + 6) for prefix, power in _PREFIXES.items()}, **_OTHER_UNITS_UM}
+"""All units of OME (UnitsLength) in µm, except `UNITS_WITHOUT_LENGTH`."""
 
-NO_LENGTH = frozenset({"pixel", "pixels", "reference frame", ""})  # units that do not state a length
+UNITS_WITHOUT_LENGTH = frozenset({"pixel", "pixels", "reference frame", ""})
 
-_WORDS = {
+_UNIT_SPELLINGS = {
     "micron": "µm", "microns": "µm", "micrometer": "µm", "micrometers": "µm", "micrometre": "µm",
     "micrometres": "µm", "um": "µm", "µ": "µm", "u": "µm", "nanometer": "nm", "nanometers": "nm", "nanometre": "nm",
     "millimeter": "mm", "millimeters": "mm", "millimetre": "mm", "centimeter": "cm", "centimeters": "cm",
@@ -67,8 +68,8 @@ _WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
-    """Resolution stated by a caller: µm per level-0 px along (x, y), or None; and the option that states it."""
+class GivenResolution:
+    """Resolution given by a caller: µm per level-0 px along (x, y), or None; and the option by which it is given."""
 
     mpp: Mpp | None = None
     option: str = "--mpp"
@@ -79,18 +80,18 @@ class Resolution:
     """Resolution of a slide."""
 
     mpp: Mpp | None  # µm per level-0 px along (x, y), or None
-    source: str  # "stated", "slide", "tiff tags" or ""
+    source: str  # "stated" (given), "slide" (its metadata), "tiff tags" or ""
     problems: tuple[str, ...] = ()  # human-readable problems, one sentence each
-    option: str = "--mpp"  # command-line option that states another resolution
+    option: str = "--mpp"  # command-line option by which another resolution is given
 
 
-def checked_mpp(mpp: float | Sequence[float] | None, option: str = "--mpp") -> Stated:
-    """Check a resolution that a caller states, in µm/px, for both axes or along (x, y).
+def check_mpp(mpp: float | Sequence[float] | None, option: str = "--mpp") -> GivenResolution:
+    """Check a resolution that a caller gives, in µm/px, for both axes or along (x, y).
 
     Raises `OptionError` if it is not one or two numbers within `MPP_RANGE`.
     """
     if mpp is None:
-        return Stated(None, option)
+        return GivenResolution(None, option)
     pair: tuple[float, ...]
     try:
         pair = (float(mpp),) * 2 if isinstance(mpp, (int, float)) else tuple(float(value) for value in mpp)
@@ -100,7 +101,7 @@ def checked_mpp(mpp: float | Sequence[float] | None, option: str = "--mpp") -> S
     # Not "value < low or …", because NaN has to fail too.
     if len(pair) != 2 or not all(low <= value <= high for value in pair):
         raise OptionError(f"{option} {mpp}: the slide's resolution must be between {low:g} and {high:g} µm per pixel")
-    return Stated((pair[0], pair[1]), option)
+    return GivenResolution((pair[0], pair[1]), option)
 
 
 def known_mpp(info: SlideInfo) -> Mpp:
@@ -115,61 +116,70 @@ def known_mpp(info: SlideInfo) -> Mpp:
     return info.mpp
 
 
-def resolve(stated: Stated | None, own: Mpp | None, tags: Mpp | None, magnification: float | None = None) -> Resolution:
-    """Choose among the stated resolution, the slide's metadata and its TIFF tags, in this order.
+def resolve_mpp(
+    given: GivenResolution | None, in_metadata: Mpp | None, tags: Mpp | None, magnification: float | None = None
+) -> Resolution:
+    """Choose the given resolution, or else that of the slide's metadata, or else that of its TIFF tags.
 
     A resolution that does not fit ``magnification``, that of the objective, is reported as a problem.
     """
-    stated = stated or Stated()
-    found = _believable(own, tags, stated.option)
-    if stated.mpp is None:
-        remarks = () if found.mpp is None else (*_not_square(found.mpp), *_implausible(found, magnification))
-        return Resolution(found.mpp, found.source, (*found.problems, *remarks), stated.option)
-    problems = list(_not_square(stated.mpp))
-    if found.mpp is not None and max(abs(math.log(a / b)) for a, b in zip(stated.mpp, found.mpp, strict=True)) > 0.05:
-        problems.append(
-            f"The stated resolution of {_text(stated.mpp)} replaces {_text(found.mpp)}, which the file says."
-        )
-    chosen = Resolution(stated.mpp, "stated", (), stated.option)
-    return dataclasses.replace(chosen, problems=(*problems, *_implausible(chosen, magnification)))
+    given = given or GivenResolution()
+    found = _resolution_of_file(in_metadata, tags, given.option)
+    if given.mpp is None:
+        if found.mpp is None:
+            return found
+        advice = f"give the right one with {given.option}"
+        problems = [*_shape_problems(found.mpp), *_magnification_problems(found.mpp, magnification, advice)]
+        return dataclasses.replace(found, problems=tuple(problems))
+    problems = list(_shape_problems(given.mpp))
+    # The problems of the file's own resolution are dropped: it is not used.
+    if found.mpp is not None and any(
+        abs(math.log(a / b)) > _SAME_RESOLUTION for a, b in zip(given.mpp, found.mpp, strict=True)
+    ):
+        problems.append(f"The given resolution of {_text(given.mpp)} replaces {_text(found.mpp)} of the file.")
+    problems += _magnification_problems(given.mpp, magnification, f"check {given.option}")
+    return Resolution(given.mpp, "stated", tuple(problems), given.option)
 
 
-def _implausible(found: Resolution, magnification: float | None) -> tuple[str, ...]:
+def _magnification_problems(mpp: Mpp, magnification: float | None, advice: str) -> tuple[str, ...]:
     low, high = _MPP_TIMES_MAGNIFICATION
-    if found.mpp is None or magnification is None:
-        return ()
-    if all(low <= side * magnification <= high for side in found.mpp):
+    if magnification is None or all(low <= side * magnification <= high for side in mpp):
         return ()
     return (
-        f"{_text(found.mpp)} and an objective of {magnification:g}x do not fit: {magnification:g}x gives about "
-        f"{10 / magnification:.2g} µm/px. One of them is wrong; if it is the resolution, state it with {found.option}.",
+        f"{_text(mpp)} and an objective of {magnification:g}x do not fit: {magnification:g}x gives about "
+        f"{10 / magnification:.2g} µm/px. If the resolution is wrong, {advice}.",
     )
 
 
-def _believable(own: Mpp | None, tags: Mpp | None, option: str) -> Resolution:
-    state_it = f"state it with {option} {_FOR_EXAMPLE}"
-    if own is not None:
-        if all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in own):
-            return Resolution(own, "slide")
-        return Resolution(None, "", (f"The slide says {_text(own)}, which no scanner means; {state_it}.",))
-    if tags is not None:
+def _resolution_of_file(in_metadata: Mpp | None, tags: Mpp | None, option: str) -> Resolution:
+    problem = "The slide does not state its resolution"
+    if in_metadata is not None:
+        if all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in in_metadata):
+            return Resolution(in_metadata, "slide", (), option)
+        problem = f"The slide states {_text(in_metadata)}, which is not plausible"
+    elif tags is not None:
         if all(TAG_MPP_RANGE[0] <= value <= TAG_MPP_RANGE[1] for value in tags):
-            return Resolution(tags, "tiff tags")
+            return Resolution(tags, "tiff tags", (), option)
         dpi = " × ".join(f"{25_400 / value:.4g}" for value in dict.fromkeys(tags))
-        return Resolution(
-            None, "", (f"The TIFF tags say {_text(tags)} ({dpi} dpi), which no scanner means; {state_it}.",)
-        )
-    return Resolution(None, "", (f"The slide does not say its resolution; {state_it}.",))
+        problem = f"The TIFF tags state {_text(tags)} ({dpi} dpi), which is not plausible"
+    return Resolution(None, "", (f"{problem}; give it with {option} {_FOR_EXAMPLE}.",), option)
 
 
-def _not_square(mpp: Mpp) -> tuple[str, ...]:
+def _shape_problems(mpp: Mpp) -> tuple[str, ...]:
     if abs(mpp[0] / mpp[1] - 1.0) <= _SQUARE_TOLERANCE:
         return ()
-    return (f"Its pixels are not square: {mpp[0]:.4g} × {mpp[1]:.4g} µm.",)
+    return (f"The pixels are not square: {mpp[0]:.4g} × {mpp[1]:.4g} µm.",)
 
 
 def _text(mpp: Mpp) -> str:
     return f"{mpp[0]:.4g} µm/px" if f"{mpp[0]:.4g}" == f"{mpp[1]:.4g}" else f"{mpp[0]:.4g} × {mpp[1]:.4g} µm/px"
+
+
+_ENCODINGS = {
+    "µ": ("\\u00B5", "\\u00b5", "\u03bc", "Âµ", "Î¼"),
+    "Å": ("\\u00C5", "\\u00c5", "\u212b", "A\u030a"),
+}
+"""Other encodings of letters: ImageJ's escapes, other code points, and UTF-8 decoded as Latin-1."""
 
 
 def positive_number(value: Any) -> float | None:
@@ -186,28 +196,27 @@ def positive_number(value: Any) -> float | None:
     return number if math.isfinite(number) and number > 0 else None
 
 
-def unit_um(unit: str) -> float | None:
+def unit_to_um(unit: str) -> float | None:
     """Return a unit in µm; None if it is not a length, or unknown."""
     text = unit.strip()
-    # ImageJ's escapes, the Greek letter, and UTF-8 decoded as Latin-1
-    for escape in ("\\u00B5", "\\u00b5", "\u03bc", "Âµ", "Î¼"):
-        text = text.replace(escape, "µ")
-    text = text.replace("\u212b", "Å").replace("A\u030a", "Å").replace("\\u00C5", "Å").replace("\\u00c5", "Å")
-    return UNITS_UM.get(_WORDS.get(text.lower(), text))
+    for letter, encodings in _ENCODINGS.items():
+        for encoding in encodings:
+            text = text.replace(encoding, letter)
+    return UNITS_UM.get(_UNIT_SPELLINGS.get(text.lower(), text))
 
 
-_IMAGEJ_TEXT = 10_000  # characters at the start of a description that are searched for ImageJ's unit
+_MAX_IMAGEJ_CHARACTERS = 10_000  # at the start of a description, which are parsed as ImageJ's
 
-_UNIT_UM = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
+_RESOLUTION_UNITS_UM = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
 """ResolutionUnit to µm: inch and cm (TIFF 6.0), mm and µm (as tifffile and tiffslide read them)."""
 
 
 def tag_mpp(page: TiffPage) -> Mpp | None:
     """Return µm per px by the resolution tags of a page, plausible or not; None if they do not state it."""
-    unit_of_tag = _UNIT_UM.get(int(page.tags.valueof("ResolutionUnit", default=2)))
+    unit_of_tag = _RESOLUTION_UNITS_UM.get(int(page.tags.valueof("ResolutionUnit", default=2)))
     unit = imagej_unit(page.description or "")
-    # ImageJ itself prefers its own unit.
-    scale = unit_of_tag if unit is None else unit_um(unit) or unit_of_tag
+    # The unit in ImageJ's description goes before the tag, as in ImageJ itself, unless it is unknown.
+    scale = (unit_to_um(unit) if unit is not None else None) or unit_of_tag
     x, y = page.tags.valueof("XResolution"), page.tags.valueof("YResolution")
     if scale is None or x is None or y is None:
         return None
@@ -218,11 +227,14 @@ def tag_mpp(page: TiffPage) -> Mpp | None:
 
 
 def unit_problems(page: TiffPage) -> tuple[str, ...]:
-    """Describe a unit in ImageJ's description that is unknown."""
+    """Return a sentence about the unit in ImageJ's description, if it is unknown.
+
+    A missing or empty unit, or pixels, is normal for ImageJ; in OME-XML, `slide_xml` reports it.
+    """
     unit = imagej_unit(page.description or "")
-    if unit is None or unit in NO_LENGTH or unit_um(unit) is not None:
+    if unit is None or unit in UNITS_WITHOUT_LENGTH or unit_to_um(unit) is not None:
         return ()
-    return (f"Its description states the size of pixels in {unit[:20]!r}, which is not a known unit.",)
+    return (f"The ImageJ description states the size of pixels in {unit[:20]!r}, which is not a known unit.",)
 
 
 def imagej_unit(description: str) -> str | None:
@@ -230,7 +242,7 @@ def imagej_unit(description: str) -> str | None:
     return _imagej_metadata(description).get("unit")
 
 
-def imagej_images(description: str) -> int:
+def imagej_image_count(description: str) -> int:
     """Return the number of images in a description by ImageJ; 1 in any other description."""
     text = _imagej_metadata(description).get("images", "1")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 1
@@ -239,12 +251,15 @@ def imagej_images(description: str) -> int:
 def _imagej_metadata(description: str) -> dict[str, str]:
     if not description.startswith("ImageJ="):
         return {}
-    pairs = (line.partition("=") for line in description[:_IMAGEJ_TEXT].splitlines())
+    pairs = (line.partition("=") for line in description[:_MAX_IMAGEJ_CHARACTERS].splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def tag_factors(levels: Sequence[TiffPage]) -> tuple[float | None, ...]:
-    """Return the factors of the levels by their resolution tags; None if these are only copies of level 0's."""
+    """Return the downsampling factors by the resolution tags of the levels.
+
+    None for tags that are missing, or equal those of level 0 (within 5 %), from which some programs copy them.
+    """
     mpps = [tag_mpp(level) for level in levels]
     first = mpps[0]
     if first is None:
@@ -257,186 +272,3 @@ def _rational(value: Any) -> float:
     if isinstance(value, tuple):
         return value[0] / value[1] if value[1] else math.nan
     return float(value)
-
-
-MAX_TEXT = 16 * 2**20  # longest OME-XML that is read, in characters. Slides have some kB, plates some MB.
-MAX_ELEMENTS = 100_000  # most elements, which take some tenths of a second in Python
-
-_MAX_NAME = 80
-
-
-class XmlError(ValueError):
-    """Text that is not well-formed XML, or exceeds a limit."""
-
-
-@dataclass(slots=True)
-class OmePlanes:
-    """One <TiffData> element: ``count`` planes (None: not stated) from page ``first`` of a file."""
-
-    first: int | None
-    count: int | None
-    uuid: str = ""
-    file_name: str = ""
-
-
-@dataclass(slots=True)
-class OmeImage:
-    """One <Image> element."""
-
-    name: str = ""
-    size: Size | None = None  # width and height in px, or None
-    mpp: Mpp | None = None  # µm per px along (x, y); None where not stated
-    magnification: float | None = None  # nominal magnification of its own objective, or None
-    problems: tuple[str, ...] = ()  # stated values that cannot be used, one sentence each
-    planes: list[OmePlanes] = field(default_factory=list)  # positions of its planes
-    depth: int = 1
-    times: int = 1
-    objective: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OmeXml:
-    """The content of an OME-XML text."""
-
-    uuid: str  # of the file, or ""
-    companion: str  # name of the file that holds the metadata instead (<BinaryOnly>), or ""
-    images: tuple[OmeImage, ...]  # in their order
-
-
-def is_ome_xml(text: str) -> bool:
-    """Whether a text looks like OME-XML."""
-    head = text[:4000].lstrip("\ufeff \t\r\n")
-    return head.startswith("<") and ("<OME" in head or ":OME" in head)
-
-
-def parse_ome_xml(text: str) -> OmeXml:
-    """Read OME-XML.
-
-    Raises `XmlError` if it is not well-formed, has a document type definition, or is too long.
-    """
-    reader = _OmeReader()
-    parse_xml(text, reader.start, reader.end, reader.text)
-    return reader.result()
-
-
-def parse_xml(
-    text: str,
-    start: Callable[[str, dict[str, str]], None],
-    end: Callable[[str], None],
-    characters: Callable[[str], None],
-) -> None:
-    """Call handlers for the elements of an XML text.
-
-    Raises `XmlError` if it is not well-formed, has a document type definition, or is too long.
-    """
-    if len(text) > MAX_TEXT:
-        raise XmlError(f"it has {len(text):,} characters, more than {MAX_TEXT:,}")
-    elements = 0
-
-    def counted(name: str, attributes: dict[str, str]) -> None:
-        nonlocal elements
-        elements += 1
-        if elements > MAX_ELEMENTS:
-            raise XmlError(f"it has more than {MAX_ELEMENTS:,} elements")
-        start(name.rpartition(":")[2], attributes)
-
-    def refused(*_: object) -> None:
-        raise XmlError("it has a document type definition")
-
-    parser = expat.ParserCreate("utf-8")
-    parser.buffer_text = True  # else the handler is called for each line
-    parser.StartElementHandler = counted
-    parser.StartDoctypeDeclHandler = refused
-    parser.EndElementHandler = lambda name: end(name.rpartition(":")[2])
-    parser.CharacterDataHandler = characters
-    try:
-        parser.Parse(text.strip("\ufeff\0 \t\r\n").encode("utf-8", "replace"), True)
-    except expat.ExpatError as error:
-        raise XmlError(str(error)) from error
-
-
-class _OmeReader:
-    """Handlers that collect the images."""
-
-    def __init__(self) -> None:
-        self._uuid = ""
-        self._companion = ""
-        self._images: list[OmeImage] = []
-        self._objectives: dict[str, float | None] = {}
-        self._image: OmeImage | None = None
-        self._in_uuid = False
-
-    def start(self, name: str, attributes: dict[str, str]) -> None:
-        if name == "OME":
-            self._uuid = attributes.get("UUID", "")
-        elif name == "BinaryOnly":
-            self._companion = attributes.get("MetadataFile", "")
-        elif name == "Objective":
-            self._objectives[attributes.get("ID", "")] = positive_number(attributes.get("NominalMagnification"))
-        elif name == "Image":
-            self._image = OmeImage(name=attributes.get("Name", "")[:_MAX_NAME])
-            self._images.append(self._image)
-        elif self._image is not None:
-            self._start_in_image(self._image, name, attributes)
-
-    def _start_in_image(self, image: OmeImage, name: str, attributes: dict[str, str]) -> None:
-        if name in ("ObjectiveSettings", "ObjectiveRef"):
-            image.objective = attributes.get("ID", "")
-        elif name == "Pixels":
-            width, height = (_count(attributes.get(f"Size{axis}")) for axis in "XY")
-            image.size = Size(width, height) if width and height else None
-            image.depth = _count(attributes.get("SizeZ")) or 1
-            image.times = _count(attributes.get("SizeT")) or 1
-            image.mpp, image.problems = _resolution(attributes)
-        elif name == "TiffData":
-            count = attributes.get("PlaneCount", attributes.get("NumPlanes"))
-            image.planes.append(OmePlanes(_count(attributes.get("IFD")), _count(count)))
-        elif name == "UUID" and image.planes:
-            image.planes[-1].file_name = attributes.get("FileName", "")
-            self._in_uuid = True
-
-    def end(self, name: str) -> None:
-        if name == "Image":
-            self._image = None
-        elif name == "UUID":
-            self._in_uuid = False
-
-    def text(self, text: str) -> None:
-        if self._in_uuid and self._image is not None and len(self._image.planes[-1].uuid) < 100:
-            self._image.planes[-1].uuid += text
-
-    def result(self) -> OmeXml:
-        only = len(self._images) == 1 and len(self._objectives) == 1
-        for image in self._images:
-            # Without a reference, the objective belongs to the image only if there is one of each.
-            key = image.objective or (next(iter(self._objectives)) if only else "")
-            image.magnification = self._objectives.get(key) if key or only else None
-        return OmeXml(self._uuid.strip(), self._companion, tuple(self._images))
-
-
-def _resolution(attributes: dict[str, str]) -> tuple[Mpp | None, tuple[str, ...]]:
-    sides: list[float] = []
-    problems: list[str] = []
-    for axis in "XY":
-        stated = attributes.get(f"PhysicalSize{axis}")
-        if stated is None:
-            continue
-        value, unit = positive_number(stated), attributes.get(f"PhysicalSize{axis}Unit", "µm")
-        scale = unit_um(unit)
-        if value is not None and scale is not None:
-            sides.append(value * scale)
-        elif value is None:
-            problems.append("Its OME-XML states a size of pixels that is not a number above zero.")
-        elif unit.strip() not in NO_LENGTH:
-            problems.append(f"Its OME-XML states the size of pixels in {unit[:20]!r}, which is not a known unit.")
-        else:
-            problems.append(f"Its OME-XML states the size of pixels in {unit[:20]!r}, which is not a length.")
-    return (sides[0], sides[1]) if len(sides) == 2 else None, tuple(dict.fromkeys(problems))
-
-
-def _count(value: str | None) -> int | None:
-    try:
-        number = int(value or "")
-    except ValueError:
-        return None
-    return number if 0 <= number < 2**31 else None

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from ..errors import OptionError, SlideNotFoundError, UnreadableSlideError
 from .image_choice import Choice
-from .metadata import Stated, checked_mpp
+from .metadata import GivenResolution, check_mpp
 from .protocol import Slide
 from .readers.dicom import dicom_files, dicom_slides
 from .slide_view import as_shown
@@ -63,9 +63,9 @@ def open_slide(
     OptionError
         If ``mpp`` is not a resolution, or the file has no such series or page.
     """
-    stated, choice = checked_mpp(mpp, mpp_option), Choice(series, page)
+    given, choice = check_mpp(mpp, mpp_option), Choice(series, page)
     try:
-        return _open(os.fspath(path), stated, choice)
+        return _open(os.fspath(path), given, choice)
     except (OptionError, UnreadableSlideError) as error:
         text = re.sub(r"--(series|page)\b", lambda found: image_option.format(found[1]), str(error))
         if text == str(error):
@@ -73,22 +73,22 @@ def open_slide(
         raise type(error)(text) from error
 
 
-def _open(address: str, stated: Stated, choice: Choice) -> Slide:
+def _open(address: str, given: GivenResolution, choice: Choice) -> Slide:
     if "://" in address:
         if _is_zarr_address(address):
-            return _open_zarr(address, stated, choice)
-        return as_shown(_open_with_tiffslide(address, stated, choice))
+            return _open_zarr(address, given, choice)
+        return as_shown(_open_with_tiffslide(address, given, choice))
     file = Path(address)
     if _is_folder(file):
         if is_zarr(file):
-            return _open_zarr(file, stated, choice)
+            return _open_zarr(file, given, choice)
         file = _file_of_folder(file)
     _check_file(file)
     check_tags_of(file)
-    return as_shown(_open_file(file, stated, choice))
+    return as_shown(_open_file(file, given, choice))
 
 
-def _open_file(file: Path, stated: Stated, choice: Choice) -> SlideReader:
+def _open_file(file: Path, given: GivenResolution, choice: Choice) -> SlideReader:
     # Imported here, and tiffslide (0.3 s, with zarr) only where it is needed.
     from .readers.openslide_reader import FormatUnknownError, OpenSlideReader, format_of
 
@@ -96,19 +96,19 @@ def _open_file(file: Path, stated: Stated, choice: Choice) -> SlideReader:
     own_layout = kind not in (None, "generic-tiff")
     facts = _facts(file, kind, choice)
     if facts is not None and not own_layout and not openslide_reads(facts):
-        return _open_with_tiffslide(file, stated, choice)
+        return _open_with_tiffslide(file, given, choice)
     slide: SlideReader
     try:
-        slide = OpenSlideReader(file, facts, stated)
+        slide = OpenSlideReader(file, facts, given)
     except UnreadableSlideError as refusal:
         if facts is None:
             from .readers.image_reader import ImageReader, is_plain_image
 
             if isinstance(refusal, FormatUnknownError) and is_plain_image(file):
-                return ImageReader(file, stated)
+                return ImageReader(file, given)
             raise
         try:
-            return _open_with_tiffslide(file, stated, choice, prove=not isinstance(refusal, FormatUnknownError))
+            return _open_with_tiffslide(file, given, choice, prove=not isinstance(refusal, FormatUnknownError))
         except UnreadableSlideError as error:
             # Raise the error of the reader that knows the format.
             raise (error if isinstance(refusal, FormatUnknownError) else refusal) from error
@@ -116,7 +116,7 @@ def _open_file(file: Path, stated: Stated, choice: Choice) -> SlideReader:
     if facts is None or own_layout or sizes == list(facts.level_sizes):
         return slide
     try:
-        other = _open_with_tiffslide(file, stated, choice)
+        other = _open_with_tiffslide(file, given, choice)
     except UnreadableSlideError:
         if sizes[0] == facts.level_sizes[0] and set(sizes) <= set(facts.level_sizes):
             return slide  # with fewer levels
@@ -156,10 +156,12 @@ def openslide_reads(facts: TiffMetadata) -> bool:
     return is_first and facts.orientation == 1 and facts.kind.alpha != "unspecified"
 
 
-def _open_with_tiffslide(path: str | Path, stated: Stated, choice: Choice, *, prove: bool = False) -> TiffSlideReader:
+def _open_with_tiffslide(
+    path: str | Path, given: GivenResolution, choice: Choice, *, prove: bool = False
+) -> TiffSlideReader:
     from .readers.tiffslide_reader import TiffSlideReader
 
-    slide = TiffSlideReader(path, stated, choice)
+    slide = TiffSlideReader(path, given, choice)
     try:
         if prove:
             slide.prove_pixels()
@@ -211,11 +213,11 @@ def _is_zarr_address(address: str) -> bool:
         raise UnreadableSlideError(f"the slide's address is not valid ({error}); check it") from error
 
 
-def _open_zarr(path: str | Path, stated: Stated, choice: Choice) -> Slide:
+def _open_zarr(path: str | Path, given: GivenResolution, choice: Choice) -> Slide:
     from .readers.zarr_reader import ZarrReader
 
     name = PurePath(urlsplit(str(path)).path).name if isinstance(path, str) else path.absolute().name
-    return ZarrReader(path, stated, choice, name)
+    return ZarrReader(path, given, choice, name)
 
 
 def _check_file(file: Path) -> None:

@@ -13,8 +13,9 @@ from ..geometry import Size
 from ..text import pluralize
 from .image_choice import Choice, is_companion_name, remarks_on_unused, the_slide
 from .level_factors import can_be_level, is_divided_by, mean_factor
-from .metadata import Mpp, OmeImage, OmeXml
+from .metadata import Mpp
 from .protocol import ImageEntry, PixelKind, pixel_kind
+from .slide_xml import OmeImage, OmeXml
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage

@@ -20,19 +20,9 @@ from ..errors import OptionError, UnreadableSlideError, Wsi2IhcError
 from ..geometry import Region, Size
 from ..text import pluralize
 from .image_choice import NO_CHOICE, Choice
-from .metadata import (
-    MAX_TEXT,
-    OmeImage,
-    OmeXml,
-    XmlError,
-    imagej_images,
-    is_ome_xml,
-    parse_ome_xml,
-    tag_factors,
-    tag_mpp,
-    unit_problems,
-)
+from .metadata import imagej_image_count, tag_factors, tag_mpp, unit_problems
 from .protocol import ImageEntry, PixelKind, pixel_kind
+from .slide_xml import MAX_TEXT, OmeImage, OmeXml, XmlError, is_ome_xml, parse_ome_xml
 from .tiff_images import (
     MAX_DESCRIPTION,
     MAX_PAGES,
@@ -261,7 +251,7 @@ def tiff_facts(
 
 def _check_stack(name: str, image: TiffImage, choice: Choice) -> None:
     """Refuse a stack of which ImageJ describes one page only."""
-    count = imagej_images(image.levels[0].description or "")
+    count = imagej_image_count(image.levels[0].description or "")
     if count > len(image.plane_pages) and not choice:
         raise UnreadableSlideError(
             f"{name}: its description says that it holds {count} images (an ImageJ stack), of which the file "

@@ -27,7 +27,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ..atomic_files import hidden_files, hidden_path, hidden_stem, write_atomically
+from ..atomic_files import hidden_files, hidden_path, hidden_stem, remove_tree, write_atomically
 from ..concurrency import Progress, ProgressCallback
 from ..errors import OutputBusyError, OutputError
 from ..files import json_bytes, read_json, read_regular
@@ -35,7 +35,7 @@ from ..geometry import BoolImage, Region, Size, ceil_to
 from ..locks import exclusive_lock, is_there, unused
 from ..pyramid import PyramidOptions
 from ..pyramid.levels import PyramidLevel
-from ..pyramid.ome_zarr import remove_old_versions, remove_tree, shard_grid, shard_path
+from ..pyramid.ome_zarr import remove_old_versions, shard_grid, shard_path
 from ..tissue import Annotation, TissueMask
 from .job import SharedPlan, TranslationJob
 from .options import TranslateOptions

@@ -25,8 +25,9 @@ from ..models.registry import (
 )
 from ..slide import Slide, WorkingGrid, known_mpp, to_srgb_transform, working_grid
 from ..tissue import TissueMask, detect_tissue, load_mask, whole_slide
+from .blend import Fade, make_fade
 from .options import TranslateOptions
-from .stages import Fade, FaultTolerantSlide, RegionReader, make_fade
+from .stages import FaultTolerantSlide, RegionReader
 from .windows import TissueGrid, mask_on_grid
 
 ENLARGED_FROM = 1.3

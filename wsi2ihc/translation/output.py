@@ -31,25 +31,17 @@ from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import OutputError
 from ..files import read_regular, sha256_of
 from ..geometry import BoolImage, RGBImage
-from ..pyramid import ZARR_SUFFIX, PyramidReport, Tile, check_folder_output, is_zarr, ome_xml, write_pyramid
+from ..pyramid import ZARR_SUFFIX, PyramidReport, Tile, check_zarr_output, is_zarr, ome_xml, write_pyramid
 from ..pyramid import read_overview as read_result
 from ..slide import Slide, overview_grid, read_overview, srgb_profile
 from ..text import pluralize
+from .blend import blend_overlaps, feather_cores
 from .job import TranslationJob, hash_fingerprint
 from .options import TRANSLATING, TranslateOptions
 from .output_files import check_not_inputs, check_report, is_report_of, report_path, write_report
 from .report import TranslateReport, caption, describe_image, describe_model, options_for_report, versions
 from .seams import SeamMeter, SeamMetrics
-from .stages import (
-    DeviceClock,
-    FinishedCore,
-    assemble_tiles,
-    blend_overlaps,
-    crop_cores,
-    feather_cores,
-    read_windows,
-    translate_windows,
-)
+from .stages import DeviceClock, FinishedCore, assemble_tiles, crop_cores, read_windows, translate_windows
 from .windows import Plan
 
 PREVIEW_PX = 1600
@@ -88,7 +80,7 @@ def check_outputs(
 
 def _check_image(path: Path, overwrite: bool) -> None:
     if is_zarr(path):
-        check_folder_output(path, overwrite)
+        check_zarr_output(path, overwrite)
     else:
         check_output(path, overwrite, suffixes=(*SUFFIXES, ZARR_SUFFIX))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic_files import disk_errors, published, sync_folder
+from ..atomic_files import disk_errors, published, remove_tree, sync_file, sync_folder, sync_tree, tree_bytes
 from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import OutputBusyError, OutputError, OutputExistsError
 from ..files import sha256_of, sha256_of_file
@@ -39,13 +39,9 @@ from ..pyramid.ome_zarr import (
     open_level,
     read_tiles,
     remove_old_versions,
-    remove_tree,
     shards_ahead,
-    sync_file,
-    sync_tree,
-    tree_bytes,
     validate_image,
-    write_lower_levels,
+    write_downsampled_levels,
     write_tiles,
 )
 from ..slide import Slide
@@ -273,7 +269,7 @@ def _create(output: Path, job: TranslationJob, shared: SharedPlan) -> Path:
                 part.mkdir()
             (folder / IN_USE).touch()
             write_shared_plan(folder, shared)
-            create_image(folder / IMAGE, describe_image(job, output.name), [shared.size])
+            create_image(folder / IMAGE, describe_image(job, output.name), levels=1)
             create_level(folder / IMAGE, 0, _empty_level(shared.size, job.options.pyramid.tile_px))
             sync_tree(folder)
             if not job.options.resume:
@@ -531,8 +527,8 @@ def _publish_zarr(checkpoint: Checkpoint, markers: list[DoneMarker], progress: P
     sizes = tuple(level.size for level in levels)
     with ThreadPoolExecutor(job.workers, thread_name_prefix="pixels") as executor:
         ahead = shards_ahead(levels[0], job.workers)
-        write_lower_levels(image, levels, job.fill, executor, ahead, _writing_progress(checkpoint, progress))
-    create_image(image, describe_image(job, checkpoint.output.name), sizes)
+        write_downsampled_levels(image, levels, job.fill, executor, ahead, _writing_progress(checkpoint, progress))
+    create_image(image, describe_image(job, checkpoint.output.name), len(sizes))
     progress(Progress(CHECKING))
     validate_image(image, sizes)
     tiles = sum(level.occupied.size for level in levels)

@@ -12,13 +12,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..atomic_files import check_output, published
+from ..atomic_files import check_output, published, sync_file, tree_bytes
 from ..concurrency import Progress, ProgressCallback, silent
 from ..errors import OutputError, OutputExistsError
 from ..files import read_json, sha256_of
 from ..models.registry import Model
 from ..pyramid import is_zarr, validate
-from ..pyramid.ome_zarr import sync_file, tree_bytes
 from ..slide import Slide
 from .checkpoint_folder import checkpoint_path, count_done, discard_checkpoint
 from .job import TranslationFingerprint, TranslationJob, hash_fingerprint, prepare, translation_fingerprint

@@ -14,7 +14,7 @@ from scipy.ndimage import uniform_filter
 
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.demo.ihc_pair import IHC_BACKGROUND, restain
-from wsi2ihc.errors import DatasetError, TransformError
+from wsi2ihc.errors import DatasetError, MissingResolutionError, TransformError
 from wsi2ihc.geometry import Region, RGBImage, Size
 from wsi2ihc.models.registry import counterstain, load_model
 from wsi2ihc.pyramid import PyramidOptions
@@ -22,9 +22,11 @@ from wsi2ihc.registration.transform import SlideFrame, Transform, affine, frame_
 from wsi2ihc.registration.transform_io import save_transform
 from wsi2ihc.slide import open_slide
 from wsi2ihc.slide.readers.image_reader import MemorySlide
+from wsi2ihc.training.evaluation.grid_seams import GridSeams, measure_seams
 from wsi2ihc.training.evaluation.options import EvaluateOptions
 from wsi2ihc.training.evaluation.report import make_slide_report
-from wsi2ihc.training.evaluation.slide_grid import BorderGrid, GridSeams, SlideComparison, measure_seams, plan_squares
+from wsi2ihc.training.evaluation.slide_grid import SlideComparison, plan_squares
+from wsi2ihc.training.evaluation.slide_origin import BorderGrid, Origin, check_source, read_origin
 from wsi2ihc.training.evaluation.slides import area_agreement, evaluate_slides
 from wsi2ihc.training.metrics.bootstrap import ImageMetadata, Scores
 from wsi2ihc.translation.options import TranslateOptions
@@ -141,6 +143,25 @@ def test_position_of_a_region_from_its_metadata(slides: Path, tmp_path: Path, ih
     assert result.origin.seams == {"z": 0.7}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"plan": {}}, {"position_um": None}, {"options": {}}, {"seams": 1},
+     {"plan": {"core_size": [0, 128], "core_origin": [0, 0], "halo_px": 88, "overlap_px": 0}}],
+)  # fmt: skip
+def test_reports_with_missing_or_invalid_values_are_an_error(
+    slides: Path, tmp_path: Path, damage: dict[str, object]
+) -> None:
+    virtual = Path(shutil.copy(slides / "virtual.tif", tmp_path))
+    report = {
+        "position_um": [0, 0], "output_size": {"width": 700, "height": 600}, "source": {}, "seams": None,
+        "options": {"pyramid": {"tile_px": 256}},
+        "plan": {"core_size": [128, 128], "core_origin": [-36, -36], "halo_px": 88, "overlap_px": 0},
+    }  # fmt: skip
+    Path(f"{virtual}.json").write_text(json.dumps(report | damage))
+    with pytest.raises(DatasetError, match=r"virtual\.tif\.json: .* missing or invalid value"):
+        read_origin(str(virtual), Size(700, 600))
+
+
 def test_position_of_a_region_from_the_translation_report(slides: Path, tmp_path: Path) -> None:
     with open_slide(slides / "virtual.tif") as slide:
         options = TranslateOptions(
@@ -208,6 +229,20 @@ def test_neighboring_tissue_does_not_count_as_coverage() -> None:
     pair = SlideComparison(*(MemorySlide(image, "slide", (0.5, 0.5)) for image in (left, right)), identity())
     with pytest.raises(DatasetError, match="no common tissue"):
         plan_squares(pair, 200)
+
+
+def test_messages_on_a_missing_resolution_name_the_role_of_the_slide(ihc: RGBImage) -> None:
+    known, unknown = MemorySlide(ihc, "a", (0.5, 0.5)), MemorySlide(ihc, "b", None)
+    with pytest.raises(MissingResolutionError, match=r"^b: the reference .* with --mpp"):
+        plan_squares(SlideComparison(known, unknown, identity()))
+    with pytest.raises(MissingResolutionError, match=r"^b: the virtual slide .* write it into the file"):
+        plan_squares(SlideComparison(unknown, known, identity()))
+
+
+def test_message_on_another_source_without_its_name() -> None:
+    fixed = SlideFrame("he.tif", Size(1, 1), (0.5, 0.5), "b" * 64)
+    with pytest.raises(DatasetError, match=r"was made from another slide, but the transform was made for he\.tif"):
+        check_source(Origin(quickhash="a" * 64), fixed, None, "virtual.tif")
 
 
 def test_slides_without_common_tissue_are_an_error(slides: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from wsi2ihc.pyramid.ome_zarr import (
     create_level,
     open_level,
     read_tiles,
-    shard_columns,
+    tiles_per_shard,
     validate_image,
     write_tiles,
 )
@@ -197,7 +197,7 @@ def tiles_of(pixels: RGBImage, level: PyramidLevel) -> list[Tile]:
 
 def test_tiles_are_read_back_from_shards(level: PyramidLevel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsi2ihc.pyramid.ome_zarr.SHARD_PX", 16 * 16 * 5)
-    assert shard_columns(level) == 5
+    assert tiles_per_shard(level) == 5
     pixels = np.random.default_rng(1).integers(0, 256, (150, 300, 3), dtype=np.uint8)
     array, tiles = create_level(tmp_path / "image", 0, level), tiles_of(pixels, level)
     with ThreadPoolExecutor(3) as executor:

@@ -19,7 +19,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ...errors import UnreadableSlideError
 from ...geometry import RGB, WHITE, Region, RGBImage, Size
 from ...text import pluralize
-from ..metadata import Mpp, Stated, resolve
+from ..metadata import GivenResolution, Mpp, resolve_mpp
 from ..protocol import Level, SlideInfo, composited, transparent
 from ..tile_codecs import has_jpeg_hole, has_zero_run, jpeg_frame
 from .base import UNCOMPRESSED, SlideReader, changed_at, checked_levels, checked_profile, hash_of_file, remarks
@@ -90,7 +90,7 @@ class ImageReader(_DecodedSlide):
     the stated one or none. Raises `UnreadableSlideError` if the image is damaged, too large, or not 8-bit RGB.
     """
 
-    def __init__(self, path: Path, stated_mpp: Stated | None) -> None:
+    def __init__(self, path: Path, given: GivenResolution | None) -> None:
         super().__init__(path, path.name)
         kind, make = _kind(path) or ("", None)
         if make is None:
@@ -119,7 +119,7 @@ class ImageReader(_DecodedSlide):
                 f"{path.name}: the {kind} is damaged ({self._reason(error)[:80]}); copy it again from its source"
             ) from error
         self._info = self._describe(
-            path, kind, profile if isinstance(profile, bytes) else None, stated_mpp, frames, has_alpha
+            path, kind, profile if isinstance(profile, bytes) else None, given, frames, has_alpha
         )
 
     def _check(self, image: Image.Image, path: Path) -> None:
@@ -141,12 +141,12 @@ class ImageReader(_DecodedSlide):
             )
 
     def _describe(
-        self, path: Path, kind: str, profile: bytes | None, stated_mpp: Stated | None, frames: int, has_alpha: bool
+        self, path: Path, kind: str, profile: bytes | None, given: GivenResolution | None, frames: int, has_alpha: bool
     ) -> SlideInfo:
         assert self._pixels is not None
         height, width = self._pixels.shape[:2]
         levels = checked_levels(self._name, [(width, height)], [1.0])
-        resolution = resolve(stated_mpp, None, None)
+        resolution = resolve_mpp(given, None, None)
         usable, profile_remarks = checked_profile(profile)
         own = list(remarks(levels, None, None))
         if has_alpha:

@@ -12,7 +12,7 @@ from PIL import Image
 from ...errors import UnreadableSlideError
 from ...geometry import RGB, Region, RGBImage, Size, floor_to
 from ..jpeg_tiles import cache_bytes, damaged
-from ..metadata import Stated, positive_number, resolve
+from ..metadata import GivenResolution, positive_number, resolve_mpp
 from ..protocol import ImageEntry, SlideInfo, composited
 from ..tiff_metadata import TiffMetadata, TileTable
 from .base import (
@@ -100,7 +100,7 @@ class OpenSlideReader(SlideReader):
     ``facts`` are the TIFF tags, if it is a TIFF. Raises `UnreadableSlideError` if OpenSlide cannot open or read it.
     """
 
-    def __init__(self, path: Path, facts: TiffMetadata | None, stated_mpp: Stated | None) -> None:
+    def __init__(self, path: Path, facts: TiffMetadata | None, given: GivenResolution | None) -> None:
         super().__init__(path, path.name)
         self._file = path
         self._lock = threading.Lock()
@@ -109,7 +109,7 @@ class OpenSlideReader(SlideReader):
         try:
             self._check_tiles(self._handle)
             self._downsamples = self._handle.level_downsamples
-            self._info = self._describe(self._handle, facts, stated_mpp)
+            self._info = self._describe(self._handle, facts, given)
             self._tables = tables = _tables(self._info, facts)
             self._set_layout(self._handle, facts)
             self._cache = openslide.OpenSlideCache(cache_bytes(self._info.size, _tile_size(self._handle, 0), 4))
@@ -157,7 +157,7 @@ class OpenSlideReader(SlideReader):
                 )
 
     def _describe(
-        self, handle: openslide.OpenSlide, facts: TiffMetadata | None, stated_mpp: Stated | None
+        self, handle: openslide.OpenSlide, facts: TiffMetadata | None, given: GivenResolution | None
     ) -> SlideInfo:
         # a name with bytes that are not UTF-8 is listed, and then not found: such a property is left out
         properties = {name: value for name in handle.properties if (value := handle.properties.get(name)) is not None}
@@ -173,7 +173,7 @@ class OpenSlideReader(SlideReader):
         magnification = positive_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         if magnification is None and ome is not None:
             magnification = ome.magnification
-        resolution = resolve(stated_mpp, own, tags, magnification)
+        resolution = resolve_mpp(given, own, tags, magnification)
         stated = [properties.get(f"openslide.bounds-{key}") for key in ("x", "y", "width", "height")]
         bounds = checked_bounds(stated, levels[0].size)
         return SlideInfo(

@@ -18,9 +18,10 @@ from ...errors import SlideNotFoundError, UnreadableSlideError, Wsi2IhcError
 from ...geometry import RGB, WHITE, Region, RGBImage, Size
 from ..image_choice import NO_CHOICE, Choice
 from ..jpeg_tiles import LocalFile
-from ..metadata import Mpp, Stated, XmlError, parse_xml, positive_number, resolve
+from ..metadata import GivenResolution, Mpp, positive_number, resolve_mpp
 from ..open import SILENT, RemoteFile, did_not_respond
 from ..protocol import SlideInfo, alpha_in, not_rgb, samples_of_bits
+from ..slide_xml import XmlError, parse_xml
 from ..tiff_images import MAX_DESCRIPTION, MAX_PAGES, MAX_SUBIFDS, check_description, top_pages
 from ..tiff_metadata import TiffMetadata, TileTable, check_tags, has_own_layout, quiet_tifffile, tiff_facts, tile_table
 from ..tile_codecs import unreadable_kind
@@ -147,7 +148,7 @@ class TiffSlideReader(SlideReader):
         If tiffslide cannot open or read the file, or its pixels are not 8-bit RGB.
     """
 
-    def __init__(self, path: str | Path, stated_mpp: Stated | None, choice: Choice = NO_CHOICE) -> None:
+    def __init__(self, path: str | Path, given: GivenResolution | None, choice: Choice = NO_CHOICE) -> None:
         super().__init__(path, name_of(path))
         self._slide: TiffSlide | None = None
         self._file: LocalFile | RemoteFile | None = None
@@ -159,7 +160,7 @@ class TiffSlideReader(SlideReader):
                 self._slide = _open(path if isinstance(self._file, LocalFile) else self._file.handle, self._name)
                 facts = self._select(self._slide, choice)
                 self._check_pixels(facts)
-                self._info = self._describe(self._slide, facts, stated_mpp)
+                self._info = self._describe(self._slide, facts, given)
                 self._tables = self._level_tables(self._slide)
             self._check_tables()
             self._set_layout(facts)
@@ -264,7 +265,7 @@ class TiffSlideReader(SlideReader):
         for index in np.unique([*largest, *spread]).tolist():
             self.read_level(0, table.tile_region(*divmod(index, table.byte_counts.shape[1])))
 
-    def _describe(self, slide: TiffSlide, facts: TiffMetadata, stated_mpp: Stated | None) -> SlideInfo:
+    def _describe(self, slide: TiffSlide, facts: TiffMetadata, given: GivenResolution | None) -> SlideInfo:
         properties = slide.properties
         levels = checked_levels(self._name, slide.level_dimensions, slide.level_downsamples)
         profile, profile_remarks = checked_profile(facts.icc_profile)
@@ -276,7 +277,7 @@ class TiffSlideReader(SlideReader):
         magnification = positive_number(properties.get("tiffslide.objective-power"))
         if magnification is None and ome is not None:
             magnification = ome.magnification
-        resolution = resolve(stated_mpp, own, facts.tag_mpp, magnification)
+        resolution = resolve_mpp(given, own, facts.tag_mpp, magnification)
         bounds = [properties.get(f"tiffslide.bounds-{key}") for key in ("x", "y", "width", "height")]
         assert self._file is not None
         return SlideInfo(

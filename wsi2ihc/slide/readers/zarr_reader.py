@@ -27,7 +27,7 @@ from ...text import pluralize
 from ..image_choice import Choice, remarks_on_unused, the_slide
 from ..jpeg_tiles import damaged
 from ..level_factors import mean_factor
-from ..metadata import Mpp, Stated, positive_number, resolve, unit_um
+from ..metadata import GivenResolution, Mpp, positive_number, resolve_mpp, unit_to_um
 from ..protocol import ImageEntry, PixelKind, SlideInfo
 from .base import SlideReader, both, changed_at, checked_levels, fingerprint_of_choice, remarks
 
@@ -114,7 +114,7 @@ def _levels(
     common = _scale(entry.get("coordinateTransformations"), len(axes))
     levels = []
     problems: list[str] = []
-    scales_um = {name: unit_um(units[name]) if name in units else None for name in "xy"}
+    scales_um = {name: unit_to_um(units[name]) if name in units else None for name in "xy"}
     for name, scale in scales_um.items():
         if scale is None:
             stated = f"in {units[name]!r:.30}, which is not a known unit" if name in units else "without a unit"
@@ -227,7 +227,7 @@ class ZarrReader(SlideReader):
         If it is not an OME-Zarr of 8-bit RGB, or is damaged.
     """
 
-    def __init__(self, path: str | Path, stated_mpp: Stated | None, choice: Choice, name: str) -> None:
+    def __init__(self, path: str | Path, given: GivenResolution | None, choice: Choice, name: str) -> None:
         super().__init__(path, name)
         with self._explained():
             images = self._images(str(path))
@@ -240,7 +240,7 @@ class ZarrReader(SlideReader):
             self._store.codecs = {
                 array.path: (codec_of(array), math.prod(array.chunks)) for array in image.arrays if not array.shards
             }
-            self._info = self._describe(image, images, stated_mpp, choice)
+            self._info = self._describe(image, images, given, choice)
         self._probe()
 
     @contextmanager
@@ -313,13 +313,13 @@ class ZarrReader(SlideReader):
             )
 
     def _describe(
-        self, image: _ZarrImage, images: Sequence[_ZarrImage], stated: Stated | None, choice: Choice
+        self, image: _ZarrImage, images: Sequence[_ZarrImage], given: GivenResolution | None, choice: Choice
     ) -> SlideInfo:
         sizes = [size_in(self._axes, array.shape) for array in self._arrays]
         full = sizes[0]
         downsamples = [mean_factor(full, size) for size in sizes]
         levels = checked_levels(self._name, [(size.width, size.height) for size in sizes], downsamples)
-        resolution = resolve(stated, image.mpp, None)
+        resolution = resolve_mpp(given, image.mpp, None)
         files = [self._path / name for name in METADATA] if isinstance(self._path, Path) else []
         notes = (*image.multiscale.problems, image.kind.note, *remarks_on_unused(images, image), self._missing())
         return SlideInfo(
