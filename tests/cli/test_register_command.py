@@ -268,8 +268,13 @@ def test_an_earlier_registration_is_replaced_only_when_asked(
     assert code == 1
     assert "--overwrite" in stderr
     monkeypatch.setattr(register_module, "register", failed)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    code, _, stderr = run(capsys, "register", *slides, out, "--overwrite")
+    assert (code, stderr.count("\n")) == (1, 1)
+    assert stderr.endswith(f"; {out} keeps the earlier registration\n")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "after.png").unlink()  # no longer complete
     assert run(capsys, "register", *slides, out, "--overwrite")[0] == 1
-    # nothing of the earlier one that contradicts the report, and nothing of somebody else's touched
     assert names(out) == ["before.png", "notes.txt", "registration.json"]
 
 
