@@ -522,7 +522,7 @@ def _maps(result: SlideEvaluation) -> Iterator[Figure]:
         ("map_correlation", "Stain R per pixel", maps.stain_r, (-1.0, 1.0), True),
     ):
         plot = heat_map(np.asarray(values, np.float64), title, "", extent_mm, limits=limits, symmetric=is_signed)
-        yield Figure(name, title, plot, "Gray: squares without tissue on both slides.")
+        yield Figure(name, title, plot, "Gray: squares not compared, since less than half is tissue on both slides.")
 
 
 def _overviews(result: SlideEvaluation) -> Section:
