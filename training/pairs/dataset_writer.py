@@ -30,7 +30,7 @@ from typing import Any
 
 from wsi2ihc.atomic_files import cannot_write, write_atomically
 from wsi2ihc.errors import DatasetError, OutputError, OutputExistsError
-from wsi2ihc.files import json_bytes, read_json
+from wsi2ihc.files import json_bytes, read_json, sha256_of_file
 from wsi2ihc.locks import LOCK, exclusive_lock
 from wsi2ihc.system import versions
 from wsi2ihc.text import csv_table
@@ -80,8 +80,7 @@ class PairsStore:
     def find(self, slide: str, limits: Limits, *, fingerprint: str = "", row: str = "") -> SlideRecord | None:
         """Return the record of a complete extraction under the given limits, preferably of the one in the index.
 
-        None if there is none with that fingerprint (or row hash, if the files are unavailable), or a file is missing or
-        of another size.
+        None if there is none with that fingerprint (or row hash, if the files are unavailable), or a file is `missing`.
         """
         for extraction in sorted(extractions(self.slide_folder(slide)), key=lambda one: one not in self.indexed):
             record = read_record(extraction)
@@ -92,13 +91,20 @@ class PairsStore:
         return None
 
     def missing(self, record: SlideRecord) -> Path | None:
-        """Return the first file of an extraction that is missing or of another size."""
-        for path, size in record.file_sizes().items():
-            try:
-                if (self.folder / path).stat().st_size != size:
-                    return self.folder / path
-            except OSError:
-                return self.folder / path
+        """Return the first file of an extraction that is missing, of another size, or a patch changed after its record
+        was written.
+        """
+        checksums = record.checksums()
+        try:
+            written_ns = (self.folder / record.folder / RECORD_NAME).stat().st_mtime_ns
+            for path, size in record.file_sizes().items():
+                file = self.folder / path
+                status = file.stat()
+                is_suspect = status.st_mtime_ns > written_ns and path in checksums
+                if status.st_size != size or (is_suspect and sha256_of_file(file) != checksums[path]):
+                    return file
+        except OSError as error:
+            return Path(error.filename)
         return None
 
     def new_extraction(self, slide: str, fingerprint: str, limits: Limits) -> Path:

@@ -114,10 +114,9 @@ def _registration_problems(folder: Path, where: str, record: SlideRecord) -> Ite
 _SHOWN = 20
 
 _ADVICE = (
-    "the same `wsi2ihc pairs` command restores missing files and files of a different size; it extracts only the "
-    "affected slides again",
-    "a changed file of equal size is restored after you remove it; files not listed in the dataset are never removed, "
-    "so move them",
+    "the same `wsi2ihc pairs` command extracts the affected slides again; remove first a changed file whose size and "
+    "modification time are unchanged",
+    "files not listed in the dataset are never removed, so move them",
 )
 
 
