@@ -94,8 +94,8 @@ def summary(report: RegistrationReport) -> list[Line]:
     took = [f"{name} {stage.seconds:.1f}" for name, stage in zip(numbered(found.stages), found.stages, strict=True)]
     is_local = found.transform is not None and found.transform.field is not None
     lines: list[Line] = [
-        f"{report.moving.name} lies on {report.fixed.name}",
-        ("turned by", f"{turn_deg:.2f}°{', mirrored' if found.mirrored else ''}"),
+        f"{report.moving.name} is registered to {report.fixed.name}",
+        ("turned by", f"{round(turn_deg, 2) + 0.0:.2f}°{', mirrored' if found.mirrored else ''}"),
         ("scale", f"{found.scale:.4f}"),
         ("score", f"{found.score:.2f} (share of tissue blocks that are where the affine map puts them)"),
         (

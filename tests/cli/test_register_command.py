@@ -241,6 +241,18 @@ def test_the_residual_is_reported_as_a_residual(
     assert "2.5 µm (median distance of blocks from the affine map)" in stdout
 
 
+def test_a_small_negative_angle_is_shown_as_zero(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def barely_turned(*arguments: Any) -> Registration:
+        return dataclasses.replace(found(*arguments), angle_deg=359.999)
+
+    monkeypatch.setattr(register_module, "register", barely_turned)
+    code, stdout, _ = run(capsys, "register", *slides, tmp_path / "out")
+    assert (code, "-0.00°" in stdout, "0.00°" in stdout) == (0, False, True)
+    assert "ihc.svs is registered to he.svs" in stdout
+
+
 def test_a_failure_keeps_the_report_and_the_figure_before(
     slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
