@@ -58,7 +58,7 @@ def _summary(report: Report) -> list[Line]:
     """Return the lead and the counts per split and level."""
     lines: list[Line] = [report.lead[0]]
     for one in report.data["counts"]:
-        if one["group"]:
+        if one["group"] or not one["pairs"]:  # empty levels are warnings
             continue
         name = one["split"] if one["her2"] == "all" else f"{one['split']}, HER2 {one['her2']}"
         more = [

@@ -110,12 +110,13 @@ def _report(
 
 
 def _summary(report: Report) -> list[Line]:
-    """Return the lead and the first table, with one row per metric."""
-    from wsi2ihc.training.reports.document import Table, format_cell
+    """Return the lead and the first table, with one row per metric that has a value."""
+    from wsi2ihc.training.reports.document import NO_VALUE, Table, format_cell
 
     table = next(one for section in report.sections for one in section.contents if isinstance(one, Table))
     rows: list[Line] = [("", *(column.title for column in table.columns[1:]))]
     for row in table.rows:
         cells = [format_cell(cell, column.digits) for cell, column in zip(row[1:], table.columns[1:], strict=True)]
-        rows.append((str(row[0]), *(f"{one.text} {one.interval}".strip() for one in cells)))
+        if any(one.text != NO_VALUE for one in cells):
+            rows.append((str(row[0]), *(f"{one.text} {one.interval}".strip() for one in cells)))
     return [*report.lead, "", *rows]

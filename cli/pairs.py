@@ -36,9 +36,10 @@ def command(
     """Register the IHC slides of a MANIFEST onto their H&E slides, and extract patches into DATASET.
 
     MANIFEST is a CSV file with the columns patient_id, slide_id, he_path and ihc_path; and optionally her2, he_mpp,
-    ihc_mpp, he_series, he_page, ihc_series, ihc_page, split, landmarks ("he.csv;ihc.csv") and transform (identity, six
-    numbers, or a saved transform; without one the slides are registered). DATASET is the input of
-    `wsi2ihc train`. Run the same command again to resume after an interruption or to retry failed pairs.
+    ihc_mpp, he_series, he_page, ihc_series, ihc_page, split, tissue (auto, none or a mask file), landmarks
+    ("he.csv;ihc.csv") and transform (identity, six numbers, or a saved transform; without one the slides are
+    registered). DATASET is the input of `wsi2ihc train`. Run the same command again to resume after an interruption or
+    to retry failed pairs.
 
     Exit code 3: some pairs failed, the others are in DATASET; 1: all failed.
     """

@@ -43,11 +43,12 @@ def command(
 ) -> None:  # fmt: skip
     """Register the slide IHC onto the slide HE, and write metrics, figures and the transform to the folder OUT.
 
-    A registration that cannot be trusted is reported as failed (exit code 1), without a transform.
+    A registration that cannot be trusted is reported as failed (exit code 1), without a transform; a complete one in
+    OUT is then kept.
     """
     from wsi2ihc.registration.landmarks import read_landmark_pair
     from wsi2ihc.registration.register import register
-    from wsi2ihc.registration.report import report_of, reserved, write_registration
+    from wsi2ihc.registration.report import is_complete, report_of, reserved, write_registration
     from wsi2ihc.registration.transform import frame_of
 
     set_up_logging(verbose, quiet)
@@ -68,13 +69,15 @@ def command(
         matched = None if landmarks is None else read_landmark_pair(landmarks, frames[0].mpp, frames[1].mpp)
         found = register(fixed, moving, options, ProgressBar(quiet))
         report = report_of(*frames, options, found, matched)
-        write_registration(out, fixed, moving, found.transform, report.to_json())
+        is_kept = found.transform is None and is_complete(out)
+        if not is_kept:
+            write_registration(out, fixed, moving, found.transform, report.to_json())
     if json:
         print_json(report.to_json())
     if found.transform is None:
         raise RegistrationError(
             f"{frames[1].name} could not be registered to {frames[0].name}: {found.reason.rstrip('.')}; "
-            f"see {out / 'before.png'}"
+            + (f"{out} keeps the earlier registration" if is_kept else f"see {out / 'before.png'}")
         )
     for warning in report.warnings if not quiet else ():
         print_err(f"WARNING: {warning}")
@@ -91,8 +94,8 @@ def summary(report: RegistrationReport) -> list[Line]:
     took = [f"{name} {stage.seconds:.1f}" for name, stage in zip(numbered(found.stages), found.stages, strict=True)]
     is_local = found.transform is not None and found.transform.field is not None
     lines: list[Line] = [
-        f"{report.moving.name} lies on {report.fixed.name}",
-        ("turned by", f"{turn_deg:.2f}°{', mirrored' if found.mirrored else ''}"),
+        f"{report.moving.name} is registered to {report.fixed.name}",
+        ("turned by", f"{round(turn_deg, 2) + 0.0:.2f}°{', mirrored' if found.mirrored else ''}"),
         ("scale", f"{found.scale:.4f}"),
         ("score", f"{found.score:.2f} (share of tissue blocks that are where the affine map puts them)"),
         (

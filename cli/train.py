@@ -44,7 +44,7 @@ def command(
     """Train a generator on the paired H&E and IHC patches in the folder DATA.
 
     OUT/model.safetensors is what `wsi2ihc translate --model` takes. Of what sets an option, the first in this list
-    wins: the command line, --config, what the data set states (its dataset.json and pairs.csv), --preset, the default.
+    wins: the command line, --config, what the dataset states (its dataset.json and pairs.csv), --preset, the default.
     Naming a recipe sets its architecture, losses and weights. Research use only, not for diagnosis.
     """
     from wsi2ihc.training.fabric import is_first_process

@@ -37,6 +37,7 @@ def test_folders_to_a_report(folders: Path, capsys: pytest.CaptureFixture[str]) 
     command = ("evaluate", "--reference", folders / "real", "--virtual", folders / "virtual", "--out", out, *QUICK)
     assert run(*command) == 0
     printed = capsys.readouterr().out
+    assert not any(name in printed for name in ("FID  ", "KID")), "rows without any value"
     assert "PSNR, dB" in printed
     assert "not for diagnosis" in printed
     assert {"report.html", "report.md", "report.json"} <= {path.name for path in out.iterdir()}

@@ -241,6 +241,18 @@ def test_the_residual_is_reported_as_a_residual(
     assert "2.5 µm (median distance of blocks from the affine map)" in stdout
 
 
+def test_a_small_negative_angle_is_shown_as_zero(
+    slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def barely_turned(*arguments: Any) -> Registration:
+        return dataclasses.replace(found(*arguments), angle_deg=359.999)
+
+    monkeypatch.setattr(register_module, "register", barely_turned)
+    code, stdout, _ = run(capsys, "register", *slides, tmp_path / "out")
+    assert (code, "-0.00°" in stdout, "0.00°" in stdout) == (0, False, True)
+    assert "ihc.svs is registered to he.svs" in stdout
+
+
 def test_a_failure_keeps_the_report_and_the_figure_before(
     slides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,8 +280,13 @@ def test_an_earlier_registration_is_replaced_only_when_asked(
     assert code == 1
     assert "--overwrite" in stderr
     monkeypatch.setattr(register_module, "register", failed)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    code, _, stderr = run(capsys, "register", *slides, out, "--overwrite")
+    assert (code, stderr.count("\n")) == (1, 1)
+    assert stderr.endswith(f"; {out} keeps the earlier registration\n")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "after.png").unlink()  # no longer complete
     assert run(capsys, "register", *slides, out, "--overwrite")[0] == 1
-    # nothing of the earlier one that contradicts the report, and nothing of somebody else's touched
     assert names(out) == ["before.png", "notes.txt", "registration.json"]
 
 

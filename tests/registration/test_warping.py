@@ -16,7 +16,7 @@ from make_slides import halves, texture, write_slide
 
 from wsi2ihc.errors import MissingResolutionError, OptionError
 from wsi2ihc.geometry import Region, RGBImage
-from wsi2ihc.registration import warp
+from wsi2ihc.registration import warped_region
 from wsi2ihc.registration.transform import LocalField, Transform, affine, identity, moving_grid
 from wsi2ihc.registration.warped_region import WarpedPixels, read_warped, warping_grid
 from wsi2ihc.slide import Slide, open_slide, read_region, working_grid
@@ -106,7 +106,7 @@ def test_any_window_is_part_of_the_whole(slide: Slide, whole: WarpedPixels, data
 
 def test_pieces_change_nothing(slide: Slide, whole: WarpedPixels, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("BLOCK_PX", 100), ("LARGEST_BOX_PX", 3000), ("_FETCH_PX", 70)):
-        monkeypatch.setattr(warp, name, value)
+        monkeypatch.setattr(warped_region, name, value)
         cut = read_warped(slide, turned(33, 1.04), MPP, centers(0, 800), centers(0, 650), FILL)
         np.testing.assert_array_equal(cut.pixels, whole.pixels)
         np.testing.assert_array_equal(cut.valid, whole.valid)
@@ -133,7 +133,7 @@ def test_quarter_turns_have_the_pixels_of_the_slide(slide: Slide, turn: int, mat
 def test_the_short_cut_for_whole_px_changes_nothing(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
     shifted = affine([[1, 0, 7.5], [0, 1, -12]])
     quick = read_warped(slide, shifted, MPP, centers(0, 300), centers(0, 200), FILL)
-    monkeypatch.setattr(warp, "_whole_px", lambda _: None)
+    monkeypatch.setattr(warped_region, "_whole_px", lambda _: None)
     np.testing.assert_array_equal(
         read_warped(slide, shifted, MPP, centers(0, 300), centers(0, 200), FILL).pixels, quick.pixels
     )
@@ -170,7 +170,7 @@ def test_outside_nothing_is_read(slide: Slide, monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise AssertionError("read")
 
-    monkeypatch.setattr(warp, "read_region", fail)
+    monkeypatch.setattr(warped_region, "read_region", fail)
     for shift in ((1e4, 0), (0, -1e4), (1e12, 1e12)):
         warped = read_warped(slide, turned(20, shift=shift), MPP, centers(0, 90), centers(0, 60), FILL)
         assert (warped.pixels == FILL).all()

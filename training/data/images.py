@@ -26,7 +26,7 @@ from wsi2ihc.geometry import RGBImage, Size
 from wsi2ihc.text import pluralize
 from wsi2ihc.tissue import green_excess
 
-from .dataset import Pair
+from .dataset import Pair, PairedData
 from .image_file import read_image, read_size
 
 THREADS = 8
@@ -91,6 +91,27 @@ def check_images(pairs: Iterable[Pair], *, crop_px: int) -> PatchSizes:
                 f"{pair.he}: a patch of {size} px is smaller than the crop of {crop_px}; lower --crop-size"
             )
     return _size_range(sizes)
+
+
+def check_patches(data: PairedData) -> None:
+    """Check that a folder that only contains images is a dataset and not, for example, a folder of slides.
+
+    Raises
+    ------
+    DatasetError
+        If none of its images has a readable header of a side-by-side pair.
+    """
+    if not data.layout.startswith("side by side in the folder"):
+        return
+    for pair in data.pairs:
+        try:
+            read_size(pair.he, images=2)
+        except DatasetError as error:
+            problem = str(error)
+        else:
+            return
+    problem = problem.replace(f"{data.folder}/", "").partition(";")[0]
+    raise DatasetError(f"{data.folder} is not a dataset (no pairs.csv, HE/ or IHC/; {problem})")
 
 
 def read_sizes(pairs: Iterable[Pair]) -> PatchSizes:

@@ -203,17 +203,21 @@ def _interior(evaluation: Evaluation, estimator: Estimator) -> Contents:
 
 
 def _by_level(evaluation: Evaluation, estimator: Estimator) -> Contents:
-    """Yield bar plots, and a table per metric of methods by levels with published values."""
+    """Yield bar plots, and a table per metric of methods by levels; for BCI with published values."""
     levels = evaluation.levels
     if not levels:
         return
+    is_bci = evaluation.metadata.get("data", {}).get("layout", "").endswith("; names as in BCI")
+    published = PUBLISHED if is_bci else {}
     for name in BARS:
         values = {
             result.method.name: {level: estimator(result, level)[name] for level in levels}
             for result in evaluation.methods
         }
         title = METRICS[name].title
-        yield Figure(f"bars_{name}", f"{title} by HER2 level", bars(values, title, ""), "Whiskers: 95 % intervals.")
+        has_intervals = any(one.low is not None for of_level in values.values() for one in of_level.values())
+        caption = "Whiskers: 95 % intervals." if has_intervals else ""
+        yield Figure(f"bars_{name}", f"{title} by HER2 level", bars(values, title, ""), caption)
     counts = tuple(
         (f"HER2 {level}", subset.images, len(subset.units))
         for level in levels
@@ -223,18 +227,20 @@ def _by_level(evaluation: Evaluation, estimator: Estimator) -> Contents:
     count_heads = (Column("level"), Column("images", 0), Column(evaluation.resampling_unit, 0))
     yield Table("levels", "Images by HER2 level", count_heads, counts, (f"No images of {empty}.",) if empty else ())
     for name in BY_LEVEL:
+        if name in DISTANCES and all(estimator(result)[name].value is None for result in evaluation.methods):
+            continue
         rows: list[tuple[Cell, ...]] = [
             (result.method.name, *(estimator(result, level)[name] for level in (*levels, None)))
             for result in evaluation.methods
         ]
         rows += [
             (method, *(metrics[name].get(level) for level in (*levels, OVERALL)))
-            for method, metrics in PUBLISHED.items()
+            for method, metrics in published.items()
             if name in metrics
         ]
         title, digits = _column(name).title, _column(name).digits
         heads = (Column("method"), *(Column(f"HER2 {level}", digits) for level in levels), Column("all", digits))
-        notes = REMARKS if name in ("psnr", "ssim", "fid") else ()
+        notes = REMARKS if is_bci and name in ("psnr", "ssim", "fid") else ()
         yield Table(f"levels_{name}", f"{title} by HER2 level", heads, tuple(rows), notes)
 
 
@@ -522,7 +528,7 @@ def _maps(result: SlideEvaluation) -> Iterator[Figure]:
         ("map_correlation", "Stain R per pixel", maps.stain_r, (-1.0, 1.0), True),
     ):
         plot = heat_map(np.asarray(values, np.float64), title, "", extent_mm, limits=limits, symmetric=is_signed)
-        yield Figure(name, title, plot, "Gray: squares without tissue on both slides.")
+        yield Figure(name, title, plot, "Gray: squares not compared, since less than half is tissue on both slides.")
 
 
 def _overviews(result: SlideEvaluation) -> Section:

@@ -48,6 +48,9 @@ from .slide_origin import Origin, check_source, read_origin
 
 OVERVIEW_PX = 1200
 
+LEAST_COVERAGE = 0.9
+"""Coverage below which the report notes that the scores cover only a part of the reference tissue."""
+
 FITTING_SQUARES = 200
 """Number of squares, evenly spaced, to which the threshold is fitted."""
 
@@ -144,7 +147,7 @@ def evaluate_slides(
             threshold_fit=threshold_fit,
             inception={"reason": "not defined for a pair of slides"},
             examples=choose_examples(_source(pair, squares), results, 1, options.examples, options.seed),
-            notes=(*warnings, *_notes(transform, he, origin, reference_slide.info)),
+            notes=(*warnings, *_notes(transform, he, origin, reference_slide.info, squares)),
             metadata={
                 "options": options.stated("stained_from", "mpp", "resamples", "seed"),
                 "square_um": squares.side_px * squares.mpp,
@@ -246,7 +249,14 @@ def _overview_of_reference(pair: SlideComparison) -> RGBImage:
     return read_warped(pair.reference, pair.transform, mpp, x_um, y_um).pixels
 
 
-def _notes(transform: Path | None, he: str | None, origin: Origin, reference: SlideInfo) -> Iterator[str]:
+def _notes(
+    transform: Path | None, he: str | None, origin: Origin, reference: SlideInfo, squares: SquareGrid
+) -> Iterator[str]:
+    if squares.coverage < LEAST_COVERAGE:
+        yield (
+            f"only {squares.coverage:.0%} of the reference tissue is tissue on the virtual slide too: the scores cover "
+            "only this part"
+        )
     if is_comparable(origin.quickhash, reference.quickhash) and origin.quickhash == reference.quickhash:
         yield f"{reference.name} is the slide from which the virtual slide was made: this says nothing about its stain"
     yield "intervals are over squares of one slide: they do not generalize to other slides"

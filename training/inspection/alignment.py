@@ -78,8 +78,9 @@ class AlignmentFindings:
 def find_misaligned(agreements: Sequence[Agreement], chances: Sequence[float | None]) -> AlignmentFindings:
     """Find pairs with a large residual, an outlying correlation or a correlation explained by chance.
 
-    Outliers are found by median and median absolute deviation after Fisher's transform (artanh). They are not reliable
-    if many pairs are wrong; the comparison with the null distribution is.
+    Outliers are found by median and median absolute deviation after Fisher's transform (artanh), except among pairs
+    that are aligned by themselves. They are not reliable if many pairs are wrong; the comparison with the null
+    distribution is.
 
     ``chances`` are the output of `null_correlations`.
     """
@@ -116,10 +117,19 @@ def _least_correlation(known: Sequence[float]) -> float | None:
 def _reasons(one: Agreement, least: float | None, chance: float | None) -> Iterator[str]:
     if one.residual_um is not None and one.residual_um > MAX_RESIDUAL_UM:
         yield "large residual"
-    if one.correlation is not None and least is not None and one.correlation < least:
+    if one.correlation is not None and least is not None and one.correlation < least and not _is_aligned(one, chance):
         yield "low correlation"
     if one.correlation is not None and chance is not None and one.correlation <= chance:
         yield NO_BETTER
+
+
+def _is_aligned(one: Agreement, chance: float | None) -> bool:
+    """Return whether a pair is aligned, however much better the others are: no measurable offset, and a correlation
+    closer to 1 than to the 99th percentile of the null distribution.
+    """
+    if one.correlation is None or one.residual_um is None or chance is None:
+        return False
+    return one.residual_um <= MATCHED_AT_UM and one.correlation > (1 + chance) / 2
 
 
 STRUCTURE_MPP = 4.0

@@ -188,7 +188,11 @@ def slide_of(pair: Pair) -> tuple[str, str] | None:
 
 
 def empty_levels(descriptions: Sequence[Description]) -> Iterator[str]:
-    """Yield a warning for each level that a split lacks."""
+    """Yield a warning for each level that a split lacks; one for all if the whole dataset has a single level."""
+    present = {one.level for one in descriptions if one.pairs and one.level != ALL}
+    if len(present) == 1 and any(one.pairs == 0 for one in descriptions):
+        yield f"all pairs with a known level are HER2 {present.pop()}"
+        return
     splits = {one.split for one in descriptions}
     for one in descriptions:
         if one.pairs == 0 and (one.split != ALL or len(splits) == 1):

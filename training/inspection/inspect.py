@@ -20,7 +20,7 @@ from wsi2ihc.errors import DatasetError
 from wsi2ihc.system import cores
 
 from ..data import Pair, PairedData, assign_groups, find_pairs, read_pair, read_sizes
-from ..data.images import hash_of, reserved_memory
+from ..data.images import check_patches, hash_of, reserved_memory
 from ..pairs.quality import Agreement, agreement
 from ..reports.document import Report
 from .alignment import ASSUMED_MPP, Structure, find_misaligned, null_correlations, structure_of
@@ -88,7 +88,9 @@ def inspect_dataset(folder: Path, options: InspectOptions | None = None, progres
 
 def inspect_pairs(folder: Path, options: InspectOptions, progress: ProgressCallback = silent) -> Inspection:
     """Return the findings for `inspect_dataset`."""
-    data = assign_groups(find_pairs(folder, order=options.order), options.group_by)
+    found = find_pairs(folder, order=options.order)
+    check_patches(found)
+    data = assign_groups(found, options.group_by)
     data = dataclasses.replace(data, mpp=options.mpp or data.mpp)
     sizes = read_sizes(data.pairs)
     if min(sizes.smallest.width, sizes.smallest.height) < MIN_PX:

@@ -19,7 +19,7 @@ from wsi2ihc.text import pluralize
 
 from ..data import read_pair
 from ..image_grid import image_grid_figure
-from ..pairs.quality import FloatPlane, hematoxylin_of_he, hematoxylin_of_ihc
+from ..pairs.quality import MATCHED_AT_UM, FloatPlane, hematoxylin_of_he, hematoxylin_of_ihc
 from ..reports.document import Cell, Column, Estimate, Figure, Report, Section, Table
 from ..reports.plots import bars
 from .alignment import (
@@ -420,7 +420,8 @@ def _alignment(inspection: Inspection, options: InspectOptions) -> Section:
             "; there are too few pairs to detect outliers of the correlation."
             if alignment.least_correlation is None
             else f", and those with a correlation below {alignment.least_correlation:.2f}: 3.5 robust standard "
-            "deviations below the median, after Fisher's transform."
+            "deviations below the median, after Fisher's transform, unless it is closer to 1 than to chance and the "
+            f"residual is at most {inspection.residual(MATCHED_AT_UM):g} {inspection.unit}."
         ),
         _chance(alignment),
         ALIGNMENT_LIMITS,

@@ -32,7 +32,7 @@ from typing import Any
 
 from wsi2ihc.atomic_files import cannot_write, write_atomically
 from wsi2ihc.errors import DatasetError, OutputError, OutputExistsError
-from wsi2ihc.files import json_bytes, read_json
+from wsi2ihc.files import json_bytes, read_json, sha256_of_file
 from wsi2ihc.locks import LOCK, exclusive_lock
 from wsi2ihc.system import versions
 from wsi2ihc.text import csv_table
@@ -83,8 +83,8 @@ class DatasetFolder:
         """Return the record of a complete extraction of the same inputs, preferably of the one in the index.
 
         ``inputs`` is the `fingerprint_of` the pair, or its `row_hash` if the files are unavailable. None if there is no
-        such extraction, if one of its files is missing or of another size, or if ``limits`` accept a patch without
-        files.
+        such extraction, if one of its files is missing or damaged (`first_missing_file`), or if ``limits`` accept a
+        patch without files.
         """
         for extraction in sorted(extractions(self.slide_folder(slide)), key=lambda one: one not in self.indexed):
             record = read_record(extraction)
@@ -95,13 +95,22 @@ class DatasetFolder:
         return None
 
     def first_missing_file(self, record: SlideRecord) -> Path | None:
-        """Return the first file of an extraction that is missing or of another size."""
-        for path, size in record.file_sizes().items():
-            try:
-                if (self.folder / path).stat().st_size != size:
-                    return self.folder / path
-            except OSError:
-                return self.folder / path
+        """Return the first file of an extraction that is missing or damaged.
+
+        A file is damaged if its size differs, or if it was changed after the record was written and its checksum
+        differs.
+        """
+        checksums = record.checksums()
+        try:
+            written_ns = (self.folder / record.folder / RECORD_NAME).stat().st_mtime_ns
+            for path, size in record.file_sizes().items():
+                file = self.folder / path
+                status = file.stat()
+                is_suspect = status.st_mtime_ns > written_ns and path in checksums
+                if status.st_size != size or (is_suspect and sha256_of_file(file) != checksums[path]):
+                    return file
+        except OSError as error:
+            return Path(error.filename)
         return None
 
     def new_extraction(self, slide: str, fingerprint: str, limits: Limits) -> Path:

@@ -77,7 +77,8 @@ def split_warnings(splits: Splits, kept: Iterable[SlidePair], shares: Shares) ->
         patients[pair.patient].append(pair)
     roles = {patient: splits[own[0].slide] for patient, own in patients.items()}
     levels = {patient: _level_of(own) for patient, own in patients.items()}
-    return tuple(_warnings(splits, roles, levels, shares)) if patients else ()
+    is_stated = all(map(_stated_role, patients.values()))
+    return tuple(_warnings(splits, roles, levels, shares, is_stated)) if patients else ()
 
 
 def _check_shares(shares: Shares) -> None:
@@ -156,7 +157,10 @@ def _taken(ranked: Sequence[str], counts: _Counts) -> dict[str, Role]:
     return roles | dict.fromkeys(ranked[len(ranked) - test :], ROLES[2])
 
 
-def _warnings(splits: Splits, roles: Mapping[str, Role], levels: Mapping[str, str], shares: Shares) -> Iterable[str]:
+def _warnings(
+    splits: Splits, roles: Mapping[str, Role], levels: Mapping[str, str], shares: Shares, is_stated: bool
+) -> Iterable[str]:
+    by_manifest = "the column split of the manifest assigns none"
     present = sorted(set(levels.values()) - {""})
     for role, share in zip(ROLES, shares, strict=True):
         if share == 0:
@@ -165,7 +169,11 @@ def _warnings(splits: Splits, roles: Mapping[str, Role], levels: Mapping[str, st
         if not own and role in splits.values():
             yield f"{role} has no patient: none of those assigned to it can be used"
         elif not own:
-            few = f"{pluralize(len(roles), 'patient')} {'is' if len(roles) == 1 else 'are'} too few"
-            yield f"{role} has no patient: {few} for a fraction of {share:g}"
+            verb = "is" if len(roles) == 1 else "are"
+            few = f"{pluralize(len(roles), 'patient')} {verb} too few for a fraction of {share:g}"
+            yield f"{role} has no patient: {by_manifest if is_stated else few}"
         elif lacking := sorted(set(present) - {levels[patient] for patient in own}):
-            yield f"{role} has no patient of level {', '.join(lacking)}; there are too few of them"
+            yield (
+                f"{role} has no patient of level {', '.join(lacking)}; "
+                f"{by_manifest if is_stated else 'there are too few of them'}"
+            )

@@ -103,6 +103,15 @@ class SlideRecord:
                 sizes |= dict(zip(self.paths(patch), (patch.bytes_he, patch.bytes_ihc), strict=False))
         return sizes
 
+    def checksums(self) -> dict[Path, str]:
+        """Return the checksums of all patch files, relative to the dataset."""
+        return {
+            path: checksum
+            for patch in self.patches
+            if patch.sha256_he
+            for path, checksum in zip(self.paths(patch), (patch.sha256_he, patch.sha256_ihc), strict=False)
+        }
+
     def with_limits(self, limits: Limits) -> SlideRecord | None:
         """Return the record with patches rejected by other limits; None if they might keep one without files."""
         if self.limits == dataclasses.asdict(limits):

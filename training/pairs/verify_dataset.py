@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from wsi2ihc.registration.transform_io import TRANSFORM_NAME, load_transform
 from wsi2ihc.text import reason
 
 from ..data.dataset import ROLE_NAMES, Pair
-from ..data.images import THREADS, read_pair, reserved_memory
+from ..data.images import THREADS, check_patches, read_pair, reserved_memory
 from ..data.layouts import METADATA_NAME, TABLE_NAME, find_pairs, read_rows
 from .dataset_writer import FORMAT, STORE_NAME
 from .quality import Limits
@@ -112,12 +114,12 @@ def _registration_problems(folder: Path, where: str, record: SlideRecord) -> Ite
 
 
 _SHOWN = 20
+_STRAY = f" is not in {TABLE_NAME}"
 
 _ADVICE = (
-    "the same `wsi2ihc pairs` command restores missing files and files of a different size; it extracts only the "
-    "affected slides again",
-    "a changed file of equal size is restored after you remove it; files not listed in the dataset are never removed, "
-    "so move them",
+    "the same `wsi2ihc pairs` command extracts the affected slides again; remove first a changed file whose size and "
+    "modification time are unchanged",
+    "files not listed in the dataset are never removed, so move them",
 )
 
 
@@ -168,7 +170,7 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
     if folder.name == TABLE_NAME and folder.is_file():
         folder = folder.parent
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is {'a file' if folder.exists() else 'not there'}; name the folder of a data set")
+        raise DatasetError(f"{folder} is {'a file' if folder.exists() else 'not there'}; name the folder of a dataset")
     problems: list[str] = []
     if (folder / TABLE_NAME).is_file():
         rows = list(_rows(folder, problems))
@@ -180,19 +182,23 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
         return CheckReport(0, (again,))
     else:
         try:
-            rows = [_Row(str(pair.he), pair) for pair in find_pairs(folder).pairs]
+            found = find_pairs(folder)
+            check_patches(found)
+            rows = [_Row(_relative(pair.he, folder), pair) for pair in found.pairs]
         except (DatasetError, OptionError) as error:
             return CheckReport(0, (str(error),))
     if not is_ours(folder):
         problems += _misplaced(folder, rows)
     problems += _split_across(rows)
     statement = _statement(folder, problems)
-    problems += _pixels(rows, statement.get("patch_px"), progress)
+    problems += _pixels(folder, rows, statement.get("patch_px"), progress)
     problems += _wrong_counts(rows, statement)
     if is_ours(folder):
         problems += _store_problems(folder)
         problems += _index_problems(folder, records, statement)
-    return CheckReport(len(rows), tuple(problems), _ADVICE if problems and is_ours(folder) else ())
+    is_stray = [problem.endswith(_STRAY) for problem in problems]
+    needed = (not all(is_stray), any(is_stray)) if is_ours(folder) else ()
+    return CheckReport(len(rows), tuple(problems), tuple(itertools.compress(_ADVICE, needed)))
 
 
 def _records(folder: Path) -> dict[Path, SlideRecord | None]:
@@ -246,7 +252,7 @@ def _unlisted_files(folder: Path, rows: Iterable[_Row], records: Iterable[SlideR
     tops = {file.parent.relative_to(folder).parts[:1] for file in named if file.is_relative_to(folder)}
     named |= {folder / path for record in records for path in record.file_sizes()}
     for path in unlisted_files(folder, named, (parts[0] for parts in tops if parts)):
-        yield f"{path} is not in {TABLE_NAME}"
+        yield f"{path}{_STRAY}"
 
 
 def _misplaced(folder: Path, rows: Iterable[_Row]) -> Iterator[str]:
@@ -292,7 +298,11 @@ def _statement(folder: Path, problems: list[str]) -> dict[str, Any]:
     return statement
 
 
-def _pixels(rows: Sequence[_Row], patch_px: object, progress: ProgressCallback) -> list[str]:
+def _relative(path: Path, folder: Path) -> str:
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def _pixels(folder: Path, rows: Sequence[_Row], patch_px: object, progress: ProgressCallback) -> list[str]:
     """Decode and hash all files in threads. Memory bound: the pairs in flight."""
     problems: list[str] = []
     sizes: dict[Size, list[str]] = defaultdict(list)
@@ -300,7 +310,9 @@ def _pixels(rows: Sequence[_Row], patch_px: object, progress: ProgressCallback) 
         warnings.simplefilter("ignore")  # Pillow warns about damaged files before the error that names the file
         pool = ThreadPoolExecutor(THREADS)
         try:
-            for done, (row, (size, found)) in enumerate(zip(rows, pool.map(_check_pair, rows), strict=True), 1):
+            for done, (row, (size, found)) in enumerate(
+                zip(rows, pool.map(partial(_check_pair, folder), rows), strict=True), 1
+            ):
                 problems += found
                 if size:
                     sizes[size].append(row.where)
@@ -317,22 +329,23 @@ def _pixels(rows: Sequence[_Row], patch_px: object, progress: ProgressCallback) 
     return problems
 
 
-def _check_pair(row: _Row) -> tuple[Size | None, list[str]]:
+def _check_pair(folder: Path, row: _Row) -> tuple[Size | None, list[str]]:
     """Return the size of one pair (None if it cannot be decoded) and the problems of its files."""
     problems = []
     for file, expected in dict.fromkeys(zip((row.pair.he, row.pair.ihc), row.sums, strict=True)):
         try:
             content = sha256_of_file(file) if expected else ""
         except OSError as error:
-            return None, [f"{row.where}: {file} cannot be read ({reason(error)})"]
+            return None, [f"{row.where}: {_relative(file, folder)} cannot be read ({reason(error)})"]
         if content != expected.lower():
-            problems.append(f"{row.where}: {file.name} has changed: its checksum differs from the table")
+            problems.append(f"{row.where}: {_relative(file, folder)} has changed: its checksum differs from the table")
     try:
         with reserved_memory(row.pair):
             he, _ = read_pair(row.pair)
             size = Size(he.shape[1], he.shape[0])
     except DatasetError as error:
-        return None, [*problems, f"{row.where}: {error}"]
+        text = str(error).replace(f"{folder}/", "")
+        return None, problems or [text if text.startswith(row.where) else f"{row.where}: {text}"]
     return size, problems
 
 
@@ -348,4 +361,9 @@ def _wrong_counts(rows: Sequence[_Row], statement: dict[str, Any]) -> Iterator[s
             yield f"{METADATA_NAME} counts {stated.get('pairs', 0)} pairs for {split}, but there are {len(own)}"
         levels = dict(Counter(pair.her2 for pair in own if pair.her2))
         if isinstance(stated.get("her2"), dict) and stated["her2"] != levels:
-            yield f"{METADATA_NAME} counts {stated['her2']} by HER2 level for {split}, but there are {levels}"
+            counted, present = _listed(stated["her2"]), _listed(levels)
+            yield f"{METADATA_NAME} counts {counted} by HER2 level for {split}, but there are {present}"
+
+
+def _listed(levels: Mapping[str, object]) -> str:
+    return ", ".join(f"{level}: {count}" for level, count in sorted(levels.items())) or "none"

@@ -197,8 +197,8 @@ def deformation_figure(transform: Transform, overview: RGBImage, mpp: float) -> 
     factor = max(1, int(0.75 * spacing_px * mpp / top_um))
     _draw_grid(image, displaced_um * (factor / mpp), spacing_px)
     bar = _colored(np.linspace(0, 1, 160)[None].repeat(TEXT_PX, axis=0))
-    enlarged = "as it is" if factor == 1 else f"{factor} times as large"
-    text = f"0 to {top_um:.3g} µm of local displacement; the grid shows it {enlarged}"
+    scale = "at true scale" if factor == 1 else f"enlarged {factor} times"
+    text = f"local displacement: 0 to {top_um:.3g} µm; grid {scale}"
     return add_caption(image, [(text, bar)], mpp)
 
 

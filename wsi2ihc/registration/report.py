@@ -91,7 +91,7 @@ def check_folder(folder: Path, overwrite: bool, was_locked: bool | None = None) 
         raise OutputExistsError(
             f"output folder {folder} holds other files ({foreign[:60]}): name a new folder, or an empty one"
         )
-    if not overwrite and _is_complete(folder, visible):
+    if not overwrite and is_complete(folder):
         raise OutputExistsError(f"{folder} already holds a registration: choose another folder, or allow it with "
                                 "--overwrite")  # fmt: skip
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -119,11 +119,11 @@ def _foreign(folder: Path, names: list[str], was_locked: bool) -> str:
     return next(iter(others or ([] if is_ours else names)), "")
 
 
-def _is_complete(folder: Path, names: list[str]) -> bool:
+def is_complete(folder: Path) -> bool:
     """Return whether the folder contains all files of a successful registration."""
     if _json(folder / REPORT_NAME).get("status") != "registered":
         return False
-    if not {BEFORE_NAME, AFTER_NAME, DEFORMATION_NAME} <= set(names):
+    if not all((folder / name).is_file() for name in (BEFORE_NAME, AFTER_NAME, DEFORMATION_NAME)):
         return False
     try:
         load_transform(folder)

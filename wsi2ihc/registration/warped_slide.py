@@ -182,7 +182,7 @@ def _looks(side_px: int, mpp: float, tile_px: int) -> tuple[FloatArray, npt.NDAr
     return places[kept], tiles[kept]
 
 
-NOTICE = "Resampled: a scan of a stained slide, as it lies on another one. Research use only, not for diagnosis."
+NOTICE = "Scan of a stained slide, resampled into the frame of another slide. Research use only, not for diagnosis."
 
 
 def describe_image(
@@ -206,7 +206,7 @@ def describe_image(
             magnification=magnification,
             channel="IHC (registered)",
             notice=NOTICE,
-            description=f"{info.name} as it lies on {'another slide' if fixed is None else fixed.name}.",
+            description=f"{info.name} in the frame of {'another slide' if fixed is None else fixed.name}.",
             provenance=provenance(info, entries, options, versions(), NOTICE),
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -78,17 +79,28 @@ def test_threshold_and_cutoffs_are_fitted_to_the_training_split(data: Path, eval
     assert counterstain.missed == 1, "what stains nothing predictions the 3+ negative"
 
 
+def test_published_values_are_shown_for_bci_only(evaluation: Evaluation) -> None:
+    bci = dataclasses.replace(evaluation, metadata={"data": {"layout": "HE/ and IHC/; names as in BCI"}})
+    contents = [one for section in make_report(bci, resamples=100).sections for one in section.contents]
+    (table,) = (one for one in contents if one.name == "levels_psnr")
+    assert isinstance(table, Table)
+    published = next(row for row in table.rows if row[0] == "variance (study)")
+    assert published[1:] == (20.48, 21.65, 21.3, 19.5, 22.16)
+    assert "Published on BCI's test split" in table.notes[0]
+
+
 def test_report_has_every_table(evaluation: Evaluation) -> None:
     report = make_report(evaluation, resamples=100)
     contents = [one for section in report.sections for one in section.contents]
     tables = {one.name: one for one in contents if isinstance(one, Table)}
-    assert {"summary", "differences", "her2_predictions", "levels", "levels_psnr", "levels_fid", "metrics_stain",
+    assert {"summary", "differences", "her2_predictions", "levels", "levels_psnr", "metrics_stain",
             "slides_1"} <= tables.keys()  # fmt: skip
+    assert "levels_fid" not in tables, "no method has a value"
     counts = {row[0]: row[1] for row in tables["levels"].rows}
     assert counts == {"HER2 0": 2, "HER2 1+": 2, "HER2 2+": 0, "HER2 3+": 2}
     assert "2+" in tables["levels"].notes[0]
-    published = next(row for row in tables["levels_psnr"].rows if row[0] == "variance (study)")
-    assert published[1:] == (20.48, 21.65, 21.3, 19.5, 22.16)
+    assert {row[0] for row in tables["levels_psnr"].rows} == {one.method.name for one in evaluation.methods}
+    assert tables["levels_psnr"].notes == ()
     misclassified = tables["her2_misclassified"].rows
     assert misclassified[0][1] == "3+", "positives predicted negative come first"
     assert len(tables["images"].rows) == 6 * 3

@@ -29,6 +29,7 @@ from wsi2ihc.training.evaluation.slide_grid import SlideComparison, plan_squares
 from wsi2ihc.training.evaluation.slide_origin import BorderGrid, Origin, check_source, read_origin
 from wsi2ihc.training.evaluation.slides import area_agreement, evaluate_slides
 from wsi2ihc.training.metrics.bootstrap import ImageMetadata, Scores
+from wsi2ihc.training.reports.document import Figure
 from wsi2ihc.translation.options import TranslateOptions
 from wsi2ihc.translation.translate import translate
 
@@ -219,6 +220,23 @@ def test_transform_of_other_slides_is_an_error(slides: Path, tmp_path: Path) -> 
     save_transform(tmp_path / "other.json", Transform(np.eye(2, 3), moving=frame))
     with pytest.raises(TransformError, match=r"other\.tif"):
         evaluate_slides(str(slides / "reference.tif"), str(slides / "virtual.tif"), tmp_path / "other.json", QUICK)
+
+
+def test_missing_virtual_tissue_is_noted(slides: Path, ihc: RGBImage, tmp_path: Path) -> None:
+    half = ihc.copy()
+    half[:, 350:] = IHC_BACKGROUND
+    write_slide(tmp_path / "half.tif", halves(half, 2), compression="deflate")
+    reference = str(slides / "reference.tif")
+    whole, part = (
+        evaluate_slides(reference, str(path), slides / "transform.json", QUICK, square_um=50)
+        for path in (slides / "virtual.tif", tmp_path / "half.tif")
+    )
+    assert part.squares.missed > 0
+    assert f"only {part.squares.coverage:.0%} of the reference tissue" in part.evaluation.notes[0]
+    assert not any("reference tissue" in note for note in whole.evaluation.notes)
+    maps = make_slide_report(part).sections[1].contents
+    captions = {one.name: one.caption for one in maps if isinstance(one, Figure)}
+    assert captions["map_error"] == "Gray: squares not compared, since less than half is tissue on both slides."
 
 
 def test_neighboring_tissue_does_not_count_as_coverage() -> None:

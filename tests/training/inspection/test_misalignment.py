@@ -40,6 +40,15 @@ def test_aligned_dataset_has_no_outliers() -> None:
     assert find_misaligned(perfect).misaligned == ()
 
 
+def test_aligned_pair_is_no_outlier_among_better_ones() -> None:
+    perfect = [Agreement(float(value), 0.0, 9) for value in np.tanh(RANDOM.normal(3.5, 0.1, 90))]
+    spread = [*perfect, Agreement(0.985, 1.0, 9)]
+    assert find_misaligned(spread, [0.3] * 91).misaligned == ()
+    assert [one.number for one in find_misaligned(spread).misaligned] == [90]  # chance is unknown
+    for worse in (Agreement(0.985, 2.0, 9), Agreement(0.985, None, 0), Agreement(0.6, 1.0, 9)):
+        assert [one.number for one in find_misaligned([*perfect, worse], [0.3] * 91).misaligned] == [90]
+
+
 def test_serial_sections_are_not_outliers() -> None:
     wide = [Agreement(float(value), 4.0, 9) for value in np.tanh(RANDOM.normal(0.35, 0.15, 100))]
     assert find_misaligned(wide).misaligned == ()

@@ -253,6 +253,21 @@ def test_what_is_gone_is_extracted_again(tmp_path: Path, pairs: list[SlidePair],
     assert len(list(folder.glob("patches/*/*"))) == 4
 
 
+def test_a_patch_changed_at_equal_size_is_extracted_again(tmp_path: Path, pairs: list[SlidePair]) -> None:
+    folder = run(tmp_path / "data", pairs)
+    complete = contents(folder)
+    changed = next(folder.glob("patches/Sa/*/*_ihc.png"))
+    intact = changed.read_bytes()
+    later = changed.stat().st_mtime + 60
+    os.utime(changed, (later, later))  # touched only
+    run(folder, pairs)
+    assert changed.exists()
+    changed.write_bytes(intact[::-1])
+    os.utime(changed, (later, later))
+    assert contents(run(folder, pairs)) == complete
+    assert not changed.exists()
+
+
 def test_a_damaged_record_is_extracted_again(tmp_path: Path, pairs: list[SlidePair]) -> None:
     folder = run(tmp_path / "data", pairs)
     complete = contents(folder)

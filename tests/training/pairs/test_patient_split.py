@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import Counter, defaultdict
@@ -139,6 +140,14 @@ def test_a_stated_role_is_that_of_all_slides_of_the_patient() -> None:
 def test_few_patients_train(count: int) -> None:
     splits = assign_splits(rows_of({"0": count}), (0.1, 0.45, 0.45))
     assert "train" in splits.values()
+
+
+def test_the_column_split_is_named_if_it_leaves_a_split_empty() -> None:
+    pairs = [dataclasses.replace(pair, role="test") for pair in rows_of({"0": 1, "3+": 1})]
+    assert split_warnings(assign_splits(pairs, SHARES), pairs, SHARES) == (
+        "train has no patient: the column split of the manifest assigns none",
+        "validation has no patient: the column split of the manifest assigns none",
+    )
 
 
 def test_what_stays_empty_is_said() -> None:

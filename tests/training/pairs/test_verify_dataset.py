@@ -12,12 +12,14 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 
 from wsi2ihc.concurrency import Progress
 from wsi2ihc.errors import DatasetError
 from wsi2ihc.registration.transform import LocalField, Transform
 from wsi2ihc.registration.transform_io import save_transform
 from wsi2ihc.training.data import Role
+from wsi2ihc.training.inspection.inspect import inspect_dataset
 from wsi2ihc.training.pairs.dataset_writer import open_dataset_folder, publish
 from wsi2ihc.training.pairs.pair_manifest import SlidePair
 from wsi2ihc.training.pairs.quality import Limits
@@ -125,11 +127,11 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
             lambda folder: (folder / FIRST).unlink(),
             [f"pairs.csv, row 2: {FIRST} is missing",
              "dataset.json counts 2 pairs for train, but there are 1",
-             "dataset.json counts {'0': 2} by HER2 level for train, but there are {'0': 1}"],
+             "dataset.json counts 0: 2 by HER2 level for train, but there are 0: 1"],
         ),
         (
             lambda folder: overwrite(folder, FIRST, pixels(77)),
-            ["pairs.csv, row 2: S0_00000_he.png has changed: its checksum differs from the table"],
+            [f"pairs.csv, row 2: {FIRST} has changed: its checksum differs from the table"],
         ),
         (
             lambda folder: (overwrite(folder, FIRST, pixels(1)[..., 0]), change_table(folder, 2, sha256_he="")),
@@ -168,7 +170,7 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
             lambda folder: change_table(folder, 3, split="holdout"),
             ["pairs.csv, row 3: the split is 'holdout', not one of train, val, test",
              "dataset.json counts 2 pairs for train, but there are 1",
-             "dataset.json counts {'0': 2} by HER2 level for train, but there are {'0': 1}"],
+             "dataset.json counts 0: 2 by HER2 level for train, but there are 0: 1"],
         ),
         (
             lambda folder: overwrite(folder, f"{S1}/more.png", pixels(1)),
@@ -189,7 +191,7 @@ def edit_statement(folder: Path, edit: Callable[[dict[str, dict[str, dict[str, o
         (
             lambda folder: change_table(folder, 2, half="left"),
             ["pairs.csv, row 2: the half is 'left', but he and ihc are", "counts 2 pairs for train",
-             "counts {'0': 2} by HER2"],
+             "counts 0: 2 by HER2"],
         ),
         (
             lambda folder: (folder / "dataset.json").unlink(),
@@ -302,7 +304,29 @@ def test_what_a_rerun_cannot_see_is_told_how_to_mend(data: Path) -> None:
     damage_bytes(data / FIRST)
     report = check_dataset(data)
     assert report.problems[0].endswith("its checksum differs from the table")
-    assert "a changed file of equal size is restored after you remove it" in report.advice[1]
+    (advice,) = report.advice
+    assert "remove first a changed file whose size and modification time are unchanged" in advice
+
+
+def test_each_problem_is_listed_once_with_a_path_in_the_dataset(data: Path) -> None:
+    (data / FIRST).write_bytes(b"not an image")
+    assert check_dataset(data).problems == (
+        f"pairs.csv, row 2: {FIRST} has changed: its checksum differs from the table",
+    )
+
+
+def test_only_the_advice_that_applies_is_given(data: Path) -> None:
+    overwrite(data, f"{S1}/more.png", pixels(1))
+    assert check_dataset(data).advice == ("files not listed in the dataset are never removed, so move them",)
+
+
+def test_a_folder_of_slides_is_no_dataset(tmp_path: Path) -> None:
+    for name in ("he.tiff", "ihc.tiff"):
+        tifffile.imwrite(tmp_path / name, np.zeros((2, 32, 64, 3), np.uint8), photometric="rgb")
+    expected = f"{tmp_path} is not a dataset (no pairs.csv, HE/ or IHC/; ihc.tiff holds several images)"
+    assert check_dataset(tmp_path) == CheckReport(0, (expected,))
+    with pytest.raises(DatasetError, match="is not a dataset"):
+        inspect_dataset(tmp_path)
 
 
 # data sets from elsewhere
@@ -357,7 +381,7 @@ def test_a_table_with_files_of_another_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gone", "file"])
 def test_no_data_set(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match="name the folder of a data set"):
+    with pytest.raises(DatasetError, match="name the folder of a dataset"):
         check_dataset(tmp_path / name)
 
 
