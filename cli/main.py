@@ -22,7 +22,7 @@ import click
 from wsi2ihc.system import safe_path
 from wsi2ihc.text import describe_error
 
-from .console import say, standard_streams, tell
+from .console import say, screen, standard_streams, tell
 
 COMMANDS = {
     "translate": "Turn an H&E slide into a virtual IHC slide.",
@@ -48,6 +48,19 @@ EXIT_INTERRUPTED = 130
 
 class LazyGroup(click.Group):
     """A group that imports a subcommand only when it is used."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand. Before its exception is reported, remove the live display, and print the hints in notes."""
+        try:
+            return super().invoke(ctx)
+        except BaseException as error:
+            screen.clear()
+            is_interrupt, log = isinstance(error, KeyboardInterrupt), logging.getLogger("wsi2ihc")
+            tell(*([""] if is_interrupt else []))  # ends the line with ^C
+            tell(*(getattr(error, "__notes__", ()) if log.isEnabledFor(logging.WARNING) else ()))
+            if is_interrupt:
+                raise click.Abort from error  # of a KeyboardInterrupt, click would print an empty line
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -107,7 +120,7 @@ def _run(arguments: list[str]) -> int:
         tell(*text.getvalue().rstrip("\n").split("\n"))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        tell("", "Interrupted; no half-written file is left.")
+        tell("Interrupted; no half-written file is left.")
         return EXIT_INTERRUPTED
     except Exception as error:
         tell(f"Error: {describe_error(error)}")

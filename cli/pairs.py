@@ -100,10 +100,8 @@ def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, 
     bar = ProgressBar(quiet)
     try:
         report = build_pairs(manifest, dataset, options, bar)
-    except (KeyboardInterrupt, SystemExit):
-        bar.close()
-        if not quiet:
-            tell("Stopped. Run the same command again to resume; finished pairs are kept.")
+    except (KeyboardInterrupt, SystemExit) as error:
+        error.add_note("Finished pairs are kept: run the same command again to resume.")
         raise
     finally:
         bar.close()

@@ -102,9 +102,9 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
             if warning := _too_large(estimate_resources(job)):
                 tell(f"WARNING: {warning}")
         summary = train(job, out, resume=resume, progress=ProgressBar(quiet))
-    except (KeyboardInterrupt, SystemExit):
-        if not quiet and folder.last.exists():
-            tell(f"Stopped. Go on from the last checkpoint: wsi2ihc train {data} --out {out} --resume")
+    except (KeyboardInterrupt, SystemExit) as error:
+        if folder.last.exists():
+            error.add_note("The last checkpoint is kept. Run the same command with --resume to resume from it.")
         raise
     if json and summary:
         echo_json(summary)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wsi2ihc.cli.console import Line, echo_json, say, tell
+from wsi2ihc.cli.console import Line, echo_json, say
 from wsi2ihc.cli.options import (
     build_options,
     image_options,
@@ -57,22 +57,18 @@ def command(
         raise click.UsageError(f"OUTPUT {output} is not a file name")
     options = build_options(TranslateOptions, choices)
     bar = ProgressBar(quiet)
-    try:
-        with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
-            if options.resume:  # an existing output may be the requested one
-                check_not_inputs([output, report_path(output)], [model])
-            else:
-                check_outputs(opened, output, options, inputs=[model])
-            generator = load_model(model)
-            if dry_run:
-                kept = check_checkpoint(opened, generator, output, options) if options.resume else None
-                outlook = estimate_translation(prepare(opened, generator, options, progress=bar), output)
-                echo_json(outlook.to_json()) if json else say(*_describe_estimate(outlook, kept))
-                return
-            report = translate(opened, generator, output, options, progress=bar)
-    except BaseException as error:
-        tell(*(() if quiet else getattr(error, "__notes__", ())))  # what is kept
-        raise
+    with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
+        if options.resume:  # an existing output may be the requested one
+            check_not_inputs([output, report_path(output)], [model])
+        else:
+            check_outputs(opened, output, options, inputs=[model])
+        generator = load_model(model)
+        if dry_run:
+            kept = check_checkpoint(opened, generator, output, options) if options.resume else None
+            outlook = estimate_translation(prepare(opened, generator, options, progress=bar), output)
+            echo_json(outlook.to_json()) if json else say(*_describe_estimate(outlook, kept))
+            return
+        report = translate(opened, generator, output, options, progress=bar)
     if json:
         echo_json(report.to_json())
     elif not quiet:

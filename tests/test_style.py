@@ -25,7 +25,7 @@ MOST_MODULES = 15
 MOST_LINES = 650
 
 LINES = {
-    "cli": 2390,
+    "cli": 2450,
     "training": 2930,
     "training/data": 2010,
     "training/evaluation": 2710,
