@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,7 +174,7 @@ def _next_step(report: BuildReport, dataset: Path) -> str:
     """Return the next command, or what the dataset lacks for training."""
     lacking = [what for split, what in (("train", "training"), ("val", "validation")) if split not in report.counts]
     if not lacking:
-        return f"next: wsi2ihc train {dataset} --out RUN"
+        return f"next: wsi2ihc train {shlex.quote(str(dataset))} --out RUN"
     return (
         f"not ready for wsi2ihc train: no patches for {' and '.join(lacking)}; add slides of more patients, or give "
         "patients a split in the manifest"

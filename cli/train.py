@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,6 @@ def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> list[Line]
         ("validation", *columns),
         *((name, *("-" if row[one] is None else f"{row[one]:.3f}" for one in columns)) for name, row in rows if row),
         *(f"  note: {note}" for note in job.notes),
-        f"  next: wsi2ihc translate SLIDE OUT.ome.tiff --model {out}/model.safetensors",
+        f"  next: wsi2ihc translate SLIDE OUT.ome.tiff --model {shlex.quote(f'{out}/model.safetensors')}",
         f"  {DISCLAIMER}",
     ]
