@@ -111,7 +111,9 @@ def _bars(rows: Iterable[tuple[str, float, str]]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Format seconds: 0.2 s, 42 s, 3 min 05 s, 2 h 10 min."""
+    if 0.05 <= seconds < 0.95:
+        return f"{seconds:.1f} s"
     total = round(seconds)
     if total < 60:
         return f"{total} s"

@@ -67,8 +67,9 @@ def _options(given: dict[str, Any], resumed: Path | None, config: Path | None) -
         from wsi2ihc.training.checkpoint import RunFolder
 
         folder = RunFolder(resumed)
-        folder.check_resumable()
-        if config is None:
+        if not folder.has_only_begun():
+            folder.check_resumable()
+        if config is None and folder.config.is_file():
             config = folder.config
     return resolve_options(given, config=config)
 
@@ -94,6 +95,11 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
     from wsi2ihc.training.training_setup import estimate_resources, prepare
 
     folder = RunFolder(out)
+    if resume and folder.has_only_begun():
+        resume = False
+        if not quiet:
+            tell(f"note: the run in {out} has no checkpoint yet; it starts from the beginning")
+    is_complete = resume and folder.summary.exists()
     if not resume and is_first_process():
         folder.check_new()
     try:
@@ -110,6 +116,8 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
     if json and summary:
         echo_json(summary)
     elif summary and not quiet:
+        if is_complete:
+            say("already complete: no step was left to train")
         say(*_summary(out, summary, job))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from wsi2ihc.cli.console import Line, echo_json, say
 from wsi2ihc.cli.options import (
@@ -21,8 +23,9 @@ from wsi2ihc.cli.options import (
 )
 from wsi2ihc.cli.progress import ProgressBar, duration
 from wsi2ihc.models.registry import load_model
+from wsi2ihc.pyramid import is_zarr
 from wsi2ihc.slide import open_slide
-from wsi2ihc.text import pluralize
+from wsi2ihc.text import flag, pluralize
 from wsi2ihc.translation.job import prepare
 from wsi2ihc.translation.options import TranslateOptions
 from wsi2ihc.translation.output import check_outputs
@@ -31,6 +34,8 @@ from wsi2ihc.translation.report import DISCLAIMER, TranslateReport, TranslationE
 from wsi2ihc.translation.resume import check_checkpoint
 from wsi2ihc.translation.seams import SeamMetrics
 from wsi2ihc.translation.translate import translate
+
+_log = logging.getLogger(__name__)
 
 
 @click.command("translate")
@@ -57,6 +62,8 @@ def command(
         raise click.UsageError(f"OUTPUT {output} is not a file name")
     options = build_options(TranslateOptions, choices)
     bar = ProgressBar(quiet)
+    _warn_about_unused(output, options)
+    before = _identity(report_path(output)), options.preview is None or options.preview.exists()
     with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
         if options.resume:  # an existing output may be the requested one
             check_not_inputs([output, report_path(output)], [model])
@@ -72,7 +79,33 @@ def command(
     if json:
         echo_json(report.to_json())
     elif not quiet:
+        if before == (_identity(report_path(output)), True):
+            say("already complete: nothing was done")
         say(*summary(report))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what differs after a file was replaced; None if it does not exist."""
+    try:
+        stat = path.stat()
+        return stat.st_ino, stat.st_mtime_ns
+    except OSError:
+        return None
+
+
+def _warn_about_unused(output: Path, options: TranslateOptions) -> None:
+    """Log a warning if the command line sets options that have no effect."""
+
+    def given(*names: str) -> str:
+        context = click.get_current_context()
+        return " and ".join(
+            flag(name) for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        )
+
+    if not options.resume and not is_zarr(output) and (unused := given("band_height")):
+        _log.warning("%s has no effect without --resume", unused)
+    if is_zarr(output) and (unused := given("compression", "quality")):
+        _log.warning("%s: no effect on OME-Zarr, which is lossless", unused)
 
 
 def summary(report: TranslateReport) -> list[Line]:
@@ -82,7 +115,7 @@ def summary(report: TranslateReport) -> list[Line]:
     total_s = sum(seconds[stage] for stage in ("tissue", "model", "run"))
     return [
         f"{report.output_name}: {size} px at {report.output_mpp[0]:.4g} µm/px, "
-        f"{pluralize(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
+        f"{pluralize(len(report.output_levels), 'level')}, {_amount(report.output_bytes)}",
         (
             "source",
             f"{report.source['name']}, {report.source['width']}×{report.source['height']} px at "
@@ -100,6 +133,10 @@ def summary(report: TranslateReport) -> list[Line]:
         *(("note", warning) for warning in report.warnings),
         f"  {DISCLAIMER}",
     ]
+
+
+def _amount(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.0f} kB"
 
 
 def _model_rows(model: Mapping[str, Any], device: str, precision: str) -> list[Line]:
@@ -124,7 +161,7 @@ def _describe_estimate(outlook: TranslationEstimate, kept: int | None) -> list[L
     """Describe an estimate; ``kept``: finished bands of an earlier run, if any."""
     return [
         f"Would write {outlook.width}×{outlook.height} px at {outlook.mpp[0]:.4g} µm/px, "
-        f"about {outlook.output_bytes / 1e6:.0f} MB",
+        f"about {_amount(outlook.output_bytes)}",
         ("tissue", f"{outlook.tissue_share:.1%} of the slide"),
         (
             "windows",

@@ -31,7 +31,7 @@ from wsi2ihc.cli import console
 from wsi2ihc.cli.console import LineFormatter, ScreenHandler, say, screen, standard_streams, tell
 from wsi2ihc.cli.main import cleaned_up_when_ended, main
 from wsi2ihc.cli.options import set_up_logging
-from wsi2ihc.cli.progress import LiveBoard, ProgressBar
+from wsi2ihc.cli.progress import LiveBoard, ProgressBar, duration
 from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.text import pluralize, printable
@@ -460,3 +460,7 @@ def test_one_of_a_thing_is_not_several() -> None:
         "2 levels",
         "1,234 levels",
     ]
+
+
+def test_durations_have_a_decimal_below_a_second() -> None:
+    assert [duration(seconds) for seconds in (0, 0.2, 0.96, 42, 185)] == ["0 s", "0.2 s", "1 s", "42 s", "3 min 05 s"]
