@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("ihc")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--mpp", type=POSITIVE,
-              help="Resolution of the H&E slide in µm per pixel, if it is missing or wrong.")  # fmt: skip
+              help="Resolution of the H&E slide in µm/px, if it is missing or wrong.")  # fmt: skip
 @click.option("--moving-mpp", type=POSITIVE, help="The same for the IHC slide.")  # fmt: skip
 @image_options
 @click.option("--moving-series", type=click.IntRange(0), help="--series for the IHC slide.")

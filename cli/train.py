@@ -45,7 +45,7 @@ def command(
     """Train a generator on the paired H&E and IHC patches in the folder DATA.
 
     OUT/model.safetensors is what `wsi2ihc translate --model` takes. Of what sets an option, the first in this list
-    wins: the command line, --config, what the data set states (its dataset.json and pairs.csv), --preset, the default.
+    wins: the command line, --config, what the dataset states (its dataset.json and pairs.csv), --preset, the default.
     Naming a recipe sets its architecture, losses and weights. Research use only, not for diagnosis.
     """
     from wsi2ihc.training.fabric import is_first_process
@@ -155,7 +155,7 @@ def _describe(job: TrainingJob, outlook: TrainingEstimate, found: Sequence[str])
     lines = [
         *config_text(job.options).rstrip().split("\n"),
         "",
-        f"{_describe_data(job)} (validated {validated}; all were decoded but test, which is never read)",
+        f"{_describe_data(job)} (validation {validated}; all were decoded except test, which is never read)",
         *(f"note: {note}" for note in found),
         f"model: {job.options.network_name} of width {job.spec.width}, {outlook.generator_parameters:,} parameters; "
         f"discriminator {outlook.discriminator_parameters:,}; {job.spec.stain} at {job.spec.mpp:g} µm/px",

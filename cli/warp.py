@@ -37,10 +37,10 @@ from wsi2ihc.text import pluralize
 @click.argument("transform", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--ihc-mpp", type=POSITIVE, show_default="the one that it was registered with",
-              help="Resolution of the IHC slide in µm per pixel.")  # fmt: skip
+              help="Resolution of the IHC slide in µm/px.")  # fmt: skip
 @image_options
 @click.option("--mpp", type=POSITIVE, show_default="that of the H&E slide", help="Resolution of the output in "
-              "µm per pixel.")  # fmt: skip
+              "µm/px.")  # fmt: skip
 @options_of(WarpOptions, skip=("mpp",))
 @json_option
 @verbosity_options

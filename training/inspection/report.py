@@ -374,7 +374,7 @@ def report_of(inspection: Inspection, options: InspectOptions) -> Report:
         ),
     )
     data = inspection.data
-    resolution = "µm per px unknown" if data.mpp is None else f"{data.mpp:g} µm per px"
+    resolution = "µm/px unknown" if data.mpp is None else f"{data.mpp:g} µm/px"
     grouped = f", grouped by {data.grouped_by}" if data.grouped_by else ""
     subject = (
         f"{data.folder.resolve().name}: {pluralize(len(data.pairs), 'pair')} of {inspection.sizes} px, {resolution}; "
@@ -427,7 +427,7 @@ def _alignment(inspection: Inspection, options: InspectOptions) -> Section:
     ]
     if inspection.data.mpp is None:
         text.append(
-            f"The resolution is unknown; {ASSUMED_MPP:g} µm per px is assumed, and residuals are given in px. Specify "
+            f"The resolution is unknown; {ASSUMED_MPP:g} µm/px is assumed, and residuals are given in px. Specify "
             "the resolution with --mpp."
         )
     if alignment.unknown:

@@ -168,7 +168,7 @@ def check_dataset(folder: Path, progress: ProgressCallback = silent) -> CheckRep
     if folder.name == TABLE_NAME and folder.is_file():
         folder = folder.parent
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is {'a file' if folder.exists() else 'not there'}; name the folder of a data set")
+        raise DatasetError(f"{folder} is {'a file' if folder.exists() else 'not there'}; name the folder of a dataset")
     problems: list[str] = []
     if (folder / TABLE_NAME).is_file():
         rows = list(_rows(folder, problems))

@@ -68,7 +68,7 @@ def test_report_content(leaking_dataset: Path, tmp_path: Path) -> None:
     )
     assert others[0].startswith("misaligned or mismatched pairs: 1 of 26, the worst HE/train/00031")
     assert others[1:] == ["there is no pair of HER2 3+ in train", "there is no pair of HER2 3+ in test"]
-    assert "26 pairs of 192×192 px, 0.5 µm per px" in report.lead[0]
+    assert "26 pairs of 192×192 px, 0.5 µm/px" in report.lead[0]
     found = tables(report)
     assert found["counts"].rows[3] == ("train", "3+", 0, None, None, None)
     assert found["counts"].rows[4][:3] == ("train", "all", 23)
