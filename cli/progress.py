@@ -122,6 +122,11 @@ def duration(seconds: float) -> str:
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
+def file_size(size_bytes: int) -> str:
+    """Format the size of a file: 85 kB, 3.2 MB."""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.0f} kB"
+
+
 BOARD_REDRAW_S = 0.2
 BOARD_LOG_EVERY_S = 60.0
 SHOWN = 8

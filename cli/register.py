@@ -114,7 +114,7 @@ def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, befor
     return [
         f"  landmarks: {pluralize(len(matched.ids), 'pair')}{f', {alone} without a partner' if alone else ''}; "
         "errors in µm",
-        ("", "median", "90 %", "most", "median rTRE"),
+        ("", "median", "90%", "most", "median rTRE"),
         *(
             (name, f"{of.median_um:.1f}", f"{of.p90_um:.1f}", f"{of.max_um:.1f}", f"{of.median_rtre:.3%}")
             for name, of in rows

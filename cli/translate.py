@@ -21,7 +21,7 @@ from wsi2ihc.cli.options import (
     set_up_logging,
     verbosity_options,
 )
-from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.cli.progress import ProgressBar, duration, file_size
 from wsi2ihc.models.registry import load_model
 from wsi2ihc.pyramid import is_zarr
 from wsi2ihc.slide import open_slide
@@ -115,7 +115,7 @@ def summary(report: TranslateReport) -> list[Line]:
     total_s = sum(seconds[stage] for stage in ("tissue", "model", "run"))
     return [
         f"{report.output_name}: {size} px at {report.output_mpp[0]:.4g} µm/px, "
-        f"{pluralize(len(report.output_levels), 'level')}, {_amount(report.output_bytes)}",
+        f"{pluralize(len(report.output_levels), 'level')}, {file_size(report.output_bytes)}",
         (
             "source",
             f"{report.source['name']}, {report.source['width']}×{report.source['height']} px at "
@@ -133,10 +133,6 @@ def summary(report: TranslateReport) -> list[Line]:
         *(("note", warning) for warning in report.warnings),
         f"  {DISCLAIMER}",
     ]
-
-
-def _amount(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.0f} kB"
 
 
 def _model_rows(model: Mapping[str, Any], device: str, precision: str) -> list[Line]:
@@ -161,7 +157,7 @@ def _describe_estimate(outlook: TranslationEstimate, kept: int | None) -> list[L
     """Describe an estimate; ``kept``: finished bands of an earlier run, if any."""
     return [
         f"Would write {outlook.width}×{outlook.height} px at {outlook.mpp[0]:.4g} µm/px, "
-        f"about {_amount(outlook.output_bytes)}",
+        f"about {file_size(outlook.output_bytes)}",
         ("tissue", f"{outlook.tissue_share:.1%} of the slide"),
         (
             "windows",

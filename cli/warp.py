@@ -17,7 +17,7 @@ from wsi2ihc.cli.options import (
     set_up_logging,
     verbosity_options,
 )
-from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.cli.progress import ProgressBar, duration, file_size
 from wsi2ihc.registration.transform import Transform
 from wsi2ihc.registration.transform_io import load_transform
 from wsi2ihc.registration.warped_slide import (
@@ -93,7 +93,7 @@ def summary(report: WarpReport) -> list[Line]:
     source = report.source
     return [
         f"{report.output_name}: {report.output_size} px at {report.output_mpp[0]:.4g} µm/px, "
-        f"{pluralize(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
+        f"{pluralize(len(report.output_levels), 'level')}, {file_size(report.output_bytes)}",
         ("source", f"{source['name']}, {source['width']}×{source['height']} px at {source['mpp'][0]:.4g} µm/px"),
         ("onto", report.fixed["name"]),
         ("time", f"{duration(report.seconds)}: {report.written_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s"),

@@ -31,7 +31,7 @@ from wsi2ihc.cli import console
 from wsi2ihc.cli.console import LineFormatter, ScreenHandler, say, screen, standard_streams, tell
 from wsi2ihc.cli.main import cleaned_up_when_ended, main
 from wsi2ihc.cli.options import set_up_logging
-from wsi2ihc.cli.progress import LiveBoard, ProgressBar, duration
+from wsi2ihc.cli.progress import LiveBoard, ProgressBar, duration, file_size
 from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.text import pluralize, printable
@@ -464,3 +464,7 @@ def test_one_of_a_thing_is_not_several() -> None:
 
 def test_durations_have_a_decimal_below_a_second() -> None:
     assert [duration(seconds) for seconds in (0, 0.2, 0.96, 42, 185)] == ["0 s", "0.2 s", "1 s", "42 s", "3 min 05 s"]
+
+
+def test_small_files_have_a_size() -> None:
+    assert [file_size(size) for size in (400, 85_000, 3_200_000)] == ["0 kB", "85 kB", "3.2 MB"]

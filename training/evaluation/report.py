@@ -128,9 +128,7 @@ def _summary(evaluation: Evaluation, estimator: Estimator) -> Contents:
     images = evaluation.methods[0].scores.subset()
     plural = evaluation.resampling_unit
     over = f"{len(images.units):,} {plural if len(images.units) != 1 else plural.removesuffix('s')}"
-    notes = [
-        f"In brackets: 95 % intervals (percentiles of {estimator.bootstrap['resamples']:,} resamples) over {over}."
-    ]
+    notes = [f"In brackets: 95% intervals (percentiles of {estimator.bootstrap['resamples']:,} resamples) over {over}."]
     if 1 < len(images.units) < FEW_UNITS:
         notes.append(f"With only {over}, intervals are rough and probably too narrow.")
     notes += [
@@ -213,7 +211,7 @@ def _by_level(evaluation: Evaluation, estimator: Estimator) -> Contents:
             for result in evaluation.methods
         }
         title = METRICS[name].title
-        yield Figure(f"bars_{name}", f"{title} by HER2 level", bars(values, title, ""), "Whiskers: 95 % intervals.")
+        yield Figure(f"bars_{name}", f"{title} by HER2 level", bars(values, title, ""), "Whiskers: 95% intervals.")
     counts = tuple(
         (f"HER2 {level}", subset.images, len(subset.units))
         for level in levels

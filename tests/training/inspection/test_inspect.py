@@ -203,7 +203,7 @@ def test_report_states_detection_limits(tmp_path: Path) -> None:
     write(tmp_path, "a", patch(0, 0))
     text = {one.title: " ".join(one.paragraphs) for one in inspect_dataset(tmp_path, PLAIN).sections}
     assert "rotations by other angles from 3°" in text["Same tissue in several patches"]
-    assert "changes of scale from 5 %" in text["Same tissue in several patches"]
+    assert "changes of scale from 5%" in text["Same tissue in several patches"]
     assert "rotations of the IHC about the center of the patch of up to 10°" in text["Alignment of H&E and IHC"]
     assert "requires 10 pairs of the same size" in text["Alignment of H&E and IHC"]
 
