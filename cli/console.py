@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ _NUMBER = re.compile(r"[-+]?[\d,.]*%?")
 
 
 def print_out(*lines: Line, styles: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Print lines on stdout. Consecutive rows form an indented table, which is wrapped to the width of a terminal.
+    """Print lines on stdout, wrapped to the width of a terminal. Consecutive rows form an indented table.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ def print_out(*lines: Line, styles: Mapping[str, str] = MappingProxyType({})) ->
     text = ""
     for is_row, run in groupby(lines, lambda line: isinstance(line, tuple)):
         part = list(run)
-        text += _table(part, styles) if is_row else "".join(f"{printable(str(line))}\n" for line in part)
+        text += _table(part, styles) if is_row else _wrapped([printable(str(line)) for line in part], sys.stdout)
     _write_stdout(text)
 
 
@@ -78,14 +79,14 @@ class Screen:
 
     def print(self, lines: Sequence[str]) -> None:
         """Print permanent lines, above the live display."""
-        shown = [_shortened(printable(line)) for line in lines]
+        text = _wrapped([_shortened(printable(line)) for line in lines], sys.stderr)
         with self._lock:
             if self._live is None:
-                _write_stderr("".join(f"{line}\n" for line in shown))
+                _write_stderr(text)
                 return
             from rich.text import Text
 
-            self._live.console.print(Text("\n".join(shown)), soft_wrap=True)
+            self._live.console.print(Text(text), soft_wrap=True, end="")
 
     def draw(self, content: RenderableType) -> None:
         """Show content in the live display, which starts if necessary."""
@@ -227,6 +228,28 @@ def _is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except (OSError, ValueError):
         return False
+
+
+def _wrapped(lines: Sequence[str], stream: TextIO | None) -> str:
+    """Join lines; on a terminal, wrap them between words, except commands, so that these can be copied."""
+    width = _terminal_width(stream)
+    text = ""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()))
+        if width and len(line) > width and not line.lstrip().startswith("next: "):
+            line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        text += f"{line}\n"
+    return text
+
+
+def _terminal_width(stream: TextIO | None) -> int:
+    """Return the width of a terminal in characters; 0 for another stream."""
+    if stream is None or not _is_terminal(stream):
+        return 0
+    try:
+        return int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _table(rows: Sequence[Line], styles: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ def command(json: bool, verbose: int, quiet: bool) -> None:
         print_json(
             {"ok": all(check.ok for check in checks if check.needed), "checks": [check.to_json() for check in checks]}
         )
-    else:
+    elif not quiet:
         rows = [("ok" if check.ok else "FAIL" if check.needed else "none", check.name, check.found) for check in checks]
         print_out(*rows, styles={"ok": "green", "FAIL": "bold red", "none": "yellow"})
     if not all(check.ok for check in checks if check.needed):

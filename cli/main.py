@@ -22,7 +22,7 @@ import click
 from wsi2ihc.system import safe_path
 from wsi2ihc.text import describe_error
 
-from .console import print_err, print_out, standard_streams
+from .console import print_err, print_out, screen, standard_streams
 
 COMMANDS = {
     "translate": "Turn an H&E slide into a virtual IHC slide.",
@@ -48,6 +48,19 @@ EXIT_INTERRUPTED = 130
 
 class LazyGroup(click.Group):
     """A group that imports a subcommand only when it is used."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand. Before its exception is reported, remove the live display, and print the hints in notes."""
+        try:
+            return super().invoke(ctx)
+        except BaseException as error:
+            screen.clear()
+            is_interrupt, log = isinstance(error, KeyboardInterrupt), logging.getLogger("wsi2ihc")
+            print_err(*([""] if is_interrupt else []))  # ends the line with ^C
+            print_err(*(getattr(error, "__notes__", ()) if log.isEnabledFor(logging.WARNING) else ()))
+            if is_interrupt:
+                raise click.Abort from error  # of a KeyboardInterrupt, click would print an empty line
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -107,7 +120,7 @@ def _run(arguments: list[str]) -> int:
         print_err(*text.getvalue().rstrip("\n").split("\n"))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        print_err("", "Interrupted; no half-written file is left.")
+        print_err("Interrupted; no half-written file is left.")
         return EXIT_INTERRUPTED
     except Exception as error:
         print_err(f"Error: {describe_error(error)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,15 @@ def _outline(facts: Mapping[str, Any], deepest: int, depth: int = 0) -> Iterator
             yield depth, name, ""
             yield from _outline(value, deepest, depth + 1)
         else:
-            shown = f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
-            yield depth, name, shown
+            yield depth, name, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 @command.command("import")
@@ -107,4 +115,4 @@ def import_command(
     if json:
         print_json(facts)
     elif not quiet:
-        print_out(f"{output.name}: {facts['description']}; translate with --model {output}")
+        print_out(f"{output.name}: {facts['description']}; translate with --model {shlex.quote(str(output))}")

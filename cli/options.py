@@ -145,9 +145,7 @@ model_option = click.option(
     help="Name or file of a generator (see `models`). The default is a demonstration on pan-cytokeratin, not HER2.",
 )
 
-mpp_option = click.option(
-    "--mpp", type=POSITIVE, help="Resolution of the slide in µm per px, if it is missing or wrong."
-)
+mpp_option = click.option("--mpp", type=POSITIVE, help="Resolution of the slide in µm/px, if it is missing or wrong.")
 
 
 def image_options(command: Command) -> Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,10 +102,8 @@ def _build(manifest: Path, dataset: Path, options: PairsOptions, *, json: bool, 
     bar = ProgressBar(quiet)
     try:
         report = build_pairs(manifest, dataset, options, bar)
-    except (KeyboardInterrupt, SystemExit):
-        bar.close()
-        if not quiet:
-            print_err("Stopped. Run the same command again to resume; finished pairs are kept.")
+    except (KeyboardInterrupt, SystemExit) as error:
+        error.add_note("Finished pairs are kept: run the same command again to resume.")
         raise
     finally:
         bar.close()
@@ -176,7 +175,7 @@ def _next_step(report: BuildReport, dataset: Path) -> str:
     """Return the next command, or what the dataset lacks for training."""
     lacking = [what for split, what in (("train", "training"), ("val", "validation")) if split not in report.counts]
     if not lacking:
-        return f"next: wsi2ihc train {dataset} --out RUN"
+        return f"next: wsi2ihc train {shlex.quote(str(dataset))} --out RUN"
     return (
         f"not ready for wsi2ihc train: no patches for {' and '.join(lacking)}; add slides of more patients, or give "
         "patients a split in the manifest"

@@ -111,13 +111,20 @@ def _bars(rows: Iterable[tuple[str, float, str]]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Format seconds: 0.2 s, 42 s, 3 min 05 s, 2 h 10 min."""
+    if 0.05 <= seconds < 0.95:
+        return f"{seconds:.1f} s"
     total = round(seconds)
     if total < 60:
         return f"{total} s"
     if total < 3600:
         return f"{total // 60} min {total % 60:02d} s"
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def file_size(size_bytes: int) -> str:
+    """Format the size of a file: 85 kB, 3.2 MB."""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.0f} kB"
 
 
 BATCH_REDRAW_S = 0.2

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("ihc")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--mpp", type=POSITIVE,
-              help="Resolution of the H&E slide in µm per pixel, if it is missing or wrong.")  # fmt: skip
+              help="Resolution of the H&E slide in µm/px, if it is missing or wrong.")  # fmt: skip
 @click.option("--moving-mpp", type=POSITIVE, help="The same for the IHC slide.")  # fmt: skip
 @image_options
 @click.option("--moving-series", type=click.IntRange(0), help="--series for the IHC slide.")
@@ -117,7 +117,7 @@ def _landmark_table(report: RegistrationReport, matched: MatchedLandmarks, befor
     return [
         f"  landmarks: {pluralize(len(matched.ids), 'pair')}{f', {alone} without a partner' if alone else ''}; "
         "errors in µm",
-        ("", "median", "90 %", "most", "median rTRE"),
+        ("", "median", "90%", "most", "median rTRE"),
         *(
             (name, f"{of.median_um:.1f}", f"{of.p90_um:.1f}", f"{of.max_um:.1f}", f"{of.median_rtre:.3%}")
             for name, of in rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +67,9 @@ def _options(given: dict[str, Any], resumed: Path | None, config: Path | None) -
         from wsi2ihc.training.checkpoint import RunFolder
 
         folder = RunFolder(resumed)
-        folder.check_resumable()
-        if config is None:
+        if not folder.has_only_begun():
+            folder.check_resumable()
+        if config is None and folder.config.is_file():
             config = folder.config
     return resolve_options(given, config=config)
 
@@ -93,6 +95,11 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
     from wsi2ihc.training.training_setup import estimate_resources, prepare
 
     folder = RunFolder(out)
+    if resume and folder.has_only_begun():
+        resume = False
+        if not quiet:
+            print_err(f"note: the run in {out} has no checkpoint yet; it starts from the beginning")
+    is_complete = resume and folder.summary.exists()
     if not resume and is_first_process():
         folder.check_new()
     try:
@@ -102,13 +109,15 @@ def _run(data: Path, out: Path, options: TrainOptions, *, resume: bool, json: bo
             if warning := _too_large(estimate_resources(job)):
                 print_err(f"WARNING: {warning}")
         summary = train(job, out, resume=resume, progress=ProgressBar(quiet))
-    except (KeyboardInterrupt, SystemExit):
-        if not quiet and folder.last.exists():
-            print_err(f"Stopped. Go on from the last checkpoint: wsi2ihc train {data} --out {out} --resume")
+    except (KeyboardInterrupt, SystemExit) as error:
+        if folder.last.exists():
+            error.add_note("The last checkpoint is kept. Run the same command with --resume to resume from it.")
         raise
     if json and summary:
         print_json(summary)
     elif summary and not quiet:
+        if is_complete:
+            print_out("already complete: no step was left to train")
         print_out(*_summary(out, summary, job))
 
 
@@ -146,7 +155,7 @@ def _describe(job: TrainingJob, outlook: TrainingEstimate, found: Sequence[str])
     lines = [
         *config_text(job.options).rstrip().split("\n"),
         "",
-        f"{_describe_data(job)} (validated {validated}; all were decoded but test, which is never read)",
+        f"{_describe_data(job)} (validation {validated}; all were decoded except test, which is never read)",
         *(f"note: {note}" for note in found),
         f"model: {job.options.network_name} of width {job.spec.width}, {outlook.generator_parameters:,} parameters; "
         f"discriminator {outlook.discriminator_parameters:,}; {job.spec.stain} at {job.spec.mpp:g} µm/px",
@@ -177,6 +186,6 @@ def _summary(out: Path, summary: dict[str, Any], job: TrainingJob) -> list[Line]
         ("validation", *columns),
         *((name, *("-" if row[one] is None else f"{row[one]:.3f}" for one in columns)) for name, row in rows if row),
         *(f"  note: {note}" for note in job.notes),
-        f"  next: wsi2ihc translate SLIDE OUT.ome.tiff --model {out}/model.safetensors",
+        f"  next: wsi2ihc translate SLIDE OUT.ome.tiff --model {shlex.quote(f'{out}/model.safetensors')}",
         f"  {DISCLAIMER}",
     ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from wsi2ihc.cli.console import Line, print_err, print_json, print_out
+from wsi2ihc.cli.console import Line, print_json, print_out
 from wsi2ihc.cli.options import (
     build_options,
     image_options,
@@ -19,10 +21,11 @@ from wsi2ihc.cli.options import (
     set_up_logging,
     verbosity_options,
 )
-from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.cli.progress import ProgressBar, duration, file_size
 from wsi2ihc.models.registry import load_model
+from wsi2ihc.pyramid import is_zarr
 from wsi2ihc.slide import open_slide
-from wsi2ihc.text import pluralize
+from wsi2ihc.text import flag, pluralize
 from wsi2ihc.translation.job import prepare
 from wsi2ihc.translation.options import TranslateOptions
 from wsi2ihc.translation.output import check_outputs
@@ -31,6 +34,8 @@ from wsi2ihc.translation.report import DISCLAIMER, TranslateReport, TranslationE
 from wsi2ihc.translation.resume import check_checkpoint
 from wsi2ihc.translation.seams import SeamMetrics
 from wsi2ihc.translation.translate import translate
+
+_log = logging.getLogger(__name__)
 
 
 @click.command("translate")
@@ -57,26 +62,50 @@ def command(
         raise click.UsageError(f"OUTPUT {output} is not a file name")
     options = build_options(TranslateOptions, choices)
     bar = ProgressBar(quiet)
-    try:
-        with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
-            if options.resume:  # an existing output may be the requested one
-                check_not_inputs([output, report_path(output)], [model])
-            else:
-                check_outputs(opened, output, options, inputs=[model])
-            generator = load_model(model)
-            if dry_run:
-                kept = check_checkpoint(opened, generator, output, options) if options.resume else None
-                outlook = estimate_translation(prepare(opened, generator, options, progress=bar), output)
-                print_json(outlook.to_json()) if json else print_out(*_describe_estimate(outlook, kept))
-                return
-            report = translate(opened, generator, output, options, progress=bar)
-    except BaseException as error:
-        print_err(*(() if quiet else getattr(error, "__notes__", ())))  # what is kept
-        raise
+    _warn_about_unused(output, options)
+    before = _identity(report_path(output)), options.preview is None or options.preview.exists()
+    with open_slide(slide, mpp=mpp, series=series, page=page) as opened:
+        if options.resume:  # an existing output may be the requested one
+            check_not_inputs([output, report_path(output)], [model])
+        else:
+            check_outputs(opened, output, options, inputs=[model])
+        generator = load_model(model)
+        if dry_run:
+            kept = check_checkpoint(opened, generator, output, options) if options.resume else None
+            outlook = estimate_translation(prepare(opened, generator, options, progress=bar), output)
+            print_json(outlook.to_json()) if json else print_out(*_describe_estimate(outlook, kept))
+            return
+        report = translate(opened, generator, output, options, progress=bar)
     if json:
         print_json(report.to_json())
     elif not quiet:
+        if before == (_identity(report_path(output)), True):
+            print_out("already complete: nothing was done")
         print_out(*summary(report))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what differs after a file was replaced; None if it does not exist."""
+    try:
+        stat = path.stat()
+        return stat.st_ino, stat.st_mtime_ns
+    except OSError:
+        return None
+
+
+def _warn_about_unused(output: Path, options: TranslateOptions) -> None:
+    """Log a warning if the command line sets options that have no effect."""
+
+    def given(*names: str) -> str:
+        context = click.get_current_context()
+        return " and ".join(
+            flag(name) for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        )
+
+    if not options.resume and not is_zarr(output) and (unused := given("band_height")):
+        _log.warning("%s has no effect without --resume", unused)
+    if is_zarr(output) and (unused := given("compression", "quality")):
+        _log.warning("%s: no effect on OME-Zarr, which is lossless", unused)
 
 
 def summary(report: TranslateReport) -> list[Line]:
@@ -86,7 +115,7 @@ def summary(report: TranslateReport) -> list[Line]:
     total_s = sum(seconds[stage] for stage in ("tissue", "model", "run"))
     return [
         f"{report.output_name}: {size} px at {report.output_mpp[0]:.4g} µm/px, "
-        f"{pluralize(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
+        f"{pluralize(len(report.output_levels), 'level')}, {file_size(report.output_bytes)}",
         (
             "source",
             f"{report.source['name']}, {report.source['width']}×{report.source['height']} px at "
@@ -128,7 +157,7 @@ def _describe_estimate(outlook: TranslationEstimate, kept: int | None) -> list[L
     """Describe an estimate; ``kept``: finished bands of an earlier run, if any."""
     return [
         f"Would write {outlook.width}×{outlook.height} px at {outlook.mpp[0]:.4g} µm/px, "
-        f"about {outlook.output_bytes / 1e6:.0f} MB",
+        f"about {file_size(outlook.output_bytes)}",
         ("tissue", f"{outlook.tissue_share:.1%} of the slide"),
         (
             "windows",

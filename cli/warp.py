@@ -17,7 +17,7 @@ from wsi2ihc.cli.options import (
     set_up_logging,
     verbosity_options,
 )
-from wsi2ihc.cli.progress import ProgressBar, duration
+from wsi2ihc.cli.progress import ProgressBar, duration, file_size
 from wsi2ihc.registration.transform import Transform
 from wsi2ihc.registration.transform_io import load_transform
 from wsi2ihc.registration.warped_slide import (
@@ -37,10 +37,10 @@ from wsi2ihc.text import pluralize
 @click.argument("transform", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--ihc-mpp", type=POSITIVE, show_default="the one that it was registered with",
-              help="Resolution of the IHC slide in µm per pixel.")  # fmt: skip
+              help="Resolution of the IHC slide in µm/px.")  # fmt: skip
 @image_options
 @click.option("--mpp", type=POSITIVE, show_default="that of the H&E slide", help="Resolution of the output in "
-              "µm per pixel.")  # fmt: skip
+              "µm/px.")  # fmt: skip
 @options_of(WarpOptions, skip=("mpp",))
 @json_option
 @verbosity_options
@@ -93,7 +93,7 @@ def summary(report: WarpReport) -> list[Line]:
     source = report.source
     return [
         f"{report.output_name}: {report.output_size} px at {report.output_mpp[0]:.4g} µm/px, "
-        f"{pluralize(len(report.output_levels), 'level')}, {report.output_bytes / 1e6:.1f} MB",
+        f"{pluralize(len(report.output_levels), 'level')}, {file_size(report.output_bytes)}",
         ("source", f"{source['name']}, {source['width']}×{source['height']} px at {source['mpp'][0]:.4g} µm/px"),
         ("onto", report.fixed["name"]),
         ("time", f"{duration(report.seconds)}: {report.written_px / 1e6:.1f} Mpx at {report.mpx_per_s:.2f} Mpx/s"),

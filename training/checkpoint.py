@@ -258,6 +258,10 @@ class RunFolder:
         if entries and not (self.data.name in entries and entries <= _INITIAL_FILES):
             raise OutputExistsError(f"{self.path} is not empty and holds no checkpoint; choose another --out")
 
+    def has_only_begun(self) -> bool:
+        """Return whether a run ended here before its first checkpoint."""
+        return self.data.is_file() and not self.last.exists()
+
     def check_resumable(self) -> None:
         """Check that there is a checkpoint."""
         if not self.last.is_file():

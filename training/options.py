@@ -132,7 +132,7 @@ class TrainOptions:
     overfit: int = option(0, "Sanity check: train and validate on the same N patches (0: off).")
     # metadata of the model; taken from the data, then from the preset, if not given
     preset: Preset = option("none", "Public dataset whose metadata is used where neither options nor data state it.")
-    mpp: float | None = option(None, "µm per px of the patches (default: from the data).")
+    mpp: float | None = option(None, "µm/px of the patches (default: from the data).")
     stain: str | None = option(None, "Name of the stain, such as HER2 (default: from the data).")
     data_name: str | None = option(None, "Name of the dataset (default: from the data, or its folder).")
     about: str = option(
@@ -170,7 +170,7 @@ class TrainOptions:
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
         if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
-            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
+            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm/px, not {self.mpp}")
         self.spec()  # checks the architecture
         self._check_sizes()
 

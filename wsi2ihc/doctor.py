@@ -51,7 +51,8 @@ def _check(name: str, check: Callable[[], str], *, needed: bool = True) -> Check
     try:
         return Check(name, True, needed, check())
     except Exception as error:
-        return Check(name, False, needed, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        text = " ".join(str(error).split())[:200]
+        return Check(name, False, needed, text or type(error).__name__)
 
 
 def _python() -> str:

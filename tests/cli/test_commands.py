@@ -63,6 +63,23 @@ def test_quiet_prints_nothing(slide: Path, tmp_path: Path, capsys: pytest.Captur
     assert run(capsys, "translate", slide, tmp_path / "out.ome.tiff", "-q") == (0, "", "")
 
 
+def test_a_finished_translation_is_not_reported_as_done_again(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("translate", slide, tmp_path / "out.ome.tiff", "--resume", *QUICK)
+    code, first, _ = run(capsys, *command)
+    assert code == 0
+    assert run(capsys, *command) == (0, f"already complete: nothing was done\n{first}", "")
+
+
+def test_options_without_effect_are_named(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = run(capsys, "translate", slide, tmp_path / "a.ome.tiff", *QUICK, "--band-height", "4096", "--dry-run")
+    assert err.startswith("WARNING: --band-height has no effect without --resume\n")
+    compressed = ("--compression", "jpeg", "--quality", "85", "--dry-run")
+    _, _, err = run(capsys, "translate", slide, tmp_path / "a.ome.zarr", *QUICK, *compressed)
+    assert err.startswith("WARNING: --compression and --quality: no effect on OME-Zarr, which is lossless\n")
+
+
 def test_dry_run_writes_nothing(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--dry-run", "--core-size", "128")  # the largest window is translated
     code, stdout, _ = run(capsys, "translate", slide, tmp_path / "out.ome.tiff", *small, "--json")
@@ -134,6 +151,8 @@ def test_doctor_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert checks["OpenSlide"]["ok"]
     assert checks["JPEG"]["ok"]
+    assert "Error: " not in checks["CUDA"]["found"]
+    assert run(capsys, "doctor", "-q") == (0, "", "")
     code, stdout, _ = run(capsys, "--version")
     assert code == 0
     assert "openslide" in stdout

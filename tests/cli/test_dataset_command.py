@@ -34,7 +34,7 @@ def test_summary(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(data.rglob("*"))
     code, out, err = run(capsys, data, "--mpp", "0.5", "--workers", "2")
     assert code == 0  # findings are no failure
-    assert f"{data.name}: 3 pairs of 192×192 px, 0.5 µm per px; HE/ and IHC/, each with train/, test/." in out
+    assert f"{data.name}: 3 pairs of 192×192 px, 0.5 µm/px; HE/ and IHC/, each with train/, test/." in out
     assert "  train  2 pairs" in out
     assert "Pairs of patches with the same tissue: 1 between splits" in out
     assert "Misaligned: 0 of 3 pairs" in out
@@ -81,7 +81,7 @@ def test_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("lost",), 1, "there is no folder lost"),
         (("lost", "--order", "AC"), 2, "'AC' is not one of"),
         (("lost", "--mpp", "0"), 1, "--mpp must lie between"),
-        (("lost", "--mpp", "51"), 1, "--mpp must lie between 0.02 and 50 µm per px, not 51"),  # as of a slide
+        (("lost", "--mpp", "51"), 1, "--mpp must lie between 0.02 and 50 µm/px, not 51"),  # as of a slide
         (("lost", "--workers", "-1"), 1, "--workers must be at least 0"),
         ((".",), 1, "no paired patches in ."),
     ],

@@ -118,3 +118,36 @@ def test_show_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert len(stdout.splitlines()) < 40
     assert len(run(capsys, "models", "show", "pan-ck-demo", "-v")[1].splitlines()) > 80
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"II*\0\x08\0\0\0", "a TIFF file, not model weights"),
+        (b"MM\0+\0\x08\0\0", "a TIFF file, not model weights"),
+        (b"\x89PNG\r\n\x1a\n", "a PNG file, not model weights"),
+        (b"\xff\xd8\xff\xe0", "a JPEG file, not model weights"),
+        (b"<!DOCTYPE html>", "a web page"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(
+    start: bytes, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.tiff"
+    path.write_bytes(start + bytes(600))
+    for command in (["show", path], ["import", path, tmp_path / "out.safetensors", "--mpp", "0.5"]):
+        code, _, err = run(capsys, "models", *command)
+        assert code == 1
+        assert err.startswith(f"Error: file.tiff is {what}")
+
+
+def test_values_are_shown_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "models", "show", "pan-ck-demo", "-v")
+    assert "False" not in out
+    assert "[]" not in out
+
+
+def test_the_next_command_is_quoted(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "my net.safetensors"
+    _, out, _ = run(capsys, "models", "import", weights, output, "--mpp", "0.5")
+    assert out.endswith(f"translate with --model '{output}'\n")

@@ -31,7 +31,7 @@ from wsi2ihc.cli import console
 from wsi2ihc.cli.console import LineFormatter, ScreenHandler, print_err, print_out, screen, standard_streams
 from wsi2ihc.cli.main import cleaned_up_when_ended, main
 from wsi2ihc.cli.options import set_up_logging
-from wsi2ihc.cli.progress import BatchDisplay, ProgressBar
+from wsi2ihc.cli.progress import BatchDisplay, ProgressBar, duration, file_size
 from wsi2ihc.concurrency import Progress
 from wsi2ihc.demo import synthetic_tissue
 from wsi2ihc.text import pluralize, printable
@@ -230,20 +230,47 @@ PROGRESS = """if True:
     bar(Progress("validating", 2, 9, note=chr(27) + "]0;owned"))
     bar.close()
 """
-WARNING = "WARNING: a warning [bold]" + "x" * 100
+WARNING = ["WARNING: a warning", "[bold]" + "x" * 100]
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_progress_fits_the_terminal_and_log_lines_stand_alone(width: int) -> None:
     seen = screens(in_a_terminal(PROGRESS, width=width))
-    assert {cell_len(line) <= width or line == WARNING for lines in seen for line in lines} == {True}
+    assert {cell_len(line) <= width or line == WARNING[1] for lines in seen for line in lines} == {True}
     before = next(lines for lines in seen if len(lines) > 1)
     assert before[0].startswith("training" if width > 40 else "train")
-    both = next(lines for lines in seen if WARNING in lines and len(lines) > 2)
-    assert both[0] == WARNING
+    assert any(lines[:2] == WARNING and len(lines) > 3 for lines in seen), "above the bar"
     assert any("[/nonsense]" in lines[-1] for lines in seen if lines), "the note is complete, on several lines"
     assert any(lines[-1].strip() == r"\x1b]0;owned" for lines in seen if lines)
-    assert seen[-1] == [WARNING], "nothing else stays"
+    assert seen[-1] == WARNING, "nothing else stays"
+
+
+INTERRUPTED = """if True:
+    import click
+    from wsi2ihc.cli import main
+    from wsi2ihc.cli.options import set_up_logging
+    from wsi2ihc.cli.progress import ProgressBar
+    from wsi2ihc.concurrency import Progress
+    @click.command
+    def command():
+        set_up_logging(0, {quiet})
+        ProgressBar()(Progress("training", 1, 9))
+        error = KeyboardInterrupt()
+        error.add_note("The last checkpoint is kept.")
+        raise error
+    main.LazyGroup.get_command = lambda self, ctx, name: command
+    try:
+        main.main(["train"])
+    except SystemExit as ended:
+        assert ended.code == 130
+"""
+
+
+@pytest.mark.parametrize(("quiet", "hints"), [(False, ["The last checkpoint is kept."]), (True, [])])
+def test_an_interruption_removes_the_bar_before_its_messages(quiet: bool, hints: list[str]) -> None:
+    *before, last = screens(in_a_terminal(INTERRUPTED.format(quiet=quiet), width=80))
+    assert any("training" in line for lines in before for line in lines)
+    assert last == [*hints, "Interrupted; no half-written file is left."]
 
 
 def test_a_terminal_without_color_gets_none() -> None:
@@ -257,7 +284,7 @@ def test_a_terminal_that_cannot_redraw_gets_lines(term: str) -> None:
     lines = in_a_terminal(PROGRESS, width=80, term=term).split("\r\n")
     assert "\x1b" not in "".join(lines)
     assert lines[0].startswith("training [red] 漢字漢字漢字 [###.....................]  11% (loss 0.125, ")
-    assert lines[1:] == [WARNING, r"validating [#####...................]  22% (\x1b]0;owned)", ""]
+    assert lines[-4:] == [*WARNING, r"validating [#####...................]  22% (\x1b]0;owned)", ""]
 
 
 def test_a_file_gets_a_line_per_stage_whatever_the_environment_says(
@@ -323,6 +350,34 @@ def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, lines)) <= 80
     assert "".join(line[10:] for line in lines if "x" in line) == "x" * 100
     assert [line[:10] for line in lines[1:3]] == [" " * 10] * 2
+
+
+LONG = f"Error: the slide /data/{'x' * 50}.svs is not a slide, research use only, not for diagnosis."
+
+
+@pytest.mark.parametrize("with_bar", [False, True])
+def test_messages_are_wrapped_between_words_on_terminals(with_bar: bool) -> None:
+    script = f"from wsi2ihc.cli.console import screen, tell; screen.draw('a bar') if {with_bar} else None; "
+    *_, last = screens(in_a_terminal(f"{script}print_err({LONG!r}, '  next: {LONG}'); screen.clear()", width=40))
+    command = f"  next: {LONG}"
+    assert last == [
+        "Error: the slide",
+        f"/data/{'x' * 50}.svs",
+        "is not a slide, research use only, not",
+        "for diagnosis.",
+        command,
+    ]
+
+
+def test_lines_on_stdout_are_wrapped_on_terminals_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.print_out(LONG)
+    assert capsys.readouterr().out == f"{LONG}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    console.print_out("  note: every pixel of the slide lies at the border of the tissue")
+    assert capsys.readouterr().out == "  note: every pixel of the slide lies at the border of the\n  tissue\n"
 
 
 def test_nothing_of_a_command_stays_in_the_calling_process(capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,3 +462,11 @@ def test_one_of_a_thing_is_not_several() -> None:
         "2 levels",
         "1,234 levels",
     ]
+
+
+def test_durations_have_a_decimal_below_a_second() -> None:
+    assert [duration(seconds) for seconds in (0, 0.2, 0.96, 42, 185)] == ["0 s", "0.2 s", "1 s", "42 s", "3 min 05 s"]
+
+
+def test_small_files_have_a_size() -> None:
+    assert [file_size(size) for size in (400, 85_000, 3_200_000)] == ["0 kB", "85 kB", "3.2 MB"]

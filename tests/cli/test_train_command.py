@@ -132,6 +132,26 @@ def test_images_of_other_kinds_are_named(
     assert "8-bit RGB" in err
 
 
+def test_resuming_a_run_without_checkpoint_starts_it_and_a_finished_one_says_so(
+    capsys: pytest.CaptureFixture[str], pairs: Path, tmp_path: Path, config: Path
+) -> None:
+    out = tmp_path / "my run"
+    out.mkdir()
+    code, _, err = run(capsys, pairs, "--out", out, "--config", config, "--resume")
+    assert code == 1
+    assert "holds no run to resume" in err
+    (out / "data.json").write_text("{}")
+    (out / "config.toml").write_bytes(config.read_bytes())
+    code, stdout, err = run(capsys, pairs, "--out", out, "--resume")
+    assert code == 0
+    assert f"the run in {out} has no checkpoint yet; it starts from the beginning" in err
+    assert "already complete" not in stdout
+    assert f"next: wsi2ihc translate SLIDE OUT.ome.tiff --model '{out}/model.safetensors'" in stdout
+    code, stdout, _ = run(capsys, pairs, "--out", out, "--resume")
+    assert code == 0
+    assert stdout.startswith("already complete: no step was left to train\n")
+
+
 def test_a_run_needs_a_folder(capsys: pytest.CaptureFixture[str], pairs: Path) -> None:
     code, _, err = run(capsys, pairs)
     assert code == 2

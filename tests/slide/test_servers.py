@@ -185,5 +185,5 @@ def test_redirects_lead_to_servers_only(serve: Serve, path: Path, scheme: str) -
 def test_nothing_there(serve: Serve) -> None:
     with pytest.raises(SlideNotFoundError, match="no slide under this address"):
         open_slide(serve(Missing))
-    with pytest.raises((UnreadableSlideError, SlideNotFoundError), match=r"^a\.tif: "):
+    with pytest.raises(UnreadableSlideError, match=r"^a\.tif: the server cannot be reached"):
         open_slide("http://127.0.0.1:9/a.tif")

@@ -174,7 +174,7 @@ def _mpp(where: str, value: object) -> float:
         mpp = math.nan
     low, high = MPP_RANGE
     if not low <= mpp <= high:  # NaN is not, either
-        raise DatasetError(f"{where}: mpp is {value!r:.40}, not a number of µm per px between {low:g} and {high:g}")
+        raise DatasetError(f"{where}: mpp is {value!r:.40}, not a number of µm/px between {low:g} and {high:g}")
     return mpp
 
 

@@ -35,7 +35,7 @@ class EvaluateOptions:
     group_by: str | None = option(
         None, "Groups of patches: a regular expression with one named group for the file names, or a CSV file."
     )
-    mpp: float | None = option(None, "µm per px of the images, if the dataset does not state it.")
+    mpp: float | None = option(None, "µm/px of the images, if the dataset does not state it.")
     stained_from: float | None = option(
         None, "DAB density from which a pixel counts as stained (default: Otsu's threshold of the training references)."
     )
@@ -54,9 +54,7 @@ class EvaluateOptions:
         if self.stained_from is not None and not low <= self.stained_from <= high:
             raise OptionError(f"--stained-from must lie between {low} and {high} OD, not {self.stained_from:g}")
         if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
-            raise OptionError(
-                f"--mpp must lie between {MPP_RANGE[0]:g} and {MPP_RANGE[1]:g} µm per px, not {self.mpp:g}"
-            )
+            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]:g} and {MPP_RANGE[1]:g} µm/px, not {self.mpp:g}")
 
     def stated(self, *names: str) -> dict[str, Any]:
         """Return the options of these names, or all, as JSON values; of files the base names."""

@@ -128,9 +128,7 @@ def _summary(evaluation: Evaluation, estimator: Estimator) -> Contents:
     images = evaluation.methods[0].scores.subset()
     plural = evaluation.resampling_unit
     over = f"{len(images.units):,} {plural if len(images.units) != 1 else plural.removesuffix('s')}"
-    notes = [
-        f"In brackets: 95 % intervals (percentiles of {estimator.bootstrap['resamples']:,} resamples) over {over}."
-    ]
+    notes = [f"In brackets: 95% intervals (percentiles of {estimator.bootstrap['resamples']:,} resamples) over {over}."]
     if 1 < len(images.units) < FEW_UNITS:
         notes.append(f"With only {over}, intervals are rough and probably too narrow.")
     notes += [
@@ -216,7 +214,7 @@ def _by_level(evaluation: Evaluation, estimator: Estimator) -> Contents:
         }
         title = METRICS[name].title
         has_intervals = any(one.low is not None for of_level in values.values() for one in of_level.values())
-        caption = "Whiskers: 95 % intervals." if has_intervals else ""
+        caption = "Whiskers: 95% intervals." if has_intervals else ""
         yield Figure(f"bars_{name}", f"{title} by HER2 level", bars(values, title, ""), caption)
     counts = tuple(
         (f"HER2 {level}", subset.images, len(subset.units))

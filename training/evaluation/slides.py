@@ -140,7 +140,7 @@ def evaluate_slides(
         evaluation = Evaluation(
             subject=f"{virtual_slide.info.name} against {reference_slide.info.name}: "
             f"{pluralize(len(squares.chosen), 'square')} of {squares.side_px * squares.mpp:.0f} µm at "
-            f"{squares.mpp:.3g} µm per px",
+            f"{squares.mpp:.3g} µm/px",
             resampling_unit="squares",
             levels=(),
             methods=results,

@@ -34,7 +34,7 @@ class InspectOptions:
         None,
         "Groups to keep in one split: a regular expression with one named group, or a CSV file (as in training).",
     )
-    mpp: float | None = option(None, "Resolution of the patches in µm per px, if the dataset does not state it.")
+    mpp: float | None = option(None, "Resolution of the patches in µm/px, if the dataset does not state it.")
     workers: int = option(0, "Threads (0: number of cores, up to 8).")
     figures: bool = True
 
@@ -43,7 +43,7 @@ class InspectOptions:
             raise OptionError(f"--order is AB or BA, not {self.order!r:.40}")
         if self.mpp is not None and not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
             low, high = MPP_RANGE
-            raise OptionError(f"--mpp must lie between {low:g} and {high:g} µm per px, not {self.mpp:g}")
+            raise OptionError(f"--mpp must lie between {low:g} and {high:g} µm/px, not {self.mpp:g}")
         check_bounds(self, {"workers": (0, MOST_WORKERS)})
 
     def stated(self) -> dict[str, Any]:

@@ -351,7 +351,7 @@ STATISTICS_TEXT = (
 
 ALIGNMENT_LIMITS = (
     "Not detected: rotations of the IHC about the center of the patch of up to 10° (of 65 patches of 128 µm, 3 were "
-    "found at 10°, 37 at 15°, 60 at 20°) and changes of scale of up to 20 %, since the residual is a median over the "
+    "found at 10°, 37 at 15°, 60 at 20°) and changes of scale of up to 20%, since the residual is a median over the "
     "patch."
 )
 
@@ -374,7 +374,7 @@ def report_of(inspection: Inspection, options: InspectOptions) -> Report:
         ),
     )
     data = inspection.data
-    resolution = "µm per px unknown" if data.mpp is None else f"{data.mpp:g} µm per px"
+    resolution = "µm/px unknown" if data.mpp is None else f"{data.mpp:g} µm/px"
     grouped = f", grouped by {data.grouped_by}" if data.grouped_by else ""
     subject = (
         f"{data.folder.resolve().name}: {pluralize(len(data.pairs), 'pair')} of {inspection.sizes} px, {resolution}; "
@@ -402,7 +402,7 @@ def _same_tissue(inspection: Inspection, options: InspectOptions) -> Section:
         "Structures of about the size of a nucleus are matched between all H&E patches; matches are confirmed by the "
         "correlation of the common area. Mirrored patches and rotations by right angles are found, too. Not detected: "
         "rotations by other angles from 3° (of 100 patches, 97 were found at 2°, 16 at 3°, 3 at 4°), changes of scale "
-        f"from 5 % (98 were found at 3 %, 24 to 40 at 5 %, 3 at 8 %), common strips narrower than 30 px (in patches "
+        f"from 5% (98 were found at 3%, 24 to 40 at 5%, 3 at 8%), common strips narrower than 30 px (in patches "
         f"reduced to at most {MAX_SIDE_PX} px), and empty background. The overlap is relative to the smaller patch."
     )
     figure = duplicate_figure(inspection) if options.figures else None
@@ -428,7 +428,7 @@ def _alignment(inspection: Inspection, options: InspectOptions) -> Section:
     ]
     if inspection.data.mpp is None:
         text.append(
-            f"The resolution is unknown; {ASSUMED_MPP:g} µm per px is assumed, and residuals are given in px. Specify "
+            f"The resolution is unknown; {ASSUMED_MPP:g} µm/px is assumed, and residuals are given in px. Specify "
             "the resolution with --mpp."
         )
     if alignment.unknown:
@@ -448,7 +448,7 @@ def _chance(alignment: AlignmentFindings) -> str:
     return (
         f"It also lists pairs that correlate {NO_BETTER}: their correlation does not exceed the 99th percentile (for "
         "fewer than 100 pairs, the maximum) of the correlations of their H&E with the IHC of other pairs, "
-        f"{alignment.median_chance:.2f} in the median. This detects 99 % of mismatched pairs, however many there are. "
+        f"{alignment.median_chance:.2f} in the median. This detects 99% of mismatched pairs, however many there are. "
         "Correct pairs of small patches of serial sections, with low correlation, may also be listed."
     )
 

@@ -38,7 +38,7 @@ class PairsOptions:
     """
 
     patch_size: int = option(1024, "Side of the patches in px.")
-    mpp: float = option(0.46, "Resolution of the patches in µm per px.")
+    mpp: float = option(0.46, "Resolution of the patches in µm/px.")
     stride: int = option(0, "Distance of neighboring patches in px (0: the side of a patch).")
     validation: float = option(0.1, "Fraction of the patients for validation.")
     test: float = option(0.1, "Fraction of the patients for test.")
@@ -69,7 +69,7 @@ class PairsOptions:
                 f"not {self.stride}"
             )
         if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
-            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm per px, not {self.mpp}")
+            raise OptionError(f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} µm/px, not {self.mpp}")
         for name in ("validation", "test"):
             share = getattr(self, name)
             if not (math.isfinite(share) and 0 <= share < 1):

@@ -102,7 +102,7 @@ def check_slide_pair(pair: SlidePair, he: Slide, ihc: Slide, options: PairsOptio
     size = working_grid(he.info, options.mpp).size
     if min(size.width, size.height) < options.patch_size:
         raise OptionError(
-            f"{he.info.name}: {size} px at {options.mpp:g} µm per px, which is smaller than a patch of "
+            f"{he.info.name}: {size} px at {options.mpp:g} µm/px, which is smaller than a patch of "
             f"{options.patch_size} px; lower --patch-size"
         )
     return tuple(notes)
@@ -136,12 +136,12 @@ def _resolution_notes(info: SlideInfo, mpp: float, column: str) -> Iterator[str]
     enlargement = own / mpp
     if enlargement > MAX_ENLARGEMENT * (1 + AS_IS_TOLERANCE):
         raise OptionError(
-            f"{info.name}: at {own:.4g} µm per px the slide is {enlargement:.3g} times coarser than the patches "
+            f"{info.name}: at {own:.4g} µm/px the slide is {enlargement:.3g} times coarser than the patches "
             f"({mpp:g}), and at most {MAX_ENLARGEMENT:g} times is allowed; correct a wrong resolution in "
             f"{_option(column)}, or raise --mpp"
         )
     if enlargement > WARN_ENLARGEMENT:
-        yield f"{info.name} has {own:.4g} µm per px: its patches are enlarged {enlargement:.2g} times (--mpp {mpp:g})"
+        yield f"{info.name}: {own:.4g} µm/px; its patches are enlarged {enlargement:.2g} times (--mpp {mpp:g})"
 
 
 def _statement_notes(info: SlideInfo, path: Path, stated: float | None, column: str, image: Choice) -> Iterator[str]:
@@ -151,4 +151,4 @@ def _statement_notes(info: SlideInfo, path: Path, stated: float | None, column: 
     with open_slide(path, series=image.series, page=image.page) as slide:
         own = slide.info.mpp
     if own is not None and not 1 / WARN_MPP_RATIO <= stated / own[0] <= WARN_MPP_RATIO:
-        yield f"{info.name} states {own[0]:.4g} µm per px, {_option(column)} {stated:.4g}, which takes precedence"
+        yield f"{info.name} states {own[0]:.4g} µm/px, {_option(column)} {stated:.4g}, which takes precedence"

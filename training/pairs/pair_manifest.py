@@ -122,7 +122,7 @@ def parse_mpp(column: str, text: str) -> float | None:
     value = _number(text)
     low, high = _MPP_RANGE
     if not low <= value <= high:
-        raise BadFieldError(f"{column} is {text!r:.40}, not a number of µm per px between {low:g} and {high:g}")
+        raise BadFieldError(f"{column} is {text!r:.40}, not a number of µm/px between {low:g} and {high:g}")
     return value
 
 

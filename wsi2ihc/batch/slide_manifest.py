@@ -303,7 +303,7 @@ def _row(
     try:
         mpp = float(stated) if stated else None
     except ValueError:
-        raise ManifestError(f"mpp is {stated!r:.40}, not a number of µm per px") from None
+        raise ManifestError(f"mpp is {stated!r:.40}, not a number of µm/px") from None
     named = cells.get("model") or model
     own_model = str(folder / named) if cells.get("model") and (folder / named).is_file() else named
     own = {name: cell for name, cell in cells.items() if cell and name not in _OWN_COLUMNS}

@@ -153,6 +153,15 @@ SUFFIX = ".safetensors"
 LARGEST_HEADER_BYTES = 8 << 20  # the safetensors library allows 100 MB; this program writes about 30 kB
 LARGEST_BYTES = 4 << 30  # published generators take 45 MB, pix2pixHD's 730 MB
 
+_WEB_PAGE = "a web page that was saved in place of the file; download it again, in a browser if necessary"
+SIGNATURES = (
+    *((start, "a TIFF file, not model weights") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (b"\x89PNG", "a PNG file, not model weights"),
+    (b"\xff\xd8\xff", "a JPEG file, not model weights"),
+    *((start, _WEB_PAGE) for start in (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML")),
+)
+"""First bytes of files that are mistaken for models, and what they are."""
+
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 
@@ -178,6 +187,9 @@ def open_checkpoint(path: Path, framework: str) -> Any:
                 f"{path.name} is a PyTorch checkpoint (.pth); convert it with "
                 f"'wsi2ihc models import {path.name} {path.stem}{SUFFIX} --mpp MPP'"
             )
+        for signature, what in SIGNATURES:
+            if start.startswith(signature) and not start.endswith(b"{"):
+                raise ModelError(f"{path.name} is {what}")
         check_header(start, path)
         return safe_open(path, framework=framework)
     except SafetensorError as error:

@@ -237,7 +237,7 @@ _BUILT_IN = (
         channel_name="H&E (copy)",
         mpp=None,
         license="Apache-2.0",
-        description="Gives the slide back as it is; to test the path.",
+        description="Returns the slide unchanged, to test the pipeline.",
         pixelwise=identity,
         bytes_per_px=3.0,
     ),

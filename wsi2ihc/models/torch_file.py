@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from ..errors import ModelError, ModelNotFoundError
-from .model_spec import open_model_file
+from .model_spec import SIGNATURES, open_model_file
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
+    *SIGNATURES,
     (
         b"version https://git-lfs",
         "a pointer of Git LFS instead of the file itself; fetch that with 'git lfs pull', or download it",

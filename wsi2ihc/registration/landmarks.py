@@ -82,7 +82,7 @@ def read_landmarks(path: Path, mpp: tuple[float, float]) -> Landmarks:
     names = [name.strip().lower() for name in head]
     if names.count("x") != 1 or names.count("y") != 1:
         raise RegistrationError(
-            f"{path.name}: the head has no columns X and Y ({', '.join(head)[:80]!r}); name them so"
+            f"{path.name}: the header row has no columns X and Y ({', '.join(head)[:80]!r}); rename the columns"
         )
     x, y = names.index("x"), names.index("y")
     column = next((number for number in range(len(names)) if number not in (x, y)), None)

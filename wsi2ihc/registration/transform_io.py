@@ -165,7 +165,7 @@ def _frame(facts: Any) -> SlideFrame | None:
     x, y = (float(value) for value in facts["mpp"])
     low, high = MPP_RANGE
     if not (low <= x <= high and low <= y <= high):
-        raise ValueError(f"a slide of {x:g} × {y:g} µm per px")
+        raise ValueError(f"a slide of {x:g} × {y:g} µm/px")
     if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
         raise ValueError(f"a slide of {width} × {height} px")
     return SlideFrame(str(facts["name"]), Size(width, height), (x, y), str(facts["quickhash"]))

@@ -46,7 +46,7 @@ _SAMPLE_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class OutputFrame:
-    """Frame of the output: size in px, µm per px along (x, y), side of its tiles, and resolution of reading."""
+    """Frame of the output: size in px, µm/px along (x, y), side of its tiles, and resolution of reading."""
 
     size: Size
     mpp: tuple[float, float]
@@ -81,7 +81,7 @@ def check_slide(frame: SlideFrame | None, info: SlideInfo, otherwise: str = "") 
         abs(own / known - 1) > MPP_TOLERANCE for own, known in zip(info.mpp, frame.mpp, strict=True)
     ):
         raise TransformError(
-            f"{info.name}: {info.mpp[0]:.4g} µm per pixel, but the transform was made with {frame.mpp[0]:.4g}; state "
+            f"{info.name}: {info.mpp[0]:.4g} µm/px, but the transform was made with {frame.mpp[0]:.4g}; state "
             f"that one with {info.mpp_option}, or register again"
         )
 
@@ -107,7 +107,7 @@ def is_comparable(one: str, other: str) -> bool:
 def output_frame(
     info: SlideInfo, transform: Transform, mpp: float, tile_px: int, *, any_slide: bool = False
 ) -> OutputFrame:
-    """Return the frame of the fixed slide at ``mpp`` µm per px (0: its own), with tiles of at most ``tile_px``.
+    """Return the frame of the fixed slide at ``mpp`` µm/px (0: its own), with tiles of at most ``tile_px``.
 
     ``any_slide`` accepts a moving slide that the transform was not made for.
 
@@ -216,7 +216,7 @@ def describe_image(
 class WarpOptions:
     """Options of `warp_slide`; the text of each field is the help of its command-line option."""
 
-    mpp: float = option(0.0, "Resolution of the output in µm per px (0: level 0 of the fixed slide).")
+    mpp: float = option(0.0, "Resolution of the output in µm/px (0: level 0 of the fixed slide).")
     tissue: Literal["auto", "none"] = option("auto", "auto leaves out plain background; none writes the entire slide.")
     workers: int = auto_option("Threads that read, warp and encode.")
     pyramid: PyramidOptions = field(default_factory=PyramidOptions)
@@ -225,7 +225,7 @@ class WarpOptions:
 
     def __post_init__(self) -> None:
         if not (self.mpp == 0 or 0.02 <= self.mpp <= 50):
-            raise OptionError(f"--mpp {self.mpp} is not between 0.02 and 50 µm per pixel")
+            raise OptionError(f"--mpp {self.mpp} is not between 0.02 and 50 µm/px")
         if self.tissue not in ("auto", "none"):
             raise OptionError(f"--tissue {self.tissue!r} is not one of auto, none")
         check_bounds(self, {"workers": (0, MOST_WORKERS)})

@@ -68,7 +68,7 @@ def _outward(start: int, stop: int, origin: float, scale: float) -> tuple[int, i
 
 
 def working_grid(info: SlideInfo, mpp: float | None) -> WorkingGrid:
-    """Return the working grid of a slide for a model of ``mpp`` µm per px.
+    """Return the working grid of a slide for a model of ``mpp`` µm/px.
 
     The grid is that of the level closest to ``mpp``, without resampling, if it is within 5 % along both axes.
     Otherwise, it has square pixels, resampled from the smallest level of at least this resolution. If ``mpp`` is None,
@@ -85,11 +85,11 @@ def working_grid(info: SlideInfo, mpp: float | None) -> WorkingGrid:
         return _grid(info, 0, (1.0, 1.0))
     own = known_mpp(info)
     if not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
-        raise OptionError(f"a resolution must be {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} µm per pixel, not {mpp}")
+        raise OptionError(f"a resolution must be {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} µm/px, not {mpp}")
     needed = (mpp / own[0], mpp / own[1])
     if min(needed) * MAX_ENLARGEMENT * (1 + AS_IS_TOLERANCE) < 1:
         raise OptionError(
-            f"{info.name}: at {max(own):.4g} µm per pixel the slide is {1 / min(needed):.3g} times coarser than the "
+            f"{info.name}: at {max(own):.4g} µm/px the slide is {1 / min(needed):.3g} times coarser than the "
             f"{mpp:.4g} that are wanted, and at most {MAX_ENLARGEMENT:g} times is allowed; if the slide's resolution "
             f"is wrong, state it with {info.mpp_option}, else choose a coarser one, or a model for low magnification"
         )

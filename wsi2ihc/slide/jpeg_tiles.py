@@ -108,7 +108,7 @@ _SHARED_BAND_PX = 168
 
 _PROOF_TILES, _PROOF_CANDIDATES = 3, 12
 
-MISPLACED = "its stated offset in the file cannot be right"
+MISPLACED = "its offset in the file is wrong"
 
 _ONE_COLOR_RANGE = 48
 """Largest range of gray levels of a tile that is stored once for several positions, which must be background."""

@@ -72,7 +72,7 @@ PEN_MARGIN_UM = 48.0
 """Width of the excluded band around pen marks: the translation fades outside the mask and must not show them."""
 
 FINEST_UM = 8.0
-"""Resolution in µm per px to which finer overviews are reduced."""
+"""Resolution in µm/px to which finer overviews are reduced."""
 
 BLOCK_UM = 16.0
 """Largest block size of morphological operations..."""
@@ -97,7 +97,7 @@ def find_tissue(overview: RGBImage, mpp: float) -> Finding:
     overview
         (rows, columns, 3) uint8 RGB, with missing areas filled with white or the background color.
     mpp
-        µm per pixel of the overview. 8 to 10 is intended; 0.5 to 40 works.
+        µm/px of the overview. 8 to 10 is intended; 0.5 to 40 works.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def find_tissue(overview: RGBImage, mpp: float) -> Finding:
     if overview.ndim != 3 or overview.shape[2] != 3 or overview.dtype != np.uint8 or overview.size == 0:
         raise ValueError(f"an overview is a (rows, columns, 3) uint8 image, not {overview.shape} {overview.dtype}")
     if not 0 < mpp < np.inf:
-        raise ValueError(f"µm per pixel of an overview must be positive, not {mpp}")
+        raise ValueError(f"µm/px of an overview must be positive, not {mpp}")
     # Finer images are noisier and show nothing that matters here.
     height, width = overview.shape[:2]
     shrink = max(1, min(round(FINEST_UM / mpp), min(height, width) // LEAST_SIDE_PX))
@@ -233,7 +233,7 @@ def _warnings(background: BackgroundColor, strokes: BoolImage) -> tuple[str, ...
 logger = logging.getLogger(__name__)
 
 DETECTION_MPP = 8.0
-"""µm per px of the overview for detection: 32 px of a 40x scan."""
+"""µm/px of the overview for detection: 32 px of a 40x scan."""
 
 LARGEST_OVERVIEW_PX = 16_000_000
 """Overviews of larger slides are coarser; bounds the memory of detection to about 300 MB."""
@@ -257,7 +257,7 @@ def detect_tissue(slide: Slide, *, mpp: float = DETECTION_MPP) -> TissueMask:
         An open slide. Its scanned area (bounds) is searched; missing pixels count as background. Lower levels that
         differ from level 0 are not used.
     mpp
-        µm per px of the mask. Coarser if the mask had more than 16 million px, finer if it were less than 512 px wide
+        µm/px of the mask. Coarser if the mask had more than 16 million px, finer if it were less than 512 px wide
         or high.
 
     Returns

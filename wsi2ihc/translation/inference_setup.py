@@ -91,7 +91,7 @@ def prepare_slide(
     warnings: tuple[str, ...] = ()
     if model_mpp is not None and slide_mpp > ENLARGED_FROM * model_mpp:
         warnings += (
-            f"at {slide_mpp:.4g} µm per pixel the slide is {slide_mpp / model_mpp:.2g} times coarser than the training "
+            f"at {slide_mpp:.4g} µm/px the slide is {slide_mpp / model_mpp:.2g} times coarser than the training "
             "data of the model; it is enlarged, which does not restore the missing detail",
         )
     if options.region is not None and not slide.info.bounds.contains(options.region):

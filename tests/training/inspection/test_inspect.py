@@ -69,7 +69,7 @@ def test_report_content(leaking_dataset: Path, tmp_path: Path) -> None:
     )
     assert others[0].startswith("misaligned or mismatched pairs: 1 of 26, the worst HE/train/00031")
     assert others[1:] == ["there is no pair of HER2 3+ in train", "there is no pair of HER2 3+ in test"]
-    assert "26 pairs of 192×192 px, 0.5 µm per px" in report.lead[0]
+    assert "26 pairs of 192×192 px, 0.5 µm/px" in report.lead[0]
     found = tables(report)
     assert found["counts"].rows[3] == ("train", "3+", 0, None, None, None)
     assert found["counts"].rows[4][:3] == ("train", "all", 23)
@@ -204,7 +204,7 @@ def test_report_states_detection_limits(tmp_path: Path) -> None:
     write(tmp_path, "a", patch(0, 0))
     text = {one.title: " ".join(one.paragraphs) for one in inspect_dataset(tmp_path, PLAIN).sections}
     assert "rotations by other angles from 3°" in text["Same tissue in several patches"]
-    assert "changes of scale from 5 %" in text["Same tissue in several patches"]
+    assert "changes of scale from 5%" in text["Same tissue in several patches"]
     assert "rotations of the IHC about the center of the patch of up to 10°" in text["Alignment of H&E and IHC"]
     assert "requires 10 pairs of the same size" in text["Alignment of H&E and IHC"]
 

@@ -134,7 +134,7 @@ def test_absolute_paths(tmp_path: Path) -> None:
         (HEAD, f"P,{'é' * 80},a_he.svs,a_ihc.svs", "is longer than 150 bytes"),
         (f"{HEAD},her2", "P,S,a_he.svs,a_ihc.svs,4", "the HER2 level is '4', not one of 0, 1+, 2+, 3+"),
         (f"{HEAD},her2", "P,S,a_he.svs,a_ihc.svs,positive", "the HER2 level is 'positive'"),
-        (f"{HEAD},he_mpp", "P,S,a_he.svs,a_ihc.svs,250", "he_mpp is '250', not a number of µm per px between 0.02 and"),
+        (f"{HEAD},he_mpp", "P,S,a_he.svs,a_ihc.svs,250", "he_mpp is '250', not a number of µm/px between 0.02 and"),
         (f"{HEAD},ihc_mpp", "P,S,a_he.svs,a_ihc.svs,0_5", "ihc_mpp is '0_5', not a number"),
         (f"{HEAD},ihc_mpp", "P,S,a_he.svs,a_ihc.svs,nan", "ihc_mpp is 'nan', not a number"),
         (f"{HEAD},ihc_mpp", "P,S,a_he.svs,a_ihc.svs,-1", "ihc_mpp is '-1', not a number"),

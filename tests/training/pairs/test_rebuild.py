@@ -208,9 +208,9 @@ def test_one_file_as_both_stains(slides: Path, tmp_path: Path) -> None:
         (
             {"ihc_mpp": "9"},
             {},
-            "ihc0.tif: at 9 µm per px the slide is 9 times coarser than the patches (1), and at most 4",
+            "ihc0.tif: at 9 µm/px the slide is 9 times coarser than the patches (1), and at most 4",
         ),
-        ({}, {"patch_size": 512}, "he0.tif: 300×280 px at 1 µm per px, which is smaller than a patch of 512 px"),
+        ({}, {"patch_size": 512}, "he0.tif: 300×280 px at 1 µm/px, which is smaller than a patch of 512 px"),
     ],
 )
 def test_slides_that_give_no_patch(
@@ -241,7 +241,7 @@ def test_doubts_are_told_in_advance_and_at_the_end(slides: Path, tmp_path: Path)
     for wanted in (
         "'P' and 'p' count as different patients",
         "the patient 'P' has slides of different HER2 levels: 0 and 3+",
-        "S1: ihc1.tif states 0.5 µm per px, the manifest's column ihc_mpp 0.7, which takes precedence",
+        "S1: ihc1.tif states 0.5 µm/px, the manifest's column ihc_mpp 0.7, which takes precedence",
     ):
         for warnings in (before, after):
             assert sum(note.startswith(wanted) for note in warnings) == 1, wanted

@@ -256,7 +256,7 @@ def checked_levels(name: str, sizes: Sequence[tuple[int, int]], downsamples: Seq
     for width, height in sizes:
         if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX and width * height <= MAX_AREA_PX):
             raise UnreadableSlideError(
-                f"{name}: the header claims a level of {width}×{height} px, which no scanner makes; "
+                f"{name}: the header claims a level of {width}×{height} px, which is implausible; "
                 "the file is damaged: copy it again from its source"
             )
     full = Size(*sizes[0])
@@ -327,7 +327,7 @@ def remarks(levels: Sequence[Level], magnification: float | None, facts: TiffMet
     notes = []
     size = levels[0].size
     if magnification is None:
-        notes.append("It does not say the objective's magnification.")
+        notes.append("The file does not state the magnification of the objective.")
     if len(levels) == 1 and size.area_px > LARGE_PX:
         notes.append("It has no lower levels, so that finding the tissue has to read all of it.")
     if facts is not None and facts.has_alpha:

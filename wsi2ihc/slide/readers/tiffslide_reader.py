@@ -219,6 +219,8 @@ class TiffSlideReader(SlideReader):
         except Exception as error:
             if did_not_respond(error):
                 problem = f"{SILENT}; try again later, or copy the slide to a local disk"
+            elif type(error.__cause__).__name__.startswith("ClientConnector"):  # of aiohttp: refused, or no such host
+                problem = "the server cannot be reached; check the address and the network"
             elif isinstance(error, FileNotFoundError):
                 raise SlideNotFoundError(f"{self._name}: there is no slide under this address") from error
             elif isinstance(error, ImportError):
