@@ -177,6 +177,8 @@ def cleaned_up_when_ended() -> Iterator[None]:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, leaving.begin)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
@@ -184,6 +186,18 @@ def cleaned_up_when_ended() -> Iterator[None]:
         for number, handler in before.items():
             # None: it was set by a library in C, and cannot be restored
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class _Interrupt(KeyboardInterrupt):
+    """Interrupt that was handled, and leads to an exit code.
+
+    If a KeyboardInterrupt itself leaves a call of `exec`, with which dataclasses are made, Python ends by SIGINT later,
+    whatever handles the exception.
+    """
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise _Interrupt
 
 
 class _Ended(SystemExit):

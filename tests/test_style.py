@@ -25,7 +25,7 @@ MOST_MODULES = 15
 MOST_LINES = 650
 
 LINES = {
-    "cli": 2510,
+    "cli": 2520,
     "training": 2950,
     "training/data": 2040,
     "training/evaluation": 2740,

@@ -470,3 +470,19 @@ def test_durations_have_a_decimal_below_a_second() -> None:
 
 def test_small_files_have_a_size() -> None:
     assert [file_size(size) for size in (400, 85_000, 3_200_000)] == ["0 kB", "85 kB", "3.2 MB"]
+
+
+def test_an_interrupt_within_exec_leads_to_the_exit_code(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "from wsi2ihc.cli import main as module\n"
+        "def interrupted(_):\n"
+        "    try:\n"
+        "        exec('import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)')\n"
+        "    except KeyboardInterrupt:\n"
+        "        return module.EXIT_INTERRUPTED\n"
+        "module._run = interrupted\n"
+        "module.main([])\n"
+    )
+    assert subprocess.run([sys.executable, str(program)], check=False).returncode == 130
