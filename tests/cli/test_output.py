@@ -485,4 +485,4 @@ def test_an_interrupt_within_exec_leads_to_the_exit_code(tmp_path: Path) -> None
         "module._run = interrupted\n"
         "module.main([])\n"
     )
-    assert subprocess.run([sys.executable, str(program)], check=False).returncode == 130
+    assert subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, check=False).returncode == 130
