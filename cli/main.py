@@ -56,7 +56,8 @@ class LazyGroup(click.Group):
         except BaseException as error:
             screen.clear()
             is_interrupt, log = isinstance(error, KeyboardInterrupt), logging.getLogger("wsi2ihc")
-            print_err(*([""] if is_interrupt else []))  # ends the line with ^C
+            if is_interrupt:
+                print_err("")  # ends the line with ^C
             print_err(*(getattr(error, "__notes__", ()) if log.isEnabledFor(logging.WARNING) else ()))
             if is_interrupt:
                 raise click.Abort from error  # of a KeyboardInterrupt, click would print an empty line

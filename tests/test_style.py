@@ -47,7 +47,15 @@ LINES = {
 """Budget of each package in lines. A change that exceeds it raises the number and says why."""
 
 HOMES = {
-    r"\bos\.replace\(|\bos\.rename\(": {"wsi2ihc/atomic_files.py"},
+    # files in `atomic_files`; the others rename folders
+    r"\.rename\(|\bos\.replace\(": {
+        "training/reports/write.py",
+        "wsi2ihc/atomic_files.py",
+        "wsi2ihc/batch/worker.py",
+        "wsi2ihc/pyramid/ome_zarr.py",
+        "wsi2ihc/translation/checkpoint_folder.py",
+        "wsi2ihc/translation/resume.py",
+    },
     r"\b(flock|lock_descriptor)\(": {"wsi2ihc/locks.py"},
     r"\bcsv\.(reader|DictReader)\(": {"wsi2ihc/tables.py"},
     r"\bPopen\(|\bProcess\(|\bget_context\(": {"wsi2ihc/concurrency.py", "training/data/loader.py"},
@@ -95,7 +103,7 @@ def test_public_class_names_are_used_once() -> None:
 @pytest.mark.parametrize("pattern", HOMES)
 def test_ideas_have_one_home(pattern: str) -> None:
     found = {str(path.relative_to(ROOT)) for path in MODULES if re.search(pattern, path.read_text(encoding="utf-8"))}
-    assert found <= HOMES[pattern]
+    assert found == HOMES[pattern]
 
 
 @pytest.mark.parametrize("package", LINES)

@@ -12,7 +12,6 @@ Research use only, not for diagnosis.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from .translation.options import TranslateOptions as TranslateOptions
     from .translation.translate import translate as translate
 
-__version__ = version("wsi2ihc")
+    __version__: str
 
 __all__ = ["TranslateOptions", "__version__", "load_model", "open_slide", "translate"]
 
@@ -36,8 +35,12 @@ _MODULES = {
 def __getattr__(name: str) -> object:
     """Import a public name on first use.
 
-    Not by lazy_loader: ``python -m wsi2ihc`` would import that from the current folder.
+    ``python -m wsi2ihc`` would import anything else, such as lazy_loader, from the current folder.
     """
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("wsi2ihc")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name], __name__), name)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .errors import OutputError, OutputExistsError, Wsi2IhcError
+from .errors import OutputBusyError, OutputError, OutputExistsError, Wsi2IhcError
 from .locks import try_lock
 
 _log = logging.getLogger(__name__)
@@ -163,15 +163,15 @@ def remove_stale_files(path: Path) -> None:
 
     Raises
     ------
-    OutputError
+    OutputBusyError
         If another run is writing the output.
     """
     for partial in hidden_files(path, "partial"):
         try:
             if _is_locked(partial):
-                raise OutputError(f"another run is writing {path}: wait for it to end, or choose another name")
+                raise OutputBusyError(f"another run is writing {path}: wait for it to end, or choose another name")
             partial.unlink(missing_ok=True)
-        except OutputError:
+        except OutputBusyError:
             raise
         except OSError as error:
             _log.warning("cannot remove %s, left behind by an interrupted run: %s", partial, error.strerror)

@@ -130,7 +130,7 @@ class WorkerProcess:
 
     def send(self, message: object) -> None:
         """Send a message that can be pickled. If the process has ended, the end of its pipe reports it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the pipe was closed
             self._stdin.write(pickle.dumps(message))
             self._stdin.flush()
 

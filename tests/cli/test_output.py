@@ -357,7 +357,7 @@ LONG = f"Error: the slide /data/{'x' * 50}.svs is not a slide, research use only
 
 @pytest.mark.parametrize("with_bar", [False, True])
 def test_messages_are_wrapped_between_words_on_terminals(with_bar: bool) -> None:
-    script = f"from wsi2ihc.cli.console import screen, tell; screen.draw('a bar') if {with_bar} else None; "
+    script = f"from wsi2ihc.cli.console import print_err, screen; screen.draw('a bar') if {with_bar} else None; "
     *_, last = screens(in_a_terminal(f"{script}print_err({LONG!r}, '  next: {LONG}'); screen.clear()", width=40))
     command = f"  next: {LONG}"
     assert last == [

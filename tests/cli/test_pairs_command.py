@@ -92,7 +92,7 @@ def test_a_registration_that_fails(slides: Path, tmp_path: Path, capsys: pytest.
     assert len(list(folder.glob("patches/S0/*/*_he.png"))) == 4
     assert run(capsys, "--check", folder)[0] == 0
     code, _, err = run(capsys, mismatched, folder, *SMALL)
-    assert (code, "a dataset with spacing_um 100.0, not 64.0" in err) == (1, True)
+    assert (code, "a dataset made with spacing_um 100.0; this run asks for 64.0" in err) == (1, True)
 
 
 def test_all_failed(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,5 +161,5 @@ def test_a_folder_with_something_else(manifest: Path, tmp_path: Path, capsys: py
     (tmp_path / "notes.txt").write_text("mine")
     code, _, err = run(capsys, manifest, tmp_path, *SMALL)
     assert code == 1
-    assert "is not empty" in err
+    assert "is neither empty nor a dataset" in err
     assert tree(tmp_path) == {"notes.txt": b"mine"}

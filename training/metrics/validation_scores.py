@@ -1,4 +1,4 @@
-"""Metrics of a validation set, from the sums and formulas of an evaluation."""
+"""Metrics of a validation set, from sufficient statistics (`pair_statistics`)."""
 
 from __future__ import annotations
 

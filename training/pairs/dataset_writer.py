@@ -3,8 +3,8 @@
 States on disk in order, and what a kill after each of them leaves:
 
 1. ``store.json``: format, and the options that all patches share. The folder is now recognized as a dataset.
-2. ``patches/SLIDE/KEY/``: patches and figures of one extraction, under their final names
-   (`slide_record.SlideWriter`). KEY is a hash of the inputs and a counter, which is raised until KEY differs from every
+2. ``patches/SLIDE/KEY/``: patches and figures of one extraction, under their final names (`slide_record.SlideWriter`).
+   KEY is a hash of the inputs, the limits, the versions and a counter, which is raised until KEY differs from every
    extraction in the index. Without a record, the next run starts the extraction again.
 3. ``patches/SLIDE/KEY/record.json``: the extraction is complete. The next run uses it; the index does not name it yet.
 4. ``rejected.csv``, ``pairs.csv`` (the index) and ``dataset.json``, which `publish` derives from the records.

@@ -1,7 +1,7 @@
 """Content of a report, independent of its output format.
 
 A `Report` consists of sections with tables and figures. `attachments_of` encodes every table as CSV and every figure as
-PNG or JPEG; `html` and `markdown` lay out the text and refer to these files; `write` writes all of them.
+PNG or JPEG; `html_page` and `markdown_text` lay out the text and refer to these files; `write` writes all of them.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Many slides: a manifest of them, children that translate, engines that run children, and what came of it."""
+"""Batches of slides: manifest, worker processes, engines that run them, and results."""

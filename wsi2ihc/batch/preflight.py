@@ -166,7 +166,8 @@ def serve(messages: Iterator[Any], send: Send) -> None:
     """Check rows in a worker process.
 
     The first message holds the folder of the outputs, paths that they must not replace, and a bound of the memory; the
-    others are rows by index. The answers are the index with None when a check begins, and with its result.
+    others are rows by index. Each index is sent twice: with None when its
+    check starts, then with the result.
     """
     folder, inputs, memory_bytes = next(messages)
     limit_memory(memory_bytes + _HEADROOM_BYTES)

@@ -121,7 +121,7 @@ def test_asked_to_stop_it_stops(
         assert process.stderr is not None
         said = process.stderr.read().decode()
     assert not psutil.wait_procs(left, timeout=30)[1]
-    assert "Run the same command again to resume" in said
+    assert "run the same command again to resume" in said
     assert "Traceback" not in said
     assert not (folder / "dataset.json").exists()
     if number == signal.SIGINT:
