@@ -3,7 +3,7 @@
 #
 #   sbatch examples/batch_slurm_array.sh slides.csv /shared/out her2.safetensors
 #
-# Submit the same again to go on after a failure or at the end of the time: slides that are done stay as they are. Some
+# Submit the same again to resume after a failure or at the end of the time: slides that are done stay as they are. Some
 # tasks alone (sbatch --array=3,5 …) are fine as well. Add your site's --partition and --account.
 
 #SBATCH --job-name=wsi2ihc
@@ -13,7 +13,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=32G
 #SBATCH --time=12:00:00
-# After preemption SLURM starts the task again, and it goes on.
+# After preemption SLURM starts the task again, and it resumes.
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.log

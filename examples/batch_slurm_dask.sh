@@ -4,7 +4,7 @@
 #   sbatch examples/batch_slurm_dask.sh slides.csv /shared/out her2.safetensors
 #
 # Compared with the array job, no GPU is left with the long slides while others have nothing to do; but the job begins
-# only when all its nodes are free. Submit the same again to go on. Add your site's --partition and --account.
+# only when all its nodes are free. Submit the same again to resume. Add your site's --partition and --account.
 
 #SBATCH --job-name=wsi2ihc
 #SBATCH --nodes=2

@@ -4,7 +4,7 @@ python examples/train_default_model.py HEMIT256 OUT [NAME...]
 
 HEMIT256 holds ``train/``: pairs side by side, H&E and pan-cytokeratin; the model's card says where they come from. NAME
 is one or more of variance, pyramid, pix2pix (compared under one budget) and model (trained three times as long, and
-with its crops augmented); without any, all are trained, two at a time, one thread each. Run it again to go on. When
+with its crops augmented); without any, all are trained, two at a time, one thread each. Run it again to resume. When
 all are there, OUT/pan-ck-demo.safetensors is the model in half precision, for wsi2ihc/generator/bundled; OUT/report
 compares it with the others on the test groups, with figures; and OUT/evidence is what docs/models keeps of that.
 """
@@ -146,7 +146,7 @@ def train(name: str, pairs: Path, folder: Path) -> int:
 
 
 def stop(number: int, _: object) -> None:
-    """Stop the trainings too; run again, they go on from their last checkpoints."""
+    """Stop the trainings too; run again to resume from their last checkpoints."""
     for process in RUNNING:
         process.terminate()
     sys.exit(128 + number)

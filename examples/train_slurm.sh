@@ -1,5 +1,5 @@
 #!/bin/bash
-# Train on two nodes with four GPUs each, under SLURM; a job that is preempted or runs out of time goes on by itself.
+# Train on two nodes with four GPUs each, under SLURM; a job that is preempted or runs out of time resumes by itself.
 #
 #   sbatch examples/train_slurm.sh /shared/BCI.tar /shared/runs/bci-variance examples/train_bci.toml
 #
@@ -35,7 +35,7 @@ scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/wsi2ihc-$SLURM_JOB_ID
 srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c \
     'mkdir -p "$2" && tar -xf "$1" -C "$2" --strip-components=1' unpack "$archive" "$scratch"
 
-# A run that has a checkpoint goes on from it, with the configuration that it began with. Otherwise it begins.
+# A run that has a checkpoint resumes from it, with its own configuration. Otherwise it starts.
 if [[ -f $run/checkpoints/last.pt ]]; then
     how=(--resume)
 else
@@ -46,7 +46,7 @@ fi
 requeue() {
     signalled=1
     echo "$(date): time is up, going back into the queue"
-    scontrol requeue "$SLURM_JOB_ID" || echo "could not requeue: submit again, the run goes on from its checkpoint"
+    scontrol requeue "$SLURM_JOB_ID" || echo "could not requeue: submit again to resume from the checkpoint"
 }
 trap requeue USR1
 

@@ -1,4 +1,4 @@
-"""Translate every slide of a folder, going on after a bad one.
+"""Translate every slide of a folder and continue after failures.
 
 python examples/translate_folder.py SLIDES RESULTS [MODEL]
 

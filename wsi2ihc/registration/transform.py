@@ -27,7 +27,7 @@ class LocalField:
     """Displacements on a grid of control points, joined by uniform cubic B-splines.
 
     With B the cubic B-spline, s the spacing and (ox, oy) the origin, the displacement at (x, y) is the sum over i and j
-    of B((x - ox) / s - j) · B((y - oy) / s - i) · c[i, j]. Beyond the grid its outermost control points go on, so
+    of B((x - ox) / s - j) · B((y - oy) / s - i) · c[i, j]. Beyond the grid its outermost control points repeat, so
     that the field is defined everywhere, smooth, and constant far away.
 
     Raises
