@@ -1,7 +1,7 @@
 """Small version of the training study: three recipes with one budget, λ, and another task; one process per run and
 core.
 
-Runs that are finished are kept in the work folder, so the measurement can be stopped and gone on with. Two runs at a
+Runs that are finished are kept in the work folder, so the measurement can be stopped and resumed. Two runs at a
 time, of one thread each, do a third more than one run of two threads (measured on two cores).
 """
 

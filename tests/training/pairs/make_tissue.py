@@ -1,7 +1,6 @@
 """Synthetic tissue in two stains, cell by cell: nuclei, cytoplasm, and membranes with DAB from none to 3+.
 
-The pictures are drawn at positions that are given in µm, so that an IHC moved by any part of a px is drawn, not
-interpolated.
+Images are drawn at positions in µm, so that an IHC moved by a fraction of a px is drawn, not interpolated.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_pairs_that_fail_leave_the_others_alone(slides: Path, complete: Path, tm
     assert [failure["slide"] for failure in failed] == ["lost", "broken", "unknown", "marks", "others"]
     assert str(slides) not in json.dumps(failed)
     assert len(list((tmp_path / "data").glob("patches/*/*/*_he.png"))) == 4
-    # mended, all is as if nothing had failed
+    # once fixed, the result is as if nothing had failed
     report = build_pairs(slides / "manifest.csv", tmp_path / "data", OPTIONS)
     assert not report.failed
     assert [slide.is_new for slide in report.slides] == [False, True, True]
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_written_ends_all(manifest: Path, tmp_path: Path
     folder = tmp_path / "data"
     with open_dataset_folder(folder, OPTIONS.of_patches):
         pass
-    (folder / "patches").write_text("in the way")
+    (folder / "patches").write_text("a file")
     with pytest.raises(OutputError, match="patches"):
         build_pairs(manifest, folder, OPTIONS)
 

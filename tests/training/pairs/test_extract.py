@@ -74,7 +74,7 @@ def corners(patches: list[ExtractedPatch]) -> list[tuple[int, int]]:
 
 
 def on_tissue(patches: Iterable[ExtractedPatch]) -> list[ExtractedPatch]:
-    """Those that do not lie partly on glass."""
+    """Return the patches that lie on tissue only."""
     return [patch for patch in patches if patch.region.right <= SIDE_PX]
 
 
@@ -129,7 +129,7 @@ def test_partly_outside(slides: tuple[Slide, Slide]) -> None:
     assert read.metrics.valid == pytest.approx(0.75)
     assert not read.valid[:64].any()
     assert read.valid[64:].all()
-    assert (read.ihc[:50].reshape(-1, 3) == read.ihc[0, 0]).all(), "the IHC's glass"
+    assert (read.ihc[:50].reshape(-1, 3) == read.ihc[0, 0]).all(), "background of the IHC"
 
 
 def test_glass_is_no_candidate_and_its_rim_is_rejected(slides: tuple[Slide, Slide], truth: Transform) -> None:
@@ -143,7 +143,7 @@ def test_glass_is_no_candidate_and_its_rim_is_rejected(slides: tuple[Slide, Slid
 
 
 def test_tissue_is_counted_on_the_pixels_too(slides: tuple[Slide, Slide], truth: Transform) -> None:
-    """The mask closes small inlets of glass, and is everywhere in them."""
+    """The mask closes small inlets of background."""
     plan = plan_extraction(*slides, truth, options(stride=64, limits=dataclasses.replace(ANYTHING, min_tissue=0.5)))
     everywhere = (np.ones_like(mask.pixels) for mask in (plan.he_mask, plan.ihc_mask))
     masks = [

@@ -1,4 +1,4 @@
-"""Focus, folds, ink and stain, on pictures of which the answer is known."""
+"""Focus, folds, pen marks and stain, on images with known values."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_folds_are_found_where_tissue_lies_double(nuclei: np.ndarray) -> None:
     once, twice = (np.rint(245 * 10**-amount).astype(np.uint8) for amount in (density, folded))
     fold_threshold = FoldThreshold(fold_density(once, MPP, EVERYWHERE, "he"))
     assert measure_quality(once, ihc, EVERYWHERE, MPP, fold_threshold)["folds"] < 0.01
-    # 100 of 512 columns, but for the palest places in them
+    # 100 of 512 columns, except for the palest areas in them
     assert 0.15 < measure_quality(twice, ihc, EVERYWHERE, MPP, fold_threshold)["folds"] < 0.21
     # what the slide is measured by holds the fold, too: of 6 % of a slide, half are still seen
     folded[:, 230:300] = density[:, 230:300]
@@ -82,9 +82,9 @@ def test_dab_is_no_fold_and_no_ink(nuclei: np.ndarray) -> None:
 
 
 def test_a_slide_without_tissue_has_no_folds() -> None:
-    glass = np.full((64, 64, 3), 245, np.uint8)
-    assert fold_density(glass, 8.0, np.ones((64, 64), np.bool_), "he") == np.inf
-    assert fold_density(glass // 4, 8.0, np.zeros((64, 64), np.bool_), "he") == np.inf
+    background = np.full((64, 64, 3), 245, np.uint8)
+    assert fold_density(background, 8.0, np.ones((64, 64), np.bool_), "he") == np.inf
+    assert fold_density(background // 4, 8.0, np.zeros((64, 64), np.bool_), "he") == np.inf
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_one_file_as_both_stains(slides: Path, tmp_path: Path) -> None:
     (slides / "copy.tif").unlink()
 
 
-# what is told before anything is registered
+# checks before anything is registered
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What counts as tissue on the pixels of a patch, and what as glass."""
+"""Pixels of a patch that count as tissue or as background."""
 
 from __future__ import annotations
 
